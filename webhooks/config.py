@@ -1,0 +1,91 @@
+"""The settings: environment variables that begin with ``WEBHOOKS_``, read once per process.
+
+Owns their names, units, defaults and checks. Never opens a connection. Called by `app` and `cli`, which hand the
+values on; modules of lower layers get them as arguments.
+"""
+
+from functools import cache
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from webhooks.errors import InvalidSettings
+
+Network = IPv4Network | IPv6Network
+
+
+class Settings(BaseSettings):
+    """All settings. ``description`` is the text of the README's table, which a test compares with this class."""
+
+    model_config = SettingsConfigDict(env_prefix="WEBHOOKS_", frozen=True, extra="ignore")
+
+    broker_url: str = Field(
+        "redis://127.0.0.1:6379/0", repr=False, description="Celery's broker: `redis://…`, `rediss://…` or `amqp://…`"
+    )
+    mongodb_url: str = Field(
+        "mongodb://127.0.0.1:27017/webhooks",
+        repr=False,
+        description="MongoDB, with the name of the database as its path",
+    )
+    retry_delay_s: float = Field(30, ge=0, le=86_400, description="seconds from a failed attempt to the next one")
+    max_retries: int = Field(3, ge=0, le=100, description="how often a failed attempt is tried again")
+    connect_timeout_s: float = Field(5, gt=0, le=300, description="seconds that a TCP connection may take")
+    total_timeout_s: float = Field(
+        15, gt=0, le=600, description="seconds that a whole attempt may take, from look-up to the last byte of the body"
+    )
+    allowed_networks: Annotated[tuple[Network, ...], NoDecode] = Field(
+        (), description="addresses that requests may go to besides public ones: CIDRs, comma-separated"
+    )
+    ca_bundle: Path | None = Field(
+        None, description="PEM file of certificate authorities to trust instead of certifi's list"
+    )
+    max_event_bytes: int = Field(
+        256 * 1024, ge=1024, le=4 * 1024 * 1024, description="bytes of JSON that an event may have"
+    )
+    max_response_bytes: int = Field(
+        16 * 1024, ge=0, le=1024 * 1024, description="bytes of a response body that are read and logged"
+    )
+    log_ttl_days: int = Field(30, ge=0, le=24_000, description="days until a log expires; 0 keeps logs for ever")
+    concurrency: int = Field(64, ge=1, le=10_000, description="threads of one worker process: attempts at one time")
+
+    @field_validator("allowed_networks", mode="before")
+    @classmethod
+    def _split_networks(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        return tuple(ip_network(part.strip()) for part in value.split(",") if part.strip())
+
+    @field_validator("ca_bundle", mode="before")
+    @classmethod
+    def _no_ca_bundle_when_empty(cls, value: object) -> object:
+        return None if value == "" else value
+
+    @field_validator("ca_bundle")
+    @classmethod
+    def _ca_bundle_is_a_file(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.is_file():
+            raise ValueError("there is no such file")
+        return value
+
+
+@cache
+def get_settings() -> Settings:
+    """Read the environment, once per process.
+
+    Raises:
+        InvalidSettings: one line that names each variable that cannot be used, and why. Values are not repeated:
+            a broker URL holds a password.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        reasons = [f"WEBHOOKS_{str(e['loc'][0]).upper()}: {_words(e['msg'])}" for e in error.errors()]
+        raise InvalidSettings("; ".join(reasons)) from None
+
+
+def _words(pydantic_message: str) -> str:
+    text = pydantic_message.removeprefix("Value error, ")
+    return text[0].lower() + text[1:]

@@ -1,0 +1,91 @@
+"""Every exception that this package raises on purpose, and the kinds of "no response came".
+
+Owns the words that other modules share about failure. Never imports from the rest of the package.
+
+    WebhooksError
+    ├── InvalidInput         somebody gave us something that the contract does not allow
+    │   ├── InvalidEvent
+    │   ├── InvalidWebhook
+    │   └── InvalidSettings
+    ├── NoResponse           an attempt ended without a whole response
+    ├── AttemptFailed        an attempt counts as failed: what Celery shows and retries
+    └── StoreUnavailable     MongoDB cannot be reached or cannot serve us now: hold, never drop
+"""
+
+from enum import StrEnum
+
+
+class WebhooksError(Exception):
+    """Base of all errors raised on purpose."""
+
+
+class InvalidInput(WebhooksError, ValueError):
+    """Input that the contract does not allow; the text names each field, the reason and the remedy."""
+
+
+class InvalidEvent(InvalidInput):
+    """An event that cannot be accepted. Raised in a producer that has this package, else it fails the task."""
+
+
+class InvalidWebhook(InvalidInput):
+    """A webhook, typed in or stored by someone else, that cannot be used."""
+
+
+class InvalidSettings(InvalidInput):
+    """A ``WEBHOOKS_…`` environment variable that cannot be used."""
+
+
+class ErrorKind(StrEnum):
+    """Why an attempt has no response of its own to log: the log's ``attempt.error_kind``.
+
+    Logged with status 409 (contract), so this is what tells them from a receiver's own 409.
+    """
+
+    #: The host name has no address (``getaddrinfo ENOTFOUND``) or could not be looked up now (``EAI_AGAIN``).
+    LOOKUP = "lookup"
+    #: No TCP connection within the connect deadline.
+    CONNECT_TIMEOUT = "connect_timeout"
+    #: The address refused the TCP connection.
+    CONNECT_REFUSED = "connect_refused"
+    #: The TCP connection failed in another way, such as no route to the host.
+    CONNECT_FAILED = "connect_failed"
+    #: The TLS handshake failed, or the certificate was not accepted.
+    TLS = "tls"
+    #: The connection was reset while we wrote or read.
+    RESET = "reset"
+    #: The receiver closed the connection before a response.
+    HANG_UP = "hang_up"
+    #: A response began and broke off before its end.
+    ABORTED = "aborted"
+    #: What came back is not HTTP.
+    BAD_RESPONSE = "bad_response"
+    #: The total deadline passed.
+    TIMEOUT = "timeout"
+    #: The webhook's host is, or resolves to, an address that requests may not go to.
+    NOT_ALLOWED = "not_allowed"
+    #: The webhook's URL cannot be requested at all.
+    BAD_URL = "bad_url"
+    #: The webhook was deactivated after the event was accepted; no request was made.
+    WEBHOOK_INACTIVE = "webhook_inactive"
+
+
+class NoResponse(WebhooksError):
+    """An attempt ended without a whole response.
+
+    Attributes:
+        kind: why.
+        text: what the log's ``response`` says, in the contract's words.
+    """
+
+    def __init__(self, kind: ErrorKind, text: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+        self.text = text
+
+
+class AttemptFailed(WebhooksError):
+    """One attempt of a delivery failed; its text is the line that Flower shows. Holds no payload."""
+
+
+class StoreUnavailable(WebhooksError):
+    """MongoDB cannot be reached or cannot serve us now. Whoever catches it holds the work and tries again."""
