@@ -1,1 +1,9 @@
-__version__ = "0.1.0"
+"""Webhook delivery for services that run Celery: ``from webhooks import deliver; deliver.delay(event)``."""
+
+from webhooks.app import app
+from webhooks.errors import InvalidEvent
+from webhooks.models import COTEvent, COTWebhook, COTWebhookLog
+from webhooks.tasks import deliver
+from webhooks.version import __version__
+
+__all__ = ["COTEvent", "COTWebhook", "COTWebhookLog", "InvalidEvent", "__version__", "app", "deliver"]

@@ -23,33 +23,60 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="WEBHOOKS_", frozen=True, extra="ignore")
 
     broker_url: str = Field(
-        "redis://127.0.0.1:6379/0", repr=False, description="Celery's broker: `redis://…`, `rediss://…` or `amqp://…`"
+        default="redis://127.0.0.1:6379/0",
+        repr=False,
+        description="Celery's broker: `redis://…`, `rediss://…` or `amqp://…`",
     )
     mongodb_url: str = Field(
-        "mongodb://127.0.0.1:27017/webhooks",
+        default="mongodb://127.0.0.1:27017/webhooks",
         repr=False,
         description="MongoDB, with the name of the database as its path",
     )
-    retry_delay_s: float = Field(30, ge=0, le=86_400, description="seconds from a failed attempt to the next one")
-    max_retries: int = Field(3, ge=0, le=100, description="how often a failed attempt is tried again")
-    connect_timeout_s: float = Field(5, gt=0, le=300, description="seconds that a TCP connection may take")
+    retry_delay_s: float = Field(
+        default=30, ge=0, le=86_400, description="seconds from a failed attempt to the next one"
+    )
+    max_retries: int = Field(default=3, ge=0, le=100, description="how often a failed attempt is tried again")
+    connect_timeout_s: float = Field(default=5, gt=0, le=300, description="seconds that a TCP connection may take")
     total_timeout_s: float = Field(
-        15, gt=0, le=600, description="seconds that a whole attempt may take, from look-up to the last byte of the body"
+        default=15,
+        gt=0,
+        le=600,
+        description="seconds that a whole attempt may take, from look-up to the last byte of the body",
     )
     allowed_networks: Annotated[tuple[Network, ...], NoDecode] = Field(
-        (), description="addresses that requests may go to besides public ones: CIDRs, comma-separated"
+        default=(), description="addresses that requests may go to besides public ones: CIDRs, comma-separated"
     )
     ca_bundle: Path | None = Field(
-        None, description="PEM file of certificate authorities to trust instead of certifi's list"
+        default=None, description="PEM file of certificate authorities to trust instead of certifi's list"
     )
     max_event_bytes: int = Field(
-        256 * 1024, ge=1024, le=4 * 1024 * 1024, description="bytes of JSON that an event may have"
+        default=256 * 1024, ge=1024, le=4 * 1024 * 1024, description="bytes of JSON that an event may have"
     )
     max_response_bytes: int = Field(
-        16 * 1024, ge=0, le=1024 * 1024, description="bytes of a response body that are read and logged"
+        default=16 * 1024, ge=0, le=1024 * 1024, description="bytes of a response body that are read and logged"
     )
-    log_ttl_days: int = Field(30, ge=0, le=24_000, description="days until a log expires; 0 keeps logs for ever")
-    concurrency: int = Field(64, ge=1, le=10_000, description="threads of one worker process: attempts at one time")
+    log_ttl_days: int = Field(
+        default=30, ge=0, le=24_000, description="days until a log expires; 0 keeps logs for ever"
+    )
+    concurrency: int = Field(
+        default=64, ge=1, le=10_000, description="threads of one worker process: attempts at one time"
+    )
+
+    @property
+    def hold_s(self) -> float:
+        """Seconds that a worker holds a message while MongoDB is away, before it gives the message back."""
+        return 120
+
+    @property
+    def visibility_timeout_s(self) -> int:
+        """Seconds after which Redis gives an unacked message to another worker.
+
+        A little over the longest time that a worker may rightly keep one: parked until its retry is due, prefetched
+        behind an attempt that takes all its time, its own attempt, held while MongoDB is away, plus slack for clocks
+        and for kombu, which looks for such messages now and then. Longer delays the rescue of what a dead worker
+        held; shorter repeats attempts.
+        """
+        return int(self.retry_delay_s + 2 * self.total_timeout_s + self.hold_s + 60)
 
     @field_validator("allowed_networks", mode="before")
     @classmethod

@@ -9,7 +9,9 @@ Owns the words that other modules share about failure. Never imports from the re
     │   └── InvalidSettings
     ├── NoResponse           an attempt ended without a whole response
     ├── AttemptFailed        an attempt counts as failed: what Celery shows and retries
-    └── StoreUnavailable     MongoDB cannot be reached or cannot serve us now: hold, never drop
+    ├── StoreUnavailable     MongoDB cannot be reached or cannot serve us now: hold, never drop
+    ├── ServerMissing        a server of the embedded default is not installed, or cannot run here
+    └── CannotStart          a program that we run, or wait for, does not come up
 """
 
 from enum import StrEnum
@@ -65,8 +67,12 @@ class ErrorKind(StrEnum):
     NOT_ALLOWED = "not_allowed"
     #: The webhook's URL cannot be requested at all.
     BAD_URL = "bad_url"
+    #: A fault of our own, such as a defect; the worker's log has the traceback.
+    INTERNAL = "internal"
     #: The webhook was deactivated after the event was accepted; no request was made.
     WEBHOOK_INACTIVE = "webhook_inactive"
+    #: The webhook's document is gone, or was changed into one that breaks the contract; no request was made.
+    WEBHOOK_UNUSABLE = "webhook_unusable"
 
 
 class NoResponse(WebhooksError):
@@ -89,3 +95,11 @@ class AttemptFailed(WebhooksError):
 
 class StoreUnavailable(WebhooksError):
     """MongoDB cannot be reached or cannot serve us now. Whoever catches it holds the work and tries again."""
+
+
+class ServerMissing(WebhooksError):
+    """A server of the embedded default is not installed, or cannot run here; the text says how to get it."""
+
+
+class CannotStart(WebhooksError):
+    """A program that we run, or wait for, does not come up; the text is one line that says which, and why."""

@@ -1,0 +1,82 @@
+"""Celery's options, each with its reason: for `celery -A webhooks …` and for producers that import `webhooks`.
+
+Only options. What users tune are the `WEBHOOKS_…` settings of the README; this file follows from them.
+"""
+
+from kombu.entity import Queue
+
+from webhooks.config import get_settings
+
+_settings = get_settings()
+_on_redis = _settings.broker_url.startswith("redis")
+
+# ── Broker ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+broker_url = _settings.broker_url
+
+# A broker that comes up late, or goes away for a weekend, is waited for, without end.
+broker_connection_retry_on_startup = True
+broker_connection_max_retries = None
+
+broker_transport_options = (
+    {
+        # Follows from the deadlines: see Settings.visibility_timeout_s.
+        "visibility_timeout": _settings.visibility_timeout_s,
+        # Retries that come due must not starve new events, nor the other way round.
+        "queue_order_strategy": "round_robin",
+        # A Redis that is paused, or behind a dead route, keeps connections open and says nothing: notice it.
+        "socket_connect_timeout": 5,
+        "socket_timeout": 30,
+        "socket_keepalive": True,
+        "health_check_interval": 25,
+    }
+    if _on_redis
+    # RabbitMQ: publishing returns when the broker has the message, not when the socket took it.
+    else {"confirm_publish": True}
+)
+
+# ── Messages ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# JSON only: whoever can write to the broker could run code in a worker that reads pickle.
+task_serializer = "json"
+accept_content = ["json"]
+enable_utc = True
+
+# About eight seconds of tries, so that a broker's restart does not reach the producer as an error.
+task_publish_retry = True
+task_publish_retry_policy = {"max_retries": 10, "interval_start": 0, "interval_step": 0.2, "interval_max": 1}
+
+# ── Queues ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+# "celery" is where the message of a producer with nothing but Celery lands, by Celery's own default. Ours have names
+# of their own, so that another application's worker on the same broker does not take them.
+task_default_queue = "celery"
+task_queues = [Queue("celery"), Queue("webhooks.deliver"), Queue("webhooks.send")]
+task_routes = {
+    "webhooks.deliver": {"queue": "webhooks.deliver"},
+    "webhooks.send": {"queue": "webhooks.send"},
+    "webhooks.write_log": {"queue": "webhooks.send"},
+}
+
+# ── Never lose a task ───────────────────────────────────────────────────────────────────────────────────────────────
+# A message is acked after what it caused is written, not when it is taken.
+task_acks_late = True
+# With the prefork pool: a killed child's message goes back to the queue.
+task_reject_on_worker_lost = True
+
+# ── Results and events ──────────────────────────────────────────────────────────────────────────────────────────────
+# The logs in MongoDB are the results. Without a backend no result is written, and none is forgotten anywhere.
+result_backend = None
+task_ignore_result = True
+# Task events cost a third of the throughput, so they are off until somebody looks: Flower turns them on.
+worker_send_task_events = False
+
+# ── Worker ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+# An attempt is waiting for somebody's server: threads wait cheaply and need no patched libraries. Time limits do not
+# work on threads; the sender's own deadlines hold instead.
+worker_pool = "threads"
+worker_concurrency = _settings.concurrency
+# One message waiting for each thread hides the round trip to the broker; more would only be held up behind a slow
+# receiver, while another worker is idle.
+worker_prefetch_multiplier = 1
+# Without a rate limit on any task the buckets are only work.
+worker_disable_rate_limits = True
+# Our `logging` lines go where Celery's go.
+worker_redirect_stdouts = False

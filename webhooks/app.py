@@ -1,0 +1,140 @@
+"""The Celery app that `celery -A webhooks` finds, and what a worker process opens for itself.
+
+Owns configuration and wiring. Importing it opens no connection; each worker process opens its own on first use.
+"""
+
+import importlib.util
+import json
+import logging
+import math
+import threading
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from celery import Celery
+from celery.signals import worker_init, worker_process_init, worker_shutting_down
+from kombu import serialization
+from kombu.utils.json import dumps
+
+from webhooks.config import get_settings
+from webhooks.delivery import Attempter
+from webhooks.errors import StoreUnavailable
+from webhooks.logstore import LogStore
+from webhooks.mongo import open_database
+from webhooks.retry import RetryPolicy
+from webhooks.sender import Sender
+from webhooks.webhookstore import WebhookStore
+
+logger = logging.getLogger(__name__)
+
+#: Set when this worker was told to stop: what waits for a server gives its message back instead.
+stopping = threading.Event()
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What the tasks of one process work with."""
+
+    webhooks: WebhookStore
+    logs: LogStore
+    attempter: Attempter
+
+
+@cache
+def get_services() -> Services:
+    """Open this process's own connections, once; they connect when first used.
+
+    Raises:
+        InvalidSettings: a setting cannot be used.
+    """
+    settings = get_settings()
+    database = open_database(settings.mongodb_url)
+    webhooks = WebhookStore(database)
+    sender = Sender(
+        allowed_networks=settings.allowed_networks,
+        connect_timeout_s=settings.connect_timeout_s,
+        total_timeout_s=settings.total_timeout_s,
+        max_response_bytes=settings.max_response_bytes,
+        ca_bundle=settings.ca_bundle,
+        pool_size=settings.concurrency,
+    )
+    policy = RetryPolicy(delay_s=settings.retry_delay_s, max_retries=settings.max_retries)
+    return Services(
+        webhooks=webhooks,
+        logs=LogStore(database),
+        attempter=Attempter(sender=sender, webhooks=webhooks, policy=policy),
+    )
+
+
+def _load_celeryconfig() -> ModuleType:
+    """Load our celeryconfig by its place, never by its name: a service that imports us has one of its own."""
+    package = Path(__file__).parent
+    beside, inside = package.parent / "celeryconfig.py", package / "celeryconfig.py"
+    path = inside if inside.exists() else beside  # inside in an installed copy, beside in a checkout
+    spec = importlib.util.spec_from_file_location("webhooks.celeryconfig", path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"cannot load {path}")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# Not the current app: a producer that imports us keeps its own.
+app = Celery("webhooks", set_as_current=False)
+app.config_from_object(_load_celeryconfig())
+
+
+@worker_init.connect
+def _prepare_worker(**_: object) -> None:
+    _read_json_as_it_is()
+    threading.Thread(target=_make_indexes, name="make-indexes", daemon=True).start()
+
+
+@worker_process_init.connect
+def _prepare_pool_process(**_: object) -> None:
+    # Prefork: a client that the parent opened must not be shared.
+    get_services.cache_clear()
+
+
+@worker_shutting_down.connect
+def _note_stopping(**_: object) -> None:
+    stopping.set()
+
+
+def _read_json_as_it_is() -> None:
+    """Make the worker read JSON without kombu's extension of it.
+
+    kombu turns ``{"__type__": …, "__value__": …}`` into Python objects, and drops a message in which that fails. An
+    event of a producer with nothing but Celery may hold just that, typed in by a customer; it is sent as it came.
+    """
+    serialization.register("json", dumps, _loads, content_type="application/json", content_encoding="utf-8")
+
+
+def _loads(text: str | bytes) -> Any:
+    return json.loads(text, parse_int=_parse_int)
+
+
+def _parse_int(digits: str) -> int | float:
+    # Python refuses to read a number of thousands of digits, which would drop the message. Any number beyond 64 bits
+    # is refused later, with words; infinity stands for it until then.
+    return int(digits) if len(digits) <= 20 else math.inf
+
+
+def _make_indexes() -> None:
+    """Make the indexes as soon as MongoDB answers; deliveries do not wait for it."""
+    services = get_services()
+    while not stopping.is_set():
+        try:
+            services.webhooks.ensure_indexes()
+            services.logs.ensure_indexes(get_settings().log_ttl_days)
+        except StoreUnavailable as error:
+            logger.warning("waiting to make the indexes: %s", error)
+            stopping.wait(5)
+        except Exception:
+            logger.exception("the indexes could not be made; deliveries work, questions to the logs may be slow")
+            return
+        else:
+            return

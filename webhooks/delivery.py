@@ -1,0 +1,217 @@
+"""The main path: an event becomes deliveries, a delivery is attempted, an attempt becomes a log.
+
+    tasks.deliver → fan_out    webhookstore → matching      one delivery per webhook that asked for the event
+    tasks.send    → attempt    webhookstore → sender (guard) → retry      one request, judged, as a log
+    tasks' hooks  → logstore   the log is written before the message is acked
+
+Owns that path and what identifies a delivery. Never talks to Celery: `tasks` hands in what came out of a message, and
+carries out what is returned.
+"""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from http import HTTPStatus
+
+from bson import ObjectId
+
+from webhooks.errors import ErrorKind
+from webhooks.matching import match
+from webhooks.models import NO_RESPONSE_STATUS, AttemptDetails, COTEvent, COTWebhook, COTWebhookLog, now
+from webhooks.retry import Outcome, RetryPolicy, judge, next_delay_s, why_failed
+from webhooks.sender import Answer, Sender, Timings
+from webhooks.version import __version__
+from webhooks.webhookstore import WebhookStore
+
+logger = logging.getLogger(__name__)
+
+USER_AGENT = f"webhooks/{__version__}"
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One event owed to one webhook: what a ``webhooks.send`` message carries."""
+
+    delivery_id: str
+    event_id: str
+    #: 24 hexadecimal digits.
+    webhook_id: str
+    #: What people see of it in Flower and logs: which event goes to which webhook. Holds no payload.
+    label: str
+    #: The event's JSON text: what is sent, byte for byte.
+    body: str
+
+
+def make_delivery_id(event_id: str, webhook_id: ObjectId) -> str:
+    """Return the id of the delivery of an event to a webhook.
+
+    It follows from those two alone, so that handling a message again makes no second delivery, and the receiver gets
+    the same ``webhook-id`` as before. A hash, because it goes to strangers and Standard Webhooks allows no ``.`` in it.
+    """
+    digest = hashlib.sha256(f"{event_id}\0{webhook_id}".encode()).hexdigest()
+    return f"msg_{digest[:32]}"
+
+
+def describe_event(event: COTEvent) -> str:
+    """Say which kind of event it is, in the two words that Flower and the logs use."""
+    return f"{event.type} {event.event}"
+
+
+def describe_input(arguments: Sequence[object]) -> str:
+    """Say in some words which event somebody handed in, whatever it is, without its payload.
+
+    Args:
+        arguments: of a ``webhooks.deliver`` task, unchecked: one dict or JSON text is right, all else possible.
+    """
+    value = arguments[0] if len(arguments) == 1 else None
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            value = None
+    if not isinstance(value, dict):
+        return "not an event"
+    kind, name, company = (_short(value.get(key)) for key in ("type", "event", "company"))
+    return f"{kind} {name}, company {company}"
+
+
+def _short(value: object) -> str:
+    return value if isinstance(value, str) and len(value) <= 24 and value.isalnum() else "?"
+
+
+def summarize(log: COTWebhookLog) -> str:
+    """Say in one line what came of an attempt, without payload or response body: what Flower shows as result."""
+    attempt = log.details
+    came_back = log.response if attempt.error_kind else f"{log.status} {_phrase(log.status)}".strip()
+    line = f"{came_back} in {attempt.total_ms:.0f} ms, retry {log.retry}"
+    if attempt.next_at is not None:
+        line += f", next at {attempt.next_at:%H:%M:%S}Z"
+    elif attempt.outcome == Outcome.FAILED:
+        line += ", was the last"
+    return line
+
+
+def _phrase(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return ""
+
+
+def fan_out(event: COTEvent, event_id: str, webhooks: WebhookStore) -> list[Delivery]:
+    """Find who asked for the event, and return one delivery for each; none is no error.
+
+    Raises:
+        StoreUnavailable: the webhooks cannot be read now.
+    """
+    body = event.to_json()
+    return [
+        Delivery(
+            delivery_id=make_delivery_id(event_id, webhook.id),
+            event_id=event_id,
+            webhook_id=str(webhook.id),
+            label=f"{describe_event(event)} → {webhook.label} ({webhook.origin})",
+            body=body,
+        )
+        for webhook in match(event, webhooks.of_company(event.company))
+    ]
+
+
+class Attempter:
+    """Makes attempts; one per worker process."""
+
+    def __init__(
+        self,
+        *,
+        sender: Sender,
+        webhooks: WebhookStore,
+        policy: RetryPolicy,
+        clock: Callable[[], datetime] = now,
+    ) -> None:
+        self._sender = sender
+        self._webhooks = webhooks
+        self._policy = policy
+        self._clock = clock
+
+    def attempt(self, delivery: Delivery, retry: int, worker: str | None) -> COTWebhookLog:
+        """Make one attempt of a delivery, start to finish, and return its log; the log is not written yet.
+
+        Args:
+            delivery: what to send where.
+            retry: the attempt's number, from 0.
+            worker: who makes it, for the log.
+
+        Raises:
+            StoreUnavailable: the webhook cannot be read now; nothing was sent.
+        """
+        event = COTEvent.model_validate(json.loads(delivery.body))
+        webhook_id = ObjectId(delivery.webhook_id)
+        webhook = self._webhooks.get(webhook_id)
+        started_at = self._clock()
+        if webhook is None:
+            answer = _not_sent(ErrorKind.WEBHOOK_UNUSABLE, "webhook was removed or made unusable")
+        elif not webhook.isActive:
+            answer = _not_sent(ErrorKind.WEBHOOK_INACTIVE, "webhook was deactivated before this attempt")
+        else:
+            answer = self._post(webhook, delivery, started_at)
+        next_s = next_delay_s(judge(answer.status), retry, self._policy)
+        if answer.error_kind is ErrorKind.WEBHOOK_INACTIVE:
+            next_s = None  # retired for good; a webhook that cannot be used may be mended in time
+        ended_at = self._clock()
+        return COTWebhookLog.make(
+            log_id=ObjectId(),
+            created_at=ended_at,
+            status=NO_RESPONSE_STATUS if answer.status is None else answer.status,
+            retry=retry,
+            response=answer.text,
+            event=event,
+            webhook_id=webhook_id,
+            attempt=AttemptDetails(
+                delivery_id=delivery.delivery_id,
+                event_id=delivery.event_id,
+                outcome=judge(answer.status).value,
+                error_kind=answer.error_kind,
+                reason=None if answer.status is None else why_failed(answer.status),
+                webhook=webhook.label if webhook else delivery.webhook_id,
+                origin=webhook.origin if webhook else "",
+                peer=answer.peer,
+                started_at=started_at,
+                next_at=None if next_s is None else ended_at + timedelta(seconds=next_s),
+                response_cut=answer.cut,
+                worker=worker,
+                **asdict(answer.timings),
+            ),
+        )
+
+    def _post(self, webhook: COTWebhook, delivery: Delivery, started_at: datetime) -> Answer:
+        headers = {
+            "Content-Type": "application/json",
+            "User-Agent": USER_AGENT,
+            # The headers of Standard Webhooks; the time is the attempt's, in whole seconds.
+            "webhook-id": delivery.delivery_id,
+            "webhook-timestamp": str(int(started_at.timestamp())),
+        }
+        begun = time.monotonic()
+        try:
+            return self._sender.post(webhook.url, headers, delivery.body.encode())
+        except Exception as error:
+            # A defect of ours must neither lose the delivery nor repeat it for ever: it counts as a failed attempt,
+            # which is on record and has its retries.
+            logger.exception("attempt of %s failed by a defect", delivery.delivery_id)
+            elapsed_ms = round((time.monotonic() - begun) * 1000, 3)
+            return _not_sent(ErrorKind.INTERNAL, f"internal error: {type(error).__name__}", elapsed_ms)
+
+
+def _not_sent(kind: ErrorKind, text: str, total_ms: float = 0.0) -> Answer:
+    return Answer(
+        status=None,
+        text=text,
+        error_kind=kind,
+        cut=False,
+        peer=None,
+        timings=Timings(total_ms=total_ms),
+    )

@@ -1,0 +1,131 @@
+"""The collection ``webhooklogs``: one document per attempt.
+
+Owns writing logs, the indexes that answer what people ask, and reading them back.
+"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from bson import ObjectId
+from pydantic import ValidationError
+from pymongo import ASCENDING, DESCENDING, IndexModel
+from pymongo.database import Database
+from pymongo.errors import DuplicateKeyError, OperationFailure
+
+from webhooks.models import COTWebhookLog
+from webhooks.mongo import Document, store_errors
+from webhooks.retry import Outcome
+
+logger = logging.getLogger(__name__)
+
+#: Name of the index that lets logs expire, and that also answers "the newest logs of all".
+_EXPIRY = "createdAt_ttl"
+_SECONDS_PER_DAY = 86_400
+
+#: One index per question; each ends in `createdAt`, so that the newest come first without a sort.
+_INDEXES = [
+    IndexModel([("subscription", ASCENDING), ("createdAt", DESCENDING)], name="webhook_newest"),
+    IndexModel(
+        [("subscription", ASCENDING), ("attempt.outcome", ASCENDING), ("createdAt", DESCENDING)],
+        name="webhook_outcome_newest",
+    ),
+    IndexModel([("company", ASCENDING), ("createdAt", DESCENDING)], name="company_newest"),
+    IndexModel(
+        [("company", ASCENDING), ("attempt.outcome", ASCENDING), ("createdAt", DESCENDING)],
+        name="company_outcome_newest",
+    ),
+    IndexModel([("attempt.outcome", ASCENDING), ("createdAt", DESCENDING)], name="outcome_newest"),
+    IndexModel([("attempt.event_id", ASCENDING), ("createdAt", DESCENDING)], name="event_newest"),
+    IndexModel([("attempt.delivery_id", ASCENDING), ("createdAt", DESCENDING)], name="delivery_newest"),
+]
+
+_INDEX_OPTIONS_CONFLICT = 85
+
+
+@dataclass(frozen=True, slots=True)
+class LogQuery:
+    """Which logs to read; None asks for all."""
+
+    webhook_id: ObjectId | None = None
+    company: ObjectId | None = None
+    outcome: Outcome | None = None
+    event_id: str | None = None
+    delivery_id: str | None = None
+    #: `createdAt` from this instant on, and before that one; both aware.
+    since: datetime | None = None
+    until: datetime | None = None
+
+    def to_filter(self) -> Document:
+        """Return the MongoDB filter."""
+        wanted: dict[str, Any] = {
+            "subscription": self.webhook_id,
+            "company": self.company,
+            "attempt.outcome": None if self.outcome is None else self.outcome.value,
+            "attempt.event_id": self.event_id,
+            "attempt.delivery_id": self.delivery_id,
+        }
+        span = {"$gte": self.since, "$lt": self.until}
+        wanted["createdAt"] = {operator: at for operator, at in span.items() if at is not None} or None
+        return {field: value for field, value in wanted.items() if value is not None}
+
+
+class LogStore:
+    """Writes and reads logs. Every method raises StoreUnavailable when MongoDB cannot serve us now."""
+
+    def __init__(self, database: Database[Document]) -> None:
+        self._collection = database["webhooklogs"]
+
+    def ensure_indexes(self, ttl_days: int) -> None:
+        """Make the indexes, or find them made.
+
+        Args:
+            ttl_days: days until a log expires; 0 keeps logs for ever. A changed value holds for old logs, too.
+        """
+        with store_errors():
+            self._collection.create_indexes(_INDEXES)
+            expiry: Document = {"expireAfterSeconds": ttl_days * _SECONDS_PER_DAY} if ttl_days else {}
+            try:
+                self._collection.create_index([("createdAt", DESCENDING)], name=_EXPIRY, **expiry)
+            except OperationFailure as error:
+                if error.code != _INDEX_OPTIONS_CONFLICT:
+                    raise
+                self._change_expiry(expiry)
+
+    def _change_expiry(self, expiry: Document) -> None:
+        # collMod can change an expiry and, from MongoDB 5.1 on, add one; taking it away needs a new index.
+        if expiry:
+            index = {"name": _EXPIRY, **expiry}
+            self._collection.database.command("collMod", self._collection.name, index=index)
+        else:
+            self._collection.drop_index(_EXPIRY)
+            self._collection.create_index([("createdAt", DESCENDING)], name=_EXPIRY)
+
+    def write(self, log: COTWebhookLog) -> None:
+        """Store a log, acknowledged; a log that is stored already is left as it is."""
+        with store_errors():
+            try:
+                self._collection.insert_one(log.to_bson())
+            except DuplicateKeyError:
+                logger.debug("log %s was written before", log.id)
+
+    def read(self, query: LogQuery, limit: int) -> list[COTWebhookLog]:
+        """Return the newest logs, newest first.
+
+        Args:
+            query: which ones.
+            limit: how many at most.
+        """
+        with store_errors():
+            documents = list(self._collection.find(query.to_filter()).sort("createdAt", DESCENDING).limit(limit))
+        return list(_parse(documents))
+
+
+def _parse(documents: list[Document]) -> Iterator[COTWebhookLog]:
+    for document in documents:
+        try:
+            yield COTWebhookLog.model_validate(document)
+        except ValidationError as error:
+            logger.warning("log %s breaks the contract in %d ways", document.get("_id"), error.error_count())

@@ -1,0 +1,33 @@
+"""Which webhooks get an event. Pure; called by `delivery`."""
+
+from collections.abc import Iterable
+
+from webhooks.models import TRIGGERS, COTEvent, COTWebhook
+
+
+def match(event: COTEvent, webhooks: Iterable[COTWebhook]) -> list[COTWebhook]:
+    """Return the webhooks that asked for the event, in the given order.
+
+    An event goes to every active webhook of its own company whose trigger and context match (contract).
+    """
+    return [webhook for webhook in webhooks if is_match(event, webhook)]
+
+
+def is_match(event: COTEvent, webhook: COTWebhook) -> bool:
+    """Tell whether one webhook asked for the event."""
+    trigger = TRIGGERS[webhook.trigger]
+    return (
+        webhook.isActive
+        and webhook.company == event.company
+        and event.type == trigger.type
+        and event.event in trigger.events
+        and all(_is_wanted(event, getattr(webhook.context, field), key) for field, key in trigger.narrowed_by.items())
+    )
+
+
+def _is_wanted(event: COTEvent, wanted_id: str, data_key: str) -> bool:
+    """Tell whether the event's data has the id that a context field asks for; ``""`` asks for nothing."""
+    if not wanted_id:
+        return True
+    found = (event.data or {}).get(data_key)
+    return str(found).lower() == wanted_id

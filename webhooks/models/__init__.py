@@ -1,0 +1,27 @@
+"""The contract's objects: event, webhook and log, their wire form (JSON), stored form (BSON) and exact body bytes.
+
+Owns parsing and writing of the three objects. Never decides what is sent or does I/O. `wire` holds what they share.
+"""
+
+from webhooks.models.event import COTEvent, parse_event, parse_event_text
+from webhooks.models.log import NO_RESPONSE_STATUS, AttemptDetails, COTWebhookLog
+from webhooks.models.webhook import TRIGGERS, Context, COTWebhook, Trigger, parse_webhook
+from webhooks.models.wire import format_instant, now, parse_instant, to_json
+
+__all__ = [
+    "NO_RESPONSE_STATUS",
+    "TRIGGERS",
+    "AttemptDetails",
+    "COTEvent",
+    "COTWebhook",
+    "COTWebhookLog",
+    "Context",
+    "Trigger",
+    "format_instant",
+    "now",
+    "parse_event",
+    "parse_event_text",
+    "parse_instant",
+    "parse_webhook",
+    "to_json",
+]

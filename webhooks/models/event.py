@@ -1,0 +1,123 @@
+"""COTEvent: what happened, and exactly what is sent."""
+
+import json
+from collections.abc import Mapping
+from typing import Any, Literal, NoReturn
+
+from bson import ObjectId
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from webhooks.errors import InvalidEvent
+from webhooks.models.wire import Id, Instant, WireModel, explain, find_unstorable, parse_object_id
+
+EventType = Literal["COTTask", "COTUser", "COTSurvey", "COTProperty", "COTNote", "Auth"]
+EventName = Literal["create", "edit", "delete", "logout"]
+
+
+class COTEvent(WireModel):
+    """One event (contract). Keys that it does not name are kept and sent: the platform grows."""
+
+    company: Id
+    type: EventType
+    event: EventName
+    createdAt: Instant  # noqa: N815 - the contract's name
+    #: The object itself, free in shape; None on logout.
+    data: dict[str, Any] | None
+    #: On logout ``{"userId": ObjectId, "timestamp": epoch}``, else anything.
+    extraData: Any  # noqa: N815 - the contract's name
+    #: JSON Pointer → ``{"previous": …, "changedTo": …}``; None, and no key, unless `event` is ``edit``.
+    diff: dict[str, dict[str, Any]] | None = Field(None, validate_default=False)
+
+    @field_validator("diff", mode="before")
+    @classmethod
+    def _check_diff(cls, value: object) -> object:
+        if not isinstance(value, Mapping):
+            raise ValueError("must be an object; leave the key out where nothing was edited")  # noqa: TRY004 - pydantic's way
+        for pointer, change in value.items():
+            if pointer and not str(pointer).startswith("/"):  # RFC 6901: empty, or parts that begin with "/"
+                raise ValueError("has a key that is no JSON Pointer")
+            if not isinstance(change, Mapping) or not {"previous", "changedTo"} <= change.keys():
+                raise ValueError('has a change without "previous" and "changedTo"')
+        return value
+
+    @model_validator(mode="after")
+    def _diff_only_on_edit(self) -> "COTEvent":
+        if self.event != "edit" and "diff" in self.model_fields_set:
+            raise ValueError("diff: only an edit has one")
+        return self
+
+    def to_body(self) -> bytes:
+        """Return the bytes that every receiver gets: the event as JSON, in the producer's key order."""
+        return self.to_json().encode()
+
+    def to_bson(self) -> dict[str, Any]:
+        """Return the event as a log holds it in MongoDB."""
+        stored = super().to_bson()
+        user_id = _user_id(stored.get("extraData")) if self.event == "logout" else None
+        if user_id is not None:
+            stored["extraData"] = {**stored["extraData"], "userId": user_id}
+        return stored
+
+
+def _user_id(extra_data: object) -> ObjectId | None:
+    """Read the user's id that the contract puts beside a logout; None where there is none."""
+    try:
+        return parse_object_id(extra_data["userId"]) if isinstance(extra_data, dict) else None
+    except (KeyError, ValueError):
+        return None
+
+
+def parse_event(value: object, max_bytes: int) -> COTEvent:
+    """Check an event to the letter of the contract.
+
+    Args:
+        value: a dict or a COTEvent.
+        max_bytes: how many bytes its JSON may have.
+
+    Raises:
+        InvalidEvent: names every field and reason; repeats no value.
+    """
+    if isinstance(value, COTEvent):
+        value = value.to_wire()
+    if not isinstance(value, dict):
+        _refuse(f"it must be an object (a dict or a COTEvent), not a Python {type(value).__name__}")
+    unstorable = find_unstorable(value)
+    if unstorable:
+        path, reason = unstorable
+        _refuse(f"{path or 'it'}: {reason}" if path else f"it {reason}")
+    try:
+        event = COTEvent.model_validate(value)
+    except ValidationError as error:
+        _refuse(explain(error).replace("it: diff:", "diff:"))
+    size = len(event.to_body())
+    if size > max_bytes:
+        _refuse(f"its JSON has {size} bytes, more than WEBHOOKS_MAX_EVENT_BYTES allows ({max_bytes})")
+    return event
+
+
+def parse_event_text(text: str, max_bytes: int) -> COTEvent:
+    """Read an event from JSON text and check it.
+
+    Raises:
+        InvalidEvent: also for text that is no JSON, and for a key that stands twice in one object.
+    """
+    try:
+        value = json.loads(text, object_pairs_hook=_no_key_twice)
+    except InvalidEvent:
+        raise
+    except RecursionError:
+        _refuse("it is nested too deeply")
+    except ValueError as error:
+        _refuse(f"it is not JSON: {error}")
+    return parse_event(value, max_bytes)
+
+
+def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        _refuse("a key stands twice in one object")
+    return found
+
+
+def _refuse(reason: str) -> NoReturn:
+    raise InvalidEvent(f"invalid event: {reason}") from None

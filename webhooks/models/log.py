@@ -1,0 +1,116 @@
+"""COTWebhookLog: one attempt."""
+
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from webhooks.errors import ErrorKind
+from webhooks.models.event import COTEvent
+from webhooks.models.wire import Id, Instant, WireModel, to_wire
+
+#: The status that is logged where no response came (contract). `AttemptDetails.error_kind` tells it from a
+#: receiver's own 409.
+NO_RESPONSE_STATUS = 409
+
+
+class AttemptDetails(BaseModel):
+    """The one sub-document that this project adds to a log: how the attempt went, for whoever looks for the cause."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    #: The same on all attempts of a delivery; what the receiver gets as ``webhook-id``.
+    delivery_id: str
+    #: The same for all webhooks that got the event: the id of its ``webhooks.deliver`` message.
+    event_id: str
+    outcome: Literal["success", "failed"]
+    #: Why no response came; None when one did.
+    error_kind: ErrorKind | None = None
+    #: Why a response counts as failed, in words; None on success.
+    reason: str | None = None
+    #: The webhook's code at that time, and scheme, host and port of its URL.
+    webhook: str
+    origin: str
+    #: ``ip:port`` that was connected to; None when there was no connection.
+    peer: str | None = None
+    #: When the request was begun.
+    started_at: Instant
+    #: When the next attempt is due; None when this was the last.
+    next_at: Instant | None = None
+    #: Milliseconds per phase. None: it did not take place, as on a connection that was open already.
+    lookup_ms: float | None = None
+    connect_ms: float | None = None
+    tls_ms: float | None = None
+    send_ms: float | None = None
+    wait_ms: float | None = None
+    read_ms: float | None = None
+    total_ms: float
+    #: True when the receiver sent more than `response` holds.
+    response_cut: bool = False
+    #: Which worker made the attempt: Celery's node name.
+    worker: str | None = None
+
+
+class COTWebhookLog(WireModel):
+    """One attempt's record (contract), with `attempt` behind the contract's keys."""
+
+    id: Id = Field(alias="_id")
+    company: Id
+    #: When the attempt ended and its record was made.
+    createdAt: Instant  # noqa: N815 - the contract's name
+    status: int
+    #: The attempt's number, from 0.
+    retry: int = Field(ge=0)
+    response: str
+    event: COTEvent
+    #: The webhook's id.
+    subscription: Id
+    #: None only in a log that another system wrote.
+    attempt: AttemptDetails | None = None
+
+    def to_bson(self) -> dict[str, Any]:
+        """Return the log as MongoDB holds it."""
+        stored = super().to_bson()
+        if self.attempt is not None:
+            stored["attempt"] = self.attempt.model_dump()
+        return stored
+
+    @property
+    def details(self) -> AttemptDetails:
+        """`attempt`, of a log that this package made.
+
+        Raises:
+            ValueError: another system made the log, and it has none.
+        """
+        if self.attempt is None:
+            raise ValueError(f"log {self.id} has no details of its attempt")
+        return self.attempt
+
+    @classmethod
+    def make(
+        cls,
+        *,
+        log_id: Id,
+        created_at: datetime,
+        status: int,
+        retry: int,
+        response: str,
+        event: COTEvent,
+        webhook_id: Id,
+        attempt: AttemptDetails,
+    ) -> "COTWebhookLog":
+        """Make a log with its keys in the contract's order."""
+        return cls.model_validate(
+            {
+                "_id": log_id,
+                "company": event.company,
+                "createdAt": created_at,
+                "status": status,
+                "retry": retry,
+                "response": response,
+                "event": event.to_wire(),
+                "subscription": webhook_id,
+                "__v": 0,
+                "attempt": to_wire(attempt.model_dump()),
+            }
+        )

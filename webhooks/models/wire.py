@@ -1,0 +1,232 @@
+"""The two forms of an object: wire (JSON: ids and instants are strings) and stored (BSON: ObjectIds and dates).
+
+Owns the conversion between them, the order of keys, and the rule of what can be stored at all.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Annotated, Any, Self
+
+from bson import ObjectId
+from bson.dbref import DBRef
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    PrivateAttr,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
+from pydantic import ModelWrapValidatorHandler as Handler
+
+#: Levels of nesting that an event may have. MongoDB documents a limit of 100 levels; a log puts its event one level
+#: down and tools that copy logs add some of their own.
+MAX_DEPTH = 90
+
+_INT64 = range(-(2**63), 2**63)
+_INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", re.ASCII)
+_HEX_24 = re.compile(r"[0-9a-fA-F]{24}", re.ASCII)
+
+
+def now() -> datetime:
+    """Return the present instant, in UTC, cut to the milliseconds that MongoDB and the wire keep."""
+    instant = datetime.now(UTC)
+    return instant.replace(microsecond=instant.microsecond // 1000 * 1000)
+
+
+def format_instant(instant: datetime) -> str:
+    """Write an aware datetime as ``YYYY-MM-DDTHH:mm:ss.SSSZ`` (contract)."""
+    utc = instant.astimezone(UTC)
+    return f"{utc:%Y-%m-%dT%H:%M:%S}.{utc.microsecond // 1000:03}Z".rjust(24, "0")
+
+
+def parse_instant(value: object) -> datetime:
+    """Read ``YYYY-MM-DDTHH:mm:ss.SSSZ``, or take an aware datetime as it is.
+
+    Raises:
+        ValueError: in words fit for a user, for anything else.
+    """
+    if isinstance(value, datetime):
+        if value.tzinfo is None:
+            raise ValueError("a date must have a time zone")
+        return value
+    if not isinstance(value, str) or not _INSTANT.fullmatch(value):
+        raise ValueError("must be a date as YYYY-MM-DDTHH:mm:ss.SSSZ, with milliseconds and Z")
+    try:
+        return datetime.fromisoformat(value)
+    except ValueError:
+        raise ValueError("is not a day and time that exist") from None
+
+
+def parse_object_id(value: object) -> ObjectId:
+    """Read 24 hexadecimal digits, or take an ObjectId as it is.
+
+    Raises:
+        ValueError: in words fit for a user, for anything else.
+    """
+    if isinstance(value, ObjectId):
+        return value
+    if isinstance(value, str) and _HEX_24.fullmatch(value):
+        return ObjectId(value)
+    raise ValueError("must be an ObjectId: 24 hexadecimal digits")
+
+
+Id = Annotated[ObjectId, BeforeValidator(parse_object_id)]
+Instant = Annotated[datetime, BeforeValidator(parse_instant)]
+
+
+def to_json(wire: object) -> str:
+    """Write a wire form as JSON: no white space, characters as they are.
+
+    This is what receivers get, so it must not change: an attempt and its retries are equal byte for byte.
+    """
+    return json.dumps(wire, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
+def to_wire(value: object) -> Any:
+    """Turn a stored or Python value into its wire form: ids and instants to strings, all else as it is.
+
+    Tolerant on purpose, as it also reads documents that somebody else wrote: an unknown type becomes its text.
+    """
+    if isinstance(value, Mapping):
+        return {str(key): to_wire(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_wire(item) for item in value]
+    if value is None or isinstance(value, str | bool | float):
+        return value
+    if isinstance(value, int):
+        return int(value)  # bson's Int64 is an int with a repr of its own
+    if isinstance(value, datetime):
+        return format_instant(value if value.tzinfo else value.replace(tzinfo=UTC))
+    if isinstance(value, DBRef):
+        # Data of the form {"$ref": …, "$id": …} comes back from the BSON decoder as this class.
+        return to_wire(value.as_doc())
+    return str(value)
+
+
+def find_unstorable(value: object) -> tuple[str, str] | None:
+    """Look for what JSON or BSON cannot hold.
+
+    Args:
+        value: a tree of dicts and lists as a producer built it. ObjectIds and aware datetimes are fine.
+
+    Returns:
+        The place as a dotted path and the reason, of the first thing found; None when all of it can be stored.
+    """
+    todo: list[tuple[str, object, int]] = [("", value, 1)]
+    while todo:
+        path, item, depth = todo.pop()
+        reason = _why_unstorable(item)
+        if reason:
+            return path, reason
+        if isinstance(item, dict | list | tuple):
+            if depth > MAX_DEPTH:
+                return path[:80] + "…", f"is nested deeper than {MAX_DEPTH} levels"
+            if isinstance(item, dict):
+                for key in item:
+                    reason = _why_bad_key(key)
+                    if reason:
+                        return path, reason
+                children = list(item.items())
+            else:
+                children = list(enumerate(item))
+            todo.extend((f"{path}.{key}" if path else str(key), child, depth + 1) for key, child in reversed(children))
+    return None
+
+
+def _why_unstorable(item: object) -> str | None:
+    reason = None
+    if isinstance(item, str):
+        if not item.isascii() and _has_surrogate(item):
+            reason = "has half of a surrogate pair, which UTF-8 cannot hold"
+    elif item is None or isinstance(item, bool | dict | list | tuple | ObjectId):
+        pass
+    elif isinstance(item, int):
+        if item not in _INT64:
+            reason = "is a number beyond 64 bits, which MongoDB cannot hold; send it as a string"
+    elif isinstance(item, float):
+        if not math.isfinite(item):
+            reason = "is not a finite number, or too large for one; send it as a string"
+    elif isinstance(item, datetime):
+        if item.tzinfo is None:
+            reason = "is a date without a time zone"
+    else:
+        reason = f"is a Python {type(item).__name__}, which JSON does not have"
+    return reason
+
+
+def _why_bad_key(key: object) -> str | None:
+    if not isinstance(key, str):
+        return f"has a key that is no string but a Python {type(key).__name__}"
+    if "\x00" in key:
+        return "has a key with a NUL character, which MongoDB cannot hold"
+    if not key.isascii() and _has_surrogate(key):
+        return "has a key with half of a surrogate pair, which UTF-8 cannot hold"
+    return None
+
+
+def _has_surrogate(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+class WireModel(BaseModel):
+    """Base of the contract's objects: keeps every key, in the order in which it was given.
+
+    Built from JSON, from a MongoDB document or from keywords; immutable, because its wire form is made once.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True, arbitrary_types_allowed=True, hide_input_in_errors=True)
+
+    _wire: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _keep_wire(cls, value: object, handler: Handler[Self]) -> Self:
+        model = handler(value)
+        if isinstance(value, Mapping):
+            model._wire = to_wire(value)
+        return model
+
+    @model_serializer(mode="plain")
+    def _serialize(self) -> dict[str, Any]:
+        return self._wire
+
+    def to_wire(self) -> dict[str, Any]:
+        """Return the object as JSON holds it. The caller must not change it."""
+        return self._wire
+
+    def to_json(self) -> str:
+        """Return the object as JSON text, keys in the order in which they were given."""
+        return to_json(self._wire)
+
+    def to_bson(self) -> dict[str, Any]:
+        """Return the object as MongoDB holds it: the contract's ids are ObjectIds and its instants are dates."""
+        return {key: self._stored(key, value) for key, value in self._wire.items()}
+
+    def _stored(self, key: str, wire_value: Any) -> Any:
+        if key in type(self).model_fields or key == "_id":
+            typed = getattr(self, "id" if key == "_id" else key)
+            if isinstance(typed, ObjectId | datetime):
+                return typed
+            if isinstance(typed, WireModel):
+                return typed.to_bson()
+        return wire_value
+
+
+def explain(error: ValidationError) -> str:
+    """Put a pydantic error into one line: each field and its reason, never a value, which may be secret."""
+    reasons = []
+    for item in error.errors(include_url=False, include_input=False, include_context=False):
+        field = ".".join(str(part) for part in item["loc"]) or "it"
+        message = item["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        message = "is missing" if item["type"] == "missing" else message[0].lower() + message[1:]
+        reasons.append(f"{field}: {message}")
+    return "; ".join(reasons)

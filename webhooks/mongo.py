@@ -1,0 +1,98 @@
+"""The connection to MongoDB, and the one place that sorts its errors. Used by the stores."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from pymongo import MongoClient
+from pymongo.database import Database
+from pymongo.errors import (
+    ConfigurationError,
+    ConnectionFailure,
+    DuplicateKeyError,
+    InvalidURI,
+    OperationFailure,
+    PyMongoError,
+)
+from pymongo.uri_parser import parse_uri
+
+from webhooks.errors import InvalidSettings, StoreUnavailable
+
+Document = dict[str, Any]
+
+#: Server errors that concern the one document at hand; all others are the server's state and may pass.
+_DOCUMENT_ERRORS = frozenset(
+    {
+        2,  # BadValue
+        15,  # Overflow: nested too deeply
+        121,  # DocumentValidationFailure
+        10334,  # BSONObjectTooLarge
+        17280,  # KeyTooLong
+    }
+)
+
+
+def open_database(url: str) -> Database[Document]:
+    """Make a client for this process; connects on first use, and again by itself.
+
+    Args:
+        url: ``mongodb://…`` with the database as its path; ``webhooks`` where it names none.
+
+    Raises:
+        InvalidSettings: when the URL cannot be used; the URL is not repeated, as it may hold a password.
+    """
+    try:
+        name = parse_uri(url, validate=True).get("database") or "webhooks"
+        client: MongoClient[Document] = MongoClient(
+            url,
+            appname="webhooks",
+            tz_aware=True,
+            # How long one operation waits for a server that is away, until its caller holds the message (`tasks`).
+            serverSelectionTimeoutMS=5_000,
+            connectTimeoutMS=5_000,
+            # A paused server keeps connections open and answers nothing: give up on it, too.
+            socketTimeoutMS=15_000,
+            # What is acknowledged must survive the loss of one server and a crash right after: a majority has it,
+            # in its journal. On a single server this costs the wait for the journal, some milliseconds.
+            w="majority",
+            journal=True,
+            retryWrites=True,
+        )
+    except (InvalidURI, ConfigurationError, ValueError):
+        raise InvalidSettings(
+            "WEBHOOKS_MONGODB_URL: is not a MongoDB URL, such as mongodb://127.0.0.1:27017/webhooks"
+        ) from None
+    return client[name]
+
+
+@contextmanager
+def store_errors() -> Iterator[None]:
+    """Turn "not now" errors into StoreUnavailable; errors about a document pass as they are.
+
+    Raises:
+        StoreUnavailable: the server is away, not primary, out of resources, or does not let us in.
+    """
+    try:
+        yield
+    except DuplicateKeyError:
+        raise
+    except ConnectionFailure as error:
+        raise StoreUnavailable(f"MongoDB is not reachable ({type(error).__name__})") from error
+    except OperationFailure as error:
+        if error.code in _DOCUMENT_ERRORS:
+            raise
+        raise StoreUnavailable(f"MongoDB refused an operation: {_name(error)}") from error
+
+
+def is_reachable(database: Database[Document]) -> str | None:
+    """Ask the server for an answer; None when it gives one, else why not."""
+    try:
+        database.command("ping")
+    except PyMongoError as error:
+        return _name(error) if isinstance(error, OperationFailure) else "no answer"
+    return None
+
+
+def _name(error: OperationFailure) -> str:
+    details = error.details or {}
+    return str(details.get("codeName") or f"error {error.code}")

@@ -1,0 +1,214 @@
+"""The named tasks: they carry out in Celery's terms what `delivery` decides.
+
+``webhooks.deliver`` turns an event into deliveries, ``webhooks.send`` makes one attempt, ``webhooks.write_log`` stores
+a log that could not be stored when it was made.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, TypeVar
+
+from celery import Task
+from celery.exceptions import Reject
+from celery.utils import uuid
+from kombu.exceptions import OperationalError
+
+from webhooks.app import app, get_services, stopping
+from webhooks.config import get_settings
+from webhooks.delivery import Delivery, describe_event, fan_out, summarize
+from webhooks.errors import AttemptFailed, InvalidEvent, StoreUnavailable
+from webhooks.models import COTEvent, COTWebhookLog, parse_event, parse_event_text
+from webhooks.retry import Outcome
+
+logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+
+class DeliverTask(Task):
+    """Checks an event where it is handed in, and publishes it as the JSON text that receivers will get."""
+
+    #: In the worker: keeps payloads out of Flower and logs.
+    Request = "webhooks.worker:DeliverRequest"
+    #: A bad event is its producer's fault: a line in the log, no traceback.
+    throws = (InvalidEvent,)
+
+    def apply_async(  # pyright: ignore[reportIncompatibleMethodOverride] - the rest are options
+        self, args: Sequence[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> Any:
+        """Queue an event; takes Celery's usual options.
+
+        Raises:
+            InvalidEvent: names every field and reason; nothing was queued.
+            kombu.exceptions.OperationalError: the broker cannot be reached.
+        """
+        given = [*(args or ()), *(kwargs or {}).values()]
+        if len(given) != 1:
+            return super().apply_async(args, kwargs, **options)  # Celery says what is wrong with the arguments
+        event = _read_event(given[0])
+        options.setdefault("argsrepr", f"{describe_event(event)}, company {event.company}")
+        options.setdefault("kwargsrepr", "")
+        return super().apply_async((event.to_json(),), {}, **options)
+
+
+class SendTask(Task):
+    """Writes the log of each attempt, from Celery's hooks: they run before the message is acked."""
+
+    #: A failed attempt is no defect: a line in the log, no traceback.
+    throws = (AttemptFailed,)
+
+    def apply_async(  # pyright: ignore[reportIncompatibleMethodOverride] - the rest are options
+        self, args: Sequence[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> Any:
+        """Queue a delivery's attempt. Also called by Celery for each retry, which keeps no description by itself."""
+        delivery = kwargs or {}
+        options.setdefault("argsrepr", str(delivery.get("label")))
+        options.setdefault("kwargsrepr", f"event {delivery.get('event_id')}, retry {options.get('retries', 0)}")
+        return super().apply_async(args, kwargs, **options)
+
+    def on_success(self, retval: object, task_id: str, args: object, kwargs: object) -> None:
+        """Write the log of an attempt that succeeded."""
+        self._record()
+
+    def on_retry(self, exc: object, task_id: str, args: object, kwargs: object, einfo: object) -> None:
+        """Write the log of a failed attempt; its retry is published already."""
+        self._record()
+
+    def on_failure(self, exc: object, task_id: str, args: object, kwargs: object, einfo: object) -> None:
+        """Write the log of the last attempt, which failed."""
+        self._record()
+
+    def _record(self) -> None:
+        """Store the log of this request's attempt. Never raises: under threads Celery would keep the slot for ever."""
+        log: COTWebhookLog | None = getattr(self.request, "attempt_log", None)
+        if log is not None:  # None when the message was no delivery, so that nothing was attempted
+            store_log(log)
+
+
+@app.task(base=DeliverTask, bind=True, name="webhooks.deliver")
+def deliver(self: Task, event: dict[str, Any] | str | COTEvent) -> str:
+    """Start a delivery of the event to each webhook that asked for it.
+
+    Args:
+        event: a dict or a COTEvent; JSON text between our own producer and worker.
+
+    Returns:
+        Who gets it, for Flower.
+
+    Raises:
+        InvalidEvent: names every field and reason; nothing was sent.
+    """
+    parsed = _read_event(event)
+    event_id = self.request.id or uuid()  # no id when called as a function
+    deliveries = _hold(lambda: fan_out(parsed, event_id, get_services().webhooks))
+    for delivery in deliveries:
+        # The delivery's id is the message's, too: Flower and `celery inspect` find it by what the receiver knows.
+        _hold(lambda d=delivery: send.apply_async(kwargs=asdict(d), task_id=d.delivery_id))  # pyright: ignore[reportFunctionMemberAccess]
+    logger.info("event %s (%s): %d deliveries", event_id, describe_event(parsed), len(deliveries))
+    return f"{len(deliveries)} deliveries: " + ", ".join(d.label.partition(" → ")[2] for d in deliveries[:10])
+
+
+@app.task(base=SendTask, bind=True, name="webhooks.send")
+def send(self: Task, *, delivery_id: str, event_id: str, webhook_id: str, label: str, body: str) -> str:
+    """Make one attempt of a delivery; a failed one comes back through Celery's countdown.
+
+    Args:
+        delivery_id: what the receiver gets as ``webhook-id``.
+        event_id: of the ``webhooks.deliver`` message.
+        webhook_id: 24 hexadecimal digits.
+        label: which event goes to which webhook, for people.
+        body: the event's JSON text, sent byte for byte.
+
+    Returns:
+        What came back, for Flower.
+
+    Raises:
+        AttemptFailed: the last attempt failed.
+        celery.exceptions.Retry: the attempt failed and the next one is queued.
+    """
+    delivery = Delivery(delivery_id, event_id, webhook_id, label, body)
+    retry, worker = self.request.retries, self.request.hostname
+    log = _hold(lambda: get_services().attempter.attempt(delivery, retry, worker))
+    self.request.attempt_log = log
+    summary = summarize(log)
+    is_success = log.details.outcome == Outcome.SUCCESS
+    is_given_up = not is_success and log.details.next_at is None
+    level = logging.WARNING if is_given_up else logging.INFO
+    logger.log(level, "attempt delivery=%s event=%s label=%r: %s", delivery_id, event_id, label, summary)
+    if is_success:
+        return summary
+    failure = AttemptFailed(summary)
+    if is_given_up:
+        raise failure
+    settings = get_settings()
+    try:
+        raise self.retry(exc=failure, countdown=settings.retry_delay_s, max_retries=settings.max_retries)
+    except Reject as error:
+        # The retry could not be published. Celery would now drop the delivery (celery/app/task.py, `Task.retry`):
+        # give this message back instead. The attempt was made, so it is on record; no hook runs on a Reject.
+        store_log(log)
+        raise Reject(error.reason, requeue=True) from error
+
+
+@app.task(name="webhooks.write_log")
+def write_log(text: str) -> None:
+    """Store a log that could not be stored when its attempt ended.
+
+    Args:
+        text: the log's JSON. Its ``_id`` makes a second writing harmless.
+    """
+    log = COTWebhookLog.model_validate_json(text)
+    _hold(lambda: get_services().logs.write(log))
+
+
+def store_log(log: COTWebhookLog) -> None:
+    """Store a log now, or have the broker keep it until MongoDB is back: no attempt is repeated for want of a log.
+
+    Returns when one of the two has it. Never raises.
+    """
+    while True:
+        try:
+            get_services().logs.write(log)
+        except StoreUnavailable as error:
+            logger.warning("log %s goes through the broker: %s", log.id, error)
+        except Exception:
+            logger.exception("log %s cannot be stored: %s", log.id, summarize(log))
+            return
+        else:
+            return
+        try:
+            write_log.apply_async((log.to_json(),), argsrepr=f"log {log.id}")  # pyright: ignore[reportFunctionMemberAccess]
+        except Exception as error:  # noqa: BLE001 - whatever it is, a hook must not raise, and we try again
+            logger.warning("log %s is held, neither MongoDB nor the broker takes it: %s", log.id, type(error).__name__)
+        else:
+            return
+        if stopping.wait(1):
+            # The ack fails as well now, so the broker gives the message out again.
+            logger.error("log %s is dropped at shutdown; its attempt will be repeated: %s", log.id, summarize(log))
+            return
+
+
+def _read_event(value: object) -> COTEvent:
+    max_bytes = get_settings().max_event_bytes
+    return parse_event_text(value, max_bytes) if isinstance(value, str) else parse_event(value, max_bytes)
+
+
+def _hold(operation: Callable[[], _T]) -> _T:
+    """Carry out what needs MongoDB or the broker, and hold the message while that is away.
+
+    Returns:
+        What the operation returns.
+
+    Raises:
+        Reject: it was away for too long, or the worker is stopping: the message goes back to its queue.
+    """
+    give_up_at = time.monotonic() + get_settings().hold_s
+    while True:
+        try:
+            return operation()
+        except (StoreUnavailable, OperationalError) as error:
+            logger.warning("holding a message: %s", error)
+            if stopping.wait(1) or time.monotonic() > give_up_at:
+                raise Reject(error, requeue=True) from error

@@ -1,0 +1,128 @@
+"""The collection ``webhooks``: who wants which events.
+
+Owns reading it, for workers through a cache of seconds, and the operators' changes. Other services write into the
+collection as well, so a document may be anything: one that breaks the contract is named in the log and passed over.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from threading import Lock
+from typing import Any
+
+from bson import ObjectId
+from pymongo.database import Database
+from pymongo.errors import DuplicateKeyError
+
+from webhooks.errors import InvalidWebhook
+from webhooks.models import COTWebhook, parse_webhook
+from webhooks.mongo import Document, store_errors
+
+logger = logging.getLogger(__name__)
+
+#: Seconds that a worker may go on with what it read. A change must take effect within 5 s (design); the rest of
+#: them is for the read itself.
+CACHE_S = 2.0
+#: Entries that a worker remembers; past that all are forgotten, as they cost one read each.
+_CACHE_SIZE = 10_000
+
+
+class WebhookStore:
+    """Reads and changes webhooks. Every method raises StoreUnavailable when MongoDB cannot serve us now."""
+
+    def __init__(self, database: Database[Document], clock: Callable[[], float] = time.monotonic) -> None:
+        self._collection = database["webhooks"]
+        self._clock = clock
+        self._lock = Lock()
+        self._by_company: dict[ObjectId, tuple[float, tuple[COTWebhook, ...]]] = {}
+        self._complaints: set[str] = set()
+        self._by_id: dict[ObjectId, tuple[float, COTWebhook | None]] = {}
+
+    def ensure_indexes(self) -> None:
+        """Make the indexes, or find them made."""
+        with store_errors():
+            self._collection.create_index([("company", 1), ("isActive", 1)], name="company_active")
+            try:
+                self._collection.create_index(
+                    [("company", 1), ("code", 1)],
+                    name="company_code",
+                    unique=True,
+                    # A document written by hand may have no code.
+                    partialFilterExpression={"code": {"$type": "string"}},
+                )
+            except DuplicateKeyError:
+                logger.warning("webhooks: two webhooks of one company have the same code; `webhooks list` shows them")
+
+    def of_company(self, company: ObjectId) -> tuple[COTWebhook, ...]:
+        """Return a company's active webhooks, as they were at most `CACHE_S` ago."""
+        cached = self._by_company.get(company)
+        if cached is not None and cached[0] > self._clock():
+            return cached[1]
+        with store_errors():
+            documents = list(self._collection.find({"company": company, "isActive": True}).sort("_id", 1))
+        webhooks = tuple(webhook for document in documents if (webhook := self._parse(document)) is not None)
+        self._remember(self._by_company, company, webhooks)
+        return webhooks
+
+    def get(self, webhook_id: ObjectId) -> COTWebhook | None:
+        """Return a webhook, active or not, as it was at most `CACHE_S` ago; None when there is no usable one."""
+        cached = self._by_id.get(webhook_id)
+        if cached is not None and cached[0] > self._clock():
+            return cached[1]
+        with store_errors():
+            document = self._collection.find_one({"_id": webhook_id})
+        webhook = self._parse(document) if document is not None else None
+        self._remember(self._by_id, webhook_id, webhook)
+        return webhook
+
+    def _remember(self, cache: dict[ObjectId, Any], key: ObjectId, value: object) -> None:
+        with self._lock:
+            if len(cache) >= _CACHE_SIZE:
+                cache.clear()
+            cache[key] = (self._clock() + CACHE_S, value)
+
+    def _parse(self, document: Document) -> COTWebhook | None:
+        try:
+            return parse_webhook(document)
+        except InvalidWebhook as error:
+            complaint = f"webhook {document.get('_id')} gets no events until it is mended: {error}"
+            if complaint not in self._complaints:  # once per process, not at each read
+                self._complaints.add(complaint)
+                logger.warning("%s", complaint)
+            return None
+
+    def list_all(self, company: ObjectId | None = None) -> list[Document]:
+        """Return the stored documents, of one company or of all, by company and code; never from the cache."""
+        with store_errors():
+            query = {} if company is None else {"company": company}
+            return list(self._collection.find(query).sort([("company", 1), ("code", 1), ("_id", 1)]))
+
+    def find(self, reference: str, company: ObjectId | None = None) -> list[Document]:
+        """Return the stored documents that a person may mean: by id, or by code (in one company, or in any)."""
+        query: Document = {"_id": ObjectId(reference)} if ObjectId.is_valid(reference) else {"code": reference}
+        if company is not None:
+            query["company"] = company
+        with store_errors():
+            return list(self._collection.find(query).sort("_id", 1))
+
+    def add(self, webhook: COTWebhook) -> None:
+        """Store a new webhook.
+
+        Raises:
+            InvalidWebhook: when its company has one with this code.
+        """
+        with store_errors():
+            try:
+                self._collection.insert_one(webhook.to_bson())
+            except DuplicateKeyError:
+                raise InvalidWebhook(
+                    f"invalid webhook: code: company {webhook.company} has {webhook.code!r} already"
+                ) from None
+
+    def change(self, webhook: COTWebhook, fields: frozenset[str]) -> None:
+        """Store the given fields of a webhook that exists, and no others: somebody else may be changing those."""
+        stored = webhook.to_bson()
+        with store_errors():
+            self._collection.update_one(
+                {"_id": webhook.id}, {"$set": {field: stored[field] for field in sorted(fields)}}
+            )
