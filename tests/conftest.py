@@ -1,0 +1,100 @@
+"""What every test may ask for: real servers, clean databases on them, and an environment without our settings."""
+
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pymongo
+import pytest
+import redis
+from pymongo.database import Database
+
+from tests.servers import Server, Servers
+from webhooks import embedded
+from webhooks.config import get_settings
+from webhooks.errors import ServerMissing
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Keep a developer's own settings out of the tests, and one test's settings out of the next."""
+    for name in list(os.environ):
+        if name.startswith("WEBHOOKS_") and not name.startswith("WEBHOOKS_TEST_"):
+            monkeypatch.delenv(name)
+    get_settings.cache_clear()
+    yield
+    get_settings.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a Redis for tests; they may wipe it. One that runs already: WEBHOOKS_TEST_REDIS_URL."""
+    if url := os.environ.get("WEBHOOKS_TEST_REDIS_URL"):
+        yield url
+        return
+    try:
+        server = Server("valkey", embedded.valkey_command, embedded.valkey_url, tmp_path_factory.mktemp("session"))
+    except ServerMissing as missing:
+        _skip_or_fail(missing)
+    yield from _run(server)
+
+
+@pytest.fixture(scope="session")
+def mongodb_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a MongoDB for tests. One that runs already: WEBHOOKS_TEST_MONGODB_URL."""
+    if url := os.environ.get("WEBHOOKS_TEST_MONGODB_URL"):
+        yield url
+        return
+    try:
+        server = Server("mongod", embedded.mongod_command, embedded.mongodb_url, tmp_path_factory.mktemp("session"))
+    except ServerMissing as missing:
+        _skip_or_fail(missing)
+    yield from _run(server)
+
+
+@pytest.fixture
+def redis_client(redis_url: str) -> Iterator[redis.Redis]:
+    """A client of an empty Redis."""
+    with redis.Redis.from_url(redis_url) as client:
+        client.flushdb()
+        yield client
+
+
+@pytest.fixture
+def database(mongodb_url: str) -> Iterator[Database[dict[str, Any]]]:
+    """A database of this test alone, with dates that know their zone."""
+    with pymongo.MongoClient[dict[str, Any]](mongodb_url, tz_aware=True) as client:
+        database = client[f"test_{uuid.uuid4().hex}"]
+        yield database
+        client.drop_database(database)
+
+
+@pytest.fixture
+def servers(tmp_path: Path) -> Iterator[Servers]:
+    """A Valkey and a MongoDB of this test alone, running, to be stopped, killed and paused at will."""
+    try:
+        both = Servers(tmp_path / "servers")
+    except ServerMissing as missing:
+        _skip_or_fail(missing)
+    try:
+        both.start()
+        yield both
+    finally:
+        both.discard()
+
+
+def _run(server: Server) -> Iterator[str]:
+    try:
+        server.start()
+        yield server.url
+    finally:
+        server.discard()
+
+
+def _skip_or_fail(missing: ServerMissing) -> NoReturn:
+    """A developer without a server tests the rest; CI must not pass without having tried."""
+    if os.environ.get("CI"):
+        pytest.fail(str(missing))
+    pytest.skip(str(missing))
