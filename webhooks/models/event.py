@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, NoReturn
 
 from bson import ObjectId
+from bson.dbref import DBRef
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from webhooks.errors import InvalidEvent
@@ -27,6 +28,12 @@ class COTEvent(WireModel):
     extraData: Any  # noqa: N815 - the contract's name
     #: JSON Pointer → ``{"previous": …, "changedTo": …}``; None, and no key, unless `event` is ``edit``.
     diff: dict[str, dict[str, Any]] | None = Field(None, validate_default=False)
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _undo_reference(cls, value: object) -> object:
+        # What the BSON decoder makes of data that happens to have the keys of a reference.
+        return value.as_doc() if isinstance(value, DBRef) else value
 
     @field_validator("diff", mode="before")
     @classmethod

@@ -1,0 +1,84 @@
+"""The import rule: a module imports only from lower layers; and importing opens no connection."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import webhooks
+
+PACKAGE = Path(webhooks.__file__).parent
+
+#: Each module's layer. Within a layer nothing is imported, but for the pairs below.
+LAYERS = {
+    "errors": 0,
+    "config": 0,
+    "models": 0,
+    "version": 0,
+    "matching": 1,
+    "retry": 1,
+    "guard": 1,
+    "mongo": 2,
+    "sender": 2,
+    "webhookstore": 2,
+    "logstore": 2,
+    "embedded": 2,
+    "supervisor": 2,
+    "delivery": 3,
+    "app": 4,
+    "tasks": 4,
+    "worker": 4,
+    "up": 4,
+    "cli": 5,
+    "__main__": 5,
+}
+WITHIN_A_LAYER = {
+    ("config", "errors"),
+    ("models", "errors"),
+    ("webhookstore", "mongo"),
+    ("logstore", "mongo"),
+    ("tasks", "app"),
+    ("__main__", "cli"),
+}
+
+
+def modules() -> list[Path]:
+    return sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+def module_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imported_by(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("webhooks."):
+            found.add((node.module or "").split(".")[1])
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("webhooks.")}
+    return found
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_module_imports_only_from_lower_layers(path: Path):
+    module = module_of(path)
+    for other in imported_by(path) - {module}:
+        assert LAYERS[other] < LAYERS[module] or (module, other) in WITHIN_A_LAYER, f"{module} imports {other}"
+
+
+def test_importing_opens_no_connection_and_leaves_the_producers_app_alone():
+    code = """
+import socket
+def refuse(*args): raise SystemExit("a connection was opened")
+socket.socket.connect = refuse
+from celery import Celery, current_app
+own = Celery("own", set_as_current=True)
+import webhooks
+assert current_app._get_current_object() is own, current_app
+assert webhooks.deliver.name == "webhooks.deliver"
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
