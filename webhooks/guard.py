@@ -1,0 +1,158 @@
+"""Which addresses a request may go to: the rule alone, as a table.
+
+Owns the ranges and the verdict. Never resolves, connects or logs; pure. Called by `sender` with every address that a
+host name resolved to, before a connection is made.
+
+The table is ours because ``ipaddress.is_global`` changes between patch versions of Python: a security rule must not
+depend on which one happens to be installed. Sources: the IANA special-purpose address registries (RFC 6890) and the
+RFCs named at each row.
+"""
+
+from collections.abc import Iterable
+from enum import StrEnum
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+
+
+class Verdict(StrEnum):
+    """What `classify` says: the two that allow a request, and every reason for a refusal."""
+
+    PUBLIC = "public"
+    #: Not public, but inside a network that the operator named.
+    LISTED = "listed"
+
+    UNSPECIFIED = "unspecified"
+    LOOPBACK = "loopback"
+    PRIVATE = "private"
+    UNIQUE_LOCAL = "unique local"
+    SITE_LOCAL = "site-local"
+    LINK_LOCAL = "link-local"
+    CARRIER_NAT = "carrier-grade NAT"
+    CLOUD_HOST = "cloud host service"
+    MULTICAST = "multicast"
+    BROADCAST = "broadcast"
+    DOCUMENTATION = "documentation"
+    BENCHMARKING = "benchmarking"
+    PROTOCOL = "protocol assignment"
+    RELAY = "6to4 relay anycast"
+    LOCAL_NAT64 = "local-use NAT64"
+    ORCHID = "ORCHID"
+    DISCARD = "discard-only"
+    SEGMENT_ROUTING = "segment routing"
+    ZONED = "zone id"
+    RESERVED = "reserved"
+
+    @property
+    def is_allowed(self) -> bool:
+        """Whether a request may go there."""
+        return self in {Verdict.PUBLIC, Verdict.LISTED}
+
+
+def _table(*rows: tuple[str, Verdict]) -> tuple[tuple[Network, Verdict], ...]:
+    return tuple((ip_network(cidr), verdict) for cidr, verdict in rows)
+
+
+#: First match wins, so a range inside another stands before it.
+_IPV4 = _table(
+    ("0.0.0.0/8", Verdict.UNSPECIFIED),  # RFC 1122, 3.2.1.3: "this network"; Linux connects 0.0.0.0 to itself
+    ("10.0.0.0/8", Verdict.PRIVATE),  # RFC 1918
+    ("100.64.0.0/10", Verdict.CARRIER_NAT),  # RFC 6598; holds the metadata service of one large cloud
+    ("127.0.0.0/8", Verdict.LOOPBACK),  # RFC 1122, 3.2.1.3
+    ("168.63.129.16/32", Verdict.CLOUD_HOST),  # no RFC: Azure's host agent, at a public address from inside a VM
+    ("169.254.0.0/16", Verdict.LINK_LOCAL),  # RFC 3927; 169.254.169.254 is the clouds' metadata service
+    ("172.16.0.0/12", Verdict.PRIVATE),  # RFC 1918
+    ("192.0.0.0/24", Verdict.PROTOCOL),  # RFC 6890, 2.1
+    ("192.0.2.0/24", Verdict.DOCUMENTATION),  # RFC 5737
+    ("192.88.99.0/24", Verdict.RELAY),  # RFC 3068, deprecated by RFC 7526
+    ("192.168.0.0/16", Verdict.PRIVATE),  # RFC 1918
+    ("198.18.0.0/15", Verdict.BENCHMARKING),  # RFC 2544
+    ("198.51.100.0/24", Verdict.DOCUMENTATION),  # RFC 5737
+    ("203.0.113.0/24", Verdict.DOCUMENTATION),  # RFC 5737
+    ("224.0.0.0/4", Verdict.MULTICAST),  # RFC 5771
+    ("255.255.255.255/32", Verdict.BROADCAST),  # RFC 919
+    ("240.0.0.0/4", Verdict.RESERVED),  # RFC 1112, 4
+)
+
+_IPV6 = _table(
+    ("::/128", Verdict.UNSPECIFIED),  # RFC 4291, 2.5.2
+    ("::1/128", Verdict.LOOPBACK),  # RFC 4291, 2.5.3
+    ("64:ff9b:1::/48", Verdict.LOCAL_NAT64),  # RFC 8215; see `_embedded`
+    ("100::/64", Verdict.DISCARD),  # RFC 6666
+    ("100:0:0:1::/64", Verdict.PROTOCOL),  # RFC 9780: dummy prefix
+    ("2001:2::/48", Verdict.BENCHMARKING),  # RFC 5180
+    ("2001:10::/28", Verdict.ORCHID),  # RFC 4843
+    ("2001:20::/28", Verdict.ORCHID),  # RFC 7343
+    ("2001::/23", Verdict.PROTOCOL),  # RFC 2928
+    ("2001:db8::/32", Verdict.DOCUMENTATION),  # RFC 3849
+    ("3fff::/20", Verdict.DOCUMENTATION),  # RFC 9637
+    ("5f00::/16", Verdict.SEGMENT_ROUTING),  # RFC 9602
+    ("fc00::/7", Verdict.UNIQUE_LOCAL),  # RFC 4193
+    ("fe80::/10", Verdict.LINK_LOCAL),  # RFC 4291, 2.5.6
+    ("fec0::/10", Verdict.SITE_LOCAL),  # RFC 3879: deprecated, still routed by old networks
+    ("ff00::/8", Verdict.MULTICAST),  # RFC 4291, 2.7
+)
+
+#: All that IANA gives out as global unicast (RFC 4291, 2.4; IANA IPv6 address space). The rest is reserved.
+_GLOBAL_UNICAST = IPv6Network("2000::/3")
+
+_MAPPED = IPv6Network("::ffff:0:0/96")  # RFC 4291, 2.5.5.2
+_COMPATIBLE = IPv6Network("::/96")  # RFC 4291, 2.5.5.1
+_NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052
+_SIX_TO_FOUR = IPv6Network("2002::/16")  # RFC 3056
+_TEREDO = IPv6Network("2001::/32")  # RFC 4380
+
+
+def classify(address: Address | str, allowed_networks: Iterable[Network]) -> Verdict:
+    """Judge one address.
+
+    Args:
+        address: as resolved; an IPv6 address may carry a zone id (``fe80::1%eth0``).
+        allowed_networks: what the operator allows besides public addresses. An IPv6 form that carries an IPv4
+            address is also allowed by a network that names that IPv4 address.
+
+    Returns:
+        A verdict; ask its ``is_allowed``.
+
+    Raises:
+        ValueError: ``address`` is a string that is no address.
+    """
+    allowed = tuple(allowed_networks)
+    ip = ip_address(address) if isinstance(address, str) else address
+    if any(ip in network for network in allowed if network.version == ip.version):
+        return Verdict.LISTED
+    if isinstance(ip, IPv4Address):
+        return _look_up(ip, _IPV4) or Verdict.PUBLIC
+    if ip.scope_id is not None:
+        # RFC 4007: a zone only means something on this machine, so the address cannot be a public one.
+        return Verdict.ZONED
+    inner = _embedded(ip)
+    if inner:
+        verdicts = [classify(part, allowed) for part in inner]
+        return next((verdict for verdict in verdicts if not verdict.is_allowed), verdicts[0])
+    return _look_up(ip, _IPV6) or (Verdict.PUBLIC if ip in _GLOBAL_UNICAST else Verdict.RESERVED)
+
+
+def _look_up(ip: Address, table: tuple[tuple[Network, Verdict], ...]) -> Verdict | None:
+    return next((verdict for network, verdict in table if ip in network), None)
+
+
+def _embedded(ip: IPv6Address) -> tuple[IPv4Address, ...]:
+    """Return the IPv4 addresses that packets to ``ip`` may end up at; empty when it carries none.
+
+    Local-use NAT64 (RFC 8215) is not among them: its operator chooses where in the address the IPv4 bits stand
+    (RFC 6052, 2.2), so they cannot be read from outside, and the range is not globally routable anyway.
+    """
+    number = int(ip)
+    last = IPv4Address(number & 0xFFFF_FFFF)
+    if ip in _MAPPED or ip in _NAT64:
+        return (last,)
+    if ip in _COMPATIBLE and number > 1:  # :: and ::1 are addresses of their own
+        return (last,)
+    if ip in _SIX_TO_FOUR:
+        return (IPv4Address(number >> 80 & 0xFFFF_FFFF),)
+    if ip in _TEREDO:
+        # The client stands inverted at the end; the server relays the first packet, so it counts as well.
+        return (IPv4Address(number & 0xFFFF_FFFF ^ 0xFFFF_FFFF), IPv4Address(number >> 64 & 0xFFFF_FFFF))
+    return ()

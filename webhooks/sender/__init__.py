@@ -1,0 +1,11 @@
+"""One HTTP request, to an address that was judged first.
+
+Re-exports what others use: `client` has the request, `connection` the guarded connections and their deadline,
+`resolver` the look-up, `target` the URL, `readable` the response as text.
+"""
+
+from webhooks.sender.attempt import Timings
+from webhooks.sender.client import Answer, Sender
+from webhooks.sender.resolver import Resolver
+
+__all__ = ["Answer", "Resolver", "Sender", "Timings"]

@@ -1,0 +1,197 @@
+"""What one attempt knows while it runs: its deadline, its timings, and how errors of its socket are worded.
+
+Owns the time budget and the texts of the contract's error table. Never touches a socket except to set its timeout.
+Called by `connection` at each step and by `client`, which reads the outcome.
+"""
+
+import errno
+import socket
+import ssl
+import time
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from types import TracebackType
+
+from webhooks.errors import ErrorKind, NoResponse
+from webhooks.sender.target import Target
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Milliseconds that each phase took; also of the phase in which the attempt failed.
+
+    ``None``: the phase did not take place, because a connection was reused or an earlier phase failed.
+    """
+
+    lookup_ms: float | None
+    #: TCP alone, over all addresses tried.
+    connect_ms: float | None
+    #: The TLS handshake.
+    tls_ms: float | None
+    #: Writing head and body into the socket.
+    send_ms: float | None
+    #: From the request written to the head of the response read.
+    wait_ms: float | None
+    #: Reading the body.
+    read_ms: float | None
+    total_ms: float
+
+
+class Phase(Enum):
+    """The phases that are timed, in their order."""
+
+    LOOKUP = auto()
+    CONNECT = auto()
+    TLS = auto()
+    SEND = auto()
+    WAIT = auto()
+    READ = auto()
+
+
+@dataclass(slots=True, eq=False)
+class Attempt:
+    """One attempt, from `Sender.post` to its answer."""
+
+    target: Target
+    connect_timeout_s: float
+    total_timeout_s: float
+    started: float = field(default_factory=time.monotonic)
+    #: ``ip:port``; ``None`` until a TCP connection stands.
+    peer: str | None = None
+    #: Bytes of the response that have arrived, over the connection now in use.
+    received_bytes: int = 0
+    #: Whether the request went over a connection that an earlier one had used.
+    is_reused: bool = False
+    #: Set for the second try after a stale connection: only a new one will do.
+    wants_fresh: bool = False
+    #: What writing the request ran into. The response may have come all the same, so it is kept until we know.
+    write_error: NoResponse | None = None
+    _durations: dict[Phase, float] = field(default_factory=dict)
+
+    @property
+    def deadline(self) -> float:
+        """When the attempt has to be over, on the monotonic clock."""
+        return self.started + self.total_timeout_s
+
+    def remaining_s(self) -> float:
+        """Return the seconds left, more than 0.
+
+        Raises:
+            NoResponse: kind TIMEOUT.
+        """
+        remaining = self.deadline - time.monotonic()
+        if remaining <= 0:
+            raise self.timed_out()
+        return remaining
+
+    def limit(self, sock: socket.socket) -> None:
+        """Give the next operation of a socket what is left of the deadline."""
+        sock.settimeout(self.remaining_s())
+
+    def timed_out(self) -> NoResponse:
+        """Return the error for a passed deadline, in the contract's words."""
+        return NoResponse(ErrorKind.TIMEOUT, f"timeout of {round(self.total_timeout_s * 1000)}ms exceeded")
+
+    def timing(self, phase: Phase) -> "_Stopwatch":
+        """Measure a phase: a context manager."""
+        return _Stopwatch(self._durations, phase)
+
+    def timings(self) -> Timings:
+        """Return what was measured so far, the total up to now."""
+
+        def ms(phase: Phase) -> float | None:
+            seconds = self._durations.get(phase)
+            return None if seconds is None else seconds * 1000
+
+        return Timings(
+            ms(Phase.LOOKUP),
+            ms(Phase.CONNECT),
+            ms(Phase.TLS),
+            ms(Phase.SEND),
+            ms(Phase.WAIT),
+            ms(Phase.READ),
+            (time.monotonic() - self.started) * 1000,
+        )
+
+    def start_over(self) -> None:
+        """Forget the try that met a stale connection; its time still counts against the deadline and in the total."""
+        self.wants_fresh = True
+        self.is_reused = False
+        self.received_bytes = 0
+        self.peer = None
+        self.write_error = None
+        self._durations.clear()
+
+    def read_failed(self, error: OSError) -> NoResponse:
+        """Word an error of reading, by its type."""
+        if isinstance(error, TimeoutError) and error.errno is None:
+            return self.timed_out()
+        if self.received_bytes:
+            return NoResponse(ErrorKind.ABORTED, "aborted")
+        if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
+            return hang_up()
+        if isinstance(error, ssl.SSLError):
+            return tls_failed(error)
+        return NoResponse(ErrorKind.RESET, f"read {errno_name(error)}")
+
+    def write_failed(self, error: OSError) -> NoResponse:
+        """Word an error of writing, by its type."""
+        if isinstance(error, TimeoutError) and error.errno is None:
+            return self.timed_out()
+        if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
+            return NoResponse(ErrorKind.RESET, "write EPIPE")
+        if isinstance(error, ssl.SSLError):
+            return tls_failed(error)
+        return NoResponse(ErrorKind.RESET, f"write {errno_name(error)}")
+
+
+class _Stopwatch:
+    # A class, not @contextmanager: this runs five times per attempt, and a generator costs several times as much.
+    __slots__ = ("_durations", "_phase", "_started")
+
+    def __init__(self, durations: dict[Phase, float], phase: Phase) -> None:
+        self._durations = durations
+        self._phase = phase
+
+    def __enter__(self) -> None:
+        self._started = time.monotonic()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._durations[self._phase] = time.monotonic() - self._started
+
+
+#: The attempt that the code now running belongs to. urllib3 makes and picks connections itself, so this is how they
+#: learn the deadline. Each thread and greenlet sees its own.
+current_attempt: ContextVar[Attempt] = ContextVar("current_attempt")
+
+
+def hang_up() -> NoResponse:
+    """Return the error for a connection closed before a response."""
+    return NoResponse(ErrorKind.HANG_UP, "socket hang up")
+
+
+def connect_failed(error: OSError, address: str) -> NoResponse:
+    """Word an error of the TCP connection.
+
+    Args:
+        error: as ``socket.connect`` raised it.
+        address: ``ip:port``.
+    """
+    if isinstance(error, TimeoutError):  # ours or the kernel's
+        return NoResponse(ErrorKind.CONNECT_TIMEOUT, f"connect ETIMEDOUT {address}")
+    kind = ErrorKind.CONNECT_REFUSED if error.errno == errno.ECONNREFUSED else ErrorKind.CONNECT_FAILED
+    return NoResponse(kind, f"connect {errno_name(error)} {address}")
+
+
+def tls_failed(error: ssl.SSLError) -> NoResponse:
+    """Word a TLS error: OpenSSL's reason for a certificate, else its reason code in words."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return NoResponse(ErrorKind.TLS, error.verify_message)
+    reason = (error.reason or "").replace("_", " ").lower()
+    return NoResponse(ErrorKind.TLS, f"TLS failed: {reason}" if reason else "TLS failed")
+
+
+def errno_name(error: OSError) -> str:
+    """Return ``ECONNRESET`` and the like; ``EIO`` for an error without a number."""
+    return errno.errorcode.get(error.errno or 0, "EIO")

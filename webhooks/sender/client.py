@@ -1,0 +1,196 @@
+"""One HTTP request, start to finish.
+
+Owns `Sender`: what a request looks like on the wire, the second try on a stale connection, and how much of a response
+is read. Never follows a redirect, keeps a cookie, reads a proxy or ``.netrc`` from the environment, or raises for what
+a receiver does. Called by `delivery`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import certifi
+import requests
+import urllib3
+from requests.models import PreparedRequest, Response
+from requests.structures import CaseInsensitiveDict
+
+from webhooks.errors import ErrorKind, NoResponse
+from webhooks.guard import Network
+from webhooks.sender.attempt import Attempt, Phase, Timings, current_attempt, hang_up
+from webhooks.sender.connection import Adapter, Connector, bad_response, make_tls_context
+from webhooks.sender.readable import BodyCollector, to_text
+from webhooks.sender.resolver import Resolver
+from webhooks.sender.target import Target, parse_target
+
+#: Bytes asked for at a time.
+_READ_BYTES = 16 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came of one request."""
+
+    #: ``None``: no response came.
+    status: int | None
+    #: The response body, readable; where no response came, the error in the contract's words.
+    text: str
+    #: ``None`` when a response came.
+    error_kind: ErrorKind | None
+    #: The body had more bytes than are kept.
+    cut: bool
+    #: ``ip:port`` or ``[ipv6]:port`` of the connection; ``None`` when none was made.
+    peer: str | None
+    timings: Timings
+
+
+class Sender:
+    """Sends requests to allowed addresses over kept connections. One per process; its methods are thread-safe."""
+
+    def __init__(
+        self,
+        *,
+        allowed_networks: tuple[Network, ...],
+        connect_timeout_s: float,
+        total_timeout_s: float,
+        max_response_bytes: int,
+        ca_bundle: Path | None,
+        pool_size: int,
+        resolver: Resolver | None = None,
+    ) -> None:
+        """Make a sender. Opens no connection, reads the certificate authorities.
+
+        Args:
+            allowed_networks: addresses that requests may go to besides public ones.
+            connect_timeout_s: for TCP alone, shared among a host's addresses.
+            total_timeout_s: for everything from look-up to the last byte of the body.
+            max_response_bytes: kept of a body, counted after decompression.
+            ca_bundle: PEM file; ``None`` for certifi's list.
+            pool_size: idle connections kept per endpoint: as many as threads may send to it at one time.
+            resolver: for tests; ``None`` for the system's.
+        """
+        self._connect_timeout_s = connect_timeout_s
+        self._total_timeout_s = total_timeout_s
+        self._max_response_bytes = max_response_bytes
+        self._adapter = Adapter(
+            Connector(allowed_networks, resolver or Resolver()),
+            make_tls_context(str(ca_bundle) if ca_bundle else certifi.where()),
+            pool_size,
+        )
+
+    def post(self, url: str, headers: Mapping[str, str], body: bytes) -> Answer:
+        """POST a body and read the response.
+
+        Args:
+            url: as the webhook has it.
+            headers: sent as they are; ours (Accept, Accept-Encoding, Connection, Content-Length) give way to them.
+            body: sent as it is.
+
+        Returns:
+            The answer, also where none came: nothing that a receiver, a resolver or a URL does is raised.
+
+        Raises:
+            ValueError: a header name or value that HTTP cannot carry; whoever stores headers checks them.
+        """
+        target = Target("", "", 0, "", "")
+        attempt = Attempt(target, self._connect_timeout_s, self._total_timeout_s)
+        token = current_attempt.set(attempt)
+        try:
+            attempt.target = parse_target(url)
+            status, text, cut = self._exchange(attempt, headers, body)
+            return Answer(status, text, None, cut, attempt.peer, attempt.timings())
+        except NoResponse as error:
+            return Answer(None, error.text, error.kind, False, attempt.peer, attempt.timings())
+        finally:
+            current_attempt.reset(token)
+
+    def close(self) -> None:
+        """Close all idle connections."""
+        self._adapter.close()
+
+    def _exchange(self, attempt: Attempt, headers: Mapping[str, str], body: bytes) -> tuple[int, str, bool]:
+        request = _prepare(attempt.target.url, headers, body)
+        try:
+            response = self._send(request)
+        except NoResponse as error:
+            # The receiver closed a kept connection while we wrote to it, which every keep-alive server does some
+            # time (RFC 9112, 9.3.1). That says nothing about the receiver, so it is not a failed attempt.
+            is_stale = attempt.is_reused and not attempt.received_bytes
+            if not is_stale or error.kind not in {ErrorKind.RESET, ErrorKind.HANG_UP}:
+                raise
+            attempt.start_over()
+            response = self._send(request)
+        with attempt.timing(Phase.READ):
+            text, cut = self._read(response)
+        return response.status_code, text, cut
+
+    def _send(self, request: PreparedRequest) -> Response:
+        try:
+            # The connections keep the deadline themselves; this timeout is for whoever stands in for them.
+            return self._adapter.send(request, stream=True, timeout=self._total_timeout_s)
+        except requests.RequestException as error:
+            raise _no_response(error, current_attempt.get()) from error
+
+    def _read(self, response: Response) -> tuple[str, bool]:
+        """Read the body up to the cap, and give the connection back or close it."""
+        raw: urllib3.HTTPResponse = response.raw
+        collector = BodyCollector(self._max_response_bytes, response.headers.get("Content-Encoding"))
+        is_whole = False
+        try:
+            # One byte more than the cap, to know whether there is more. urllib3 gives the connection back to its
+            # pool when it has read the end.
+            while data := raw.read(min(_READ_BYTES, self._max_response_bytes + 1), decode_content=False):
+                if not collector.feed(data):
+                    break
+            else:
+                is_whole = True
+        except urllib3.exceptions.HTTPError as error:
+            # Short of its Content-Length, or a bad chunk: a response that did not arrive whole is no response.
+            raise NoResponse(ErrorKind.ABORTED, "aborted") from error
+        finally:
+            if not is_whole:
+                raw.close()
+                raw.release_conn()
+        kept = collector.body()
+        return to_text(kept, response.headers.get("Content-Type"), is_cut=collector.is_cut), collector.is_cut
+
+
+def _prepare(url: str, headers: Mapping[str, str], body: bytes) -> PreparedRequest:
+    request = PreparedRequest()
+    request.method = "POST"
+    request.url = url
+    request.headers = CaseInsensitiveDict(
+        {"Accept": "*/*", "Accept-Encoding": "identity", "Connection": "keep-alive", "Content-Length": str(len(body))}
+    )
+    request.headers.update(headers)
+    request.body = body
+    return request
+
+
+#: What requests raises by itself. Over our connections hardly anything can: errors become `NoResponse` where they
+#: happen. The rest comes from whoever stands in for the adapter in tests. First match wins.
+_KINDS: tuple[tuple[type[requests.RequestException], ErrorKind], ...] = (
+    (requests.exceptions.SSLError, ErrorKind.TLS),
+    (requests.exceptions.ConnectTimeout, ErrorKind.CONNECT_TIMEOUT),
+    (requests.exceptions.Timeout, ErrorKind.TIMEOUT),
+    (requests.exceptions.ConnectionError, ErrorKind.HANG_UP),
+    (requests.exceptions.InvalidURL, ErrorKind.BAD_URL),
+    (requests.exceptions.RequestException, ErrorKind.BAD_RESPONSE),
+)
+
+
+def _no_response(error: requests.RequestException, attempt: Attempt) -> NoResponse:
+    kind = next(kind for cls, kind in _KINDS if isinstance(error, cls))
+    match kind:
+        case ErrorKind.TIMEOUT:
+            return attempt.timed_out()
+        case ErrorKind.HANG_UP:
+            return hang_up()
+        case ErrorKind.TLS:
+            return NoResponse(kind, "TLS failed")
+        case ErrorKind.CONNECT_TIMEOUT:
+            return NoResponse(kind, f"connect ETIMEDOUT {attempt.target.shown_host}:{attempt.target.port}")
+        case ErrorKind.BAD_URL:
+            return NoResponse(kind, "bad URL: it is malformed")
+        case _:
+            return bad_response("Invalid response")

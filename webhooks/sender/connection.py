@@ -1,0 +1,417 @@
+"""Sockets that keep an attempt's deadline, connections made of them, and the adapter that hands them to requests.
+
+Owns how a connection comes about (look-up, guard, TCP, TLS) and how foreign errors become `NoResponse`. That is no
+OSError and no urllib3 error, so it passes through urllib3 and requests untouched: each error is mapped by its type
+where it happens. Called by `client`.
+
+Overridden, and what of them is relied on: urllib3 2.8 ``HTTPConnection.connect``, ``request``, ``getresponse``,
+``response_class``; ``HTTPConnectionPool.ConnectionCls``; ``PoolManager.pool_classes_by_scheme``. requests 2.34
+``HTTPAdapter.init_poolmanager``, ``build_connection_pool_key_attributes``, ``cert_verify``, ``build_response``,
+``close``. Python ``socket.socket``, ``ssl.SSLSocket`` by way of ``SSLContext.sslsocket_class``,
+``http.client.HTTPResponse.begin`` and its ``fp``.
+"""
+
+import http.client
+import re
+import socket
+import ssl
+import time
+from collections.abc import Mapping
+from ipaddress import ip_address
+from typing import Any, cast
+
+import urllib3
+from requests.adapters import HTTPAdapter
+from requests.models import PreparedRequest, Response
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+
+from webhooks.errors import ErrorKind, NoResponse
+from webhooks.guard import Network, classify
+from webhooks.sender.attempt import Attempt, Phase, connect_failed, current_attempt, hang_up, tls_failed
+from webhooks.sender.resolver import Endpoint, Resolver
+
+#: Addresses of one host that are tried. A name server can answer with hundreds.
+MAX_ADDRESSES = 4
+
+#: Bytes that all heads of one response may have, 1xx ones included. Node.js allows 16 KiB, servers send 1 KiB.
+MAX_HEAD_BYTES = 64 * 1024
+
+#: Endpoints whose idle connections are kept; beyond that the one that was used least recently is closed.
+MAX_ENDPOINTS = 256
+
+#: Seconds after which a connection is not used again, so that a receiver that moved is followed even when its old
+#: address still answers.
+MAX_CONNECTION_AGE_S = 300.0
+
+_STATUS_LINE = re.compile(rb"HTTP/1\.[01] [1-9][0-9]{2}(?: [^\r\n\0]*)?\r?\n")
+_HEADER_LINE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\r\n\0]*\r?\n")
+#: RFC 9112, 5.2: obsolete, to be accepted from a server.
+_FOLDED_LINE = re.compile(rb"[ \t][^\r\n\0]*\r?\n")
+
+
+class _Socket(socket.socket):
+    """A TCP socket, each operation of which gets what is left of its attempt's deadline."""
+
+    #: Set anew for each request on a connection.
+    attempt: Attempt
+
+    def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
+        self.attempt.limit(self)
+        try:
+            count = super().recv_into(buffer, nbytes, flags)
+        except OSError as error:
+            raise self.attempt.read_failed(error) from error
+        self.attempt.received_bytes += count
+        return count
+
+    def sendall(self, data: Any, flags: int = 0) -> None:
+        self.attempt.limit(self)
+        try:
+            super().sendall(data, flags)
+        except OSError as error:
+            raise _write_failed(self.attempt, error) from error
+
+
+class _TLSSocket(ssl.SSLSocket):
+    """The same over TLS. ``recv_into`` and ``sendall`` of its base come down to these."""
+
+    attempt: Attempt
+
+    def do_handshake(self, block: bool = False) -> None:
+        self.attempt.limit(self)
+        try:
+            super().do_handshake(block)
+        except (ssl.SSLEOFError, ssl.SSLZeroReturnError) as error:
+            raise hang_up() from error
+        except ssl.SSLError as error:
+            raise tls_failed(error) from error
+        except OSError as error:
+            raise self.attempt.read_failed(error) from error
+
+    def read(self, len: int = 1024, buffer: Any = None) -> Any:  # noqa: A002 - ssl's name
+        self.attempt.limit(self)
+        try:
+            data = super().read(len, buffer)
+        except OSError as error:  # ssl.SSLError is one
+            raise self.attempt.read_failed(error) from error
+        self.attempt.received_bytes += data if isinstance(data, int) else data.__len__()
+        return data
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        self.attempt.limit(self)
+        try:
+            return super().send(data, flags)
+        except OSError as error:
+            raise _write_failed(self.attempt, error) from error
+
+
+def _write_failed(attempt: Attempt, error: OSError) -> Exception:
+    """Return what to raise when writing failed.
+
+    A receiver may answer (413, say) and close without reading all of our body. urllib3 goes on to read the response
+    after a ``BrokenPipeError``, so every sign of a closed connection is raised as that, and noted in case none comes.
+    """
+    failure = attempt.write_failed(error)
+    if failure.kind is not ErrorKind.RESET:
+        return failure
+    attempt.write_error = failure
+    return BrokenPipeError(*error.args)
+
+
+class _HeadReader:
+    """Stands in for a response's file while its head is read: strict about lines, bounded in size.
+
+    ``http.client`` alone takes a head that breaks off for a whole one, reads ``1_0_0`` as a number, hands lines that
+    are no headers to a parser for e-mail, and follows 1xx responses without end.
+    """
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self._bytes_left = MAX_HEAD_BYTES
+        self._at_status_line = True
+
+    def readline(self, limit: int) -> bytes:
+        """Return the next line; ``b""`` only where the connection closed before a response began."""
+        line: bytes = self._file.readline(min(limit, self._bytes_left + 1))
+        self._bytes_left -= len(line)
+        if self._bytes_left < 0 or len(line) >= limit:
+            raise bad_response("Header overflow")
+        if self._at_status_line:
+            if not line:
+                return line
+            self._check_complete(line, b"HTTP/"[: len(line)])
+            if not _STATUS_LINE.fullmatch(line):
+                raise bad_response("Expected HTTP/1.0 or HTTP/1.1")
+            self._at_status_line = False
+        else:
+            self._check_complete(line, b"")
+            if line in (b"\r\n", b"\n"):
+                self._at_status_line = True  # of what may follow a 1xx response
+            elif not _HEADER_LINE.fullmatch(line) and not _FOLDED_LINE.fullmatch(line):
+                raise bad_response("Invalid header line")
+        return line
+
+    def _check_complete(self, line: bytes, expected_start: bytes) -> None:
+        if not line.endswith(b"\n") and line.startswith(expected_start):
+            raise NoResponse(ErrorKind.ABORTED, "aborted")
+
+    def flush(self) -> None:
+        """Do nothing; ``http.client.HTTPResponse.close`` calls it."""
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _ResponseHead(http.client.HTTPResponse):
+    """A response whose head is read strictly, and whose framing is not open to two readings."""
+
+    def begin(self) -> None:
+        file = self.fp
+        self.fp = cast(Any, _HeadReader(file))
+        try:
+            super().begin()
+            # http.client skips 100 alone; 103 and others would be taken for the response (RFC 9110, 15.2).
+            while self.status < 200 and self.status != http.HTTPStatus.SWITCHING_PROTOCOLS:
+                self.headers = self.msg = cast(Any, None)
+                super().begin()
+        finally:
+            if self.fp is not None:
+                self.fp = file
+        self._check_framing()
+
+    def _check_framing(self) -> None:
+        """Refuse what RFC 9112, 6.3, calls invalid, before http.client and urllib3 each make up their minds."""
+        encodings = self.headers.get_all("transfer-encoding", [])
+        lengths = self.headers.get_all("content-length", [])
+        if encodings and (len(encodings) > 1 or encodings[0].strip().lower() != "chunked"):
+            raise bad_response("Unknown Transfer-Encoding")
+        if encodings and lengths:
+            # Chunks count, and what follows on this connection is not to be trusted.
+            del self.headers["content-length"]
+            self.will_close = True
+        elif lengths:
+            values = {part.strip() for value in lengths for part in value.split(",")}
+            if len(values) > 1 or not all(re.fullmatch("[0-9]{1,18}", value) for value in values):
+                raise bad_response("Invalid Content-Length")
+            if len(lengths) > 1 or "," in lengths[0]:
+                del self.headers["content-length"]
+                self.headers["content-length"] = values.pop()
+        if self.status == http.HTTPStatus.SWITCHING_PROTOCOLS:
+            self.will_close = True  # we asked for no other protocol
+
+
+def bad_response(reason: str) -> NoResponse:
+    """Return the error for something that is not HTTP; Node.js words it so."""
+    return NoResponse(ErrorKind.BAD_RESPONSE, f"Parse Error: {reason}")
+
+
+class Connector:
+    """Makes guarded TCP connections: what all connections of one Sender share."""
+
+    def __init__(self, allowed_networks: tuple[Network, ...], resolver: Resolver) -> None:
+        self._allowed_networks = allowed_networks
+        self._resolver = resolver
+
+    def open(self, attempt: Attempt) -> _Socket:
+        """Resolve the attempt's host once, judge every answer, and connect to the first that works.
+
+        Raises:
+            NoResponse: look-up failed, an address is not allowed, or none could be connected to.
+        """
+        target = attempt.target
+        if ":" in target.host:
+            # A zone id may name an interface that this machine does not have: judge before the resolver sees it.
+            self._judge(attempt, target.host)
+        with attempt.timing(Phase.LOOKUP):
+            endpoints = self._resolver.resolve(target.host, target.port, attempt.remaining_s())
+        for endpoint in endpoints:
+            self._judge(attempt, endpoint.ip)
+        with attempt.timing(Phase.CONNECT):
+            return self._connect_one_of(endpoints[:MAX_ADDRESSES], attempt)
+
+    def _judge(self, attempt: Attempt, ip: str) -> None:
+        if not classify(ip, self._allowed_networks).is_allowed:
+            target = attempt.target
+            # Never the address it resolved to: the text is shown to whoever typed the URL.
+            raise NoResponse(ErrorKind.NOT_ALLOWED, f"address not allowed: {target.shown_host}:{target.port}")
+
+    def _connect_one_of(self, endpoints: tuple[Endpoint, ...], attempt: Attempt) -> _Socket:
+        give_up_at = time.monotonic() + attempt.connect_timeout_s
+        failure = None
+        for tried, endpoint in enumerate(endpoints):
+            # Each address gets an equal share of what is left; what one does not use goes to the others.
+            share_s = max(0.001, (give_up_at - time.monotonic()) / (len(endpoints) - tried))
+            try:
+                return _connect(endpoint, attempt, share_s)
+            except NoResponse as error:
+                if error.kind is ErrorKind.TIMEOUT:
+                    raise
+                failure = error
+        # The resolver returns at least one endpoint.
+        raise failure or NoResponse(ErrorKind.CONNECT_FAILED, "connect EADDRNOTAVAIL")
+
+
+def _connect(endpoint: Endpoint, attempt: Attempt, share_s: float) -> _Socket:
+    remaining_s = attempt.remaining_s()
+    address = _ip_port(endpoint)
+    sock = None
+    try:
+        sock = _Socket(endpoint.family, socket.SOCK_STREAM)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as urllib3 does: head and body are two writes
+        sock.settimeout(min(share_s, remaining_s))
+        sock.connect(endpoint.sockaddr)
+    except OSError as error:
+        if sock is not None:
+            sock.close()
+        if isinstance(error, TimeoutError) and remaining_s <= share_s:
+            raise attempt.timed_out() from error
+        raise connect_failed(error, address) from error
+    sock.attempt = attempt
+    attempt.peer = address
+    return sock
+
+
+def _ip_port(endpoint: Endpoint) -> str:
+    ip = ip_address(endpoint.ip)
+    return f"{ip}:{endpoint.sockaddr[1]}" if ip.version == 4 else f"[{ip}]:{endpoint.sockaddr[1]}"
+
+
+# urllib3 makes connections from classes and keyword arguments of its own, so these get their connector as a class
+# attribute of a subclass that `Adapter` makes for itself.
+class _Connection(HTTPConnection):
+    connector: Connector
+    response_class = _ResponseHead
+
+    _opened_at = 0.0
+    _peer: str | None = None
+
+    def connect(self) -> None:
+        attempt = current_attempt.get()
+        self._open(attempt)
+
+    def _open(self, attempt: Attempt) -> None:
+        self.sock = self.connector.open(attempt)
+        self._opened_at = time.monotonic()
+        self._peer = attempt.peer
+
+    def request(
+        self, method: str, url: str, body: Any = None, headers: Mapping[str, str] | None = None, **kw: Any
+    ) -> None:
+        attempt = current_attempt.get()
+        if self.sock is not None and self._peer is not None and attempt.peer is None:
+            # It comes out of the pool: `connect` has not run in this attempt.
+            if attempt.wants_fresh or time.monotonic() - self._opened_at > MAX_CONNECTION_AGE_S:
+                self.close()
+            else:
+                attempt.is_reused = True
+                attempt.peer = self._peer
+                cast(_Socket, self.sock).attempt = attempt
+        if self.sock is None:
+            self.connect()
+        with attempt.timing(Phase.SEND):
+            super().request(method, url, body=body, headers=headers, **kw)
+
+    def getresponse(self) -> Any:
+        attempt = current_attempt.get()
+        try:
+            with attempt.timing(Phase.WAIT):
+                return super().getresponse()
+        except http.client.RemoteDisconnected as error:
+            raise attempt.write_error or hang_up() from error
+        except NoResponse as error:
+            if error.kind in {ErrorKind.RESET, ErrorKind.HANG_UP} and attempt.write_error is not None:
+                raise attempt.write_error from error
+            raise
+        except http.client.HTTPException as error:
+            # Of http.client's own checks only the one on the number of headers can still speak up.
+            raise bad_response("Header overflow") from error
+
+
+class _TLSConnection(_Connection, HTTPSConnection):
+    def connect(self) -> None:
+        attempt = current_attempt.get()
+        self._open(attempt)
+        context = cast(ssl.SSLContext, self.ssl_context)
+        # Name and SNI are the URL's, whatever address was judged. ssl knows no zone ids, certificates no root dot.
+        name = attempt.target.host.partition("%")[0].rstrip(".")
+        tcp = cast(_Socket, self.sock)
+        with attempt.timing(Phase.TLS):
+            # The handshake is a call of its own, because it needs the attempt, which the new socket does not have yet.
+            tls = cast(_TLSSocket, context.wrap_socket(tcp, server_hostname=name, do_handshake_on_connect=False))
+            self.sock = tls
+            tls.attempt = attempt
+            tls.do_handshake()
+        self.is_verified = True  # the context requires it; urllib3 warns otherwise
+
+
+class Adapter(HTTPAdapter):
+    """requests' adapter over the connections above.
+
+    ``send`` is requests' own, so that the ``responses`` library can stand in for it.
+    """
+
+    def __init__(self, connector: Connector, tls_context: ssl.SSLContext, pool_size: int) -> None:
+        """Make the pools.
+
+        Args:
+            connector: makes the TCP connections.
+            tls_context: the only one, with its authorities loaded; from `make_tls_context`.
+            pool_size: idle connections kept per endpoint.
+        """
+        self._connector = connector
+        self._tls_context = tls_context
+        super().__init__(pool_connections=MAX_ENDPOINTS, pool_maxsize=pool_size, pool_block=False)
+
+    def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **pool_kwargs: Any) -> None:
+        """Make pools of guarded connections; requests calls this once."""
+        shared = {"connector": self._connector}
+        plain = type("GuardedConnection", (_Connection,), shared)
+        secure = type("GuardedTLSConnection", (_TLSConnection,), shared)
+        self.poolmanager = urllib3.PoolManager(
+            num_pools=connections, maxsize=maxsize, block=block, ssl_context=self._tls_context, **pool_kwargs
+        )
+        self.poolmanager.pool_classes_by_scheme = {
+            "http": type("GuardedPool", (HTTPConnectionPool,), {"ConnectionCls": plain}),
+            "https": type("GuardedTLSPool", (HTTPSConnectionPool,), {"ConnectionCls": secure}),
+        }
+
+    def build_connection_pool_key_attributes(
+        self, request: PreparedRequest, verify: Any, cert: Any = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the pool's key: the endpoint alone, because there is one TLS context."""
+        target = current_attempt.get().target
+        return {"scheme": target.scheme, "host": target.host, "port": target.port}, {}
+
+    def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
+        """Do nothing: requests' own would make each connection load the authorities again."""
+
+    def build_response(self, req: PreparedRequest, resp: Any) -> Response:
+        """Make a response without requests' cookie jar: cookies are not kept, so they need not be parsed."""
+        response = Response()
+        response.status_code = resp.status
+        response.headers.update(resp.headers)
+        response.raw = resp
+        response.reason = resp.reason
+        response.url = req.url or ""
+        response.request = req
+        return response
+
+    def close(self) -> None:
+        """Close all idle connections now; urllib3 alone leaves that to the garbage collector."""
+        for key in self.poolmanager.pools.keys():  # noqa: SIM118 - it is urllib3's container, not a dict
+            pool = self.poolmanager.pools.get(key)
+            if pool is not None:
+                pool.close()
+        super().close()
+
+
+def make_tls_context(ca_file: str) -> ssl.SSLContext:
+    """Make the client context: certificates required, names checked, TLS 1.2 at least."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.hostname_checks_common_name = False
+    context.set_alpn_protocols(["http/1.1"])
+    context.load_verify_locations(ca_file)
+    context.sslsocket_class = _TLSSocket
+    return context

@@ -1,0 +1,138 @@
+"""Host names to addresses, within a deadline.
+
+Owns the look-up threads. Never judges an address (`guard` does) and caches nothing. Called by `connection`, once per
+new connection.
+"""
+
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from webhooks.errors import ErrorKind, NoResponse
+
+#: ``(host, port)`` → what ``socket.getaddrinfo`` returns for stream sockets; raises ``socket.gaierror``.
+Lookup = Callable[[str, int], list[Any]]
+
+#: Look-ups that may run at one time. ``getaddrinfo`` cannot be interrupted, and with a dead name server one of them
+#: takes up to half a minute, so this bounds what such a server can hold.
+MAX_LOOKUPS = 64
+
+#: Names of ``getaddrinfo``'s errors as Node.js writes them, which is where the contract's texts come from. Which
+#: codes exist depends on the platform.
+_EAI_NAMES = {
+    getattr(socket, name): name
+    for name in ("EAI_AGAIN", "EAI_FAIL", "EAI_FAMILY", "EAI_MEMORY", "EAI_SERVICE", "EAI_SOCKTYPE", "EAI_SYSTEM")
+    if hasattr(socket, name)
+}
+_NOT_FOUND = {getattr(socket, name) for name in ("EAI_NONAME", "EAI_NODATA") if hasattr(socket, name)}
+
+
+class Endpoint(NamedTuple):
+    """One address to connect to."""
+
+    family: int
+    #: As ``socket.connect`` wants it: the address, the port, and for IPv6 flow and scope.
+    sockaddr: tuple[Any, ...]
+
+    @property
+    def ip(self) -> str:
+        """The address alone, with its zone id if it has one."""
+        return str(self.sockaddr[0])
+
+
+@dataclass(slots=True, eq=False)
+class _Flight:
+    """A look-up under way, shared by all who want the same name."""
+
+    landed: threading.Event = field(default_factory=threading.Event)
+    endpoints: tuple[Endpoint, ...] = ()
+    #: ``None`` when the look-up succeeded.
+    error: str | None = None
+
+
+def system_lookup(host: str, port: int) -> list[Any]:
+    """Ask the system's resolver."""
+    return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+
+
+class Resolver:
+    """Resolves host names in daemon threads, one per name at a time, so that a caller can stop waiting."""
+
+    def __init__(self, lookup: Lookup = system_lookup, *, max_lookups: int = MAX_LOOKUPS) -> None:
+        self._lookup = lookup
+        self._max_lookups = max_lookups
+        self._changed = threading.Condition()
+        self._flights: dict[tuple[str, int], _Flight] = {}
+
+    def resolve(self, host: str, port: int, timeout_s: float) -> tuple[Endpoint, ...]:
+        """Return the addresses of a host, at least one.
+
+        Numeric hosts, also in the odd spellings of IPv4 (octal, hex, short, decimal), are read by the system's
+        resolver as well, so what is judged is what would be connected to.
+
+        Raises:
+            NoResponse: kind LOOKUP: no such host, or no answer in time, which is ``EAI_AGAIN``.
+        """
+        try:
+            numeric = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+        except (socket.gaierror, UnicodeError):
+            pass  # a name
+        else:
+            return _endpoints(numeric)
+
+        give_up_at = time.monotonic() + timeout_s
+        flight = self._join(host, port, give_up_at)
+        if flight is None or not flight.landed.wait(max(0.0, give_up_at - time.monotonic())):
+            raise _lookup_failed("EAI_AGAIN", host)
+        if flight.error is not None:
+            raise _lookup_failed(flight.error, host)
+        return flight.endpoints
+
+    def _join(self, host: str, port: int, give_up_at: float) -> _Flight | None:
+        """Board the look-up that is under way, or start one; ``None`` when there was no room for it in time."""
+        key = (host, port)
+        with self._changed:
+            while key not in self._flights:
+                if len(self._flights) < self._max_lookups:
+                    return self._start(key)
+                if not self._changed.wait(give_up_at - time.monotonic()):
+                    return None
+            return self._flights[key]
+
+    def _start(self, key: tuple[str, int]) -> _Flight | None:
+        flight = self._flights[key] = _Flight()
+        # A daemon: a look-up that hangs must not keep the worker from stopping.
+        thread = threading.Thread(target=self._run, args=(key, flight), name=f"lookup {key[0]}", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the system has no thread left: like a resolver that cannot serve us now
+            del self._flights[key]
+            return None
+        return flight
+
+    def _run(self, key: tuple[str, int], flight: _Flight) -> None:
+        try:
+            flight.endpoints = _endpoints(self._lookup(*key))
+            if not flight.endpoints:
+                flight.error = "ENOTFOUND"
+        except socket.gaierror as error:
+            flight.error = "ENOTFOUND" if error.errno in _NOT_FOUND else _EAI_NAMES.get(error.errno or 0, "EAI_FAIL")
+        except Exception:  # noqa: BLE001 - whatever a resolver does must reach the waiting caller as a failed look-up
+            flight.error = "EAI_FAIL"
+        finally:
+            with self._changed:
+                del self._flights[key]
+                self._changed.notify_all()
+            flight.landed.set()
+
+
+def _endpoints(answers: list[Any]) -> tuple[Endpoint, ...]:
+    # dict: the resolver's order without doubles
+    return tuple(dict.fromkeys(Endpoint(int(family), tuple(sockaddr)) for family, _, _, _, sockaddr in answers))
+
+
+def _lookup_failed(code: str, host: str) -> NoResponse:
+    return NoResponse(ErrorKind.LOOKUP, f"getaddrinfo {code} {host}")
