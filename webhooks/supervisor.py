@@ -261,6 +261,7 @@ class _Child:
         self._started_at = 0.0
         self._starts_at = 0.0
         self._exit_code: int | None = None
+        self._has_started = False
         self._has_ended_for_good = False
         #: Deaths in a row, without having run for long in between.
         self._deaths = 0
@@ -299,8 +300,10 @@ class _Child:
         return process is not None and process.poll() is None
 
     def is_ready(self) -> bool:
-        """Say whether it runs and, where it can tell, does its work."""
-        return self.is_running() and (self.program.ready is None or self.program.ready())
+        """Say whether it does its work or, where it cannot tell, has been started."""
+        if self.program.ready is None:
+            return self._has_started
+        return self.is_running() and self.program.ready()
 
     def has_ended_for_good(self) -> bool:
         """Say whether it has ended and is not to be started again."""
@@ -336,6 +339,7 @@ class _Child:
             self._note_death(now)
         else:
             self._process = process
+            self._has_started = True
 
     def _note_death(self, now: float) -> None:
         if self._process is not None:

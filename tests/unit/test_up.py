@@ -1,0 +1,50 @@
+"""What `webhooks up` hands to the processes that it runs."""
+
+from pathlib import Path
+
+import pytest
+
+from webhooks import up
+from webhooks.config import Settings
+
+
+def test_child_env_carries_every_setting_to_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ca.pem").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WEBHOOKS_MAX_RETRIES", "9")
+    monkeypatch.setenv("OTHER", "kept")
+    settings = Settings.model_validate(
+        {
+            "broker_url": "redis://127.0.0.1:7001/0",
+            "retry_delay_s": 0.5,
+            "max_retries": 0,
+            "allowed_networks": "127.0.0.0/8, ::1/128",
+            "ca_bundle": "ca.pem",
+        }
+    )
+    env = up.child_env(settings)
+    assert env["OTHER"] == "kept"
+    assert env["WEBHOOKS_CA_BUNDLE"] == str(tmp_path.resolve() / "ca.pem")
+
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    assert Settings() == settings.model_copy(update={"ca_bundle": tmp_path.resolve() / "ca.pem"})
+
+
+def test_child_env_drops_a_setting_that_is_unset_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    settings = Settings.model_validate({"ca_bundle": None})
+    monkeypatch.setenv("WEBHOOKS_CA_BUNDLE", str(tmp_path))
+    assert "WEBHOOKS_CA_BUNDLE" not in up.child_env(settings)
+
+
+def test_make_folder_keeps_git_out_of_a_new_folder_only(tmp_path: Path) -> None:
+    up.make_folder(tmp_path)
+    assert not (tmp_path / ".gitignore").exists()
+    up.make_folder(tmp_path / "data")
+    assert (tmp_path / "data" / ".gitignore").read_text() == "*\n"
+    assert (tmp_path / "data").stat().st_mode & 0o077 == 0
+
+
+def test_flower_program_listens_on_loopback(tmp_path: Path) -> None:
+    argv = up.flower_program({}, tmp_path, 7002).argv
+    assert {"--address=127.0.0.1", "--port=7002"} <= set(argv)
