@@ -100,14 +100,20 @@ def deliver(self: Task, event: dict[str, Any] | str | COTEvent) -> str:
     Raises:
         InvalidEvent: names every field and reason; nothing was sent.
     """
-    parsed = _read_event(event)
     event_id = self.request.id or uuid()  # no id when called as a function
+    try:
+        parsed = _read_event(event)
+    except InvalidEvent as error:
+        # Its producer has gone on; this line and the failed task in Flower are all that tells of it.
+        logger.warning("event %s is refused, nothing of it is sent: %s", event_id, error)
+        raise
     deliveries = _hold(lambda: fan_out(parsed, event_id, get_services().webhooks))
     for delivery in deliveries:
         # The delivery's id is the message's, too: Flower and `celery inspect` find it by what the receiver knows.
         _hold(lambda d=delivery: send.apply_async(kwargs=asdict(d), task_id=d.delivery_id))  # pyright: ignore[reportFunctionMemberAccess]
     logger.info("event %s (%s): %d deliveries", event_id, describe_event(parsed), len(deliveries))
-    return f"{len(deliveries)} deliveries: " + ", ".join(d.label.partition(" → ")[2] for d in deliveries[:10])
+    count = "1 delivery" if len(deliveries) == 1 else f"{len(deliveries)} deliveries"
+    return f"{count}: " + ", ".join(d.label.partition(" → ")[2] for d in deliveries[:10])
 
 
 @app.task(base=SendTask, bind=True, name="webhooks.send")
