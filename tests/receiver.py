@@ -13,7 +13,7 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -469,11 +469,9 @@ class Authority:
 
     def context(self, *names: str, is_expired: bool = False) -> ssl.SSLContext:
         """Return a server context with a certificate for these names or addresses, by default 127.0.0.1."""
-        now = datetime.datetime.now(datetime.UTC)
-        validity: Mapping[str, datetime.datetime] = {}
-        if is_expired:
-            validity = {"not_before": now - datetime.timedelta(days=2), "not_after": now - datetime.timedelta(days=1)}
-        cert = self._ca.issue_cert(*(names or ("127.0.0.1",)), **validity)
+        # None stands for trustme's own: valid from long ago to far ahead.
+        expired_at = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1) if is_expired else None
+        cert = self._ca.issue_cert(*(names or ("127.0.0.1",)), not_after=expired_at)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         cert.configure_cert(context)
         return context

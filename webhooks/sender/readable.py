@@ -13,6 +13,7 @@ import zlib
 _WIRE_SLACK_BYTES = 4096
 
 _GZIP_MAGIC = b"\x1f\x8b"
+_ZLIB_HEADER_BYTES = 2
 
 #: charset → Python codec. An allow-list, because Python's codec registry also holds things that no receiver should
 #: be able to run on our logs: transforms, utf-7, idna, punycode, unicode_escape.
@@ -45,6 +46,9 @@ _CODECS = {
     "euc-kr": "cp949",
 }
 
+#: Codecs whose byte order the body's first bytes tell, with the mark of the big-endian form.
+_WITHOUT_BYTE_ORDER = {"utf-16": codecs.BOM_UTF16_BE, "utf-32": codecs.BOM_UTF32_BE}
+
 _CHARSET = re.compile(r';\s*charset\s*=\s*"?([A-Za-z0-9_:.-]+)', re.IGNORECASE)
 
 #: What would act on a terminal or a page instead of being seen: C0 and C1 controls but tab and line ends, line and
@@ -74,6 +78,9 @@ class BodyCollector:
         self._encoding = (content_encoding or "").strip().lower()
         self._inflater = _inflater(self._encoding)
         self._encoded = self._inflater is not None
+        self._has_ended = False
+        #: The first bytes behind the end of a gzip member.
+        self._tail = bytearray()
         #: Whether there was more than the cap.
         self.is_cut = False
 
@@ -89,6 +96,7 @@ class BodyCollector:
             self._raw += data[:room]
         if self._encoded:
             self._inflate(data)
+        # Asked again: bad data ends the decoding.
         if self._encoded:
             self.is_cut = (
                 len(self._inflated) > self._max_bytes or self._wire_bytes > 2 * self._max_bytes + _WIRE_SLACK_BYTES
@@ -99,13 +107,24 @@ class BodyCollector:
 
     def body(self) -> bytes:
         """Return what was kept: at most the cap."""
-        kept = self._inflated if self._encoded and (self._inflated or not self._raw) else self._raw
+        # Nothing inflated and no end seen: it was too short to tell, and shown as it came.
+        kept = self._inflated if self._encoded and (self._inflated or self._has_ended) else self._raw
         if len(kept) > self._max_bytes:
             self.is_cut = True
         return bytes(kept[: self._max_bytes])
 
     def _inflate(self, data: bytes) -> None:
-        while data and self._inflater is not None:
+        while data:
+            if self._inflater is None:
+                # RFC 1952, 2.2: a gzip file may hold several members. Anything else behind the end is padding.
+                self._tail += data
+                if len(self._tail) < len(_GZIP_MAGIC) or not self._tail.startswith(_GZIP_MAGIC):
+                    del self._tail[len(_GZIP_MAGIC) :]
+                    return
+                data = bytes(self._tail)
+                self._tail.clear()
+                self._inflater = _inflater(self._encoding)
+                continue
             room = self._max_bytes + 1 - len(self._inflated)
             if room <= 0:
                 return
@@ -117,16 +136,17 @@ class BodyCollector:
             if not self._inflater.eof:
                 # With room left, all input was taken; without, the cap is reached and the tail is of no interest.
                 return
+            self._has_ended = True
             data = self._inflater.unused_data
-            # RFC 1952, 2.2: a gzip file may hold several members. Anything else behind the end is padding.
-            self._inflater = _inflater(self._encoding) if data.startswith(_GZIP_MAGIC) else None
+            self._inflater = None
 
     def _on_bad_data(self, data: bytes) -> None:
-        if self._encoding == "deflate" and self._wire_bytes == len(data):
+        before = self._wire_bytes - len(data)
+        if self._encoding == "deflate" and before < _ZLIB_HEADER_BYTES and not self._has_ended:
             # RFC 9110, 8.4.1.2: some senders leave out the zlib wrapper.
             self._encoding = "raw deflate"
             self._inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-            self._inflate(data)
+            self._inflate(bytes(self._raw[:before]) + data)
             return
         # Not what its header says: shown as it came.
         self._encoded = False
@@ -148,6 +168,9 @@ def to_text(body: bytes, content_type: str | None, *, is_cut: bool) -> str:
     """
     match = _CHARSET.search(content_type or "")
     codec = _CODECS.get(match[1].lower(), "utf-8") if match else "utf-8"
+    if codec in _WITHOUT_BYTE_ORDER:
+        # Python refuses these without a byte order mark; the web reads them as little-endian (WHATWG Encoding, 14.4).
+        codec += "-be" if body.startswith(_WITHOUT_BYTE_ORDER[codec]) else "-le"
     decoder = codecs.getincrementaldecoder(codec)("backslashreplace")
     text = decoder.decode(body, final=not is_cut)
     return _UNREADABLE.sub(_escape, text.removeprefix("\ufeff"))
