@@ -261,9 +261,10 @@ def test_ctrl_c_in_a_terminal_stops_everything_once(tmp_path: Path) -> None:
 
 def test_second_ctrl_c_kills_at_once(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
-    with start_supervised(pids, "trap '' TERM;") as process:
+    asked = tmp_path / "asked"
+    with start_supervised(pids, f"trap 'touch {asked}' TERM;") as process:
         os.kill(process.pid, signal.SIGINT)
-        time.sleep(0.3)
+        poll("the program is asked to end", asked.exists)
         assert process.poll() is None  # its grace is ten minutes
         os.kill(process.pid, signal.SIGINT)
         output, _ = process.communicate(timeout=DEADLINE_S)

@@ -25,10 +25,10 @@ from webhooks.errors import WebhooksError
 from webhooks.supervisor import Program
 
 def worker(env, cwd, *, grace_s):
-    return Program("worker", ["sh", "-c", "echo works on $WEBHOOKS_BROKER_URL; sleep 600"], env, cwd=cwd)
+    return Program("worker", ["sh", "-c", "echo works on $WEBHOOKS_BROKER_URL; exec sleep 600"], env, cwd=cwd)
 
 def flower(env, cwd, port):
-    return Program("flower", ["sh", "-c", "echo listens; sleep 600"], env, cwd=cwd)
+    return Program("flower", ["sh", "-c", "echo listens; exec sleep 600"], env, cwd=cwd)
 
 up.worker_program, up.flower_program = worker, flower
 try:
