@@ -1,0 +1,577 @@
+"""Each row of the contract's error table, made by a real socket, look-up or certificate on loopback."""
+
+import functools
+import gzip
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import receiver as r
+from tests.receiver import Authority, Receiver
+from webhooks.errors import ErrorKind
+from webhooks.sender import Answer, Resolver, Sender
+from webhooks.sender import connection as connection_module
+
+LOOPBACK = (ip_network("127.0.0.0/8"),)
+
+#: The total deadline of these tests, and how far beyond it an answer may come on a busy machine.
+TOTAL_S = 0.5
+SLACK_S = 1.0
+
+MakeSender = Callable[..., Sender]
+
+
+@pytest.fixture
+def make_sender() -> Iterator[MakeSender]:
+    made: list[Sender] = []
+
+    def make(**changes: Any) -> Sender:
+        settings: dict[str, Any] = {
+            "allowed_networks": LOOPBACK,
+            "connect_timeout_s": 5,
+            "total_timeout_s": 10,
+            "max_response_bytes": 1000,
+            "ca_bundle": None,
+            "pool_size": 4,
+        }
+        made.append(Sender(**{**settings, **changes}))
+        return made[-1]
+
+    yield make
+    for sender in made:
+        sender.close()
+
+
+@pytest.fixture(scope="module")
+def authority() -> Authority:
+    return Authority()
+
+
+@pytest.fixture
+def ca_file(authority: Authority, tmp_path: Path) -> Path:
+    return authority.write_ca(tmp_path)
+
+
+def assert_failed(answer: Answer, kind: ErrorKind, text: str) -> None:
+    assert (answer.status, answer.error_kind, answer.text, answer.cut) == (None, kind, text, False)
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+def resolving_to(*ips: str, calls: list[str] | None = None) -> Resolver:
+    """Return a resolver that knows one answer to every name."""
+
+    def look_up(host: str, port: int) -> list[Any]:
+        if calls is not None:
+            calls.append(host)
+        return [answer for ip in ips for answer in socket.getaddrinfo(ip, port, type=socket.SOCK_STREAM)]
+
+    return Resolver(look_up)
+
+
+# --- it works --------------------------------------------------------------------------------------------------------
+
+
+def test_post_arrives_as_sent(make_sender: MakeSender) -> None:
+    body = '{"ü": 1}'.encode()
+    with Receiver() as receiver:
+        headers = {"Content-Type": "application/json", "User-Agent": "x/1", "webhook-id": "msg_1"}
+        answer = make_sender().post(f"{receiver.url}/hook?a=b", headers, body)
+        [request] = receiver.wait_for(1)
+    assert (answer.status, answer.text, answer.error_kind, answer.cut) == (200, "ok", None, False)
+    assert answer.peer == f"127.0.0.1:{receiver.port}"
+    assert (request.method, request.path, request.body) == ("POST", "/hook?a=b", body)
+    assert sorted(request.headers.items) == sorted(
+        {
+            "Host": f"127.0.0.1:{receiver.port}",
+            "Accept": "*/*",
+            "Accept-Encoding": "identity",
+            "Connection": "keep-alive",
+            "Content-Length": str(len(body)),
+            **headers,
+        }.items()
+    )
+
+
+def test_post_timings(make_sender: MakeSender, authority: Authority, ca_file: Path) -> None:
+    with Receiver(tls=authority.context()).then(r.reply(delay_s=0.1)) as receiver:
+        sender = make_sender(ca_bundle=ca_file)
+        first, second = (sender.post(receiver.url, {}, b"x").timings for _ in range(2))
+    phases = (first.lookup_ms, first.connect_ms, first.tls_ms, first.send_ms, first.wait_ms, first.read_ms)
+    known = [ms for ms in phases if ms is not None]
+    assert len(known) == len(phases)
+    assert min(known) >= 0
+    assert first.wait_ms is not None
+    assert first.wait_ms >= 100
+    assert sum(known) <= first.total_ms
+    assert (second.lookup_ms, second.connect_ms, second.tls_ms) == (None, None, None)
+    assert None not in (second.send_ms, second.wait_ms, second.read_ms)
+
+
+@pytest.mark.parametrize("use_tls", [False, True], ids=["http", "https"])
+def test_connections_are_reused(make_sender: MakeSender, authority: Authority, ca_file: Path, use_tls: bool) -> None:
+    behaviours = [
+        r.reply(200, b"x" * 1000),  # just the cap
+        r.reply(204, b"", [("X-Empty", "yes")]),
+        r.reply(500, b""),
+        r.raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", keep=True),
+        r.raw(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early\r\nA: b\r\n\r\n" + r.response(201, b"ok"), keep=True),
+        r.redirect("http://127.0.0.1:1/"),
+        r.gzipped(b"hello"),
+    ]
+    with Receiver(tls=authority.context() if use_tls else None).then(*behaviours) as receiver:
+        sender = make_sender(ca_bundle=ca_file)
+        got = [sender.post(receiver.url, {}, b"{}") for _ in range(len(behaviours) + 1)]
+        assert receiver.connections == 1
+        assert len(receiver.requests) == len(behaviours) + 1
+    assert [answer.status for answer in got] == [200, 204, 500, 200, 201, 302, 200, 200]
+    assert [answer.text[:5] for answer in got] == ["xxxxx", "", "", "hello", "ok", "", "hello", "ok"]
+    assert {answer.peer for answer in got} == {f"127.0.0.1:{receiver.port}"}
+
+
+def test_deadline_is_set_anew_on_a_reused_connection(make_sender: MakeSender) -> None:
+    with Receiver().then(r.reply(), r.reply(delay_s=0.6), r.reply(delay_s=0.6)) as receiver:
+        sender = make_sender(total_timeout_s=1)
+        assert [sender.post(receiver.url, {}, b"").status for _ in range(3)] == [200, 200, 200]
+        assert receiver.connections == 1
+
+
+def test_connection_beyond_its_age_is_not_reused(make_sender: MakeSender, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection_module, "MAX_CONNECTION_AGE_S", 0.0)
+    with Receiver() as receiver:
+        sender = make_sender()
+        assert [sender.post(receiver.url, {}, b"").status for _ in range(2)] == [200, 200]
+        assert receiver.connections == 2
+
+
+@pytest.mark.parametrize("use_tls", [False, True], ids=["http", "https"])
+@pytest.mark.parametrize("behaviour", [r.close_early(), r.reset()], ids=["closed", "reset"])
+def test_stale_connection_is_no_failed_attempt(
+    make_sender: MakeSender, authority: Authority, ca_file: Path, use_tls: bool, behaviour: r.Behaviour
+) -> None:
+    # The receiver closes just when the next request arrives: no look at the idle connection can show that.
+    with Receiver(tls=authority.context() if use_tls else None).then(r.reply(), behaviour) as receiver:
+        sender = make_sender(ca_bundle=ca_file)
+        got = [sender.post(receiver.url, {}, b"{}") for _ in range(2)]
+        assert [answer.status for answer in got] == [200, 200]
+        assert [request.connection for request in receiver.requests] == [0, 0, 1]
+    assert got[1].timings.connect_ms is not None
+
+
+def test_second_try_is_the_last(make_sender: MakeSender) -> None:
+    with Receiver().then(r.reply(), r.close_early(), r.close_early()) as receiver:
+        sender = make_sender()
+        assert sender.post(receiver.url, {}, b"").status == 200
+        assert_failed(sender.post(receiver.url, {}, b""), ErrorKind.HANG_UP, "socket hang up")
+        assert len(receiver.requests) == 3
+
+
+def test_connection_closed_while_idle_is_replaced(make_sender: MakeSender) -> None:
+    with Receiver() as receiver:
+        sender = make_sender()
+        assert sender.post(receiver.url, {}, b"").status == 200
+        receiver.close_connections()
+        assert sender.post(receiver.url, {}, b"").status == 200
+        assert receiver.connections == 2
+
+
+def test_many_threads_share_a_sender(make_sender: MakeSender) -> None:
+    with Receiver() as receiver:
+        sender = make_sender()
+        statuses: list[int | None] = []
+
+        def post_some() -> None:
+            for n in range(20):
+                body = str(n).encode()
+                statuses.append(sender.post(receiver.url, {}, body).status)
+
+        threads = [threading.Thread(target=post_some) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert statuses == [200] * 80
+        assert receiver.connections <= 4
+
+
+# --- the contract's error table ---------------------------------------------------------------------------------------
+
+
+def test_connect_refused(make_sender: MakeSender) -> None:
+    port = free_port()
+    answer = make_sender().post(f"http://127.0.0.1:{port}/", {}, b"")
+    assert_failed(answer, ErrorKind.CONNECT_REFUSED, f"connect ECONNREFUSED 127.0.0.1:{port}")
+    assert answer.peer is None
+    assert answer.timings.connect_ms is not None
+    assert answer.timings.send_ms is None
+
+
+@pytest.fixture
+def full_port() -> Iterator[int]:
+    """A port whose queue of unaccepted connections is full, so that Linux answers no further SYN."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        waiting: list[socket.socket] = []
+        try:
+            for _ in range(8):
+                sock = socket.socket()
+                waiting.append(sock)
+                sock.settimeout(0.2)
+                try:
+                    sock.connect(listener.getsockname())
+                except TimeoutError:
+                    break
+            else:
+                pytest.skip("this system accepts connections beyond a listener's backlog")
+            yield listener.getsockname()[1]
+        finally:
+            for sock in waiting:
+                sock.close()
+
+
+def test_connect_timeout(make_sender: MakeSender, full_port: int) -> None:
+    started = time.monotonic()
+    answer = make_sender(connect_timeout_s=0.3).post(f"http://127.0.0.1:{full_port}/", {}, b"")
+    assert_failed(answer, ErrorKind.CONNECT_TIMEOUT, f"connect ETIMEDOUT 127.0.0.1:{full_port}")
+    assert 0.3 <= time.monotonic() - started < 0.3 + SLACK_S
+    assert answer.peer is None
+
+
+def test_connect_timeout_is_shared_by_the_addresses(make_sender: MakeSender, full_port: int) -> None:
+    # 127.0.0.1 never answers there, and nobody listens at 127.0.0.2, which is also this machine.
+    sender = make_sender(connect_timeout_s=0.6, resolver=resolving_to("127.0.0.1", "127.0.0.2"))
+    started = time.monotonic()
+    answer = sender.post(f"http://receiver.test:{full_port}/", {}, b"")
+    assert_failed(answer, ErrorKind.CONNECT_REFUSED, f"connect ECONNREFUSED 127.0.0.2:{full_port}")
+    assert 0.3 <= time.monotonic() - started < 0.6
+
+
+def test_total_deadline_covers_connecting(make_sender: MakeSender, full_port: int) -> None:
+    answer = make_sender(total_timeout_s=0.3).post(f"http://127.0.0.1:{full_port}/", {}, b"")
+    assert_failed(answer, ErrorKind.TIMEOUT, "timeout of 300ms exceeded")
+
+
+def test_no_such_host(make_sender: MakeSender) -> None:
+    # The system's own getaddrinfo, told to look at no name server: what it then says of a name is EAI_NONAME, the
+    # same as for a name that does not exist, on any machine, with or without DNS.
+    look_up = functools.partial(socket.getaddrinfo, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    answer = make_sender(resolver=Resolver(look_up)).post("http://nosuch.example/", {}, b"")
+    assert_failed(answer, ErrorKind.LOOKUP, "getaddrinfo ENOTFOUND nosuch.example")
+    assert answer.timings.lookup_ms is not None
+    assert answer.timings.connect_ms is None
+
+
+def test_no_such_host_asking_the_system(make_sender: MakeSender) -> None:
+    # RFC 6761 reserves .invalid; without a reachable name server the system says EAI_AGAIN, or nothing in time.
+    answer = make_sender(total_timeout_s=3).post("http://nosuch.invalid/", {}, b"")
+    assert answer.error_kind is ErrorKind.LOOKUP
+    assert answer.text in {f"getaddrinfo {code} nosuch.invalid" for code in ("ENOTFOUND", "EAI_AGAIN")}
+
+
+def test_look_up_that_hangs_ends_at_the_deadline(make_sender: MakeSender) -> None:
+    release = threading.Event()
+
+    def look_up(host: str, port: int) -> list[Any]:
+        release.wait(10)
+        return []
+
+    try:
+        started = time.monotonic()
+        answer = make_sender(total_timeout_s=TOTAL_S, resolver=Resolver(look_up)).post("http://slow.example/", {}, b"")
+        assert time.monotonic() - started < TOTAL_S + SLACK_S
+    finally:
+        release.set()
+    assert_failed(answer, ErrorKind.LOOKUP, "getaddrinfo EAI_AGAIN slow.example")
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "kind", "text"),
+    [
+        pytest.param(r.reset(), ErrorKind.RESET, "read ECONNRESET", id="reset"),
+        pytest.param(r.close_early(), ErrorKind.HANG_UP, "socket hang up", id="closed"),
+        pytest.param(r.raw(b"HTTP/1.1 103 Early\r\n\r\n"), ErrorKind.HANG_UP, "socket hang up", id="closed-after-1xx"),
+        pytest.param(r.half_body("close"), ErrorKind.ABORTED, "aborted", id="half-body-closed"),
+        pytest.param(r.half_body("reset"), ErrorKind.ABORTED, "aborted", id="half-body-reset"),
+        pytest.param(r.bad_chunks(), ErrorKind.ABORTED, "aborted", id="bad-chunk"),
+        pytest.param(r.raw(b"HTTP/1.1 20"), ErrorKind.ABORTED, "aborted", id="half-status-line"),
+        pytest.param(r.raw(b"HTTP/1.1 200 OK\r\nA: b\r\n"), ErrorKind.ABORTED, "aborted", id="half-head"),
+        pytest.param(r.raw(b"HTTP/1.1 200 OK\r\nA: "), ErrorKind.ABORTED, "aborted", id="half-header"),
+    ],
+)
+def test_connection_breaks_off(make_sender: MakeSender, behaviour: r.Behaviour, kind: ErrorKind, text: str) -> None:
+    with Receiver().then(behaviour) as receiver:
+        answer = make_sender().post(receiver.url, {}, b"{}")
+        assert len(receiver.requests) == 1
+    assert_failed(answer, kind, text)
+    assert answer.peer == f"127.0.0.1:{receiver.port}"
+
+
+OVERFLOW = "Parse Error: Header overflow"
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        pytest.param(b"220 mail.example ESMTP\r\n", "Parse Error: Expected HTTP/1.0 or HTTP/1.1", id="smtp"),
+        pytest.param(b"SSH", "Parse Error: Expected HTTP/1.0 or HTTP/1.1", id="short"),
+        pytest.param(b"HTTP/1.1 2_0 OK\r\n\r\n", "Parse Error: Expected HTTP/1.0 or HTTP/1.1", id="odd-number"),
+        pytest.param(b"HTTP/2 200 OK\r\n\r\n", "Parse Error: Expected HTTP/1.0 or HTTP/1.1", id="version"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nno colon\r\n\r\n", "Parse Error: Invalid header line", id="no-colon"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nA: b\rC: d\r\n\r\n", "Parse Error: Invalid header line", id="bare-cr"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nA: \0\r\n\r\n", "Parse Error: Invalid header line", id="nul"),
+        pytest.param(
+            b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nabc",
+            "Parse Error: Invalid Content-Length",
+            id="two-lengths",
+        ),
+        pytest.param(
+            b"HTTP/1.1 200 OK\r\nContent-Length: -2\r\n\r\n", "Parse Error: Invalid Content-Length", id="negative"
+        ),
+        pytest.param(
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+            "Parse Error: Unknown Transfer-Encoding",
+            id="transfer-encoding",
+        ),
+        pytest.param(b"HTTP/1.1 200 OK\r\nA: " + b"x" * 70_000 + b"\r\n\r\n", OVERFLOW, id="long-header"),
+        pytest.param(b"HTTP/1.1 200 " + b"x" * 70_000 + b"\r\n\r\n", OVERFLOW, id="long-status-line"),
+        pytest.param(b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 200 + b"\r\n", OVERFLOW, id="many-headers"),
+    ],
+)
+def test_not_http(make_sender: MakeSender, data: bytes, text: str) -> None:
+    with Receiver().then(r.raw(data)) as receiver:
+        assert_failed(make_sender().post(receiver.url, {}, b""), ErrorKind.BAD_RESPONSE, text)
+
+
+@pytest.mark.parametrize(
+    "behaviour", [r.endless_head(), r.flood_1xx(100), r.flood_1xx(103)], ids=["head", "100", "103"]
+)
+def test_endless_heads_end_at_their_cap(make_sender: MakeSender, behaviour: r.Behaviour) -> None:
+    with Receiver().then(behaviour) as receiver:
+        assert_failed(make_sender().post(receiver.url, {}, b""), ErrorKind.BAD_RESPONSE, OVERFLOW)
+
+
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        pytest.param(r.hang(), id="hang"),
+        pytest.param(r.reply(delay_s=5), id="slow"),
+        pytest.param(r.trickle_head(0.1), id="trickle-head"),
+        pytest.param(r.trickle_body(interval_s=0.1), id="trickle-body"),
+        pytest.param(r.endless_head(0.1), id="endless-head"),
+        pytest.param(r.flood_1xx(103, 0.1), id="1xx"),
+        pytest.param(r.ignore_body(), id="body-unread"),
+    ],
+)
+@pytest.mark.parametrize("use_tls", [False, True], ids=["http", "https"])
+def test_total_deadline(
+    make_sender: MakeSender, authority: Authority, ca_file: Path, behaviour: r.Behaviour, use_tls: bool
+) -> None:
+    # 16 MiB are more than the buffers of both ends hold, so a receiver that reads nothing blocks the writing.
+    body = b"x" * (16 << 20 if not behaviour.reads_body else 10)
+    context = authority.context() if use_tls else None
+    with Receiver(tls=context, receive_buffer_bytes=4096).then(behaviour) as receiver:
+        sender = make_sender(total_timeout_s=TOTAL_S, ca_bundle=ca_file)
+        started = time.monotonic()
+        answer = sender.post(receiver.url, {}, body)
+        assert TOTAL_S <= time.monotonic() - started < TOTAL_S + SLACK_S
+    assert_failed(answer, ErrorKind.TIMEOUT, "timeout of 500ms exceeded")
+    assert answer.timings.total_ms >= TOTAL_S * 1000
+
+
+def test_deadline_covers_a_stalled_handshake(make_sender: MakeSender, authority: Authority, ca_file: Path) -> None:
+    with Receiver(tls=authority.context(), on_accept="stall") as receiver:
+        started = time.monotonic()
+        answer = make_sender(total_timeout_s=TOTAL_S, ca_bundle=ca_file).post(receiver.url, {}, b"")
+        assert time.monotonic() - started < TOTAL_S + SLACK_S
+    assert_failed(answer, ErrorKind.TIMEOUT, "timeout of 500ms exceeded")
+    assert answer.timings.tls_ms is not None
+
+
+def test_receiver_that_resets_while_we_write(make_sender: MakeSender) -> None:
+    with Receiver().then(r.reset(reads_body=False)) as receiver:
+        answer = make_sender().post(receiver.url, {}, b"x" * (16 << 20))
+    assert answer.error_kind is ErrorKind.RESET
+    # Which of them it is depends on whether the RST arrives during a write or between two.
+    assert answer.text in {"write EPIPE", "write ECONNRESET", "read ECONNRESET"}
+
+
+def test_response_before_the_body_was_read_counts(make_sender: MakeSender) -> None:
+    refusal = r.Behaviour(r.raw(r.response(413, b"too large", [("Connection", "close")])).act, reads_body=False)
+    with Receiver().then(refusal) as receiver:
+        answer = make_sender().post(receiver.url, {}, b"x" * 100)
+    assert (answer.status, answer.error_kind) == (413, None)
+
+
+# --- certificates ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("names", "is_expired", "text"),
+    [
+        pytest.param((), True, "certificate has expired", id="expired"),
+        pytest.param(
+            ("other.example",),
+            False,
+            "IP address mismatch, certificate is not valid for '127.0.0.1'.",
+            id="wrong-host",
+        ),
+    ],
+)
+def test_bad_certificate(
+    make_sender: MakeSender, authority: Authority, ca_file: Path, names: tuple[str, ...], is_expired: bool, text: str
+) -> None:
+    with Receiver(tls=authority.context(*names, is_expired=is_expired)) as receiver:
+        answer = make_sender(ca_bundle=ca_file).post(receiver.url, {}, b"secret")
+        assert receiver.requests == []
+    assert_failed(answer, ErrorKind.TLS, text)
+    assert answer.peer == f"127.0.0.1:{receiver.port}"
+
+
+def test_untrusted_certificate(make_sender: MakeSender) -> None:
+    with Receiver(tls=Authority().context()) as receiver:
+        answer = make_sender().post(receiver.url, {}, b"")
+    assert_failed(answer, ErrorKind.TLS, "unable to get local issuer certificate")
+
+
+def test_https_to_a_plain_port(make_sender: MakeSender) -> None:
+    with Receiver() as receiver:
+        receiver.then(r.raw(b"HTTP/1.1 400 Bad\r\n\r\n"))
+        answer = make_sender(total_timeout_s=2).post(receiver.url.replace("http:", "https:"), {}, b"")
+    # What a plain server makes of a TLS greeting is its own affair; here it waits for the end of a line.
+    assert answer.error_kind in {ErrorKind.TLS, ErrorKind.HANG_UP, ErrorKind.TIMEOUT}
+
+
+def test_handshake_closed_or_reset(make_sender: MakeSender, authority: Authority) -> None:
+    with Receiver(tls=authority.context(), on_accept="close") as receiver:
+        closed = make_sender().post(receiver.url, {}, b"")
+    with Receiver(tls=authority.context(), on_accept="reset") as receiver:
+        was_reset = make_sender().post(receiver.url, {}, b"")
+    # A close with our greeting unread is a reset as well.
+    assert closed.error_kind in {ErrorKind.HANG_UP, ErrorKind.RESET}
+    assert was_reset.error_kind is ErrorKind.RESET
+    assert was_reset.text in {"read ECONNRESET", "write ECONNRESET", "write EPIPE"}
+
+
+def test_name_and_sni_are_the_hosts_while_the_connection_goes_to_the_judged_address(
+    make_sender: MakeSender, authority: Authority, ca_file: Path
+) -> None:
+    names: list[str | None] = []
+    calls: list[str] = []
+    context = authority.context("receiver.test")
+    context.sni_callback = lambda sock, name, ctx: names.append(name)
+    with Receiver(tls=context, host="receiver.test") as receiver:
+        sender = make_sender(ca_bundle=ca_file, resolver=resolving_to("127.0.0.1", calls=calls))
+        dotted = receiver.url.replace(".test", ".test.")
+        got = [sender.post(url, {}, b"") for url in (receiver.url, receiver.url, dotted)]
+        assert [request.headers["host"] for request in receiver.requests] == [f"receiver.test:{receiver.port}"] * 3
+    assert [(answer.status, answer.peer) for answer in got] == [(200, f"127.0.0.1:{receiver.port}")] * 3
+    assert names == ["receiver.test"] * 2
+    # Once per connection: a second look-up could say something else than the one that was judged.
+    assert calls == ["receiver.test", "receiver.test."]
+
+
+# --- addresses -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "0x7f.1", "0177.0.0.1", "2130706433", "127.1", "[::1]", "[::ffff:7f00:1]"]
+)
+def test_address_not_allowed(make_sender: MakeSender, host: str) -> None:
+    with Receiver() as receiver:
+        answer = make_sender(allowed_networks=()).post(f"http://{host}:{receiver.port}/?token=1", {}, b"")
+        assert receiver.connections == 0
+    assert_failed(answer, ErrorKind.NOT_ALLOWED, f"address not allowed: {host}:{receiver.port}")
+    assert answer.peer is None
+
+
+def test_zone_id_is_refused_before_it_is_looked_up(make_sender: MakeSender) -> None:
+    answer = make_sender().post("http://[fe80::1%25nosuch0]/", {}, b"")
+    assert_failed(answer, ErrorKind.NOT_ALLOWED, "address not allowed: [fe80::1%25nosuch0]:80")
+
+
+@pytest.mark.parametrize("ips", [("10.1.2.3",), ("127.0.0.1", "10.1.2.3"), ("127.0.0.1", "fd00::1")])
+def test_one_address_not_allowed_refuses_the_name_without_telling_it(
+    make_sender: MakeSender, ips: tuple[str, ...]
+) -> None:
+    with Receiver(host="inner.test") as receiver:
+        answer = make_sender(resolver=resolving_to(*ips)).post(receiver.url, {}, b"")
+        assert receiver.connections == 0
+    assert_failed(answer, ErrorKind.NOT_ALLOWED, f"address not allowed: inner.test:{receiver.port}")
+
+
+def test_odd_spelling_of_an_allowed_address_is_connected_to(make_sender: MakeSender) -> None:
+    with Receiver() as receiver:
+        answer = make_sender().post(f"http://0x7f.1:{receiver.port}/", {}, b"")
+    assert (answer.status, answer.peer) == (200, f"127.0.0.1:{receiver.port}")
+
+
+def test_redirect_is_not_followed(make_sender: MakeSender) -> None:
+    with Receiver() as other, Receiver().then(r.redirect(other.url)) as receiver:
+        answer = make_sender().post(receiver.url, {}, b"")
+        assert other.connections == 0
+    assert (answer.status, answer.error_kind) == (302, None)
+
+
+# --- what is read ----------------------------------------------------------------------------------------------------
+
+
+def test_body_beyond_the_cap_is_cut_and_the_connection_closed(make_sender: MakeSender) -> None:
+    endless = r.endless(b"HTTP/1.1 200 OK\r\nContent-Length: 999999999\r\n\r\n", "ü".encode() * 100)
+    with Receiver().then(endless) as receiver:
+        sender = make_sender(max_response_bytes=101)
+        cut, whole = (sender.post(receiver.url, {}, b"") for _ in range(2))
+        assert receiver.connections == 2
+    assert (cut.status, cut.text, cut.cut) == (200, "ü" * 50, True)
+    assert (whole.text, whole.cut) == ("ok", False)
+
+
+def test_gzip_bomb_costs_no_more_than_the_cap(make_sender: MakeSender) -> None:
+    bomb = gzip.compress(b"x" * 20_000_000)
+    with Receiver().then(r.reply(200, bomb, [("Content-Encoding", "gzip")])) as receiver:
+        answer = make_sender().post(receiver.url, {}, b"")
+    assert (answer.text, answer.cut) == ("x" * 1000, True)
+
+
+def test_cap_of_nothing_reads_nothing(make_sender: MakeSender) -> None:
+    with Receiver().then(r.reply(200, b"x"), r.reply(200, b"")) as receiver:
+        sender = make_sender(max_response_bytes=0)
+        got = [sender.post(receiver.url, {}, b"") for _ in range(2)]
+    assert [(answer.text, answer.cut) for answer in got] == [("", True), ("", False)]
+
+
+def test_body_that_ends_with_the_connection_is_whole(make_sender: MakeSender) -> None:
+    with Receiver().then(r.raw(b"HTTP/1.0 200 OK\r\n\r\nall of it")) as receiver:
+        answer = make_sender().post(receiver.url, {}, b"")
+    assert (answer.status, answer.text) == (200, "all of it")
+
+
+def test_protocol_that_we_did_not_ask_for_ends_the_connection(make_sender: MakeSender) -> None:
+    switching = r.raw(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n", keep=True)
+    with Receiver().then(switching) as receiver:
+        sender = make_sender()
+        assert [sender.post(receiver.url, {}, b"").status for _ in range(2)] == [101, 200]
+        assert receiver.connections == 2
+
+
+def test_chunks_and_length_together_end_the_connection(make_sender: MakeSender) -> None:
+    both = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"
+    with Receiver().then(r.raw(both, keep=True)) as receiver:
+        sender = make_sender()
+        assert [sender.post(receiver.url, {}, b"").text for _ in range(2)] == ["hello", "ok"]
+        assert receiver.connections == 2
+
+
+def test_caller_header_that_http_cannot_carry_is_the_callers_error(make_sender: MakeSender) -> None:
+    with Receiver() as receiver, pytest.raises(ValueError, match="Invalid header value"):
+        make_sender().post(receiver.url, {"X": "a\r\nB: c"}, b"")
