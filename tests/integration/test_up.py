@@ -1,6 +1,7 @@
 """``webhooks up`` with the real servers, and a stand-in for the worker; the real one is the acceptance tests'."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -52,6 +53,7 @@ class Up:
             "WEBHOOKS_BROKER_URL": broker_url or embedded.valkey_url(ports.valkey),
             "WEBHOOKS_MONGODB_URL": embedded.mongodb_url(ports.mongod),
         }
+        self.folder = folder
         self.process = subprocess.Popen(
             [sys.executable, "-c", UP, str(folder), str(ports.flower)],
             env=env,
@@ -91,6 +93,7 @@ def ups() -> Iterator[list[Up]]:
         if up.process.poll() is None:
             up.process.kill()
         up.end()
+        shutil.rmtree(up.folder, ignore_errors=True)  # 300 MB each, where a MongoDB ran
 
 
 def test_up_starts_everything_says_where_and_keeps_the_data(tmp_path: Path, ports: Ports, ups: list[Up]) -> None:
@@ -114,10 +117,10 @@ def test_up_starts_everything_says_where_and_keeps_the_data(tmp_path: Path, port
 
 
 def test_up_twice_in_one_folder_says_which_process_has_it(tmp_path: Path, ports: Ports, ups: list[Up]) -> None:
-    first = Up(tmp_path, ports)
+    first = Up(tmp_path / "data", ports)
     ups.append(first)
     first.read_until("works on")
-    second = Up(tmp_path, Ports(*(embedded.free_port() for _ in range(3))))
+    second = Up(tmp_path / "data", Ports(*(embedded.free_port() for _ in range(3))))
     ups.append(second)
     output = second.end()
     assert output.startswith("CannotStart: `webhooks up` runs already with its data in")
@@ -134,7 +137,7 @@ def test_up_with_a_taken_port_says_which_and_what_to_set(
 ) -> None:
     port = getattr(ports, which)
     with socket.create_server((embedded.LOOPBACK, port)):
-        up = Up(tmp_path, ports)
+        up = Up(tmp_path / "data", ports)
         ups.append(up)
         output = up.end()
     assert f"CannotStart: port {port} on 127.0.0.1" in output
@@ -172,7 +175,7 @@ def test_up_only_waits_for_a_broker_that_is_the_users_own(tmp_path: Path, ports:
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends children with their parent")
 def test_up_after_being_killed_starts_again_in_the_same_folder(tmp_path: Path, ports: Ports, ups: list[Up]) -> None:
     for _ in range(2):
-        up = Up(tmp_path, ports)
+        up = Up(tmp_path / "data", ports)
         ups.append(up)
         up.read_until("works on")
         up.process.kill()
