@@ -8,12 +8,14 @@ import json
 import logging
 import math
 import threading
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
+import click
 from celery import Celery
 from celery.signals import worker_init, worker_process_init, worker_shutting_down
 from kombu import serialization
@@ -21,7 +23,7 @@ from kombu.utils.json import dumps
 
 from webhooks.config import get_settings
 from webhooks.delivery import Attempter
-from webhooks.errors import StoreUnavailable
+from webhooks.errors import InvalidSettings, StoreUnavailable
 from webhooks.logstore import LogStore
 from webhooks.mongo import open_database
 from webhooks.retry import RetryPolicy
@@ -82,9 +84,45 @@ def _load_celeryconfig() -> ModuleType:
     return module
 
 
+class _LazyConfig(Mapping[str, Any]):
+    """Our celeryconfig, read when Celery first needs an option.
+
+    So a setting that cannot be used is an error of the command or call that needs it, which can say so in one line,
+    and not of everybody who imports this package.
+    """
+
+    @cached_property
+    def _options(self) -> dict[str, Any]:
+        return vars(_load_celeryconfig())
+
+    def __getitem__(self, key: str) -> Any:
+        return self._options[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._options)
+
+    def __len__(self) -> int:
+        return len(self._options)
+
+
+def _check_settings(*_: object) -> None:
+    """Have `celery -A webhooks …` say in one line, before it does anything, what is wrong with the settings."""
+    try:
+        get_settings()
+    except InvalidSettings as error:
+        raise click.ClickException(str(error)) from None
+
+
 # Not the current app: a producer that imports us keeps its own.
 app = Celery("webhooks", set_as_current=False)
-app.config_from_object(_load_celeryconfig())
+app.config_from_object(_LazyConfig())
+# Celery adds these to each of its commands, Flower's included. This one is only there for its callback, which comes
+# before Celery reads its options.
+cast("dict[str, set[click.Option]]", app.user_options)["preload"].add(
+    click.Option(
+        ["--check-settings"], is_flag=True, hidden=True, is_eager=True, expose_value=False, callback=_check_settings
+    )
+)
 
 
 @worker_init.connect

@@ -4,7 +4,7 @@ Owns writing logs, the indexes that answer what people ask, and reading them bac
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -121,6 +121,23 @@ class LogStore:
         with store_errors():
             documents = list(self._collection.find(query.to_filter()).sort("createdAt", DESCENDING).limit(limit))
         return list(_parse(documents))
+
+    def read_ids(self, query: LogQuery) -> dict[ObjectId, datetime]:
+        """Return id and `createdAt` of every log that the query asks for."""
+        with store_errors():
+            documents = self._collection.find(query.to_filter(), {"createdAt": 1})
+            return {document["_id"]: document["createdAt"] for document in documents}
+
+    def get_many(self, log_ids: Sequence[ObjectId]) -> list[COTWebhookLog]:
+        """Return the logs with these ids, oldest first."""
+        with store_errors():
+            documents = list(self._collection.find({"_id": {"$in": log_ids}}).sort("createdAt", ASCENDING))
+        return list(_parse(documents))
+
+    def count(self, query: LogQuery, limit: int) -> int:
+        """Return how many logs the query asks for; counting ends at the limit."""
+        with store_errors():
+            return self._collection.count_documents(query.to_filter(), limit=limit)
 
 
 def _parse(documents: list[Document]) -> Iterator[COTWebhookLog]:

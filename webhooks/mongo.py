@@ -12,7 +12,6 @@ from pymongo.errors import (
     DuplicateKeyError,
     InvalidURI,
     OperationFailure,
-    PyMongoError,
 )
 from pymongo.uri_parser import parse_uri
 
@@ -84,13 +83,15 @@ def store_errors() -> Iterator[None]:
         raise StoreUnavailable(f"MongoDB refused an operation: {_name(error)}") from error
 
 
-def is_reachable(database: Database[Document]) -> str | None:
-    """Ask the server for an answer; None when it gives one, else why not."""
-    try:
-        database.command("ping")
-    except PyMongoError as error:
-        return _name(error) if isinstance(error, OperationFailure) else "no answer"
-    return None
+def server_version(database: Database[Document]) -> str:
+    """Ask for the server's version, and make sure that it lets us read.
+
+    Raises:
+        StoreUnavailable: the server is away or does not let us in.
+    """
+    with store_errors():
+        database["webhooks"].find_one({}, {"_id": 1})
+        return str(database.client.server_info()["version"])
 
 
 def _name(error: OperationFailure) -> str:

@@ -99,7 +99,9 @@ class WebhookStore:
 
     def find(self, reference: str, company: ObjectId | None = None) -> list[Document]:
         """Return the stored documents that a person may mean: by id, or by code (in one company, or in any)."""
-        query: Document = {"_id": ObjectId(reference)} if ObjectId.is_valid(reference) else {"code": reference}
+        query: Document = {"code": reference}
+        if ObjectId.is_valid(reference):  # which a code of 24 digits is, too
+            query = {"$or": [{"_id": ObjectId(reference)}, query]}
         if company is not None:
             query["company"] = company
         with store_errors():

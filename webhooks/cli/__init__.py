@@ -1,0 +1,77 @@
+"""The operators' command ``webhooks``.
+
+Owns what people type and read: each ``…_cmd`` module is one part of it, `common` what they share. Decides nothing about
+deliveries. Exit codes: 0 done, 1 it failed, 2 the command line cannot be understood, 130 stopped by Ctrl-C.
+"""
+
+import io
+import sys
+from typing import Any, NoReturn
+
+import click
+from kombu.exceptions import OperationalError
+
+from webhooks.cli.check_cmd import check
+from webhooks.cli.common import complain
+from webhooks.cli.logs_cmd import logs
+from webhooks.cli.send_cmd import send
+from webhooks.cli.webhooks_cmd import activate, add, deactivate, edit, list_webhooks, show
+from webhooks.errors import WebhooksError
+from webhooks.version import __version__
+
+
+class OneLineGroup(click.Group):
+    """Ends every error in one line and an exit code."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Name the commands in the order in which people come to need them, not by the alphabet."""
+        return list(self.commands)
+
+    def main(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Run the command line and end the process; takes what click takes."""
+        sys.exit(self._run(*args, **{**kwargs, "standalone_mode": False}))
+
+    def _run(self, *args: Any, **kwargs: Any) -> int:
+        try:
+            # What comes back is the exit code of `ctx.exit`, else a command's own value, which is None in all of ours.
+            return super().main(*args, **kwargs) or 0
+        except click.exceptions.NoArgsIsHelpError as error:
+            error.show()
+            return error.exit_code
+        except click.UsageError as error:
+            hint = f" (see `{error.ctx.command_path} --help`)" if error.ctx else ""
+            complain(error.format_message().rstrip(".") + hint)
+            return error.exit_code
+        except click.ClickException as error:
+            complain(error.format_message())
+            return error.exit_code
+        except click.Abort:
+            return 130
+        except WebhooksError as error:
+            complain(str(error))
+            return 1
+        except OperationalError as error:
+            complain(f"the broker cannot be reached: {error}")
+            return 1
+
+
+@click.group(cls=OneLineGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="webhooks", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Deliver what happens to those who asked for it, and see what came of it.
+
+    Broker and database are those of WEBHOOKS_BROKER_URL and WEBHOOKS_MONGODB_URL.
+    """
+
+
+for command in (add, list_webhooks, show, edit, deactivate, activate, send, logs, check):
+    cli.add_command(command)
+
+
+def main() -> NoReturn:
+    """Run the command; the entry point that packaging names."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # In a terminal without Unicode an arrow must not end in a traceback.
+            stream.reconfigure(errors="backslashreplace")
+    cli.main(prog_name="webhooks")

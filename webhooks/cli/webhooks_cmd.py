@@ -1,0 +1,328 @@
+"""``webhooks add``, ``list``, ``show``, ``edit``, ``deactivate``, ``activate``: who wants which events."""
+
+import json
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import Any, TypeVar, get_args
+
+import click
+from bson import ObjectId
+
+from webhooks.cli.common import (
+    Cell,
+    IdParam,
+    Table,
+    company_option,
+    complain,
+    document_json,
+    find_webhook,
+    get_stores,
+    json_option,
+    print_json,
+    why_unusable,
+)
+from webhooks.cli.logs_cmd import print_logs
+from webhooks.errors import InvalidWebhook
+from webhooks.logstore import LogQuery, LogStore
+from webhooks.models import TRIGGERS, COTWebhook, format_instant, now, parse_webhook
+from webhooks.models.webhook import TriggerName
+from webhooks.models.wire import to_wire
+from webhooks.mongo import Document
+from webhooks.retry import Outcome
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+#: Options that narrow a webhook → the field of its context.
+_CONTEXT_OPTIONS = {"survey": "survey", "group": "group", "task_group": "taskGroup"}
+#: How many attempts `show` shows.
+_SHOWN_ATTEMPTS = 5
+#: Where `show` stops counting: an answer must not cost the database much.
+_COUNT_LIMIT = 100_000
+
+
+class _IdOrNone(IdParam):
+    """An id, or ``""`` for "any"."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:  # pyright: ignore[reportIncompatibleMethodOverride] - text here
+        """Read 24 hexadecimal digits or nothing."""
+        return "" if value == "" else str(super().convert(value, param, ctx))
+
+
+def _triggers_narrowed_by(field: str) -> list[str]:
+    return [name for name, trigger in TRIGGERS.items() if field in trigger.narrowed_by]
+
+
+def _fields(*, is_new: bool) -> Callable[[_F], _F]:
+    """Add the options for what a person may set on a webhook."""
+
+    def decorate(function: _F) -> _F:
+        options = [
+            click.option("--trigger", type=click.Choice(get_args(TriggerName)), required=is_new, help="What it wants."),
+            click.option("--url", required=is_new, help="Where events are sent: http:// or https://."),
+            click.option("--name", help="For people."),
+            click.option("--description", help="For people."),
+        ]
+        for option, field in _CONTEXT_OPTIONS.items():
+            triggers = ", ".join(_triggers_narrowed_by(field))
+            any_ = "" if is_new else ' "" for any.'
+            options.append(
+                click.option(
+                    "--" + option.replace("_", "-"),
+                    type=_IdOrNone(),
+                    metavar="ID",
+                    help=f"Only events of this {option.replace('_', ' ')} ({triggers}).{any_}",
+                )
+            )
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+@click.command()
+@click.option("--company", type=IdParam(), metavar="ID", required=True, help="Whose events it wants.")
+@click.option(
+    "--code", required=True, help="What it is called: a-z, 0-9 and _, unique in its company, never changed again."
+)
+@_fields(is_new=True)
+@json_option
+def add(company: ObjectId, code: str, as_json: bool, **fields: str | None) -> None:
+    """Add a webhook; it gets events within 5 s."""
+    _check_context(fields, str(fields["trigger"]))
+    webhook = parse_webhook(
+        # Keys in the order of the contract's sample.
+        {
+            "_id": str(ObjectId()),
+            "company": str(company),
+            "isActive": True,
+            "trigger": fields["trigger"],
+            "url": fields["url"],
+            "name": fields["name"] or "",
+            "code": code,
+            "context": {field: fields[option] or "" for option, field in _CONTEXT_OPTIONS.items()},
+            "__v": 0,
+            "description": fields["description"] or "",
+        }
+    )
+    store = get_stores().webhooks
+    # What keeps codes unique; a worker makes it as well, but may never have run here.
+    store.ensure_indexes()
+    if any(document.get("code") == code for document in store.find(code, company)):
+        # That index cannot exist where two webhooks had one code before.
+        raise InvalidWebhook(f"invalid webhook: code: company {company} has {code!r} already")
+    store.add(webhook)
+    if as_json:
+        print_json(webhook.to_json())
+        return
+    Table().print([["added", str(webhook.id)], *_describe_wish(webhook)])
+
+
+@click.command("list")
+@company_option
+@click.option("--all", "with_inactive", is_flag=True, help="Also those that are not active.")
+@json_option
+def list_webhooks(company: ObjectId | None, with_inactive: bool, as_json: bool) -> None:
+    """List the active webhooks, by company and code.
+
+    Other services may write webhooks, too: one that breaks the contract is listed with the reason, and gets no events.
+    """
+    documents = get_stores().webhooks.list_all(company)
+    if not with_inactive:
+        documents = [document for document in documents if document.get("isActive") is not False]
+    if as_json:
+        for document in documents:
+            print_json(document_json(_with_reason(document)))
+        return
+    if not documents:
+        complain("there are none" if with_inactive else "there are no active ones; --all shows the others")
+        return
+    rows: dict[str, list[list[str | Cell]]] = {}
+    for document in documents:
+        rows.setdefault(str(document.get("company")), []).append(_list_row(document))
+    table = Table(indent="  ")
+    for owner, owned in rows.items():
+        Table().print([[Cell(f"company {owner}", "bold")]])
+        table.print(owned)
+
+
+def _list_row(document: Document) -> list[str | Cell]:
+    reason = why_unusable(document)
+    if reason:
+        state = Cell("INVALID", "red")
+    else:
+        state = Cell("active", "green") if document["isActive"] else Cell("inactive", "dim")
+    code, trigger, url = (str(document.get(key) or "-") for key in ("code", "trigger", "url"))
+    return [Cell(code, "bold"), str(document["_id"]), state, trigger, Cell(reason, "red") if reason else url]
+
+
+@click.command()
+@click.argument("reference", metavar="REF")
+@company_option
+@json_option
+def show(reference: str, company: ObjectId | None, as_json: bool) -> None:
+    """Show a webhook, all of it, and how its last attempts went. REF is an id or a code."""
+    stores = get_stores()
+    document = find_webhook(stores.webhooks, reference, company)
+    # A reference finds ids that somebody stored as something else; they have no logs.
+    query = LogQuery(webhook_id=document["_id"])
+    attempts = stores.logs.read(query, _SHOWN_ATTEMPTS)[::-1]
+    counts = _count_last_day(stores.logs, document["_id"])
+    if as_json:
+        wire = {"webhook": _with_reason(document), "last_24_h": counts, "logs": [log.to_wire() for log in attempts]}
+        print_json(document_json(wire))
+        return
+    fields = to_wire(document)
+    context = fields.pop("context", None)
+    if isinstance(context, Mapping):
+        fields |= {f"context.{key}": value for key, value in context.items()}
+    elif context is not None:
+        fields["context"] = context
+    reason = why_unusable(document)
+    Table().print(
+        [
+            *([[Cell("INVALID", "red"), Cell(f"gets no events: {reason}", "red")]] if reason else []),
+            *([key, value if isinstance(value, str) else json.dumps(value)] for key, value in fields.items()),
+        ]
+    )
+    click.echo()
+    last = {outcome: stores.logs.read(LogQuery(webhook_id=document["_id"], outcome=outcome), 1) for outcome in Outcome}
+    summary: list[list[str | Cell]] = [["last 24 h", _describe_counts(counts)]]
+    for name, outcome, style in (("last success", Outcome.SUCCESS, "green"), ("last failure", Outcome.FAILED, "red")):
+        text = "none on record"
+        for log in last[outcome]:
+            event = log.details.event_id
+            text = f"{format_instant(log.createdAt)}, {log.status}, event {event}: {log.response.strip()}"
+        summary.append([name, Cell(text, style if last[outcome] else "")])
+    Table().print(summary)
+    if attempts:
+        click.echo("\nLast attempts:")
+        print_logs(attempts)
+        click.echo(f"More of them: webhooks logs --webhook {document['_id']}")
+
+
+def _count_last_day(logs: LogStore, webhook_id: ObjectId) -> dict[str, int]:
+    since = now() - timedelta(days=1)
+    return {
+        outcome.value: logs.count(LogQuery(webhook_id=webhook_id, outcome=outcome, since=since), _COUNT_LIMIT)
+        for outcome in Outcome
+    }
+
+
+def _describe_counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(
+        f"{count}{'+' if count == _COUNT_LIMIT else ''} {'succeeded' if name == Outcome.SUCCESS else 'failed'}"
+        for name, count in counts.items()
+    )
+
+
+@click.command()
+@click.argument("reference", metavar="REF")
+@company_option
+@_fields(is_new=False)
+@json_option
+def edit(reference: str, company: ObjectId | None, as_json: bool, **fields: str | None) -> None:
+    """Change a webhook. REF is an id or a code.
+
+    Only what is given is written. Company and code never change: receivers and other services know a webhook by them.
+    """
+    given = {name: value for name, value in fields.items() if value is not None}
+    if not given:
+        raise click.UsageError("nothing to change: give at least one option")
+    store = get_stores().webhooks
+    document = to_wire(find_webhook(store, reference, company))
+    _check_context(given, given.get("trigger") or str(document.get("trigger")))
+    changes: dict[str, Any] = {name: value for name, value in given.items() if name not in _CONTEXT_OPTIONS}
+    context = {field: given[option] for option, field in _CONTEXT_OPTIONS.items() if option in given}
+    if context:
+        stored = document.get("context")
+        changes["context"] = {**(stored if isinstance(stored, Mapping) else {}), **context}
+    webhook = parse_webhook({**document, **changes})
+    _store_change(webhook, document, changes)
+    _warn_of_idle_context(webhook)
+    if as_json:
+        print_json(webhook.to_json())
+        return
+    Table().print([["changed", str(webhook.id)], *_describe_wish(webhook)])
+
+
+@click.command()
+@click.argument("reference", metavar="REF")
+@company_option
+def deactivate(reference: str, company: ObjectId | None) -> None:
+    """Stop sending to a webhook. REF is an id or a code.
+
+    It takes effect within 5 s, also for deliveries that wait for their next attempt. The webhook and its logs stay.
+    """
+    _switch(reference, company, is_active=False)
+
+
+@click.command()
+@click.argument("reference", metavar="REF")
+@company_option
+def activate(reference: str, company: ObjectId | None) -> None:
+    """Send to a webhook again. REF is an id or a code.
+
+    It gets events within 5 s; those of the time in between are not made up for.
+    """
+    _switch(reference, company, is_active=True)
+
+
+def _switch(reference: str, company: ObjectId | None, *, is_active: bool) -> None:
+    document = to_wire(find_webhook(get_stores().webhooks, reference, company))
+    changes = {"isActive": is_active}
+    webhook = parse_webhook({**document, **changes})
+    _store_change(webhook, document, changes)
+    click.echo(
+        f"{webhook.label} ({webhook.id}) of company {webhook.company} is {'active' if is_active else 'inactive'}"
+    )
+
+
+def _store_change(webhook: COTWebhook, before: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
+    """Write the fields that differ from what is stored, if any."""
+    changed = frozenset(field for field, value in changes.items() if field not in before or before[field] != value)
+    if changed:
+        get_stores().webhooks.change(webhook, changed)
+
+
+def _check_context(given: Mapping[str, str | None], trigger: str) -> None:
+    """Refuse an option that would be stored and do nothing.
+
+    Raises:
+        click.UsageError: says which triggers it narrows.
+    """
+    for option, field in _CONTEXT_OPTIONS.items():
+        triggers = _triggers_narrowed_by(field)
+        if given.get(option) and trigger not in triggers:
+            name = "--" + option.replace("_", "-")
+            raise click.UsageError(f"{name} does not narrow {trigger}, only {' and '.join(triggers)}")
+
+
+def _warn_of_idle_context(webhook: COTWebhook) -> None:
+    narrowed_by = TRIGGERS[webhook.trigger].narrowed_by
+    for option, field in _CONTEXT_OPTIONS.items():
+        if getattr(webhook.context, field) and field not in narrowed_by:
+            name = "--" + option.replace("_", "-")
+            complain(f'note: context.{field} is set, but does not narrow {webhook.trigger}; {name} "" clears it')
+
+
+def _describe_wish(webhook: COTWebhook) -> list[list[str]]:
+    """Say what a webhook will get, in rows."""
+    trigger = TRIGGERS[webhook.trigger]
+    events = [event for event in ("create", "edit", "delete", "logout") if event in trigger.events]
+    narrowed = [
+        f"whose data.{key} is {getattr(webhook.context, field)}"
+        for field, key in trigger.narrowed_by.items()
+        if getattr(webhook.context, field)
+    ]
+    wish = f"{trigger.type} {', '.join(events)} of company {webhook.company}"
+    rows = [["code", webhook.label], ["gets", " ".join([wish, " and ".join(narrowed)]).strip()], ["at", webhook.url]]
+    if not webhook.isActive:
+        rows.append(["but", f"is inactive: webhooks activate {webhook.id}"])
+    return rows
+
+
+def _with_reason(document: Document) -> Document:
+    """Return a stored document, with the reason where it cannot be used."""
+    reason = why_unusable(document)
+    return document if reason is None else {**document, "invalid": reason}
