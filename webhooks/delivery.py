@@ -152,12 +152,7 @@ class Attempter:
         webhook_id = ObjectId(delivery.webhook_id)
         webhook = self._webhooks.get(webhook_id)
         started_at = self._clock()
-        if webhook is None:
-            answer = _not_sent(ErrorKind.WEBHOOK_UNUSABLE, "webhook was removed or made unusable")
-        elif not webhook.isActive:
-            answer = _not_sent(ErrorKind.WEBHOOK_INACTIVE, "webhook was deactivated before this attempt")
-        else:
-            answer = self._post(webhook, delivery, started_at)
+        answer = self._answer(webhook, delivery, started_at)
         next_s = next_delay_s(judge(answer.status), retry, self._policy)
         if answer.error_kind is ErrorKind.WEBHOOK_INACTIVE:
             next_s = None  # retired for good; a webhook that cannot be used may be mended in time
@@ -187,7 +182,12 @@ class Attempter:
             ),
         )
 
-    def _post(self, webhook: COTWebhook, delivery: Delivery, started_at: datetime) -> Answer:
+    def _answer(self, webhook: COTWebhook | None, delivery: Delivery, started_at: datetime) -> Answer:
+        """Get an answer from the webhook's receiver, or say why none was asked for."""
+        if webhook is None:
+            return _not_sent(ErrorKind.WEBHOOK_UNUSABLE, "webhook was removed or made unusable")
+        if not webhook.isActive:
+            return _not_sent(ErrorKind.WEBHOOK_INACTIVE, "webhook was deactivated before this attempt")
         headers = {
             "Content-Type": "application/json",
             "User-Agent": USER_AGENT,
@@ -202,16 +202,12 @@ class Attempter:
             # A defect of ours must neither lose the delivery nor repeat it for ever: it counts as a failed attempt,
             # which is on record and has its retries.
             logger.exception("attempt of %s failed by a defect", delivery.delivery_id)
-            elapsed_ms = round((time.monotonic() - begun) * 1000, 3)
+            elapsed_ms = (time.monotonic() - begun) * 1000
             return _not_sent(ErrorKind.INTERNAL, f"internal error: {type(error).__name__}", elapsed_ms)
 
 
 def _not_sent(kind: ErrorKind, text: str, total_ms: float = 0.0) -> Answer:
-    return Answer(
-        status=None,
-        text=text,
-        error_kind=kind,
-        cut=False,
-        peer=None,
-        timings=Timings(total_ms=total_ms),
+    timings = Timings(
+        lookup_ms=None, connect_ms=None, tls_ms=None, send_ms=None, wait_ms=None, read_ms=None, total_ms=total_ms
     )
+    return Answer(status=None, text=text, error_kind=kind, cut=False, peer=None, timings=timings)

@@ -136,7 +136,14 @@ def send(self: Task, *, delivery_id: str, event_id: str, webhook_id: str, label:
     """
     delivery = Delivery(delivery_id, event_id, webhook_id, label, body)
     retry, worker = self.request.retries, self.request.hostname
-    log = _hold(lambda: get_services().attempter.attempt(delivery, retry, worker))
+    try:
+        log = _hold(lambda: get_services().attempter.attempt(delivery, retry, worker))
+    except Reject:
+        raise
+    except Exception as error:
+        # The last resort: a defect that not even leaves a log. Celery would ack and forget the delivery.
+        logger.exception("delivery %s met a defect", delivery_id)
+        raise _retry(self, AttemptFailed(f"internal error: {type(error).__name__}, retry {retry}")) from error
     self.request.attempt_log = log
     summary = summarize(log)
     is_success = log.details.outcome == Outcome.SUCCESS
@@ -148,13 +155,26 @@ def send(self: Task, *, delivery_id: str, event_id: str, webhook_id: str, label:
     failure = AttemptFailed(summary)
     if is_given_up:
         raise failure
+    try:
+        raise _retry(self, failure)
+    except Reject:
+        # The attempt was made, so it is on record; no hook runs on a Reject.
+        store_log(log)
+        raise
+
+
+def _retry(task: Task, failure: AttemptFailed) -> Exception:
+    """Queue the next attempt after the retry delay, and return what Celery wants raised for it.
+
+    Raises:
+        AttemptFailed: there have been as many as the settings allow.
+        Reject: the retry could not be published. Celery would now drop the delivery (celery/app/task.py,
+            `Task.retry`); this one gives the message back instead.
+    """
     settings = get_settings()
     try:
-        raise self.retry(exc=failure, countdown=settings.retry_delay_s, max_retries=settings.max_retries)
+        return task.retry(exc=failure, countdown=settings.retry_delay_s, max_retries=settings.max_retries, throw=False)
     except Reject as error:
-        # The retry could not be published. Celery would now drop the delivery (celery/app/task.py, `Task.retry`):
-        # give this message back instead. The attempt was made, so it is on record; no hook runs on a Reject.
-        store_log(log)
         raise Reject(error.reason, requeue=True) from error
 
 
