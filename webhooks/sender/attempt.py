@@ -133,7 +133,9 @@ class Attempt:
             return hang_up()
         if isinstance(error, ssl.SSLError):
             return tls_failed(error)
-        return NoResponse(ErrorKind.RESET, f"read {errno_name(error)}")
+        # Python's ssl says ENOTCONN of a connection that was reset before the handshake.
+        name = "ECONNRESET" if error.errno == errno.ENOTCONN else errno_name(error)
+        return NoResponse(ErrorKind.RESET, f"read {name}")
 
     def write_failed(self, error: OSError) -> NoResponse:
         """Word an error of writing, by its type."""

@@ -80,14 +80,7 @@ class _TLSSocket(ssl.SSLSocket):
 
     def do_handshake(self, block: bool = False) -> None:
         self.attempt.limit(self)
-        try:
-            super().do_handshake(block)
-        except (ssl.SSLEOFError, ssl.SSLZeroReturnError) as error:
-            raise hang_up() from error
-        except ssl.SSLError as error:
-            raise tls_failed(error) from error
-        except OSError as error:
-            raise self.attempt.read_failed(error) from error
+        super().do_handshake(block)
 
     def read(self, len: int = 1024, buffer: Any = None) -> Any:  # noqa: A002 - ssl's name
         self.attempt.limit(self)
@@ -336,12 +329,19 @@ class _TLSConnection(_Connection, HTTPSConnection):
         # Name and SNI are the URL's, whatever address was judged. ssl knows no zone ids, certificates no root dot.
         name = attempt.target.host.partition("%")[0].rstrip(".")
         tcp = cast(_Socket, self.sock)
-        with attempt.timing(Phase.TLS):
-            # The handshake is a call of its own, because it needs the attempt, which the new socket does not have yet.
-            tls = cast(_TLSSocket, context.wrap_socket(tcp, server_hostname=name, do_handshake_on_connect=False))
-            self.sock = tls
-            tls.attempt = attempt
-            tls.do_handshake()
+        try:
+            with attempt.timing(Phase.TLS):
+                # The handshake is a call of its own, because it needs the attempt, which a new socket does not have.
+                tls = cast(_TLSSocket, context.wrap_socket(tcp, server_hostname=name, do_handshake_on_connect=False))
+                self.sock = tls
+                tls.attempt = attempt
+                tls.do_handshake()
+        except (ssl.SSLEOFError, ssl.SSLZeroReturnError) as error:
+            raise hang_up() from error
+        except ssl.SSLError as error:
+            raise tls_failed(error) from error
+        except OSError as error:
+            raise attempt.read_failed(error) from error
         self.is_verified = True  # the context requires it; urllib3 warns otherwise
 
 
@@ -381,7 +381,9 @@ class Adapter(HTTPAdapter):
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the pool's key: the endpoint alone, because there is one TLS context."""
         target = current_attempt.get().target
-        return {"scheme": target.scheme, "host": target.host, "port": target.port}, {}
+        # In brackets, or urllib3 does not take a zone id.
+        host = f"[{target.host}]" if ":" in target.host else target.host
+        return {"scheme": target.scheme, "host": host, "port": target.port}, {}
 
     def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
         """Do nothing: requests' own would make each connection load the authorities again."""
