@@ -2,6 +2,7 @@
 
 import functools
 import gzip
+import logging
 import socket
 import threading
 import time
@@ -582,6 +583,15 @@ def test_chunks_and_length_together_end_the_connection(make_sender: MakeSender) 
         sender = make_sender()
         assert [sender.post(receiver.url, {}, b"").text for _ in range(2)] == ["hello", "ok"]
         assert receiver.connections == 2
+
+
+def test_query_and_body_appear_in_no_log(make_sender: MakeSender, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    with Receiver().then(r.reply(), r.raw(b"HTTP/1.1 200 OK\r\nbad header\r\n\r\n"), r.close_early()) as receiver:
+        sender = make_sender()
+        for _ in range(3):
+            sender.post(f"{receiver.url}/?token=secret", {"X-Key": "secret"}, b"secret")
+    assert "secret" not in caplog.text
 
 
 def test_caller_header_that_http_cannot_carry_is_the_callers_error(make_sender: MakeSender) -> None:

@@ -5,6 +5,7 @@ is read. Never follows a redirect, keeps a cookie, reads a proxy or ``.netrc`` f
 a receiver does. Called by `delivery`.
 """
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,9 @@ class Sender:
             pool_size: idle connections kept per endpoint: as many as threads may send to it at one time.
             resolver: for tests; ``None`` for the system's.
         """
+        # At DEBUG urllib3 logs each path with its query, where receivers' tokens stand. Here and not at import: a
+        # producer imports this package too, and its log is its own affair.
+        logging.getLogger("urllib3.connectionpool").setLevel(logging.INFO)
         self._connect_timeout_s = connect_timeout_s
         self._total_timeout_s = total_timeout_s
         self._max_response_bytes = max_response_bytes

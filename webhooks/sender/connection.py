@@ -4,11 +4,14 @@ Owns how a connection comes about (look-up, guard, TCP, TLS) and how foreign err
 OSError and no urllib3 error, so it passes through urllib3 and requests untouched: each error is mapped by its type
 where it happens. Called by `client`.
 
-Overridden, and what of them is relied on: urllib3 2.8 ``HTTPConnection.connect``, ``request``, ``getresponse``,
-``response_class``; ``HTTPConnectionPool.ConnectionCls``; ``PoolManager.pool_classes_by_scheme``. requests 2.34
-``HTTPAdapter.init_poolmanager``, ``build_connection_pool_key_attributes``, ``cert_verify``, ``build_response``,
-``close``. Python ``socket.socket``, ``ssl.SSLSocket`` by way of ``SSLContext.sslsocket_class``,
-``http.client.HTTPResponse.begin`` and its ``fp``.
+Overridden, and what of them is relied on:
+
+- urllib3 2.8: ``HTTPConnection.connect``, ``request``, ``send``, ``getresponse``, ``response_class``;
+  ``HTTPConnectionPool.ConnectionCls``; ``PoolManager.pool_classes_by_scheme``.
+- requests 2.34: ``HTTPAdapter.init_poolmanager``, ``build_connection_pool_key_attributes``, ``cert_verify``,
+  ``build_response``, ``close``.
+- Python: ``socket.socket``; ``ssl.SSLSocket`` by way of ``SSLContext.sslsocket_class``;
+  ``http.client.HTTPResponse.begin`` and its ``fp``.
 """
 
 import http.client
@@ -251,7 +254,7 @@ def _connect(endpoint: Endpoint, attempt: Attempt, share_s: float) -> _Socket:
     sock = None
     try:
         sock = _Socket(endpoint.family, socket.SOCK_STREAM)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as urllib3 does: head and body are two writes
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as urllib3 does
         sock.settimeout(min(share_s, remaining_s))
         sock.connect(endpoint.sockaddr)
     except OSError as error:
@@ -278,6 +281,8 @@ class _Connection(HTTPConnection):
 
     _opened_at = 0.0
     _peer: str | None = None
+    #: Parts of a request not yet written; ``None`` when there is none under construction.
+    _held: list[bytes] | None = None
 
     def connect(self) -> None:
         attempt = current_attempt.get()
@@ -302,8 +307,21 @@ class _Connection(HTTPConnection):
                 cast(_Socket, self.sock).attempt = attempt
         if self.sock is None:
             self.connect()
-        with attempt.timing(Phase.SEND):
+        self._held = held = []
+        try:
             super().request(method, url, body=body, headers=headers, **kw)
+        finally:
+            self._held = None
+        with attempt.timing(Phase.SEND):
+            super().send(b"".join(held))
+
+    def send(self, data: Any) -> None:
+        # urllib3 writes head and body one by one. Written at once they are one packet, one TLS record and one system
+        # call, and system calls are the dearest part of an attempt on a kept connection.
+        if self._held is None:
+            super().send(data)
+        else:
+            self._held.append(data)
 
     def getresponse(self) -> Any:
         attempt = current_attempt.get()
