@@ -15,6 +15,7 @@ from webhooks.cli.check_cmd import check
 from webhooks.cli.common import complain
 from webhooks.cli.logs_cmd import logs
 from webhooks.cli.send_cmd import send
+from webhooks.cli.up_cmd import up
 from webhooks.cli.webhooks_cmd import activate, add, deactivate, edit, list_webhooks, show
 from webhooks.errors import WebhooksError
 from webhooks.version import __version__
@@ -64,7 +65,7 @@ def cli() -> None:
     """
 
 
-for command in (add, list_webhooks, show, edit, deactivate, activate, send, logs, check):
+for command in (add, list_webhooks, show, edit, deactivate, activate, send, logs, check, up):
     cli.add_command(command)
 
 

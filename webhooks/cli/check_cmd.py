@@ -78,7 +78,7 @@ class Report:
         return self.broker.is_ok and self.database.is_ok and bool(self.workers)
 
 
-@click.command()
+@click.command(short_help="Check broker, database, workers and queues.")
 @json_option
 @click.pass_context
 def check(ctx: click.Context, as_json: bool) -> None:

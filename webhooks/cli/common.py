@@ -208,15 +208,18 @@ class Cell:
 class Table:
     """Prints aligned rows, also one by one as they come up.
 
-    On a terminal the last column is cut to what fits; all else, and everything in a pipe, is printed in full.
+    Everything is printed in full, but for a last column that is to be cut, and that only on a terminal.
     """
 
-    def __init__(self, *, indent: str = "", right: Iterable[int] = (), width: int | None = None) -> None:
+    def __init__(
+        self, *, indent: str = "", right: Iterable[int] = (), cut: bool = False, width: int | None = None
+    ) -> None:
         """Make a table.
 
         Args:
             indent: before each line.
             right: numbers of the columns that are aligned to the right.
+            cut: whether the last column is cut to what fits, instead of going on in the next line.
             width: columns of the terminal; None asks it.
         """
         self._console = Console(
@@ -224,7 +227,8 @@ class Table:
         )
         self._indent = indent
         self._right = frozenset(right)
-        self._width = width or (self._console.width if self._console.is_terminal else _NO_WIDTH)
+        self._cut = cut
+        self._width = width or (self._console.width if sys.stdout.isatty() else _NO_WIDTH)
         self._widths: list[int] = []
 
     def print(self, rows: Sequence[Sequence[str | Cell]]) -> None:
@@ -249,9 +253,8 @@ class Table:
             line.rstrip()
             line.append("\n" + self._indent + _INDENT)
             room = self._width - len(self._indent + _INDENT)
-        line.append(_cut(row[-1].text, room), row[-1].style)
+        line.append(_cut(row[-1].text, room) if self._cut else row[-1].text, row[-1].style)
         line.rstrip()
-        # One write per row, so that what follows a pipe sees whole lines; a broken pipe ends the command quietly.
         self._console.print(line)
 
 

@@ -164,7 +164,7 @@ class LogPrinter:
 
     def __init__(self, *, as_json: bool = False, width: int | None = None) -> None:
         self._as_json = as_json
-        self._table = Table(right=_RIGHT_ALIGNED, width=width)
+        self._table = Table(right=_RIGHT_ALIGNED, cut=True, width=width)
         self._has_header = False
 
     def print(self, found: Sequence[COTWebhookLog]) -> None:
@@ -199,12 +199,11 @@ def _row(log: COTWebhookLog) -> list[str | Cell]:
         describe_event(log.event),
         attempt.webhook if attempt else str(log.subscription),
         f"{attempt.total_ms:.0f}" if attempt else "-",
-        _first_line(log.response),
+        first_line(log.response),
     ]
 
 
-def _first_line(response: str) -> str:
-    lines = response.strip().splitlines()
-    if not lines:
-        return ""
-    return lines[0] if len(lines) == 1 else f"{lines[0]} …"
+def first_line(response: str) -> str:
+    """Return the first line of a response that says anything, with a sign when there are more."""
+    first, *more = response.strip().splitlines() or [""]
+    return f"{first} …" if more else first

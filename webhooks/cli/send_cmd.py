@@ -12,7 +12,7 @@ from webhooks.models import parse_event_text
 from webhooks.tasks import deliver
 
 
-@click.command()
+@click.command(short_help="Send an event, from a file or standard input.")
 @click.argument("file", type=click.File("rb"))
 @json_option
 def send(file: BinaryIO, as_json: bool) -> None:

@@ -21,7 +21,7 @@ from webhooks.cli.common import (
     print_json,
     why_unusable,
 )
-from webhooks.cli.logs_cmd import print_logs
+from webhooks.cli.logs_cmd import first_line, print_logs
 from webhooks.errors import InvalidWebhook
 from webhooks.logstore import LogQuery, LogStore
 from webhooks.models import TRIGGERS, COTWebhook, format_instant, now, parse_webhook
@@ -36,6 +36,8 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 _CONTEXT_OPTIONS = {"survey": "survey", "group": "group", "task_group": "taskGroup"}
 #: How many attempts `show` shows.
 _SHOWN_ATTEMPTS = 5
+#: Characters of a response that `show` quotes.
+_SHOWN_RESPONSE = 500
 #: Where `show` stops counting: an answer must not cost the database much.
 _COUNT_LIMIT = 100_000
 
@@ -57,7 +59,13 @@ def _fields(*, is_new: bool) -> Callable[[_F], _F]:
 
     def decorate(function: _F) -> _F:
         options = [
-            click.option("--trigger", type=click.Choice(get_args(TriggerName)), required=is_new, help="What it wants."),
+            click.option(
+                "--trigger",
+                type=click.Choice(get_args(TriggerName)),
+                required=is_new,
+                metavar="TRIGGER",
+                help=f"What it wants: {', '.join(get_args(TriggerName))}.",
+            ),
             click.option("--url", required=is_new, help="Where events are sent: http:// or https://."),
             click.option("--name", help="For people."),
             click.option("--description", help="For people."),
@@ -172,17 +180,11 @@ def show(reference: str, company: ObjectId | None, as_json: bool) -> None:
         wire = {"webhook": _with_reason(document), "last_24_h": counts, "logs": [log.to_wire() for log in attempts]}
         print_json(document_json(wire))
         return
-    fields = to_wire(document)
-    context = fields.pop("context", None)
-    if isinstance(context, Mapping):
-        fields |= {f"context.{key}": value for key, value in context.items()}
-    elif context is not None:
-        fields["context"] = context
     reason = why_unusable(document)
     Table().print(
         [
             *([[Cell("INVALID", "red"), Cell(f"gets no events: {reason}", "red")]] if reason else []),
-            *([key, value if isinstance(value, str) else json.dumps(value)] for key, value in fields.items()),
+            *_describe_fields(to_wire(document)),
         ]
     )
     click.echo()
@@ -191,14 +193,26 @@ def show(reference: str, company: ObjectId | None, as_json: bool) -> None:
     for name, outcome, style in (("last success", Outcome.SUCCESS, "green"), ("last failure", Outcome.FAILED, "red")):
         text = "none on record"
         for log in last[outcome]:
-            event = log.details.event_id
-            text = f"{format_instant(log.createdAt)}, {log.status}, event {event}: {log.response.strip()}"
+            text = f"{format_instant(log.createdAt)}, {log.status}, event {log.details.event_id}"
+            if log.response.strip():
+                text += f": {first_line(log.response)[:_SHOWN_RESPONSE]}"
         summary.append([name, Cell(text, style if last[outcome] else "")])
     Table().print(summary)
     if attempts:
         click.echo("\nLast attempts:")
         print_logs(attempts)
         click.echo(f"More of them: webhooks logs --webhook {document['_id']}")
+
+
+def _describe_fields(fields: Mapping[str, Any], prefix: str = "") -> list[list[str]]:
+    """Return a row for each field of a stored webhook, whatever is in it."""
+    rows = []
+    for key, value in fields.items():
+        if isinstance(value, Mapping):
+            rows += _describe_fields(value, f"{prefix}{key}.")
+        else:
+            rows.append([prefix + key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)])
+    return rows
 
 
 def _count_last_day(logs: LogStore, webhook_id: ObjectId) -> dict[str, int]:

@@ -1,0 +1,28 @@
+"""``webhooks up``: everything on this machine; see `webhooks.up`."""
+
+from pathlib import Path
+
+import click
+
+from webhooks.config import get_settings
+from webhooks.up import run_up
+
+
+@click.command()
+@click.option(
+    "--data",
+    "data_dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("webhooks-data"),
+    show_default=True,
+    metavar="DIR",
+    help="Where Valkey and MongoDB keep their data.",
+)
+@click.option("--flower-port", type=click.IntRange(1, 65_535), default=5555, show_default=True, help="On loopback.")
+def up(data_dir: Path, flower_port: int) -> None:
+    """Run Valkey, MongoDB, a worker and Flower on this machine, until Ctrl-C.
+
+    They listen on this machine alone. A broker or database that WEBHOOKS_BROKER_URL or WEBHOOKS_MONGODB_URL puts
+    elsewhere is used as it is.
+    """
+    run_up(data_dir, get_settings(), flower_port=flower_port)
