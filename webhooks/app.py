@@ -7,6 +7,7 @@ import importlib.util
 import json
 import logging
 import math
+import resource
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -128,6 +129,7 @@ cast("dict[str, set[click.Option]]", app.user_options)["preload"].add(
 @worker_init.connect
 def _prepare_worker(**_: object) -> None:
     _read_json_as_it_is()
+    _allow_many_connections()
     threading.Thread(target=_make_indexes, name="make-indexes", daemon=True).start()
 
 
@@ -140,6 +142,12 @@ def _prepare_pool_process(**_: object) -> None:
 @worker_shutting_down.connect
 def _note_stopping(**_: object) -> None:
     stopping.set()
+
+
+def _allow_many_connections() -> None:
+    """Raise the limit of open files as far as the system lets us: idle connections to many endpoints add up."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _read_json_as_it_is() -> None:

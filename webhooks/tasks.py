@@ -65,7 +65,7 @@ class SendTask(Task):
         """Queue a delivery's attempt. Also called by Celery for each retry, which keeps no description by itself."""
         delivery = kwargs or {}
         options.setdefault("argsrepr", str(delivery.get("label")))
-        options.setdefault("kwargsrepr", f"event {delivery.get('event_id')}, retry {options.get('retries', 0)}")
+        options.setdefault("kwargsrepr", f"retry {options.get('retries', 0)}, event {delivery.get('event_id')}")
         return super().apply_async(args, kwargs, **options)
 
     def on_success(self, retval: object, task_id: str, args: object, kwargs: object) -> None:

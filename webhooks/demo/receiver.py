@@ -1,0 +1,60 @@
+"""The demo's receiver: a small HTTP server on loopback that takes events, some of them only at the third try.
+
+Owns what it answers and what it tells of it. Runs in a thread of the demo.
+"""
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+#: Answers 503 twice to each delivery, then takes it.
+FLAKY_PATH = "/notes"
+#: How often it refuses there.
+REFUSALS = 2
+
+
+@contextmanager
+def run_receiver(tell: Callable[[str], None]) -> Iterator[int]:
+    """Run a receiver while the context lasts, on a port that is free.
+
+    Args:
+        tell: gets a line for each request; called from other threads.
+
+    Yields:
+        The port.
+    """
+    tries: Counter[str] = Counter()
+    lock = threading.Lock()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        wbufsize = -1  # head and body in one packet
+        timeout = 60
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            delivery_id = self.headers.get("webhook-id", "")
+            with lock:
+                tries[delivery_id] += 1
+                is_refused = self.path == FLAKY_PATH and tries[delivery_id] <= REFUSALS
+            status, answer = (503, b"busy, come back later") if is_refused else (200, b"thank you")
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+            tell(f"POST {self.path}  {len(body)} bytes  webhook-id {delivery_id}  → {status}")
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
+            pass  # `tell` has said it
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True)
+    thread.start()
+    try:
+        yield server.server_address[1]
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
