@@ -357,7 +357,6 @@ def test_follow_survives_an_outage(servers: Servers, tmp_path: Path) -> None:
         ),
     ):
         logs = LogStore(client["webhooks"])
-        time.sleep(0.5)
         logs.write(make_log("before", at=now(), attempt=make_attempt()))
         wait_for("before")
         servers.mongod.kill()
@@ -396,6 +395,19 @@ def test_servers_that_are_away_are_one_line_without_password(run_process: Any, a
     assert done.stderr.count("\n") == 1
     assert "reach" in done.stderr
     assert "secret" not in done.stderr + done.stdout
+
+
+@pytest.mark.parametrize("url", ["nonsense://u:secret@h/0", "redis://:se/cret@h:1/0"], ids=["scheme", "slash"])
+@pytest.mark.parametrize("args", [["send", "-"], ["check"]], ids=lambda args: args[0])
+def test_broker_url_that_cannot_be_used_is_named_without_its_password(
+    run_process: Any, args: list[str], url: str
+) -> None:
+    done = run_process(*args, stdin=EVENT, WEBHOOKS_BROKER_URL=url)
+    text = done.stdout + done.stderr
+    assert done.returncode == 1
+    assert "WEBHOOKS_BROKER_URL" in text
+    assert "Traceback" not in text
+    assert not any(part in text for part in ("secret", "cret", "se/"))
 
 
 def test_check_of_servers_that_are_away(run_process: Any) -> None:

@@ -21,8 +21,6 @@ from webhooks.logstore import LogQuery, LogStore
 from webhooks.models import COTWebhookLog
 from webhooks.version import __version__
 
-#: A port of loopback at which nothing answers.
-NOTHING = "127.0.0.1:9"
 HOSTILE = "\x1b[31mred\x1b]0;title\x07 \x9b2J [bold]not rich[/bold] \u202egnp.exe\r\nsecond line"
 ADD = ["add", "--company", COMPANY, "--url", "https://a.example/", "--code", "a", "--trigger"]
 
@@ -124,27 +122,9 @@ def test_bad_setting_is_one_line_of_celery(command: str, tmp_path: Path) -> None
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("url", ["nonsense://u:secret@h/0", "redis://:se/cret@h:1/0"], ids=["scheme", "slash"])
-@pytest.mark.parametrize("command", ["send", "check"])
-def test_broker_url_that_cannot_be_used_is_one_line_without_its_password(
-    command: str, url: str, tmp_path: Path
-) -> None:
-    event = json.dumps(make_log().event.to_wire())
-    args = ["-m", "webhooks", command, *(["-"] if command == "send" else [])]
-    mongodb = f"mongodb://u:secret@{NOTHING}/webhooks"
-    done = run_process(args, tmp_path, stdin=event, WEBHOOKS_BROKER_URL=url, WEBHOOKS_MONGODB_URL=mongodb)
-    text = done.stdout + done.stderr
-    assert done.returncode == 1
-    assert "WEBHOOKS_BROKER_URL" in text
-    assert "Traceback" not in text
-    assert not any(part in text for part in ("secret", "cret", "se/"))
-
-
-def run_process(args: list[str], cwd: Path, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *args], cwd=cwd, env={**os.environ, **env}, input=stdin, capture_output=True, text=True,
-        timeout=60, check=False,
-    )  # fmt: skip
+def run_process(args: list[str], cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *args]
+    return subprocess.run(command, cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize(
