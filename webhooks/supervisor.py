@@ -88,7 +88,7 @@ class Program:
 
 
 def spawn(
-    argv: Sequence[str], *, env: Mapping[str, str], cwd: Path | None = None, stdout: int | IO[bytes]
+    argv: Sequence[str], *, env: Mapping[str, str], cwd: Path | None = None, stdout: int | IO[bytes] | None
 ) -> "subprocess.Popen[bytes]":
     """Start a process in a session of its own, so that the terminal's Ctrl-C does not reach it.
 

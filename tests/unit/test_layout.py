@@ -31,6 +31,7 @@ LAYERS = {
     "tasks": 4,
     "worker": 4,
     "up": 4,
+    "demo": 4,
     "cli": 5,
     "__main__": 5,
 }
@@ -40,6 +41,7 @@ WITHIN_A_LAYER = {
     ("webhookstore", "mongo"),
     ("logstore", "mongo"),
     ("tasks", "app"),
+    ("demo", "up"),
     ("__main__", "cli"),
 }
 

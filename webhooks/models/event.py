@@ -27,7 +27,7 @@ class COTEvent(WireModel):
     #: On logout ``{"userId": ObjectId, "timestamp": epoch}``, else anything.
     extraData: Any  # noqa: N815 - the contract's name
     #: JSON Pointer → ``{"previous": …, "changedTo": …}``; None, and no key, unless `event` is ``edit``.
-    diff: dict[str, dict[str, Any]] | None = Field(None, validate_default=False)
+    diff: dict[str, dict[str, Any]] | None = Field(default=None, validate_default=False)
 
     @field_validator("data", mode="before")
     @classmethod
