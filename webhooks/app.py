@@ -11,6 +11,7 @@ import resource
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cache, cached_property
 from pathlib import Path
 from types import ModuleType
@@ -22,9 +23,11 @@ from celery.signals import worker_init, worker_process_init, worker_shutting_dow
 from kombu import serialization
 from kombu.utils.json import dumps
 
+from webhooks.books import Books
 from webhooks.config import get_settings
 from webhooks.delivery import Attempter
 from webhooks.errors import InvalidSettings, StoreUnavailable
+from webhooks.ledger import Ledger
 from webhooks.logstore import LogStore
 from webhooks.mongo import open_database
 from webhooks.retry import RetryPolicy
@@ -37,13 +40,24 @@ logger = logging.getLogger(__name__)
 stopping = threading.Event()
 
 
+class Progress:
+    """How far this process has come with its queue, which is in the order in which deliveries become due."""
+
+    def __init__(self) -> None:
+        #: Since when the delivery was due that was taken last; None before the first.
+        self.taken_due_at: datetime | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Services:
     """What the tasks of one process work with."""
 
     webhooks: WebhookStore
     logs: LogStore
+    ledger: Ledger
+    books: Books
     attempter: Attempter
+    progress: Progress
 
 
 @cache
@@ -55,7 +69,7 @@ def get_services() -> Services:
     """
     settings = get_settings()
     database = open_database(settings.mongodb_url)
-    webhooks = WebhookStore(database)
+    logs, ledger = LogStore(database), Ledger(database, settings.claim_s)
     sender = Sender(
         allowed_networks=settings.allowed_networks,
         connect_timeout_s=settings.connect_timeout_s,
@@ -66,9 +80,12 @@ def get_services() -> Services:
     )
     policy = RetryPolicy(delay_s=settings.retry_delay_s, max_retries=settings.max_retries)
     return Services(
-        webhooks=webhooks,
-        logs=LogStore(database),
-        attempter=Attempter(sender=sender, webhooks=webhooks, policy=policy),
+        webhooks=WebhookStore(database),
+        logs=logs,
+        ledger=ledger,
+        books=Books(ledger, logs),
+        attempter=Attempter(sender=sender, policy=policy),
+        progress=Progress(),
     )
 
 
@@ -115,7 +132,7 @@ def _check_settings(*_: object) -> None:
 
 
 # Not the current app: a producer that imports us keeps its own.
-app = Celery("webhooks", set_as_current=False)
+app = Celery("webhooks", set_as_current=False, include=["webhooks.sweeper"])
 app.config_from_object(_LazyConfig())
 # Celery adds these to each of its commands, Flower's included. This one is only there for its callback, which comes
 # before Celery reads its options.
@@ -176,6 +193,7 @@ def _make_indexes() -> None:
         try:
             services.webhooks.ensure_indexes()
             services.logs.ensure_indexes(get_settings().log_ttl_days)
+            services.ledger.ensure_indexes()
         except StoreUnavailable as error:
             logger.warning("waiting to make the indexes: %s", error)
             stopping.wait(5)

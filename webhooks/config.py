@@ -16,6 +16,11 @@ from webhooks.errors import InvalidSettings
 
 Network = IPv4Network | IPv6Network
 
+#: Seconds that a worker holds a message while MongoDB or the broker is away, before it gives the message back.
+HOLD_S = 10.0
+#: Seconds that a write may take until it is given up: what `mongo` waits for a server, and for its answer.
+WRITE_S = 15.0
+
 
 class Settings(BaseSettings):
     """All settings. ``description`` is the text of the README's table, which a test compares with this class."""
@@ -58,25 +63,27 @@ class Settings(BaseSettings):
     log_ttl_days: int = Field(
         default=30, ge=0, le=24_000, description="days until a log expires; 0 keeps logs for ever"
     )
+    sweep_interval_s: float = Field(
+        default=10, gt=0, le=3600, description="seconds between two looks for deliveries whose message is lost"
+    )
     concurrency: int = Field(
         default=64, ge=1, le=10_000, description="threads of one worker process: attempts at one time"
     )
 
     @property
-    def hold_s(self) -> float:
-        """Seconds that a worker holds a message while MongoDB is away, before it gives the message back."""
-        return 120
+    def claim_s(self) -> float:
+        """Seconds that a claim on an attempt holds: the attempt, and the writing of its log."""
+        return self.total_timeout_s + WRITE_S
 
     @property
-    def visibility_timeout_s(self) -> int:
-        """Seconds after which Redis gives an unacked message to another worker.
+    def visibility_timeout_s(self) -> float:
+        """Seconds after which the broker gives an unacked message to another worker.
 
-        A little over the longest time that a worker may rightly keep one: parked until its retry is due, prefetched
-        behind an attempt that takes all its time, its own attempt, held while MongoDB is away, plus slack for clocks
-        and for kombu, which looks for such messages now and then. Longer delays the rescue of what a dead worker
-        held; shorter repeats attempts.
+        The longest time that a worker may rightly have one in its hands: prefetched behind another one, then its own
+        turn, and each of the two held while MongoDB is away, attempted and written; and a retry may wait in a worker
+        until it is due. Longer delays the rescue of what a dead worker held; shorter repeats attempts.
         """
-        return int(self.retry_delay_s + 2 * self.total_timeout_s + self.hold_s + 60)
+        return self.retry_delay_s + 2 * (HOLD_S + self.total_timeout_s + WRITE_S)
 
     @field_validator("allowed_networks", mode="before")
     @classmethod

@@ -1,8 +1,10 @@
 """The main path: an event becomes deliveries, a delivery is attempted, an attempt becomes a log.
 
-    tasks.deliver → fan_out    webhookstore → matching      one delivery per webhook that asked for the event
-    tasks.send    → attempt    webhookstore → sender (guard) → retry      one request, judged, as a log
-    tasks' hooks  → logstore   the log is written before the message is acked
+    tasks.deliver → fan_out    webhookstore → matching     one delivery per webhook that asked for the event
+                    books      → ledger                    written down before the event's message is acked
+    tasks.send    → books      → ledger                    the attempt is ours to make, and of what
+                    attempt    sender (guard) → retry      one request, judged, as a log
+    tasks' hooks  → books      → logstore, ledger          both written before the attempt's message is acked
 
 Owns that path and what identifies a delivery. Never talks to Celery: `tasks` hands in what came out of a message, and
 carries out what is returned.
@@ -13,13 +15,14 @@ import json
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime, timedelta
 from http import HTTPStatus
 
 from bson import ObjectId
 
 from webhooks.errors import ErrorKind
+from webhooks.ledger import Delivery
 from webhooks.matching import match
 from webhooks.models import NO_RESPONSE_STATUS, AttemptDetails, COTEvent, COTWebhook, COTWebhookLog, now
 from webhooks.retry import Outcome, RetryPolicy, judge, next_delay_s, why_failed
@@ -30,20 +33,6 @@ from webhooks.webhookstore import WebhookStore
 logger = logging.getLogger(__name__)
 
 USER_AGENT = f"webhooks/{__version__}"
-
-
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """One event owed to one webhook: what a ``webhooks.send`` message carries."""
-
-    delivery_id: str
-    event_id: str
-    #: 24 hexadecimal digits.
-    webhook_id: str
-    #: What people see of it in Flower and logs: which event goes to which webhook. Holds no payload.
-    label: str
-    #: The event's JSON text: what is sent, byte for byte.
-    body: str
 
 
 def make_delivery_id(event_id: str, webhook_id: ObjectId) -> str:
@@ -113,7 +102,8 @@ def fan_out(event: COTEvent, event_id: str, webhooks: WebhookStore) -> list[Deli
         Delivery(
             delivery_id=make_delivery_id(event_id, webhook.id),
             event_id=event_id,
-            webhook_id=str(webhook.id),
+            webhook_id=webhook.id,
+            company=event.company,
             label=f"{describe_event(event)} → {webhook.label} ({webhook.origin})",
             body=body,
         )
@@ -128,29 +118,23 @@ class Attempter:
         self,
         *,
         sender: Sender,
-        webhooks: WebhookStore,
         policy: RetryPolicy,
         clock: Callable[[], datetime] = now,
     ) -> None:
         self._sender = sender
-        self._webhooks = webhooks
         self._policy = policy
         self._clock = clock
 
-    def attempt(self, delivery: Delivery, retry: int, worker: str | None) -> COTWebhookLog:
+    def attempt(self, delivery: Delivery, webhook: COTWebhook | None, retry: int, worker: str | None) -> COTWebhookLog:
         """Make one attempt of a delivery, start to finish, and return its log; the log is not written yet.
 
         Args:
-            delivery: what to send where.
+            delivery: what to send.
+            webhook: where to; None when there is no usable one any more.
             retry: the attempt's number, from 0.
             worker: who makes it, for the log.
-
-        Raises:
-            StoreUnavailable: the webhook cannot be read now; nothing was sent.
         """
         event = COTEvent.model_validate(json.loads(delivery.body))
-        webhook_id = ObjectId(delivery.webhook_id)
-        webhook = self._webhooks.get(webhook_id)
         started_at = self._clock()
         answer = self._answer(webhook, delivery, started_at)
         next_s = next_delay_s(judge(answer.status), retry, self._policy)
@@ -164,14 +148,14 @@ class Attempter:
             retry=retry,
             response=answer.text,
             event=event,
-            webhook_id=webhook_id,
+            webhook_id=delivery.webhook_id,
             attempt=AttemptDetails(
                 delivery_id=delivery.delivery_id,
                 event_id=delivery.event_id,
                 outcome=judge(answer.status).value,
                 error_kind=answer.error_kind,
                 reason=None if answer.status is None else why_failed(answer.status),
-                webhook=webhook.label if webhook else delivery.webhook_id,
+                webhook=webhook.label if webhook else str(delivery.webhook_id),
                 origin=webhook.origin if webhook else "",
                 peer=answer.peer,
                 started_at=started_at,

@@ -13,10 +13,10 @@ from bson import ObjectId
 from pydantic import ValidationError
 from pymongo import ASCENDING, DESCENDING, IndexModel
 from pymongo.database import Database
-from pymongo.errors import DuplicateKeyError, OperationFailure
+from pymongo.errors import OperationFailure, WriteError
 
 from webhooks.models import COTWebhookLog
-from webhooks.mongo import Document, store_errors
+from webhooks.mongo import Document, insert_new, store_errors
 from webhooks.retry import Outcome
 
 logger = logging.getLogger(__name__)
@@ -103,13 +103,20 @@ class LogStore:
             self._collection.drop_index(_EXPIRY)
             self._collection.create_index([("createdAt", DESCENDING)], name=_EXPIRY)
 
-    def write(self, log: COTWebhookLog) -> None:
-        """Store a log, acknowledged; a log that is stored already is left as it is."""
+    def write(self, logs: Sequence[COTWebhookLog]) -> dict[int, WriteError]:
+        """Store logs in one write, acknowledged; one that is stored already is left as it is.
+
+        Returns:
+            The place in `logs` of each one that cannot be stored at all, and why.
+        """
+        return insert_new(self._collection, [log.to_bson() for log in logs])
+
+    def find_ended(self, event_ids: Sequence[str]) -> set[str]:
+        """Return the ids of the events' deliveries that have ended."""
+        query: Document = {"attempt.event_id": {"$in": list(event_ids)}, "attempt.next_at": None}
         with store_errors():
-            try:
-                self._collection.insert_one(log.to_bson())
-            except DuplicateKeyError:
-                logger.debug("log %s was written before", log.id)
+            found = self._collection.find(query, {"attempt.delivery_id": 1})
+            return {document["attempt"]["delivery_id"] for document in found}
 
     def read(self, query: LogQuery, limit: int) -> list[COTWebhookLog]:
         """Return the newest logs, newest first.

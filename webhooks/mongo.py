@@ -1,17 +1,20 @@
 """The connection to MongoDB, and the one place that sorts its errors. Used by the stores."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from pymongo import MongoClient
+from pymongo.collection import Collection
 from pymongo.database import Database
 from pymongo.errors import (
+    BulkWriteError,
     ConfigurationError,
     ConnectionFailure,
     DuplicateKeyError,
     InvalidURI,
     OperationFailure,
+    WriteError,
 )
 from pymongo.uri_parser import parse_uri
 
@@ -19,6 +22,7 @@ from webhooks.errors import InvalidSettings, StoreUnavailable
 
 Document = dict[str, Any]
 
+_DUPLICATE_KEY = 11000
 #: Server errors that concern the one document at hand; all others are the server's state and may pass.
 _DOCUMENT_ERRORS = frozenset(
     {
@@ -50,7 +54,7 @@ def open_database(url: str) -> Database[Document]:
             serverSelectionTimeoutMS=5_000,
             connectTimeoutMS=5_000,
             # A paused server keeps connections open and answers nothing: give up on it, too.
-            socketTimeoutMS=15_000,
+            socketTimeoutMS=10_000,
             # What is acknowledged must survive the loss of one server and a crash right after: a majority has it,
             # in its journal. On a single server this costs the wait for the journal, some milliseconds.
             w="majority",
@@ -81,6 +85,43 @@ def store_errors() -> Iterator[None]:
         if error.code in _DOCUMENT_ERRORS:
             raise
         raise StoreUnavailable(f"MongoDB refused an operation: {_name(error)}") from error
+
+
+def insert_new(collection: Collection[Document], documents: Sequence[Document]) -> dict[int, WriteError]:
+    """Insert documents in one write, leaving alone those whose `_id` is there already.
+
+    Returns:
+        The place in `documents` of each one that cannot be stored at all, and why. Empty when all went well.
+
+    Raises:
+        StoreUnavailable: the server cannot take them now; some may have been inserted.
+    """
+    if not documents:
+        return {}
+    with store_errors():
+        try:
+            collection.insert_many(documents, ordered=False)
+        except BulkWriteError as error:
+            return document_errors(error)
+    return {}
+
+
+def document_errors(error: BulkWriteError) -> dict[int, WriteError]:
+    """Sort what a bulk write met: the errors of single documents, by their place; duplicates are none.
+
+    Raises:
+        StoreUnavailable: the server itself had a fault.
+    """
+    faults = {}
+    for fault in error.details.get("writeErrors", []):
+        if fault["code"] == _DUPLICATE_KEY:
+            continue
+        if fault["code"] not in _DOCUMENT_ERRORS:
+            raise StoreUnavailable(f"MongoDB refused a write: error {fault['code']}") from error
+        faults[fault["index"]] = WriteError(f"error {fault['code']}", fault["code"])
+    if error.details.get("writeConcernErrors"):
+        raise StoreUnavailable("MongoDB could not confirm a write") from error
+    return faults
 
 
 def server_version(database: Database[Document]) -> str:

@@ -7,7 +7,6 @@ a log that could not be stored when it was made.
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any, TypeVar
 
 from celery import Task
@@ -15,11 +14,12 @@ from celery.exceptions import Reject
 from celery.utils import uuid
 from kombu.exceptions import OperationalError
 
-from webhooks.app import app, get_services, stopping
-from webhooks.config import get_settings
-from webhooks.delivery import Delivery, describe_event, fan_out, summarize
+from webhooks.app import Services, app, get_services, stopping
+from webhooks.config import HOLD_S, get_settings
+from webhooks.delivery import describe_event, fan_out, summarize
 from webhooks.errors import AttemptFailed, InvalidEvent, StoreUnavailable
-from webhooks.models import COTEvent, COTWebhookLog, parse_event, parse_event_text
+from webhooks.ledger import Blocked, Claim, Claimed
+from webhooks.models import COTEvent, COTWebhook, COTWebhookLog, parse_event, parse_event_text
 from webhooks.retry import Outcome
 
 logger = logging.getLogger(__name__)
@@ -62,10 +62,9 @@ class SendTask(Task):
     def apply_async(  # pyright: ignore[reportIncompatibleMethodOverride] - the rest are options
         self, args: Sequence[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
     ) -> Any:
-        """Queue a delivery's attempt. Also called by Celery for each retry, which keeps no description by itself."""
-        delivery = kwargs or {}
-        options.setdefault("argsrepr", str(delivery.get("label")))
-        options.setdefault("kwargsrepr", f"retry {options.get('retries', 0)}, event {delivery.get('event_id')}")
+        """Queue an attempt; also called by Celery for each retry, which keeps no description by itself."""
+        options.setdefault("argsrepr", str((kwargs or {}).get("delivery_id")))
+        options.setdefault("kwargsrepr", f"retry {options.get('retries', 0)}")
         return super().apply_async(args, kwargs, **options)
 
     def on_success(self, retval: object, task_id: str, args: object, kwargs: object) -> None:
@@ -107,25 +106,21 @@ def deliver(self: Task, event: dict[str, Any] | str | COTEvent) -> str:
         # Its producer has gone on; this line and the failed task in Flower are all that tells of it.
         logger.warning("event %s is refused, nothing of it is sent: %s", event_id, error)
         raise
-    deliveries = _hold(lambda: fan_out(parsed, event_id, get_services().webhooks))
-    for delivery in deliveries:
-        # The delivery's id is the message's, too: Flower and `celery inspect` find it by what the receiver knows.
-        _hold(lambda d=delivery: send.apply_async(kwargs=asdict(d), task_id=d.delivery_id))  # pyright: ignore[reportFunctionMemberAccess]
-    logger.info("event %s (%s): %d deliveries", event_id, describe_event(parsed), len(deliveries))
-    count = "1 delivery" if len(deliveries) == 1 else f"{len(deliveries)} deliveries"
-    return f"{count}: " + ", ".join(d.label.partition(" → ")[2] for d in deliveries[:10])
+    services = get_services()
+    owed = _hold(lambda: services.books.accept(fan_out(parsed, event_id, services.webhooks)))
+    for delivery in owed:
+        _hold(lambda d=delivery: queue_attempt(d.delivery_id, d.label, retry=0))
+    logger.info("event %s (%s): %d deliveries", event_id, describe_event(parsed), len(owed))
+    count = "1 delivery" if len(owed) == 1 else f"{len(owed)} deliveries"
+    return f"{count}: " + ", ".join(d.label.partition(" → ")[2] for d in owed[:10])
 
 
 @app.task(base=SendTask, bind=True, name="webhooks.send")
-def send(self: Task, *, delivery_id: str, event_id: str, webhook_id: str, label: str, body: str) -> str:
+def send(self: Task, *, delivery_id: str) -> str:
     """Make one attempt of a delivery; a failed one comes back through Celery's countdown.
 
     Args:
-        delivery_id: what the receiver gets as ``webhook-id``.
-        event_id: of the ``webhooks.deliver`` message.
-        webhook_id: 24 hexadecimal digits.
-        label: which event goes to which webhook, for people.
-        body: the event's JSON text, sent byte for byte.
+        delivery_id: what the receiver gets as ``webhook-id``; the ledger has the rest.
 
     Returns:
         What came back, for Flower.
@@ -134,48 +129,87 @@ def send(self: Task, *, delivery_id: str, event_id: str, webhook_id: str, label:
         AttemptFailed: the last attempt failed.
         celery.exceptions.Retry: the attempt failed and the next one is queued.
     """
-    delivery = Delivery(delivery_id, event_id, webhook_id, label, body)
+    settings, services = get_settings(), get_services()
     retry, worker = self.request.retries, self.request.hostname
+    claim = Claim(delivery_id, retry, token=uuid())
     try:
-        log = _hold(lambda: get_services().attempter.attempt(delivery, retry, worker))
+        claimed, webhook = _hold(lambda: _claim(services, claim))
+        if claimed is None:
+            return "nothing is owed any more"
+        if isinstance(claimed, Blocked):
+            # Either a second message of the same attempt, or the worker that held it was killed. When its claim has
+            # run out the ledger knows which.
+            _hold(lambda: queue_attempt(delivery_id, delivery_id, retry, countdown=settings.claim_s))
+            return f"somebody else is at it; looked at again in {settings.claim_s:g} s"
+        services.progress.taken_due_at = claimed.due_at or services.progress.taken_due_at
+        log = services.attempter.attempt(claimed.delivery, webhook, retry, worker)
     except Reject:
         raise
     except Exception as error:
         # The last resort: a defect that not even leaves a log. Celery would ack and forget the delivery.
         logger.exception("delivery %s met a defect", delivery_id)
-        raise _retry(self, AttemptFailed(f"internal error: {type(error).__name__}, retry {retry}")) from error
+        if retry >= settings.max_retries:
+            _hold(lambda: services.ledger.set_aside(delivery_id))
+        raise _retry(self, AttemptFailed(f"internal error: {type(error).__name__}, retry {retry}"), "") from error
     self.request.attempt_log = log
-    summary = summarize(log)
+    delivery, summary = claimed.delivery, summarize(log)
     is_success = log.details.outcome == Outcome.SUCCESS
     is_given_up = not is_success and log.details.next_at is None
     level = logging.WARNING if is_given_up else logging.INFO
-    logger.log(level, "attempt delivery=%s event=%s label=%r: %s", delivery_id, event_id, label, summary)
+    logger.log(
+        level, "attempt delivery=%s event=%s label=%r: %s", delivery_id, delivery.event_id, delivery.label, summary
+    )
     if is_success:
         return summary
     failure = AttemptFailed(summary)
     if is_given_up:
         raise failure
     try:
-        raise _retry(self, failure)
+        raise _retry(self, failure, delivery.label)
     except Reject:
-        # The attempt was made, so it is on record; no hook runs on a Reject.
+        # The retry could not be published, and Celery drops its message (celery/app/task.py, `Task.retry`). Once the
+        # ledger says that the retry is due, the sweep queues it. No hook runs on a Reject.
         store_log(log)
         raise
 
 
-def _retry(task: Task, failure: AttemptFailed) -> Exception:
+def _claim(services: Services, claim: Claim) -> tuple[Claimed | Blocked | None, COTWebhook | None]:
+    """Claim the attempt and read its webhook; None when there is no usable one."""
+    claimed = services.books.claim(claim)
+    return claimed, services.webhooks.get(claimed.delivery.webhook_id) if isinstance(claimed, Claimed) else None
+
+
+def queue_attempt(delivery_id: str, label: str, retry: int, countdown: float | None = None) -> None:
+    """Queue an attempt of a delivery.
+
+    Args:
+        delivery_id: also the id of the message: Flower and `celery inspect` find it by what the receiver knows.
+        label: what Flower shows as arguments.
+        retry: the attempt's number, from 0.
+        countdown: seconds to wait; None for none.
+
+    Raises:
+        kombu.exceptions.OperationalError: the broker cannot be reached.
+    """
+    options = {"argsrepr": label, "retries": retry, "countdown": countdown}
+    send.apply_async(kwargs={"delivery_id": delivery_id}, task_id=delivery_id, **options)  # pyright: ignore[reportFunctionMemberAccess]
+
+
+def _retry(task: Task, failure: AttemptFailed, label: str) -> Exception:
     """Queue the next attempt after the retry delay, and return what Celery wants raised for it.
 
     Raises:
         AttemptFailed: there have been as many as the settings allow.
-        Reject: the retry could not be published. Celery would now drop the delivery (celery/app/task.py,
-            `Task.retry`); this one gives the message back instead.
+        Reject: the retry could not be published.
     """
     settings = get_settings()
-    try:
-        return task.retry(exc=failure, countdown=settings.retry_delay_s, max_retries=settings.max_retries, throw=False)
-    except Reject as error:
-        raise Reject(error.reason, requeue=True) from error
+    return task.retry(
+        exc=failure,
+        countdown=settings.retry_delay_s,
+        max_retries=settings.max_retries,
+        throw=False,
+        argsrepr=label,
+    )
 
 
 @app.task(name="webhooks.write_log")
@@ -186,7 +220,7 @@ def write_log(text: str) -> None:
         text: the log's JSON. Its ``_id`` makes a second writing harmless.
     """
     log = COTWebhookLog.model_validate_json(text)
-    _hold(lambda: get_services().logs.write(log))
+    _hold(lambda: get_services().books.record(log))
 
 
 def store_log(log: COTWebhookLog) -> None:
@@ -196,7 +230,7 @@ def store_log(log: COTWebhookLog) -> None:
     """
     while True:
         try:
-            get_services().logs.write(log)
+            get_services().books.record(log)
         except StoreUnavailable as error:
             logger.warning("log %s goes through the broker: %s", log.id, error)
         except Exception:
@@ -230,7 +264,7 @@ def _hold(operation: Callable[[], _T]) -> _T:
     Raises:
         Reject: it was away for too long, or the worker is stopping: the message goes back to its queue.
     """
-    give_up_at = time.monotonic() + get_settings().hold_s
+    give_up_at = time.monotonic() + HOLD_S
     while True:
         try:
             return operation()

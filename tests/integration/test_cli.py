@@ -173,9 +173,9 @@ def test_show_answers_i_never_got_it(run: Callable[..., Result], database: Docum
     webhook_id = add(run)
     logs = LogStore(database)
     ok = make_attempt(outcome="success", error_kind=None, event_id="good")
-    logs.write(make_log("fine", at=now() - timedelta(days=2), attempt=ok, webhook_id=webhook_id, status=200))
+    logs.write([make_log("fine", at=now() - timedelta(days=2), attempt=ok, webhook_id=webhook_id, status=200)])
     refused = "connect ECONNREFUSED 127.0.0.1:9"
-    logs.write(make_log(refused, at=now(), attempt=make_attempt(event_id="bad"), webhook_id=webhook_id))
+    logs.write([make_log(refused, at=now(), attempt=make_attempt(event_id="bad"), webhook_id=webhook_id)])
     out = run("show", "wo_update").stdout
     assert "last 24 h     0 succeeded, 1 failed" in out
     assert "200, event good: fine" in out
@@ -238,7 +238,7 @@ def write_logs(database: Documents, count: int) -> None:
         attempt = make_attempt(outcome=outcome, error_kind=None, event_id=f"event{number}", delivery_id=f"msg_{number}")
         at = now() - timedelta(minutes=count - number)
         LogStore(database).write(
-            make_log(f"number {number}.", at=at, attempt=attempt, status=200 if number % 2 else 500)
+            [make_log(f"number {number}.", at=at, attempt=attempt, status=200 if number % 2 else 500)]
         )
 
 
@@ -285,7 +285,7 @@ def test_logs_as_json_are_the_contract_s(run: Callable[..., Result], database: D
 
 
 def test_logs_of_a_webhook(run: Callable[..., Result], database: Documents) -> None:
-    LogStore(database).write(make_log("mine", webhook_id=add(run), attempt=make_attempt()))
+    LogStore(database).write([make_log("mine", webhook_id=add(run), attempt=make_attempt())])
     write_logs(database, 1)
     out = run("logs", "--webhook", "wo_update").stdout
     assert "mine" in out
@@ -336,11 +336,11 @@ def test_follow_shows_new_and_late_logs_once_until_ctrl_c(
     logs = LogStore(database)
     with following(env, tmp_path, "-n", "1", "--json") as (wait_for, errors):
         wait_for("number 2.")
-        logs.write(make_log("new one", at=now(), attempt=make_attempt()))
+        logs.write([make_log("new one", at=now(), attempt=make_attempt())])
         wait_for("new one")
-        logs.write(make_log("late one", at=now() - timedelta(seconds=20), attempt=make_attempt()))
+        logs.write([make_log("late one", at=now() - timedelta(seconds=20), attempt=make_attempt())])
         wait_for("late one")
-        logs.write(make_log("last one", at=now(), attempt=make_attempt()))
+        logs.write([make_log("last one", at=now(), attempt=make_attempt())])
         out = wait_for("last one")
         assert errors() == ""
     responses = [json.loads(line)["response"] for line in out.splitlines()]
@@ -357,12 +357,12 @@ def test_follow_survives_an_outage(servers: Servers, tmp_path: Path) -> None:
         ),
     ):
         logs = LogStore(client["webhooks"])
-        logs.write(make_log("before", at=now(), attempt=make_attempt()))
+        logs.write([make_log("before", at=now(), attempt=make_attempt())])
         wait_for("before")
         servers.mongod.kill()
         wait_for("waiting for it")
         servers.mongod.start()
-        logs.write(make_log("after", at=now(), attempt=make_attempt()))
+        logs.write([make_log("after", at=now(), attempt=make_attempt())])
         out = wait_for("after")
         wait_for("MongoDB answers again")
         assert errors().count("\n") == 2

@@ -1,0 +1,283 @@
+"""The collections ``deliveries`` and ``events``: what is still owed.
+
+Owns one document per delivery that has not ended, with its next attempt; it is written before the event's message is
+acked and deleted when the delivery ends. An event that goes to several webhooks is stored once, beside. The ledger is
+the truth: whatever it says is owed and overdue is queued again (`sweeper`), and a message of which it says that
+nothing is owed is dropped, so that what is queued twice is sent once.
+
+``deliveries``: ``_id`` (the delivery's id), ``event_id``, ``webhook_id``, ``company``, ``label``, ``body`` (absent
+where the event is stored beside), ``retry`` (number of the next attempt), ``due_at`` (absent where it was set aside),
+``created_at``, and while an attempt is made ``claim`` and ``claimed_until``. ``events``: ``_id`` (the event's id),
+``body``, ``created_at``.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from bson import ObjectId
+from pymongo import ASCENDING, DeleteOne, IndexModel, UpdateOne, WriteConcern
+from pymongo.database import Database
+from pymongo.errors import BulkWriteError, DuplicateKeyError
+
+from webhooks.models import COTWebhookLog
+from webhooks.mongo import Document, document_errors, insert_new, store_errors
+
+_INDEXES = [
+    # The sweep's question: what is overdue?
+    IndexModel([("due_at", ASCENDING)], name="due"),
+    # The clean-up's question: is anything of this event still owed?
+    IndexModel([("event_id", ASCENDING)], name="event"),
+    # The operators' question: what waits for this webhook?
+    IndexModel([("webhook_id", ASCENDING), ("due_at", ASCENDING)], name="webhook_due"),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One event owed to one webhook."""
+
+    delivery_id: str
+    event_id: str
+    webhook_id: ObjectId
+    company: ObjectId
+    #: What people see of it in Flower and logs: which event goes to which webhook. Holds no payload.
+    label: str
+    #: The event's JSON text: what is sent, byte for byte.
+    body: str
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A delivery whose next attempt is ours to make, and since when it was due: None, if it was set aside."""
+
+    delivery: Delivery
+    due_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a ``webhooks.send`` message asks for: to make one attempt."""
+
+    delivery_id: str
+    #: The attempt's number, from 0.
+    retry: int
+    #: Of this message in this worker's hands; asking again with it is the same claim.
+    token: str
+
+
+class Blocked:
+    """Somebody else is making an attempt of this delivery, or was until a moment ago."""
+
+
+@dataclass(frozen=True, slots=True)
+class Overdue:
+    """A delivery whose message is lost."""
+
+    delivery_id: str
+    label: str
+    retry: int
+
+
+class Ledger:
+    """Keeps what is owed. Every method raises StoreUnavailable when MongoDB cannot serve us now."""
+
+    def __init__(self, database: Database[Document], claim_s: float) -> None:
+        """Use a database.
+
+        Args:
+            database: where.
+            claim_s: seconds that a claim holds: longer than any attempt with the writing of its log, and shorter than
+                the time after which a dead worker's message comes back.
+        """
+        self._deliveries = database["deliveries"]
+        self._events = database["events"]
+        self._leases = database["leases"]
+        # A claim that a crash of MongoDB forgets costs one attempt made twice; its journal need not be waited for.
+        self._claims = self._deliveries.with_options(write_concern=WriteConcern(w=1))
+        self._claim_ms = int(claim_s * 1000)
+
+    def ensure_indexes(self) -> None:
+        """Make the indexes, or find them made."""
+        with store_errors():
+            self._deliveries.create_indexes(_INDEXES)
+            self._events.create_index([("created_at", ASCENDING)], name="oldest")
+
+    def add(self, deliveries: Iterable[Delivery], at: datetime) -> None:
+        """Write down deliveries that are owed from now on; one that is written down already is left as it is.
+
+        An event that several of them share is stored once.
+        """
+        by_event: dict[str, list[Delivery]] = {}
+        for delivery in deliveries:
+            by_event.setdefault(delivery.event_id, []).append(delivery)
+        shared = [same for same in by_event.values() if len(same) > 1]
+        # The events first: a delivery must never be without its body. One that is there is made new again, so that
+        # the clean-up does not take it away just now.
+        if shared:
+            fresh = [{"$set": {"body": same[0].body, "created_at": at}} for same in shared]
+            keys = [{"_id": same[0].event_id} for same in shared]
+            with store_errors():
+                self._events.bulk_write(
+                    [UpdateOne(key, change, upsert=True) for key, change in zip(keys, fresh, strict=True)],
+                    ordered=False,
+                )
+        insert_new(
+            self._deliveries,
+            [
+                {
+                    "_id": delivery.delivery_id,
+                    "event_id": delivery.event_id,
+                    "webhook_id": delivery.webhook_id,
+                    "company": delivery.company,
+                    "label": delivery.label,
+                    **({} if len(same) > 1 else {"body": delivery.body}),
+                    "retry": 0,
+                    "due_at": at,
+                    "created_at": at,
+                }
+                for same in by_event.values()
+                for delivery in same
+            ],
+        )
+
+    def claim(self, claims: Sequence[Claim]) -> list[Claimed | Blocked | Exception | None]:
+        """Ask for attempts, many at a time.
+
+        Whoever holds a claim is the only one to make an attempt of its delivery, for `claim_s` seconds on the
+        server's clock, so that workers' clocks do not matter.
+
+        Returns:
+            For each claim the delivery, if the attempt is ours to make; None, if it was made already or the delivery
+            has ended; Blocked, if somebody else is at it; a LookupError, if its event is not stored.
+        """
+        until = {"$add": ["$$NOW", self._claim_ms]}
+        is_free = {"$lte": [{"$ifNull": ["$claimed_until", "$$NOW"]}, "$$NOW"]}
+        updates = [
+            UpdateOne(
+                {
+                    "_id": claim.delivery_id,
+                    # The message of a retry may be faster than the write that says that it is due.
+                    "retry": {"$lte": claim.retry},
+                    "$expr": {"$or": [is_free, {"$eq": ["$claim", claim.token]}]},
+                },
+                [{"$set": {"claim": claim.token, "claimed_until": until}}],
+            )
+            for claim in claims
+        ]
+        with store_errors():
+            self._claims.bulk_write(updates, ordered=False)
+            found = {
+                document["_id"]: document
+                for document in self._deliveries.find({"_id": {"$in": [claim.delivery_id for claim in claims]}})
+            }
+            bodies = self._read_bodies(found.values())
+        return [self._judge(claim, found.get(claim.delivery_id), bodies) for claim in claims]
+
+    def _read_bodies(self, documents: Iterable[Document]) -> dict[str, str]:
+        shared = list({document["event_id"] for document in documents if "body" not in document})
+        if not shared:
+            return {}
+        return {event["_id"]: event["body"] for event in self._events.find({"_id": {"$in": shared}}, {"body": 1})}
+
+    def _judge(
+        self, claim: Claim, document: Document | None, bodies: dict[str, str]
+    ) -> Claimed | Blocked | Exception | None:
+        if document is None or document["retry"] > claim.retry:
+            return None
+        if document.get("claim") != claim.token:
+            return Blocked()
+        body = document["body"] if "body" in document else bodies.get(document["event_id"])
+        if body is None:
+            return LookupError(f"event {document['event_id']} is not stored")
+        delivery = Delivery(
+            delivery_id=claim.delivery_id,
+            event_id=document["event_id"],
+            webhook_id=document["webhook_id"],
+            company=document["company"],
+            label=document["label"],
+            body=body,
+        )
+        return Claimed(delivery, document.get("due_at"))
+
+    def settle(self, logs: Iterable[COTWebhookLog]) -> None:
+        """Bring the ledger up to date with attempts that were made: what is owed next, or nothing any more."""
+        changes: list[DeleteOne | UpdateOne] = []
+        for log in logs:
+            attempt = log.details
+            # Never back: a log that was written late must not undo what came after it.
+            query = {"_id": attempt.delivery_id, "retry": {"$lte": log.retry}}
+            if attempt.next_at is None:
+                changes.append(DeleteOne(query))
+            else:
+                next_one = {"retry": log.retry + 1, "due_at": attempt.next_at}
+                changes.append(UpdateOne(query, {"$set": next_one, "$unset": {"claim": "", "claimed_until": ""}}))
+        if not changes:
+            return
+        with store_errors():
+            try:
+                self._deliveries.bulk_write(changes, ordered=False)
+            except BulkWriteError as error:
+                document_errors(error)
+
+    def take_lease(self, name: str, owner: str, seconds: float) -> bool:
+        """Try to be the one worker that does something for some time, by the server's clock.
+
+        Returns:
+            Whether the lease is the owner's now.
+        """
+        is_free = {"$or": [{"$lte": ["$until", "$$NOW"]}, {"$eq": ["$owner", owner]}]}
+        until = {"$add": ["$$NOW", int(seconds * 1000)]}
+        with store_errors():
+            try:
+                self._leases.update_one(
+                    {"_id": name, "$expr": is_free}, [{"$set": {"owner": owner, "until": until}}], upsert=True
+                )
+            except DuplicateKeyError:  # it is there, and not free
+                return False
+            return self._leases.find_one({"_id": name, "owner": owner}, {"_id": 1}) is not None
+
+    def find_overdue(self, before: datetime, limit: int) -> list[Overdue]:
+        """Return deliveries that were due before an instant, the longest overdue first."""
+        fields = {"label": 1, "retry": 1}
+        with store_errors():
+            documents = list(self._deliveries.find({"due_at": {"$lt": before}}, fields).sort("due_at", 1).limit(limit))
+        return [Overdue(document["_id"], document["label"], document["retry"]) for document in documents]
+
+    def postpone(self, delivery_ids: Sequence[str], due_at: datetime) -> None:
+        """Note that the deliveries were queued again and are due from an instant on."""
+        with store_errors():
+            self._deliveries.update_many({"_id": {"$in": list(delivery_ids)}}, {"$set": {"due_at": due_at}})
+
+    def set_aside(self, delivery_id: str) -> None:
+        """Keep a delivery that a defect of ours stops, but never queue it by ourselves again."""
+        with store_errors():
+            self._deliveries.update_one({"_id": delivery_id}, {"$unset": {"due_at": ""}})
+
+    def forget_events(self, older_than: datetime, limit: int) -> int:
+        """Delete shared events of which nothing is owed any more.
+
+        Args:
+            older_than: younger ones are left, as their deliveries may be about to be written.
+            limit: how many to look at, the oldest first.
+
+        Returns:
+            How many were deleted.
+        """
+        with store_errors():
+            found = (
+                self._events.find({"created_at": {"$lt": older_than}}, {"_id": 1}).sort("created_at", 1).limit(limit)
+            )
+            old = {event["_id"] for event in found}
+            owed = set(self._deliveries.distinct("event_id", {"event_id": {"$in": list(old)}}))
+            return self._events.delete_many({"_id": {"$in": list(old - owed)}}).deleted_count
+
+    def server_time(self) -> datetime:
+        """Return MongoDB's own time, by which claims and leases run."""
+        with store_errors():
+            return self._deliveries.database.command("hello")["localTime"]
+
+    def count(self) -> int:
+        """Return how many deliveries are owed, as the collection's own count has it."""
+        with store_errors():
+            return self._deliveries.estimated_document_count()

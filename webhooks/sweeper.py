@@ -1,0 +1,105 @@
+"""The sweep: deliveries that are owed and overdue, but whose message is lost, are queued again.
+
+Owns the question which message is lost. Redis may have been flushed, put back to an old state or made to evict keys;
+a backlog, however long, is no loss. What tells them apart is the order: the queue hands out attempts in the order in
+which they became due, so a delivery that was due long before those that workers take now is not in the queue any more;
+nor is one that is overdue while the queue is empty. What is queued again although its message was there is sent once
+all the same: the ledger lets only one of them make the attempt.
+
+Runs as a thread in each worker; a lease lets one of them at a time do it. Started by Celery with the worker.
+"""
+
+import logging
+import os
+import socket
+import threading
+from datetime import datetime, timedelta
+
+from celery.signals import worker_ready
+from kombu.exceptions import OperationalError
+
+from webhooks.app import Services, app, get_services, stopping
+from webhooks.config import Settings, get_settings
+from webhooks.errors import StoreUnavailable
+from webhooks.tasks import queue_attempt
+
+logger = logging.getLogger(__name__)
+
+_QUEUE = "webhooks.send"
+#: Deliveries queued again in one look; the next look goes on.
+_MAX_PER_SWEEP = 5_000
+#: Shared events looked at for deletion in one look.
+_MAX_EVENTS_PER_SWEEP = 1_000
+#: How long a shared event is kept at least: its deliveries may be about to be written.
+_EVENT_KEPT = timedelta(minutes=10)
+#: Added to the longest time that a worker may have a message in its hands: clocks of workers differ.
+_CLOCK_SLACK_S = 5.0
+
+
+@worker_ready.connect
+def _start(**_: object) -> None:
+    threading.Thread(target=_run, name="sweep", daemon=True).start()
+
+
+def _run() -> None:
+    settings = get_settings()
+    owner = f"{socket.gethostname()}:{os.getpid()}"
+    while not stopping.wait(settings.sweep_interval_s):
+        try:
+            # A lease a little longer than the pause: the one who has it keeps it, and a dead one's ends soon.
+            if get_services().ledger.take_lease("sweep", owner, settings.sweep_interval_s * 2):
+                sweep(get_services(), settings)
+        except StoreUnavailable as error:
+            logger.warning("the sweep waits: %s", error)
+        except OperationalError as error:
+            logger.warning("the sweep waits: the broker cannot be reached (%s)", error)
+        except Exception:
+            logger.exception("the sweep met a defect; it goes on")
+
+
+def sweep(services: Services, settings: Settings) -> int:
+    """Queue again what is owed and lost; forget events of which nothing is owed.
+
+    Returns:
+        How many deliveries were queued.
+
+    Raises:
+        StoreUnavailable: MongoDB cannot serve us now.
+        kombu.exceptions.OperationalError: the broker cannot be reached.
+    """
+    present = services.ledger.server_time()
+    services.ledger.forget_events(present - _EVENT_KEPT, _MAX_EVENTS_PER_SWEEP)
+    reached = find_reached(present, services.progress.taken_due_at, is_queue_empty=_count_queued() == 0)
+    if reached is None:
+        return 0
+    in_hand = timedelta(seconds=settings.visibility_timeout_s + _CLOCK_SLACK_S)
+    lost = services.ledger.find_overdue(reached - in_hand, _MAX_PER_SWEEP)
+    for delivery in lost:
+        queue_attempt(delivery.delivery_id, delivery.label, delivery.retry)
+    if lost:
+        # They stand at the end of the queue now, and so they must in the ledger.
+        services.ledger.postpone([delivery.delivery_id for delivery in lost], present)
+        logger.warning("queued %d deliveries again whose messages were lost", len(lost))
+    return len(lost)
+
+
+def find_reached(present: datetime, taken_due_at: datetime | None, *, is_queue_empty: bool) -> datetime | None:
+    """Say how far the queue has been worked off: what was due before is in a worker's hands, or lost.
+
+    Args:
+        present: now.
+        taken_due_at: since when the delivery was due that was taken last; None when none was taken yet.
+        is_queue_empty: whether no message waits in the queue.
+
+    Returns:
+        An instant; None when it cannot be told.
+    """
+    if is_queue_empty:
+        return present
+    return None if taken_due_at is None else min(taken_due_at, present)
+
+
+def _count_queued() -> int:
+    with app.connection_for_read() as connection:
+        connection.ensure_connection(max_retries=1, timeout=5)
+        return connection.default_channel.queue_declare(queue=_QUEUE, passive=True).message_count
