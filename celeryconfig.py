@@ -60,6 +60,8 @@ task_routes = {
 task_acks_late = True
 # With the prefork pool: a killed child's message goes back to the queue.
 task_reject_on_worker_lost = True
+# Celery drops messages that it cannot read, and those of unknown tasks; ours end in the collection `deadletters`.
+worker_consumer = "webhooks.worker:DurableConsumer"
 
 # ── Results and events ──────────────────────────────────────────────────────────────────────────────────────────────
 # The logs in MongoDB are the results. Without a backend no result is written, and none is forgotten anywhere.

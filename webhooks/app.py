@@ -25,6 +25,7 @@ from kombu.utils.json import dumps
 
 from webhooks.books import Books
 from webhooks.config import get_settings
+from webhooks.deadletters import DeadLetterStore
 from webhooks.delivery import Attempter
 from webhooks.errors import InvalidSettings, StoreUnavailable
 from webhooks.ledger import Ledger
@@ -54,6 +55,7 @@ class Services:
 
     webhooks: WebhookStore
     logs: LogStore
+    dead_letters: DeadLetterStore
     ledger: Ledger
     books: Books
     attempter: Attempter
@@ -82,6 +84,7 @@ def get_services() -> Services:
     return Services(
         webhooks=WebhookStore(database),
         logs=logs,
+        dead_letters=DeadLetterStore(database),
         ledger=ledger,
         books=Books(ledger, logs),
         attempter=Attempter(sender=sender, policy=policy),
@@ -194,6 +197,7 @@ def _make_indexes() -> None:
             services.webhooks.ensure_indexes()
             services.logs.ensure_indexes(get_settings().log_ttl_days)
             services.ledger.ensure_indexes()
+            services.dead_letters.ensure_indexes()
         except StoreUnavailable as error:
             logger.warning("waiting to make the indexes: %s", error)
             stopping.wait(5)

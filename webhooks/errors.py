@@ -9,6 +9,8 @@ Owns the words that other modules share about failure. Never imports from the re
     │   └── InvalidSettings
     ├── NoResponse           an attempt ended without a whole response
     ├── AttemptFailed        an attempt counts as failed: what Celery shows and retries
+    ├── TaskDefect           our own code failed in a task: what Celery shows and retries
+    ├── CannotResend         a dead letter whose message cannot be published again
     ├── StoreUnavailable     MongoDB cannot be reached or cannot serve us now: hold, never drop
     ├── ServerMissing        a server of the embedded default is not installed, or cannot run here
     └── CannotStart          a program that we run, or wait for, does not come up
@@ -91,6 +93,14 @@ class NoResponse(WebhooksError):
 
 class AttemptFailed(WebhooksError):
     """One attempt of a delivery failed; its text is the line that Flower shows. Holds no payload."""
+
+
+class TaskDefect(WebhooksError):
+    """Our own code failed in a task; its text names the error's type alone, as the error's words may hold payload."""
+
+
+class CannotResend(WebhooksError):
+    """A dead letter whose message cannot be published again; the text says why."""
 
 
 class StoreUnavailable(WebhooksError):

@@ -10,14 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from celery import Task
-from celery.exceptions import Reject
+from celery.exceptions import Reject, TaskPredicate
 from celery.utils import uuid
 from kombu.exceptions import OperationalError
 
 from webhooks.app import Services, app, get_services, stopping
 from webhooks.config import HOLD_S, get_settings
 from webhooks.delivery import describe_event, fan_out, summarize
-from webhooks.errors import AttemptFailed, InvalidEvent, StoreUnavailable
+from webhooks.errors import AttemptFailed, InvalidEvent, StoreUnavailable, TaskDefect
 from webhooks.ledger import Blocked, Claim, Claimed
 from webhooks.models import COTEvent, COTWebhook, COTWebhookLog, parse_event, parse_event_text
 from webhooks.retry import Outcome
@@ -27,7 +27,37 @@ logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 
-class DeliverTask(Task):
+class DurableTask(Task):
+    """A task whose message is never dropped: what a defect of ours stops is tried again, and ends as a dead letter."""
+
+    #: In the worker: keeps as a dead letter what Celery would drop.
+    Request = "webhooks.worker:DurableRequest"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the task, and have Celery retry it after the retry delay when an error comes out that is not meant to.
+
+        Raises:
+            TaskDefect: it has been retried as often as the settings allow, or cannot be.
+            celery.exceptions.Retry: the message is queued again.
+            celery.exceptions.Reject: the broker is away. `Task.retry` would drop the message, this gives it back.
+        """
+        try:
+            return self.run(*args, **kwargs)
+        except (AttemptFailed, InvalidEvent, TaskDefect, TaskPredicate):
+            raise
+        except Exception as error:
+            logger.exception("%s %s met a defect", self.name, self.request.id)
+            settings, defect = get_settings(), TaskDefect(f"internal error: {type(error).__name__}")
+            options = {"countdown": settings.retry_delay_s, "max_retries": settings.max_retries}
+            try:
+                raise self.retry(exc=defect, throw=False, **options) from error
+            except Reject as rejected:
+                if isinstance(rejected.reason, OperationalError):
+                    raise Reject(rejected.reason, requeue=True) from error
+                raise defect from error  # the same defect meets who publishes it: it would go round and round
+
+
+class DeliverTask(DurableTask):
     """Checks an event where it is handed in, and publishes it as the JSON text that receivers will get."""
 
     #: In the worker: keeps payloads out of Flower and logs.
@@ -53,7 +83,7 @@ class DeliverTask(Task):
         return super().apply_async((event.to_json(),), {}, **options)
 
 
-class SendTask(Task):
+class SendTask(DurableTask):
     """Writes the log of each attempt, from Celery's hooks: they run before the message is acked."""
 
     #: A failed attempt is no defect: a line in the log, no traceback.
@@ -150,7 +180,7 @@ def send(self: Task, *, delivery_id: str) -> str:
         logger.exception("delivery %s met a defect", delivery_id)
         if retry >= settings.max_retries:
             _hold(lambda: services.ledger.set_aside(delivery_id))
-        raise _retry(self, AttemptFailed(f"internal error: {type(error).__name__}, retry {retry}"), "") from error
+        raise _retry(self, TaskDefect(f"internal error: {type(error).__name__}"), "") from error
     self.request.attempt_log = log
     delivery, summary = claimed.delivery, summarize(log)
     is_success = log.details.outcome == Outcome.SUCCESS
@@ -195,11 +225,11 @@ def queue_attempt(delivery_id: str, label: str, retry: int, countdown: float | N
     send.apply_async(kwargs={"delivery_id": delivery_id}, task_id=delivery_id, **options)  # pyright: ignore[reportFunctionMemberAccess]
 
 
-def _retry(task: Task, failure: AttemptFailed, label: str) -> Exception:
+def _retry(task: Task, failure: AttemptFailed | TaskDefect, label: str) -> Exception:
     """Queue the next attempt after the retry delay, and return what Celery wants raised for it.
 
     Raises:
-        AttemptFailed: there have been as many as the settings allow.
+        AttemptFailed, TaskDefect: there have been as many as the settings allow.
         Reject: the retry could not be published.
     """
     settings = get_settings()
@@ -212,7 +242,7 @@ def _retry(task: Task, failure: AttemptFailed, label: str) -> Exception:
     )
 
 
-@app.task(name="webhooks.write_log")
+@app.task(base=DurableTask, name="webhooks.write_log")
 def write_log(text: str) -> None:
     """Store a log that could not be stored when its attempt ended.
 

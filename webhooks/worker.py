@@ -1,17 +1,281 @@
-"""How a message looks from outside: in Flower, in `celery inspect` and in a worker's log.
+"""What becomes of messages in a worker besides being run: how they look from outside, and that none is dropped.
 
-Owns the request class of ``webhooks.deliver``. Celery's own shows arguments as the producer described them, and a
-producer with nothing but Celery describes an event by its payload. Loaded in workers only.
+Owns the worker's consumer and the request classes of our tasks. Celery acks and forgets a message that it cannot read
+and one whose task fails; these keep it as a dead letter first. And Celery shows arguments as the producer described
+them, which for a producer with nothing but Celery is the payload. Loaded in workers only.
 """
 
-from typing import Any
+import logging
+import queue
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from typing import Any, ClassVar, cast
 
+from billiard.einfo import ExceptionWithTraceback
+from billiard.exceptions import Terminated, WorkerLostError
+from celery.exceptions import InvalidTaskError, TaskPredicate
+from celery.worker import state
+from celery.worker.consumer import Consumer
 from celery.worker.request import Request
+from kombu.exceptions import ContentDisallowed
+from kombu.message import Message
 
+from webhooks.app import get_services, stopping
+from webhooks.deadletters import DeadLetter, Reason
 from webhooks.delivery import describe_input
+from webhooks.errors import AttemptFailed, InvalidEvent, StoreUnavailable, TaskDefect
+
+logger = logging.getLogger(__name__)
+
+#: Seconds that a message is held while MongoDB is away, before the broker gets it back: less than the visibility
+#: timeout, after which Redis would give it out a second time.
+_HOLD_S = 10.0
+#: Pool processes that one message may cost one worker.
+_MAX_LOSSES = 3
 
 
-class DeliverRequest(Request):
+# ── Keeping ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class _Burial:
+    """A letter on its way to MongoDB, and what becomes of its message then."""
+
+    letter: DeadLetter
+    #: Acks the message.
+    finish: Callable[[], object]
+    #: Gives the message back to the broker.
+    give_back: Callable[[], object]
+    give_up_at: float
+
+
+class Undertaker:
+    """Stores dead letters, each before its message is acked, in a thread: the consumer's must not wait for MongoDB.
+
+    Messages on their way are unacked, so the prefetch limit bounds how many there are, and whatever happens to this
+    process the broker gives them out again.
+    """
+
+    def __init__(self) -> None:
+        self._burials: queue.SimpleQueue[_Burial] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def bury(self, letter: DeadLetter, finish: Callable[[], object], give_back: Callable[[], object]) -> None:
+        """Store a letter soon, and then do away with its message.
+
+        Args:
+            letter: what to store.
+            finish: acks the message; called once the letter is stored.
+            give_back: returns the message to its queue; called instead when MongoDB stays away.
+        """
+        self._burials.put(_Burial(letter, finish, give_back, time.monotonic() + _HOLD_S))
+        with self._lock:
+            if self._thread is None:  # most workers never need it
+                self._thread = threading.Thread(target=self._run, name="dead-letters", daemon=True)
+                self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            burial = self._burials.get()
+            try:
+                self._carry_out(burial)
+            except Exception:
+                # Such as an ack after the connection was lost: the message comes back, and its letter is the same.
+                logger.exception("dead letter %s: its message stays unacked", burial.letter.id)
+
+    def _carry_out(self, burial: _Burial) -> None:
+        letter = burial.letter
+        while time.monotonic() < burial.give_up_at:
+            try:
+                get_services().dead_letters.write(letter)
+            except StoreUnavailable as error:
+                logger.warning("holding a dead letter: %s", error)
+                if stopping.wait(1):
+                    return  # unacked, so it goes back when the worker closes its connection
+            else:
+                logger.error(
+                    "dead letter %s: %s, task=%s message=%s queue=%s: %s",
+                    *(letter.id, letter.reason, letter.task, letter.message_id, letter.queue, letter.text),
+                )
+                burial.finish()
+                return
+        burial.give_back()
+
+
+_undertaker = Undertaker()
+
+
+# ── Messages that do not become a request ───────────────────────────────────────────────────────────────────────────
+
+
+class DurableConsumer(Consumer):
+    """Keeps as a dead letter what Celery's consumer drops, or dies of."""
+
+    def on_decode_error(self, message: Message, exc: Exception) -> None:
+        """Keep a message whose body cannot be read."""
+        self._bury(message, Reason.UNREADABLE, f"cannot be decoded: {exc}")
+
+    def on_unknown_message(self, body: object, message: Message) -> None:
+        """Keep a message that is of no task."""
+        self._bury(message, Reason.UNREADABLE, "is not a task's message")
+
+    def on_unknown_task(self, body: object, message: Message, exc: Exception) -> None:
+        """Keep the message of a task that this worker does not have."""
+        self._bury(message, Reason.UNKNOWN_TASK, f"no task is named {exc}")
+
+    def on_invalid_task(self, body: object, message: Message, exc: Exception) -> None:
+        """Keep a message that is not as its task needs it."""
+        reason = Reason.UNREADABLE if isinstance(exc, ContentDisallowed) else Reason.INVALID_TASK
+        self._bury(message, reason, str(exc))
+
+    def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[..., None]:
+        """Return what is called with each message."""
+        handle = super().create_task_handler(*args, **kwargs)
+        broker_errors = (*self.connection_errors, *self.channel_errors)
+
+        def on_task_received(message: Message) -> None:
+            try:
+                handle(message)
+            except Exception as error:
+                # kombu's Redis transport counts KeyError among the connection's errors, so that a message without an
+                # id makes the worker connect anew, get it again, and so on without end.
+                if isinstance(error, broker_errors) and not isinstance(error, KeyError):
+                    raise
+                self._survive(message, error)
+
+        return on_task_received
+
+    def apply_eta_task(self, task: Request) -> None:
+        """Hand a request to the pool once it is due."""
+        try:
+            super().apply_eta_task(task)
+        except Exception as error:  # noqa: BLE001 - likewise
+            state.task_ready(task)
+            cast("Any", self).qos.decrement_eventually()
+            self._survive(task.message, error)
+
+    def _survive(self, message: Message, error: Exception) -> None:
+        """Keep a message on which Celery's own code failed.
+
+        Such an error, as a header of an unforeseen type causes, would end the worker, and the next one that gets the
+        message.
+        """
+        if stopping.is_set():
+            raise error  # such as that of a pool that takes nothing more
+        logger.error("a message could not be taken", exc_info=error)
+        if not message.acknowledged:
+            self._bury(message, Reason.INVALID_TASK, f"{type(error).__name__}: {error}")
+
+    def _bury(self, message: Message, reason: Reason, text: str) -> None:
+        def settle(settle: Callable[..., None], *args: object) -> None:
+            try:
+                settle(logger, self.connection_errors, *args)
+            except Exception:
+                # In the event loop this would end the worker. The broker gives the message out again.
+                logger.exception("the message of a dead letter stays unacked")
+
+        _undertaker.bury(
+            DeadLetter.make(reason, text, message, self.hostname),
+            # Connections are the event loop's own.
+            finish=partial(self.call_soon, settle, message.ack_log_error),
+            give_back=partial(self.call_soon, settle, message.reject_log_error, True),
+        )
+
+
+# ── Requests of our tasks ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+class DurableRequest(Request):
+    """A received message of one of our tasks. Celery drops it when its task fails; this keeps it as a dead letter."""
+
+    #: How many pool processes each message has cost this worker, by task id.
+    _losses: ClassVar[Counter[str]] = Counter()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        fault = self._find_fault()
+        if fault:
+            raise InvalidTaskError(fault)
+
+    def _find_fault(self) -> str | None:
+        """Say what is wrong with headers or arguments; None when nothing is.
+
+        Celery does not look at these before a pool thread trips over them, where some errors count as success and
+        others leave the message unacked for ever.
+        """
+        headers, (args, kwargs, embed) = self._request_dict, self._payload
+        limits, eta = self.time_limits, self.eta
+        if not isinstance(headers["id"], str) or not headers["id"]:
+            return "its id is no text"
+        if not isinstance(headers.get("shadow"), str | None):
+            return "its shadow is no text"
+        if not isinstance(headers.get("retries", 0), int):
+            return "its retries are no number"
+        if (
+            not isinstance(limits, list | tuple)
+            or [isinstance(limit, float | int | None) for limit in limits] != [True] * 2
+        ):
+            return "its time limits are no two numbers"
+        if eta is not None and not datetime.min.year < eta.year < datetime.max.year:
+            return "its ETA is no time that can be waited for"
+        if not isinstance(args, list | tuple) or not isinstance(kwargs, Mapping):
+            return "its arguments are no list and no object"
+        if not isinstance(embed, Mapping | None):
+            return "its callbacks are no object"
+        try:
+            self._task.__header__(*args, **kwargs)
+        except TypeError as error:
+            return str(error)
+        return None
+
+    def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:
+        """Take note that the task failed; acks the message, unless it goes back to its queue."""
+        error = exc_info.exception
+        if isinstance(error, ExceptionWithTraceback):
+            error = error.exc
+        finish = partial(super().on_failure, exc_info, send_failed_event, return_ok)
+        if isinstance(error, WorkerLostError):
+            self._losses[self.id] += 1
+            if self._losses[self.id] < _MAX_LOSSES:
+                finish()  # it goes back
+            else:
+                self._bury(Reason.WORKER_LOST, f"{_MAX_LOSSES} pool processes died of it", self._end)
+        elif isinstance(error, InvalidEvent):
+            self._bury(Reason.INVALID_EVENT, str(error), finish)
+        elif isinstance(error, TaskDefect):
+            self._bury(Reason.DEFECT, str(error), finish)
+        elif isinstance(error, (AttemptFailed, TaskPredicate, Terminated, MemoryError)) or not isinstance(
+            error, Exception
+        ):
+            finish()  # it is on record, goes on elsewhere, was revoked by an operator, or is Celery's to survive
+        else:
+            self._bury(Reason.DEFECT, f"internal error: {type(error).__name__}", finish)
+
+    def on_timeout(self, soft: bool, timeout: float) -> None:
+        """Take note of a time limit. A hard one comes to `on_failure` as well, and Celery would ack it here."""
+        if soft:
+            super().on_timeout(soft, timeout)
+
+    def _bury(self, reason: Reason, text: str, finish: Callable[[], object]) -> None:
+        _undertaker.bury(DeadLetter.make(reason, text, self.message, self.hostname), finish, self._give_back)
+
+    def _give_back(self) -> None:
+        state.task_ready(self)
+        self.reject(requeue=True)
+
+    def _end(self) -> None:
+        """Ack the message of a lost pool process, which Celery would give back without end."""
+        state.task_ready(self)
+        self.acknowledge()
+
+
+class DeliverRequest(DurableRequest):
     """A received ``webhooks.deliver`` message whose payload is not shown."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

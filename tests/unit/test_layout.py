@@ -26,6 +26,7 @@ LAYERS = {
     "logstore": 2,
     "batching": 2,
     "ledger": 2,
+    "deadletters": 2,
     "embedded": 2,
     "supervisor": 2,
     "delivery": 3,
@@ -48,6 +49,8 @@ WITHIN_A_LAYER = {
     ("tasks", "app"),
     ("sweeper", "app"),
     ("sweeper", "tasks"),
+    ("deadletters", "mongo"),
+    ("worker", "app"),
     ("demo", "up"),
     ("__main__", "cli"),
 }
