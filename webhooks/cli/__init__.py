@@ -13,6 +13,7 @@ from kombu.exceptions import OperationalError
 
 from webhooks.cli.check_cmd import check
 from webhooks.cli.common import complain
+from webhooks.cli.dead_cmd import dead
 from webhooks.cli.demo_cmd import demo
 from webhooks.cli.logs_cmd import logs
 from webhooks.cli.send_cmd import send
@@ -66,7 +67,7 @@ def cli() -> None:
     """
 
 
-for command in (add, list_webhooks, show, edit, deactivate, activate, send, logs, check, demo, up):
+for command in (add, list_webhooks, show, edit, deactivate, activate, send, logs, dead, check, demo, up):
     cli.add_command(command)
 
 

@@ -17,6 +17,7 @@ from kombu.exceptions import OperationalError
 from webhooks.app import app
 from webhooks.cli.common import Cell, Table, json_option, place_of, print_json
 from webhooks.config import Settings, get_settings
+from webhooks.deadletters import DeadLetterStore
 from webhooks.errors import InvalidSettings, StoreUnavailable, WebhooksError
 from webhooks.mongo import open_database, server_version
 
@@ -28,6 +29,8 @@ _BROKER_TIMEOUT_S = 2
 _WORKERS_TIMEOUT_S = 2
 #: Seconds for a part as a whole. Look-ups of host names, for one, have no deadline of their own.
 _PART_TIMEOUT_S = 6
+#: Counting dead letters ends here.
+_COUNT_LIMIT = 10_000
 
 #: Where messages wait, and what is too little to call a worker one of ours: one that consumes none of these.
 QUEUES = ("webhooks.deliver", "webhooks.send", "celery")
@@ -46,7 +49,7 @@ class Part:
     is_ok: bool = False
     #: Product and version, or why there is none.
     text: str = ""
-    #: What works now and will lose messages one day.
+    #: What works now and yet needs somebody to see to it.
     warnings: list[str] = field(default_factory=list)
 
 
@@ -203,7 +206,12 @@ def _find_dangers(facts: dict[str, Any]) -> list[str]:
 def _ask_database(settings: Settings) -> Part:
     database = open_database(settings.mongodb_url)
     with database.client:
-        return Part(place_of(settings.mongodb_url), is_ok=True, text=f"MongoDB {server_version(database)}")
+        part = Part(place_of(settings.mongodb_url), is_ok=True, text=f"MongoDB {server_version(database)}")
+        dead = DeadLetterStore(database).count(_COUNT_LIMIT)
+    if dead:
+        many = f"{dead}{'+' if dead == _COUNT_LIMIT else ''} dead letter{'' if dead == 1 else 's'}"
+        part.warnings.append(f"{many}: messages that no worker could handle; webhooks dead list")
+    return part
 
 
 def _count_messages(url: str) -> tuple[dict[str, int], int | None]:

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.text import Text
 
 from webhooks.config import get_settings
+from webhooks.deadletters import DeadLetterStore
 from webhooks.errors import InvalidWebhook
 from webhooks.logstore import LogStore
 from webhooks.models import parse_webhook
@@ -54,6 +55,11 @@ class Stores:
     def logs(self) -> LogStore:
         """One document per attempt."""
         return LogStore(self._database)
+
+    @cached_property
+    def dead_letters(self) -> DeadLetterStore:
+        """One document per message that no worker could handle."""
+        return DeadLetterStore(self._database)
 
     def close(self) -> None:
         """Close the connections, if any was opened."""

@@ -1,0 +1,211 @@
+"""``webhooks dead``: messages that no worker could handle; look at them, send them again, or drop them."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import click
+from bson import ObjectId
+from kombu.connection import Connection
+
+from webhooks.app import app
+from webhooks.cli.common import (
+    Cell,
+    IdParam,
+    Table,
+    complain,
+    document_json,
+    get_stores,
+    json_option,
+    make_safe,
+    print_json,
+)
+from webhooks.deadletters import DeadLetter, DeadLetterStore, Reason
+from webhooks.errors import CannotResend, InvalidSettings
+from webhooks.models.wire import to_wire
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+#: Characters of a body that are shown.
+_SHOWN_BODY = 2_000
+_HEADER = ("TIME (UTC)", "ID", "REASON", "TASK", "QUEUE", "BYTES", "WHY")
+_RIGHT_ALIGNED = (5,)
+
+_REASON = click.Choice([reason.value for reason in Reason])
+
+
+def _which(function: _F) -> _F:
+    """Add ``ID…``, ``--all`` and ``--reason``."""
+    for decorate in (
+        click.option("--reason", type=_REASON, help="With --all: only those of this reason."),
+        click.option("--all", "is_all", is_flag=True, help="All that there are now."),
+        click.argument("letter_ids", metavar="[ID]...", nargs=-1, type=IdParam()),
+    ):
+        function = decorate(function)
+    return function
+
+
+@click.group()
+def dead() -> None:
+    """See to messages that no worker could handle: list, show, resend, drop.
+
+    Unreadable ones, those of unknown tasks, wrong arguments, events that break the contract, and what our own code
+    fails on at each try. They stay until somebody sends them again or drops them.
+    """
+
+
+@dead.command("list")
+@click.option("--reason", type=_REASON, help="Only those of this reason.")
+@click.option(
+    "-n", "limit", type=click.IntRange(1), default=20, show_default=True, help="How many at most, the newest."
+)
+@json_option
+def list_letters(reason: str | None, limit: int, as_json: bool) -> None:
+    """List dead letters, the newest last."""
+    found = get_stores().dead_letters.read_newest(limit, _to_reason(reason))[::-1]
+    if as_json:
+        for document in found:
+            print_json(document_json(document))
+        return
+    if not found:
+        complain("there are no dead letters" + (f" of reason {reason}" if reason else ""))
+        return
+    rows: list[Sequence[str | Cell]] = [[Cell(name, "bold") for name in _HEADER]]
+    for document in found:
+        rows.append(
+            [
+                f"{document['created_at']:%Y-%m-%d %H:%M:%S}",
+                str(document["_id"]),
+                Cell(document["reason"], "red"),
+                document["task"] or "-",
+                document["queue"] or "-",
+                str(document["size_bytes"]),
+                document["text"],
+            ]
+        )
+    Table(right=_RIGHT_ALIGNED, cut=True).print(rows)
+
+
+@dead.command("show")
+@click.argument("letter_id", metavar="ID", type=IdParam())
+@json_option
+def show_letter(letter_id: ObjectId, as_json: bool) -> None:
+    """Show a dead letter: why, headers, and the beginning of its body, which is payload. --json has all of it."""
+    letter = _get(get_stores().dead_letters, letter_id)
+    document = letter.to_document()
+    if as_json:
+        print_json(document_json(document))
+        return
+    envelope, body = document.pop("envelope"), document.pop("body")
+    rows = [[field, _to_text(value)] for field, value in document.items()]
+    rows += [["envelope", envelope[:_SHOWN_BODY]]] if letter.is_cut else _describe(envelope)
+    Table().print(rows)
+    click.echo("\n" + make_safe(body[:_SHOWN_BODY]) + (" …" if len(body) > _SHOWN_BODY else ""))
+
+
+@dead.command()
+@_which
+def resend(letter_ids: tuple[ObjectId, ...], is_all: bool, reason: str | None) -> None:
+    """Send dead letters again: the original message, with its task id, to its own queue.
+
+    A letter goes once the broker has its message. What nobody has mended comes back as a dead letter.
+    """
+    store = get_stores().dead_letters
+    chosen = _choose(store, letter_ids, is_all, reason)
+    sent = 0
+    with _open_channel() as (connection, channel):
+        for letter_id in chosen:
+            try:
+                letter = _get(store, letter_id)
+                connection.ensure(None, letter.publish, max_retries=0)(channel)
+            except CannotResend as error:  # the others may be fine
+                complain(str(error))
+                continue
+            store.delete(letter_id)
+            sent += 1
+    click.echo(f"sent again: {sent}")
+    _end(len(chosen) - sent)
+
+
+@dead.command()
+@_which
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+def drop(letter_ids: tuple[ObjectId, ...], is_all: bool, reason: str | None, yes: bool) -> None:
+    """Drop dead letters for good, their messages with them."""
+    store = get_stores().dead_letters
+    chosen = _choose(store, letter_ids, is_all, reason)
+    if chosen and not yes:
+        click.confirm(f"Drop {len(chosen)} for good?", abort=True)
+    missing = [letter_id for letter_id in chosen if not store.delete(letter_id)]
+    for letter_id in missing:
+        complain(_none(letter_id))
+    click.echo(f"dropped: {len(chosen) - len(missing)}")
+    _end(len(missing))
+
+
+def _to_reason(value: str | None) -> Reason | None:
+    return None if value is None else Reason(value)
+
+
+def _choose(
+    store: DeadLetterStore, letter_ids: Sequence[ObjectId], is_all: bool, reason: str | None
+) -> Sequence[ObjectId]:
+    """Return the ids of the letters that somebody means.
+
+    Raises:
+        click.UsageError: neither or both of ids and --all; --reason without --all.
+    """
+    if bool(letter_ids) == is_all:
+        raise click.UsageError("give ids, or --all")
+    if reason and not is_all:
+        raise click.UsageError("--reason goes with --all")
+    return store.read_ids(_to_reason(reason)) if is_all else list(dict.fromkeys(letter_ids))
+
+
+def _get(store: DeadLetterStore, letter_id: ObjectId) -> DeadLetter:
+    letter = store.get(letter_id)
+    if letter is None:
+        raise CannotResend(_none(letter_id))
+    return letter
+
+
+def _none(letter_id: ObjectId) -> str:
+    return f"there is no dead letter {letter_id}; `webhooks dead list` shows them"
+
+
+def _end(failures: int) -> None:
+    if failures:
+        click.get_current_context().exit(1)
+
+
+@contextmanager
+def _open_channel() -> Iterator[tuple[Connection, Any]]:
+    """Open a channel to the broker, for somebody who waits and can repeat the command.
+
+    Raises:
+        InvalidSettings: the broker's URL cannot be used.
+        kombu.exceptions.OperationalError: the broker cannot be reached.
+    """
+    try:
+        connection = app.connection_for_write()
+        connection.transport_cls  # noqa: B018 - finds out whether the scheme is known
+    except (ValueError, KeyError, ImportError):
+        raise InvalidSettings("WEBHOOKS_BROKER_URL: is not a broker URL that can be used here") from None
+    with connection:
+        connection.ensure_connection(max_retries=1, interval_start=0)
+        yield connection, connection.default_channel
+
+
+def _describe(envelope: str) -> list[list[str]]:
+    """Return a row for each thing that stands around a body; headers one by one."""
+    parts = json.loads(envelope)
+    headers = parts.pop("headers")
+    return [[name, _to_text(value)] for name, value in parts.items()] + [
+        [f"headers.{name}", _to_text(value)] for name, value in headers.items()
+    ]
+
+
+def _to_text(value: object) -> str:
+    wire = to_wire(value)
+    return wire if isinstance(wire, str) else json.dumps(wire, ensure_ascii=False)
