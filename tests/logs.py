@@ -20,6 +20,7 @@ def make_log(
     attempt: dict[str, Any] | None = None,
     webhook_id: str = WEBHOOK_ID,
     status: int = 409,
+    retry: int = 3,
 ) -> COTWebhookLog:
     """Make a log; without `attempt` it is one that another system wrote."""
     event = {
@@ -35,7 +36,7 @@ def make_log(
         "company": COMPANY,
         "createdAt": at,
         "status": status,
-        "retry": 3,
+        "retry": retry,
         "response": response,
         "event": event,
         "subscription": webhook_id,

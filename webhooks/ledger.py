@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from bson import ObjectId
-from pymongo import ASCENDING, DeleteOne, IndexModel, UpdateOne, WriteConcern
+from pymongo import ASCENDING, DeleteOne, IndexModel, ReturnDocument, UpdateOne, WriteConcern
 from pymongo.database import Database
 from pymongo.errors import BulkWriteError, DuplicateKeyError
 
@@ -226,16 +226,20 @@ class Ledger:
         Returns:
             Whether the lease is the owner's now.
         """
-        is_free = {"$or": [{"$lte": ["$until", "$$NOW"]}, {"$eq": ["$owner", owner]}]}
+        is_free = {"$or": [{"$lte": [{"$ifNull": ["$until", "$$NOW"]}, "$$NOW"]}, {"$eq": ["$owner", owner]}]}
         until = {"$add": ["$$NOW", int(seconds * 1000)]}
+        taken = {
+            "owner": {"$cond": [is_free, owner, "$owner"]},
+            "until": {"$cond": [is_free, until, "$until"]},
+        }
         with store_errors():
             try:
-                self._leases.update_one(
-                    {"_id": name, "$expr": is_free}, [{"$set": {"owner": owner, "until": until}}], upsert=True
+                lease = self._leases.find_one_and_update(
+                    {"_id": name}, [{"$set": taken}], upsert=True, return_document=ReturnDocument.AFTER
                 )
-            except DuplicateKeyError:  # it is there, and not free
+            except DuplicateKeyError:  # two were the first at the same time; the other one was faster
                 return False
-            return self._leases.find_one({"_id": name, "owner": owner}, {"_id": 1}) is not None
+            return lease["owner"] == owner
 
     def find_overdue(self, before: datetime, limit: int) -> list[Overdue]:
         """Return deliveries that were due before an instant, the longest overdue first."""

@@ -1,0 +1,56 @@
+"""What Redis loses is sent all the same, once: the sweep, on real servers and with a real worker."""
+
+import time
+
+import pytest
+import redis
+
+from tests.acceptance.conftest import Stack
+from tests.receiver import Receiver, reply
+from tests.samples_data import read_sample
+from tests.servers import Servers
+from tests.worker import wait_until
+
+EVENT = read_sample("event-task-create")
+#: Short deadlines, so that what a worker may have in its hands is known to be lost soon; and a quick sweep.
+QUICK = {
+    "WEBHOOKS_TOTAL_TIMEOUT_S": "1",
+    "WEBHOOKS_CONNECT_TIMEOUT_S": "1",
+    "WEBHOOKS_SWEEP_INTERVAL_S": "1",
+}
+
+pytestmark = pytest.mark.timeout(240)
+
+
+def test_retries_that_wait_in_a_redis_that_is_wiped_are_made(fragile: Stack, servers: Servers):
+    with Receiver(default=reply(503)) as receiver:
+        fragile.add_webhook(receiver.url)
+        worker = fragile.start_worker(**QUICK, WEBHOOKS_RETRY_DELAY_S="3")
+        fragile.send_task(EVENT)
+        fragile.logs(1)
+        worker.stop()
+        with redis.Redis.from_url(servers.valkey.url) as client:
+            client.flushall()
+        fragile.start_worker(**QUICK, WEBHOOKS_RETRY_DELAY_S="3")
+        logs = fragile.logs(4, 150)
+        time.sleep(3)
+    assert [log["retry"] for log in logs] == [0, 1, 2, 3]
+    assert len(receiver.requests) == 4
+    wait_until(lambda: fragile.database["deliveries"].count_documents({}) == 0, "settled")
+
+
+def test_attempt_that_is_queued_twice_is_made_once(fragile: Stack, servers: Servers):
+    with Receiver(default=reply(delay_s=1)) as receiver:
+        fragile.add_webhook(receiver.url)
+        fragile.start_worker()
+        event_id = fragile.send_task(EVENT)
+        receiver.wait_for(1)
+        # The same event's message once more, as from an old state of Redis, while its attempt is made and after it.
+        fragile.send_task(EVENT, task_id=event_id)
+        fragile.logs(1)
+        fragile.send_task(EVENT, task_id=event_id)
+        other_id = fragile.send_task(EVENT)
+        fragile.logs(1, **{"attempt.event_id": other_id})
+        fragile.workers[0].stop()
+    assert len(receiver.requests) == 2
+    assert fragile.database["webhooklogs"].count_documents({}) == 2

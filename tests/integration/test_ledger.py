@@ -1,0 +1,184 @@
+"""The ledger and the group commit, on a real MongoDB."""
+
+import time
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from bson import ObjectId
+from pymongo.database import Database
+
+from tests.logs import make_attempt, make_log
+from webhooks.books import Books
+from webhooks.ledger import Blocked, Claim, Claimed, Delivery, Ledger, Overdue
+from webhooks.logstore import LogStore
+from webhooks.models import now
+
+Documents = Database[dict[str, Any]]
+CLAIM_S = 1.0
+
+
+@pytest.fixture
+def ledger(database: Documents) -> Ledger:
+    made = Ledger(database, CLAIM_S)
+    made.ensure_indexes()
+    return made
+
+
+def delivery(number: int, event_id: str = "e") -> Delivery:
+    return Delivery(f"msg_{number}", event_id, ObjectId(), ObjectId(), f"label {number}", f'{{"event":"{event_id}"}}')
+
+
+def claim_one(ledger: Ledger, number: int = 1, retry: int = 0, token: str = "t") -> Claimed | Blocked | None:
+    (result,) = ledger.claim([Claim(f"msg_{number}", retry, token)])
+    assert not isinstance(result, Exception)
+    return result
+
+
+def failed(number: int, retry: int, *, is_last: bool = False) -> Any:
+    attempt = make_attempt(
+        delivery_id=f"msg_{number}", event_id="e", next_at=None if is_last else now() + timedelta(seconds=30)
+    )
+    return make_log("x", attempt=attempt, retry=retry)
+
+
+def test_event_of_one_webhook_is_stored_with_its_delivery(ledger: Ledger, database: Documents):
+    one = delivery(1)
+    ledger.add([one], now())
+    assert database["events"].count_documents({}) == 0
+    claimed = claim_one(ledger)
+    assert isinstance(claimed, Claimed)
+    assert claimed.delivery == one
+
+
+def test_event_of_many_webhooks_is_stored_once(ledger: Ledger, database: Documents):
+    many = [delivery(number) for number in range(1000)]
+    ledger.add(many, now())
+    assert database["events"].count_documents({}) == 1
+    assert database["deliveries"].count_documents({"body": {"$exists": True}}) == 0
+    claimed = ledger.claim([Claim(one.delivery_id, 0, one.delivery_id) for one in many])
+    assert [c.delivery for c in claimed if isinstance(c, Claimed)] == many
+
+
+def test_delivery_added_twice_is_one_and_keeps_its_state(ledger: Ledger, database: Documents):
+    ledger.add([delivery(1)], now())
+    ledger.settle([failed(1, 0)])
+    ledger.add([delivery(1), delivery(2)], now())
+    assert [d["retry"] for d in database["deliveries"].find().sort("_id", 1)] == [1, 0]
+
+
+def test_attempt_is_made_by_one_claim_at_a_time(ledger: Ledger):
+    ledger.add([delivery(1)], now())
+    first, second = ledger.claim([Claim("msg_1", 0, "a"), Claim("msg_1", 0, "b")])
+    assert isinstance(first, Claimed)
+    assert isinstance(second, Blocked)
+    assert isinstance(claim_one(ledger, token="a"), Claimed), "asked again, it is still the same claim"
+    time.sleep(CLAIM_S + 0.1)
+    assert isinstance(claim_one(ledger, token="c"), Claimed), "the claim of a dead worker runs out"
+    assert isinstance(claim_one(ledger, token="a"), Blocked)
+
+
+def test_claim_of_an_attempt_that_was_made_gets_nothing(ledger: Ledger):
+    ledger.add([delivery(1)], now())
+    assert isinstance(claim_one(ledger), Claimed)
+    ledger.settle([failed(1, 0)])
+    assert claim_one(ledger, retry=0, token="late") is None
+    assert isinstance(claim_one(ledger, retry=1, token="next"), Claimed)
+    ledger.settle([failed(1, 1, is_last=True)])
+    assert claim_one(ledger, retry=2, token="later") is None
+    assert ledger.count() == 0
+
+
+def test_claim_of_a_retry_may_be_faster_than_the_write_that_it_is_due(ledger: Ledger):
+    ledger.add([delivery(1)], now())
+    assert isinstance(claim_one(ledger, retry=1), Claimed)
+
+
+def test_log_that_is_written_late_does_not_undo_what_came_after(ledger: Ledger, database: Documents):
+    ledger.add([delivery(1)], now())
+    ledger.settle([failed(1, 1)])
+    ledger.settle([failed(1, 0)])
+    assert [d["retry"] for d in database["deliveries"].find()] == [2]
+
+
+def test_claim_of_a_delivery_without_its_event_is_an_error_of_its_own(ledger: Ledger, database: Documents):
+    ledger.add([delivery(1), delivery(2), delivery(3, "other")], now())
+    database["events"].delete_many({})
+    results = ledger.claim([Claim(f"msg_{number}", 0, "t") for number in (1, 2, 3)])
+    assert [type(result) for result in results] == [LookupError, LookupError, Claimed]
+
+
+def test_overdue_are_found_oldest_first_and_postponed(ledger: Ledger):
+    at = now()
+    for number, age_s in [(1, 10), (2, 30), (3, 20), (4, 0)]:
+        ledger.add([delivery(number, f"e{number}")], at - timedelta(seconds=age_s))
+    before = at - timedelta(seconds=5)
+    assert ledger.find_overdue(before, 2) == [Overdue("msg_2", "label 2", 0), Overdue("msg_3", "label 3", 0)]
+    ledger.postpone(["msg_2", "msg_3"], at)
+    assert ledger.find_overdue(before, 2) == [Overdue("msg_1", "label 1", 0)]
+    ledger.set_aside("msg_1")
+    assert ledger.find_overdue(before, 2) == []
+    claimed = claim_one(ledger, 1)
+    assert isinstance(claimed, Claimed), "an operator may still send it"
+
+
+def test_shared_event_is_forgotten_when_nothing_of_it_is_owed(ledger: Ledger, database: Documents):
+    old = now() - timedelta(hours=1)
+    ledger.add([delivery(1, "ended"), delivery(2, "ended")], old)
+    ledger.add([delivery(3, "owed"), delivery(4, "owed")], old)
+    ledger.add([delivery(5, "young"), delivery(6, "young")], now())
+    ledger.settle([failed(number, 0, is_last=True) for number in (1, 2, 3, 5, 6)])
+    assert ledger.forget_events(now() - timedelta(minutes=10), 100) == 1
+    assert sorted(event["_id"] for event in database["events"].find()) == ["owed", "young"]
+
+
+def test_lease_is_held_by_one_until_it_ends(ledger: Ledger):
+    assert ledger.take_lease("sweep", "a", 0.5)
+    assert not ledger.take_lease("sweep", "b", 0.5)
+    assert ledger.take_lease("sweep", "a", 0.5), "its owner makes it longer"
+    assert ledger.take_lease("other", "b", 0.5)
+    time.sleep(0.6)
+    assert ledger.take_lease("sweep", "b", 0.5)
+
+
+def test_books_write_log_and_ledger(ledger: Ledger, database: Documents):
+    books = Books(ledger, LogStore(database))
+    assert len(books.accept([delivery(1), delivery(2)])) == 2
+    assert isinstance(books.claim(Claim("msg_1", 0, "t")), Claimed)
+    books.record(failed(1, 0))
+    assert database["webhooklogs"].count_documents({}) == 1
+    assert [d["retry"] for d in database["deliveries"].find().sort("_id", 1)] == [1, 0]
+
+
+def test_event_handled_again_brings_back_nothing_that_has_ended(ledger: Ledger, database: Documents):
+    books = Books(ledger, LogStore(database))
+    both = [delivery(1), delivery(2)]
+    books.accept(both)
+    books.record(failed(1, 3, is_last=True))
+    books.record(failed(2, 0))
+    assert books.accept(both) == [both[1]]
+    assert [(d["_id"], d["retry"]) for d in database["deliveries"].find()] == [("msg_2", 1)]
+
+
+def test_log_that_mongodb_cannot_hold_is_its_callers_error_and_the_ledger_goes_on(ledger: Ledger, database: Documents):
+    database.create_collection("webhooklogs", validator={"status": {"$ne": 599}})
+    books = Books(ledger, LogStore(database))
+    books.accept([delivery(1)])
+    attempt = make_attempt(delivery_id="msg_1", event_id="e", next_at=None)
+    with pytest.raises(Exception, match="error 121"):
+        books.record(make_log("x", attempt=attempt, status=599))
+    assert ledger.count() == 0
+
+
+def test_questions_to_the_ledger_use_an_index(ledger: Ledger, database: Documents):
+    ledger.add([delivery(number, f"e{number}") for number in range(50)], now())
+    deliveries = database["deliveries"]
+    for query, sort in [
+        ({"due_at": {"$lt": now()}}, [("due_at", 1)]),
+        ({"event_id": {"$in": ["e1"]}}, None),
+        ({"webhook_id": ObjectId()}, [("due_at", 1)]),
+    ]:
+        cursor = deliveries.find(query)
+        plan = str((cursor.sort(sort) if sort else cursor).explain()["queryPlanner"]["winningPlan"])
+        assert "IXSCAN" in plan
+        assert "'SORT'" not in plan
