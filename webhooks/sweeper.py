@@ -102,4 +102,7 @@ def find_reached(present: datetime, taken_due_at: datetime | None, *, is_queue_e
 def _count_queued() -> int:
     with app.connection_for_read() as connection:
         connection.ensure_connection(max_retries=1, timeout=5)
-        return connection.default_channel.queue_declare(queue=_QUEUE, passive=True).message_count
+        try:
+            return connection.default_channel.queue_declare(queue=_QUEUE, passive=True).message_count
+        except connection.channel_errors:
+            return 0  # Redis has no empty lists: such a queue is not there
