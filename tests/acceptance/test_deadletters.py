@@ -2,20 +2,20 @@
 
 import base64
 import json
+import os
 import time
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 
-from tests.acceptance.conftest import Stack
+from tests.acceptance.conftest import Stack, body_of
 from tests.receiver import Receiver
 from tests.samples_data import read_sample
 from tests.servers import Servers
-from tests.worker import wait_until
+from tests.worker import Worker, wait_until
 
 EVENT = read_sample("event-task-create")
 QUEUE = "webhooks.deliver"
@@ -86,14 +86,17 @@ def push(client: redis.Redis, message: dict[str, Any]) -> None:
 
 def letters(stack: Stack, count: int, timeout_s: float = 30) -> list[dict[str, Any]]:
     """Wait for so many dead letters, and for all messages to be acked; return them."""
-    found = stack.database["deadletters"].find
+    collection = stack.database["deadletters"]
     with redis.Redis.from_url(stack.redis_url) as client:
         wait_until(
-            lambda: len(list(found())) >= count and not client.exists(QUEUE, "webhooks.send", "celery", "unacked"),
+            lambda: (
+                collection.count_documents({}) >= count
+                and not client.exists(QUEUE, "webhooks.send", "celery", "unacked")
+            ),
             f"{count} letters and nothing queued or unacked; workers say {stack.worker_logs()}",
             timeout_s,
         )
-    return list(found().sort("created_at", 1))
+    return list(collection.find())
 
 
 def test_every_kind_of_poison_ends_once_as_a_dead_letter_and_healthy_events_go_on(
@@ -110,8 +113,132 @@ def test_every_kind_of_poison_ends_once_as_a_dead_letter_and_healthy_events_go_o
         time.sleep(1)
         assert stack.database["deadletters"].count_documents({}) == len(POISON)
         worker.stop()
-    tags = {letter["_id"]: letter for letter in found}
-    assert len(tags) == len(POISON)
     assert sorted(letter["reason"] for letter in found) == sorted(reason for _, reason in POISON.values())
-    assert "secret-payload" not in worker.log()
     assert len(receiver.requests) == len(POISON)
+    assert "secret-payload" not in worker.log()
+    assert worker.log().count("Connected to redis") == 1
+
+
+def test_mended_event_is_sent_again_byte_for_byte(stack: Stack):
+    event = {**EVENT, "data": {**EVENT["data"], "long": "ñ" * 600}}
+    with Receiver() as receiver:
+        stack.add_webhook(receiver.url)
+        strict = stack.start_worker(WEBHOOKS_MAX_EVENT_BYTES="1024")
+        event_id = stack.send_task(event)
+        (letter,) = letters(stack, 1)
+        assert (letter["reason"], letter["message_id"], letter["queue"]) == ("invalid_event", event_id, "celery")
+        assert "its JSON has" in letter["text"]
+        assert f"{letter['_id']}  invalid_event" in stack.run_command("dead", "list")
+        strict.stop()
+        stack.start_worker()
+        assert stack.run_command("dead", "resend", str(letter["_id"])) == "sent again: 1\n"
+        assert receiver.wait_for(1)[0].body == body_of(event)
+        assert stack.logs(1)[0]["attempt"]["event_id"] == event_id
+    assert stack.database["deadletters"].count_documents({}) == 0
+
+
+#: What a worker imports to have a defect for as long as the file beside it is there.
+DEFECTS = """
+import os, pathlib, signal
+import webhooks.books, webhooks.tasks
+# Celery waits this long for a word from a process that died; ten seconds by default.
+webhooks.tasks.app.conf.worker_lost_wait = 0.2
+switch = pathlib.Path(__file__).with_name("is_broken")
+
+def broken(function, act):
+    def call(*args):
+        if switch.exists():
+            act()
+        return function(*args)
+    return call
+
+def fail():
+    raise KeyError("a defect")
+
+def die():
+    with switch.open("a") as deaths:
+        deaths.write("x")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+DEFECT_IN = {
+    "deliver": "webhooks.tasks.fan_out = broken(webhooks.tasks.fan_out, fail)",
+    "send": "webhooks.books.Books.claim = broken(webhooks.books.Books.claim, fail)",
+    "worker": "webhooks.tasks.fan_out = broken(webhooks.tasks.fan_out, die)",
+}
+
+
+def start_broken_worker(stack: Stack, defect: str, *arguments: str) -> tuple[Worker, Path]:
+    """Start a worker with a defect; return the file that makes it so, too."""
+    (stack.folder / "broken.py").write_text(DEFECTS + DEFECT_IN[defect])
+    switch = stack.folder / "is_broken"
+    switch.touch()
+    settings = {
+        **stack.settings,
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(stack.folder), os.environ.get("PYTHONPATH")])),
+        "WEBHOOKS_RETRY_DELAY_S": "0.2",
+        "WEBHOOKS_MAX_RETRIES": "2",
+    }
+    worker = Worker(stack.folder, settings, "broken", "-I", "broken", *arguments)
+    stack.workers.append(worker)
+    worker.start()
+    return worker, switch
+
+
+@pytest.mark.parametrize("task", ["deliver", "send"])
+def test_defect_is_tried_again_then_kept_and_delivered_once_mended(stack: Stack, task: str):
+    with Receiver() as receiver:
+        stack.add_webhook(receiver.url)
+        worker, switch = start_broken_worker(stack, task)
+        event_id = stack.send_task(EVENT)
+        (letter,) = letters(stack, 1)
+        assert (letter["reason"], letter["task"]) == ("defect", f"webhooks.{task}")
+        assert letter["text"] == "internal error: KeyError"
+        assert worker.log().count("met a defect") == 3
+        assert receiver.requests == []
+        switch.unlink()
+        stack.run_command("dead", "resend", "--all")
+        assert receiver.wait_for(1)[0].body == body_of(EVENT)
+        assert stack.logs(1)[0]["attempt"]["event_id"] == event_id
+        assert letters(stack, 0) == []
+
+
+def test_defect_in_writing_a_log_is_kept(stack: Stack, redis_client: redis.Redis):
+    stack.start_worker(WEBHOOKS_RETRY_DELAY_S="0.2", WEBHOOKS_MAX_RETRIES="1")
+    push(redis_client, make_message([["{}"], {}, None], task="webhooks.write_log"))
+    (letter,) = letters(stack, 1)
+    assert (letter["reason"], letter["text"]) == ("defect", "internal error: ValidationError")
+
+
+def test_event_that_kills_pool_processes_is_kept_after_three(stack: Stack):
+    with Receiver() as receiver:
+        stack.add_webhook(receiver.url)
+        _, switch = start_broken_worker(stack, "worker", "-P", "processes", "-c", "1")
+        stack.send_task(EVENT)
+        (letter,) = letters(stack, 1)
+        assert letter["reason"] == "worker_lost"
+        assert len(switch.read_text()) == 3
+        switch.unlink()
+        stack.run_command("dead", "resend", "--all")
+        receiver.wait_for(1, 20)
+
+
+def test_poison_that_comes_while_mongodb_is_down_is_kept_when_it_is_back(fragile: Stack, servers: Servers):
+    with redis.Redis.from_url(fragile.redis_url) as client:
+        worker = fragile.start_worker()
+        servers.mongod.kill()
+        push(client, POISON["garbage"][0])
+        push(client, POISON["invalid_event"][0])
+        wait_until(lambda: "holding a dead letter: MongoDB is not reachable" in worker.log(), "told in the log")
+        servers.mongod.start()
+        found = letters(fragile, 2)
+        assert sorted(letter["reason"] for letter in found) == ["invalid_event", "unreadable"]
+
+        servers.mongod.kill()
+        push(client, POISON["unknown_task"][0])
+        wait_until(lambda: worker.log().count("holding a dead letter") >= 2, "told in the log")
+        worker.stop()
+        assert client.llen(QUEUE) == 1
+        servers.mongod.start()
+        fragile.start_worker()
+        found = letters(fragile, 3)
+    assert sorted(letter["reason"] for letter in found) == ["invalid_event", "unknown_task", "unreadable"]
