@@ -16,11 +16,6 @@ from webhooks.errors import InvalidSettings
 
 Network = IPv4Network | IPv6Network
 
-#: Seconds that a worker holds a message while MongoDB or the broker is away, before it gives the message back.
-HOLD_S = 10.0
-#: Seconds that a write may take until it is given up: what `mongo` waits for a server, and for its answer.
-WRITE_S = 15.0
-
 
 class Settings(BaseSettings):
     """All settings. ``description`` is the text of the README's table, which a test compares with this class."""
@@ -36,6 +31,12 @@ class Settings(BaseSettings):
         default="mongodb://127.0.0.1:27017/webhooks",
         repr=False,
         description="MongoDB, with the name of the database as its path",
+    )
+    mongodb_timeout_s: float = Field(
+        default=10,
+        gt=0,
+        le=300,
+        description="seconds that MongoDB may take to answer; a worker holds a message as long while it is away",
     )
     retry_delay_s: float = Field(
         default=30, ge=0, le=86_400, description="seconds from a failed attempt to the next one"
@@ -70,20 +71,29 @@ class Settings(BaseSettings):
         default=64, ge=1, le=10_000, description="threads of one worker process: attempts at one time"
     )
 
+    atomic_transport: bool = Field(
+        default=True,
+        description="on a Redis broker, take and note messages in one step, and park what waits in Redis: no worker "
+        "that is killed loses one (needs Redis 7.0 or Valkey); false brings Celery's own way",
+    )
+
     @property
     def claim_s(self) -> float:
         """Seconds that a claim on an attempt holds: the attempt, and the writing of its log."""
-        return self.total_timeout_s + WRITE_S
+        return self.total_timeout_s + self.mongodb_timeout_s
 
     @property
     def visibility_timeout_s(self) -> float:
         """Seconds after which the broker gives an unacked message to another worker.
 
         The longest time that a worker may rightly have one in its hands: prefetched behind another one, then its own
-        turn, and each of the two held while MongoDB is away, attempted and written; and a retry may wait in a worker
-        until it is due. Longer delays the rescue of what a dead worker held; shorter repeats attempts.
+        turn, and each of the two held while MongoDB is away, attempted and written. In Celery's own transport a retry
+        waits in a worker until it is due, besides. Longer delays the rescue of what a dead worker held; shorter
+        repeats attempts.
         """
-        return self.retry_delay_s + 2 * (HOLD_S + self.total_timeout_s + WRITE_S)
+        waiting_s = 0 if self.atomic_transport else self.retry_delay_s
+        hold_s = write_s = self.mongodb_timeout_s
+        return waiting_s + 2 * (hold_s + self.total_timeout_s + write_s)
 
     @field_validator("allowed_networks", mode="before")
     @classmethod

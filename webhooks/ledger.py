@@ -239,7 +239,7 @@ class Ledger:
                 )
             except DuplicateKeyError:  # two were the first at the same time; the other one was faster
                 return False
-            return lease["owner"] == owner
+            return bool(lease) and lease["owner"] == owner
 
     def find_overdue(self, before: datetime, limit: int) -> list[Overdue]:
         """Return deliveries that were due before an instant, the longest overdue first."""

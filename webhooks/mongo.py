@@ -35,26 +35,27 @@ _DOCUMENT_ERRORS = frozenset(
 )
 
 
-def open_database(url: str) -> Database[Document]:
+def open_database(url: str, timeout_s: float) -> Database[Document]:
     """Make a client for this process; connects on first use, and again by itself.
 
     Args:
         url: ``mongodb://…`` with the database as its path; ``webhooks`` where it names none.
+        timeout_s: what one operation may take: one half for a server that is away, the other for its answer, as a
+            paused server keeps connections open and answers nothing.
 
     Raises:
         InvalidSettings: when the URL cannot be used; the URL is not repeated, as it may hold a password.
     """
+    half_ms = int(timeout_s * 500)
     try:
         name = parse_uri(url, validate=True).get("database") or "webhooks"
         client: MongoClient[Document] = MongoClient(
             url,
             appname="webhooks",
             tz_aware=True,
-            # How long one operation waits for a server that is away, until its caller holds the message (`tasks`).
-            serverSelectionTimeoutMS=5_000,
-            connectTimeoutMS=5_000,
-            # A paused server keeps connections open and answers nothing: give up on it, too.
-            socketTimeoutMS=10_000,
+            serverSelectionTimeoutMS=half_ms,
+            connectTimeoutMS=half_ms,
+            socketTimeoutMS=half_ms,
             # What is acknowledged must survive the loss of one server and a crash right after: a majority has it,
             # in its journal. On a single server this costs the wait for the journal, some milliseconds.
             w="majority",

@@ -15,7 +15,7 @@ from celery.utils import uuid
 from kombu.exceptions import OperationalError
 
 from webhooks.app import Services, app, get_services, stopping
-from webhooks.config import HOLD_S, get_settings
+from webhooks.config import get_settings
 from webhooks.delivery import describe_event, fan_out, summarize
 from webhooks.errors import AttemptFailed, InvalidEvent, StoreUnavailable, TaskDefect
 from webhooks.ledger import Blocked, Claim, Claimed
@@ -294,7 +294,7 @@ def _hold(operation: Callable[[], _T]) -> _T:
     Raises:
         Reject: it was away for too long, or the worker is stopping: the message goes back to its queue.
     """
-    give_up_at = time.monotonic() + HOLD_S
+    give_up_at = time.monotonic() + get_settings().mongodb_timeout_s
     while True:
         try:
             return operation()

@@ -16,6 +16,7 @@ EVENT = read_sample("event-task-create")
 QUICK = {
     "WEBHOOKS_TOTAL_TIMEOUT_S": "1",
     "WEBHOOKS_CONNECT_TIMEOUT_S": "1",
+    "WEBHOOKS_MONGODB_TIMEOUT_S": "2",
     "WEBHOOKS_SWEEP_INTERVAL_S": "1",
 }
 

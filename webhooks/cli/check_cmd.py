@@ -204,7 +204,7 @@ def _find_dangers(facts: dict[str, Any]) -> list[str]:
 
 
 def _ask_database(settings: Settings) -> Part:
-    database = open_database(settings.mongodb_url)
+    database = open_database(settings.mongodb_url, settings.mongodb_timeout_s)
     with database.client:
         part = Part(place_of(settings.mongodb_url), is_ok=True, text=f"MongoDB {server_version(database)}")
         dead = DeadLetterStore(database).count(_COUNT_LIMIT)

@@ -44,7 +44,7 @@ class Stores:
 
     @cached_property
     def _database(self) -> Any:
-        return open_database(get_settings().mongodb_url)
+        return open_database(get_settings().mongodb_url, get_settings().mongodb_timeout_s)
 
     @cached_property
     def webhooks(self) -> WebhookStore:

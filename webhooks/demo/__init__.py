@@ -98,7 +98,7 @@ def _run(data_dir: Path, settings: Settings, supervisor: Supervisor, receiver_po
         _say("An event that is taken at once, and one that the receiver refuses twice:", bold=True)
         _command(env, "send", "task-create.json")
         _command(env, "send", "note-edit.json")
-        _wait_for_logs(env["WEBHOOKS_MONGODB_URL"])
+        _wait_for_logs(env["WEBHOOKS_MONGODB_URL"], settings.mongodb_timeout_s)
         time.sleep(1)  # for the last line to appear
     _say("\nThe same from MongoDB, where each attempt left a COTWebhookLog:", bold=True)
     _command(env, "logs")
@@ -156,8 +156,8 @@ def _attempts_as_they_happen(env: Mapping[str, str]) -> Iterator[None]:
         process.wait()
 
 
-def _wait_for_logs(mongodb_url: str) -> None:
-    database = open_database(mongodb_url)
+def _wait_for_logs(mongodb_url: str, timeout_s: float) -> None:
+    database = open_database(mongodb_url, timeout_s)
     store = LogStore(database)
     give_up_at = time.monotonic() + _SHOW_WITHIN_S
     try:
