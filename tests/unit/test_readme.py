@@ -41,11 +41,18 @@ def names(rows: list[list[str]]) -> list[str]:
     return [name for row in rows for name in re.findall(r"`([^`]+)`", row[0])]
 
 
+def shown(default: object) -> str:
+    """Write a default as the README does, which is as the environment variable would have it."""
+    if default in ((), None):
+        return ""
+    return f"`{str(default).lower() if isinstance(default, bool) else default}`"
+
+
 def test_settings_are_those_of_the_class():
     expected = [
         [
             f"`WEBHOOKS_{name.upper()}`",
-            "" if field.default in ((), None) else f"`{field.default}`",
+            shown(field.default),
             str(field.description),
         ]
         for name, field in Settings.model_fields.items()
