@@ -8,7 +8,6 @@ A letter holds the message's payload, as that is its purpose. Logs must not: wha
 
 import base64
 import hashlib
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,13 +19,10 @@ from kombu.message import Message
 from kombu.utils.json import dumps, loads
 from pymongo import ASCENDING, DESCENDING
 from pymongo.database import Database
-from pymongo.errors import DuplicateKeyError
 
 from webhooks.errors import CannotResend
 from webhooks.models import now
 from webhooks.mongo import Document, store_errors
-
-logger = logging.getLogger(__name__)
 
 #: Bytes of a body that are kept. MongoDB takes 16 MB per document; base64 makes a third more of it.
 MAX_BODY_BYTES = 8 * 1024 * 1024
@@ -40,7 +36,7 @@ _MAX_LINE = 500
 _PROPERTIES = ("correlation_id", "reply_to", "delivery_mode", "priority", "message_id", "type", "app_id")
 
 #: Fields that tell about a letter without its payload.
-_SUMMARY = ("reason", "text", "task", "message_id", "queue", "created_at", "worker", "size_bytes", "is_cut")
+_SUMMARY = ("reason", "text", "task", "message_id", "queue", "created_at", "worker", "size_bytes", "is_cut", "times")
 
 
 class Reason(StrEnum):
@@ -71,7 +67,7 @@ class DeadLetter:
     task: str | None
     #: Celery's id of the task; of a ``webhooks.deliver`` it is the event's.
     message_id: str | None
-    #: The routing key, which is the name of the queue.
+    #: The routing key, which is the name of the queue; without one, the queue where our own transport found it.
     queue: str | None
     created_at: datetime
     worker: str | None
@@ -83,6 +79,8 @@ class DeadLetter:
     envelope: str
     #: Body or envelope was too large and lacks its end, so that the message cannot be sent again.
     is_cut: bool
+    #: How often it came, as far as MongoDB knew when the letter was read.
+    times: int = 0
 
     @classmethod
     def make(cls, reason: Reason, text: str, message: Message, worker: str | None) -> "DeadLetter":
@@ -107,12 +105,12 @@ class DeadLetter:
         }
         envelope_text = dumps(envelope)
         return cls(
-            id=_make_id(properties.get("delivery_tag"), headers.get("id"), body),
+            id=_make_id(headers.get("id"), body),
             reason=reason,
             text=one_line(text),
             task=_name(headers.get("task")),
             message_id=_name(headers.get("id")),
-            queue=_name(delivery.get("routing_key")),
+            queue=_name(delivery.get("routing_key") or getattr(message, "queue", None)),
             created_at=now(),
             worker=worker,
             size_bytes=len(body),
@@ -185,12 +183,13 @@ class DeadLetterStore:
             self._collection.create_index([("created_at", DESCENDING)], name="newest")
 
     def write(self, letter: DeadLetter) -> None:
-        """Store a letter, acknowledged; one that is stored already is left as it is."""
+        """Store a letter, acknowledged; of one that is stored already, count that it came again."""
+        document = letter.to_document()
+        del document["times"]
         with store_errors():
-            try:
-                self._collection.insert_one(letter.to_document())
-            except DuplicateKeyError:
-                logger.debug("dead letter %s was written before", letter.id)
+            self._collection.update_one(
+                {"_id": document.pop("_id")}, {"$setOnInsert": document, "$inc": {"times": 1}}, upsert=True
+            )
 
     def count(self, limit: int) -> int:
         """Return how many letters there are; counting ends at the limit."""
@@ -225,6 +224,11 @@ class DeadLetterStore:
         with store_errors():
             return bool(self._collection.delete_one({"_id": letter_id}).deleted_count)
 
+    def delete_sent(self, letter: DeadLetter) -> None:
+        """Delete a letter whose message was published again, unless that has come back as the same letter since."""
+        with store_errors():
+            self._collection.delete_one({"_id": letter.id, "times": letter.times})
+
 
 def one_line(text: str) -> str:
     """Return a text as one printable line of bounded length, so that no stranger writes lines into our log."""
@@ -233,16 +237,16 @@ def one_line(text: str) -> str:
     return line if len(line) <= _MAX_LINE else line[: _MAX_LINE - 1] + "…"
 
 
-def _make_id(delivery_tag: object, message_id: object, body: bytes) -> ObjectId:
+def _make_id(message_id: object, body: bytes) -> ObjectId:
     """Return the id of a message's letter.
 
-    On Redis it follows from the delivery tag, which a message gets when it is published and keeps when it is given out
-    again: a worker that dies between storing and acking makes no second letter, and a message that was sent again
-    makes one of its own. RabbitMQ has no such name for a message; there that crash leaves two letters.
+    It follows from Celery's id and the body, so that a worker that dies between storing and acking makes no second
+    letter. Brokers have no name of their own for a message that outlives its being given out again. A message without
+    an id gets a letter each time: two of them may be alike and yet be two.
     """
-    if not isinstance(delivery_tag, str):
+    if not isinstance(message_id, str):
         return ObjectId()
-    return ObjectId(hashlib.sha256(f"{delivery_tag}\0{message_id}\0".encode(errors="replace") + body).digest()[:12])
+    return ObjectId(hashlib.sha256(message_id.encode(errors="replace") + b"\0" + body).digest()[:12])
 
 
 def _as_published(headers: dict[str, Any], *, is_decompressed: bool) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -48,7 +49,7 @@ def put(store: DeadLetterStore, reason: Reason = Reason.DEFECT, body: bytes = b"
         body=body,
         content_type="application/json",
         content_encoding="utf-8",
-        headers={"task": "webhooks.deliver", "id": "e1", **headers},
+        headers={"task": "webhooks.deliver", "id": str(ObjectId()), **headers},
         properties={"correlation_id": "e1", "delivery_tag": str(ObjectId()), "priority": 0, "delivery_mode": 2},
         delivery_info={"exchange": "", "routing_key": QUEUE},
     )
@@ -60,10 +61,22 @@ def put(store: DeadLetterStore, reason: Reason = Reason.DEFECT, body: bytes = b"
 def test_letter_written_twice_is_there_once(store: DeadLetterStore) -> None:
     letter = store.get(put(store))
     assert letter is not None
+    assert letter.times == 1
     store.write(letter)
     assert store.count(10) == 1
-    assert store.get(letter.id) == letter
+    assert store.get(letter.id) == replace(letter, times=2)
     assert (store.delete(letter.id), store.delete(letter.id), store.get(letter.id)) == (True, False, None)
+
+
+def test_letter_that_comes_back_while_it_is_sent_again_stays(store: DeadLetterStore) -> None:
+    letter = store.get(put(store))
+    assert letter is not None
+    store.write(letter)  # a worker, between publishing and deleting
+    store.delete_sent(letter)
+    again = store.get(letter.id)
+    assert again is not None
+    store.delete_sent(again)
+    assert store.count(10) == 0
 
 
 def test_letters_are_read_without_payload_newest_first(store: DeadLetterStore) -> None:
@@ -103,12 +116,12 @@ def test_resend_publishes_what_came(
     run: Callable[..., Result], store: DeadLetterStore, redis_client: redis.Redis, redis_url: str
 ) -> None:
     body = '{"n": 1.0, "ñ": "1"}'.encode()
-    letter_id = put(store, body=body, retries=3)
+    letter_id = put(store, body=body, id="e1", retries=3)
     assert run("resend", str(letter_id)).stdout == "sent again: 1\n"
     assert store.count(10) == 0
     assert redis_client.llen(QUEUE) == 1
     with Connection(redis_url) as connection:
-        message = connection.default_channel.basic_get(QUEUE)
+        message: Any = connection.default_channel.basic_get(QUEUE)
     assert message.body == body
     assert message.headers == {"task": "webhooks.deliver", "id": "e1", "retries": 3}
     assert (message.content_type, message.content_encoding) == ("application/json", "utf-8")

@@ -122,7 +122,7 @@ def resend(letter_ids: tuple[ObjectId, ...], is_all: bool, reason: str | None) -
             except CannotResend as error:  # the others may be fine
                 complain(str(error))
                 continue
-            store.delete(letter_id)
+            store.delete_sent(letter)
             sent += 1
     click.echo(f"sent again: {sent}")
     _end(len(chosen) - sent)
