@@ -6,6 +6,7 @@ Only options. What users tune are the `WEBHOOKS_…` settings of the README; thi
 from kombu.entity import Queue
 
 from webhooks.config import get_settings
+from webhooks.transport import OPTION
 
 _settings = get_settings()
 _on_redis = _settings.broker_url.startswith("redis")
@@ -19,6 +20,8 @@ broker_connection_max_retries = None
 
 broker_transport_options = (
     {
+        # Taking, acking and waiting that no kill can lose: see webhooks.transport.
+        OPTION: _settings.atomic_transport,
         # Follows from the deadlines: see Settings.visibility_timeout_s.
         "visibility_timeout": _settings.visibility_timeout_s,
         # Retries that come due must not starve new events, nor the other way round.

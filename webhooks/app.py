@@ -31,8 +31,10 @@ from webhooks.errors import InvalidSettings, StoreUnavailable
 from webhooks.ledger import Ledger
 from webhooks.logstore import LogStore
 from webhooks.mongo import open_database
+from webhooks.outbox import Outbox
 from webhooks.retry import RetryPolicy
 from webhooks.sender import Sender
+from webhooks.transport import AMQP
 from webhooks.webhookstore import WebhookStore
 
 logger = logging.getLogger(__name__)
@@ -57,6 +59,7 @@ class Services:
     logs: LogStore
     dead_letters: DeadLetterStore
     ledger: Ledger
+    outbox: Outbox
     books: Books
     attempter: Attempter
     progress: Progress
@@ -70,7 +73,7 @@ def get_services() -> Services:
         InvalidSettings: a setting cannot be used.
     """
     settings = get_settings()
-    database = open_database(settings.mongodb_url)
+    database = open_database(settings.mongodb_url, settings.mongodb_timeout_s)
     logs, ledger = LogStore(database), Ledger(database, settings.claim_s)
     sender = Sender(
         allowed_networks=settings.allowed_networks,
@@ -86,6 +89,7 @@ def get_services() -> Services:
         logs=logs,
         dead_letters=DeadLetterStore(database),
         ledger=ledger,
+        outbox=Outbox(database),
         books=Books(ledger, logs),
         attempter=Attempter(sender=sender, policy=policy),
         progress=Progress(),
@@ -135,7 +139,7 @@ def _check_settings(*_: object) -> None:
 
 
 # Not the current app: a producer that imports us keeps its own.
-app = Celery("webhooks", set_as_current=False, include=["webhooks.sweeper"])
+app = Celery("webhooks", set_as_current=False, amqp=AMQP, include=["webhooks.sweeper"])
 app.config_from_object(_LazyConfig())
 # Celery adds these to each of its commands, Flower's included. This one is only there for its callback, which comes
 # before Celery reads its options.
@@ -197,6 +201,7 @@ def _make_indexes() -> None:
             services.webhooks.ensure_indexes()
             services.logs.ensure_indexes(get_settings().log_ttl_days)
             services.ledger.ensure_indexes()
+            services.outbox.ensure_indexes()
             services.dead_letters.ensure_indexes()
         except StoreUnavailable as error:
             logger.warning("waiting to make the indexes: %s", error)
