@@ -3,7 +3,7 @@
 from webhooks.app import app
 from webhooks.errors import InvalidEvent
 from webhooks.models import COTEvent, COTWebhook, COTWebhookLog
-from webhooks.tasks import deliver
+from webhooks.tasks import accept, deliver
 from webhooks.version import __version__
 
-__all__ = ["COTEvent", "COTWebhook", "COTWebhookLog", "InvalidEvent", "__version__", "app", "deliver"]
+__all__ = ["COTEvent", "COTWebhook", "COTWebhookLog", "InvalidEvent", "__version__", "accept", "app", "deliver"]

@@ -1,4 +1,4 @@
-"""The sweep: deliveries that are owed and overdue, but whose message is lost, are queued again.
+"""The sweep: deliveries that are owed and overdue, but whose message is lost, are queued again; and the outbox's relay.
 
 Owns the question which message is lost. Redis may have been flushed, put back to an old state or made to evict keys;
 a backlog, however long, is no loss. What tells them apart is the order: the queue hands out attempts in the order in
@@ -13,6 +13,7 @@ import logging
 import os
 import socket
 import threading
+from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from celery.signals import worker_ready
@@ -20,14 +21,19 @@ from kombu.exceptions import OperationalError
 
 from webhooks.app import Services, app, get_services, stopping
 from webhooks.config import Settings, get_settings
-from webhooks.errors import StoreUnavailable
-from webhooks.tasks import queue_attempt
+from webhooks.errors import InvalidEvent, StoreUnavailable
+from webhooks.tasks import queue_accepted, queue_attempt
 
 logger = logging.getLogger(__name__)
 
 _QUEUE = "webhooks.send"
 #: Deliveries queued again in one look; the next look goes on.
 _MAX_PER_SWEEP = 5_000
+#: Seconds between two looks into the outbox, and events queued in one.
+_RELAY_PAUSE_S = 0.5
+_MAX_PER_RELAY = 500
+#: Added to a lease, as a job takes some time itself.
+_LEASE_SLACK_S = 2.0
 #: Shared events looked at for deletion in one look.
 _MAX_EVENTS_PER_SWEEP = 1_000
 #: How long a shared event is kept at least: its deliveries may be about to be written.
@@ -38,23 +44,46 @@ _CLOCK_SLACK_S = 5.0
 
 @worker_ready.connect
 def _start(**_: object) -> None:
-    threading.Thread(target=_run, name="sweep", daemon=True).start()
+    for name, job, pause_s in (("sweep", sweep, get_settings().sweep_interval_s), ("relay", relay, _RELAY_PAUSE_S)):
+        threading.Thread(target=_run, args=(name, job, pause_s), name=name, daemon=True).start()
 
 
-def _run() -> None:
+def _run(name: str, job: Callable[[Services, Settings], int], pause_s: float) -> None:
+    """Do a job again and again, in one worker at a time."""
     settings = get_settings()
     owner = f"{socket.gethostname()}:{os.getpid()}"
-    while not stopping.wait(settings.sweep_interval_s):
+    while not stopping.wait(pause_s):
         try:
             # A lease a little longer than the pause: the one who has it keeps it, and a dead one's ends soon.
-            if get_services().ledger.take_lease("sweep", owner, settings.sweep_interval_s * 2):
-                sweep(get_services(), settings)
+            if get_services().ledger.take_lease(name, owner, pause_s * 2 + _LEASE_SLACK_S):
+                job(get_services(), settings)
         except StoreUnavailable as error:
-            logger.warning("the sweep waits: %s", error)
+            logger.warning("the %s waits: %s", name, error)
         except OperationalError as error:
-            logger.warning("the sweep waits: the broker cannot be reached (%s)", error)
+            logger.warning("the %s waits: the broker cannot be reached (%s)", name, error)
         except Exception:
-            logger.exception("the sweep met a defect; it goes on")
+            logger.exception("the %s met a defect; it goes on", name)
+
+
+def relay(services: Services, settings: Settings) -> int:
+    """Queue the events that producers have put into the outbox.
+
+    Returns:
+        How many were queued.
+
+    Raises:
+        StoreUnavailable: MongoDB cannot serve us now.
+        kombu.exceptions.OperationalError: the broker cannot be reached.
+    """
+    present = services.ledger.server_time()
+    due = services.outbox.find_due(present, _MAX_PER_RELAY)
+    for event in due:
+        try:
+            queue_accepted(event.event_id, event.body)
+        except InvalidEvent as error:
+            logger.error("event %s in the outbox is not sent: %s", event.event_id, error)  # noqa: TRY400
+    services.outbox.note_queued(due, present, timedelta(seconds=settings.visibility_timeout_s + _CLOCK_SLACK_S))
+    return len(due)
 
 
 def sweep(services: Services, settings: Settings) -> int:

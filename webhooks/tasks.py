@@ -13,7 +13,10 @@ from celery import Task
 from celery.exceptions import Reject, TaskPredicate
 from celery.utils import uuid
 from kombu.exceptions import OperationalError
+from pymongo.client_session import ClientSession
+from pymongo.database import Database
 
+from webhooks import outbox
 from webhooks.app import Services, app, get_services, stopping
 from webhooks.config import get_settings
 from webhooks.delivery import describe_event, fan_out, summarize
@@ -25,6 +28,9 @@ from webhooks.retry import Outcome
 logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
+
+#: Header of a message whose event is in the outbox, and to be taken out when the ledger has its deliveries.
+FROM_OUTBOX = "webhooks_outbox"
 
 
 class DurableTask(Task):
@@ -140,9 +146,42 @@ def deliver(self: Task, event: dict[str, Any] | str | COTEvent) -> str:
     owed = _hold(lambda: services.books.accept(fan_out(parsed, event_id, services.webhooks)))
     for delivery in owed:
         _hold(lambda d=delivery: queue_attempt(d.delivery_id, d.label, retry=0))
+    if (self.request.headers or {}).get(FROM_OUTBOX):
+        _hold(lambda: services.outbox.remove(event_id))
     logger.info("event %s (%s): %d deliveries", event_id, describe_event(parsed), len(owed))
     count = "1 delivery" if len(owed) == 1 else f"{len(owed)} deliveries"
     return f"{count}: " + ", ".join(d.label.partition(" → ")[2] for d in owed[:10])
+
+
+def accept(event: Mapping[str, Any] | COTEvent, database: Database[Any], session: ClientSession | None = None) -> str:
+    """Write an event down in MongoDB for delivery, in the producer's own transaction if it has one.
+
+    What ``deliver.delay`` is to the broker this is to the database: for producers that can reach it and must not lose
+    an event even if the broker does. Workers pick it up within seconds.
+
+    Args:
+        event: a dict or a COTEvent.
+        database: the one of WEBHOOKS_MONGODB_URL, by the producer's own client.
+        session: with a transaction begun; None for none. The event is sent if that commits.
+
+    Returns:
+        The event's id.
+
+    Raises:
+        InvalidEvent: names every field and reason; nothing was written.
+        pymongo.errors.PyMongoError: it could not be written.
+    """
+    return outbox.accept(event, database, max_bytes=get_settings().max_event_bytes, session=session)
+
+
+def queue_accepted(event_id: str, body: str) -> None:
+    """Queue an event of the outbox.
+
+    Raises:
+        InvalidEvent: somebody wrote it there by hand.
+        kombu.exceptions.OperationalError: the broker cannot be reached.
+    """
+    deliver.apply_async((body,), task_id=event_id, headers={FROM_OUTBOX: True})  # pyright: ignore[reportFunctionMemberAccess]
 
 
 @app.task(base=SendTask, bind=True, name="webhooks.send")

@@ -46,7 +46,7 @@ class Stack:
             "WEBHOOKS_CONCURRENCY": "8",
         }
 
-    def start_worker(self, *, wait: bool = True, **settings: str) -> Worker:
+    def start_worker(self, *, wait: bool = True, **settings: Any) -> Worker:
         """Start a worker with the stack's settings and these."""
         worker = Worker(self.folder, {**self.settings, **settings}, f"worker{len(self.workers)}")
         self.workers.append(worker)

@@ -1,6 +1,7 @@
 """What Redis loses is sent all the same, once: the sweep, on real servers and with a real worker."""
 
 import time
+from typing import Any
 
 import pytest
 import redis
@@ -13,7 +14,7 @@ from tests.worker import wait_until
 
 EVENT = read_sample("event-task-create")
 #: Short deadlines, so that what a worker may have in its hands is known to be lost soon; and a quick sweep.
-QUICK = {
+QUICK: Any = {
     "WEBHOOKS_TOTAL_TIMEOUT_S": "1",
     "WEBHOOKS_CONNECT_TIMEOUT_S": "1",
     "WEBHOOKS_MONGODB_TIMEOUT_S": "2",
@@ -51,7 +52,7 @@ def test_attempt_that_is_queued_twice_is_made_once(fragile: Stack, servers: Serv
         fragile.logs(1)
         fragile.send_task(EVENT, task_id=event_id)
         other_id = fragile.send_task(EVENT)
-        fragile.logs(1, **{"attempt.event_id": other_id})
+        fragile.logs(1, 30, **{"attempt.event_id": other_id})
         fragile.workers[0].stop()
     assert len(receiver.requests) == 2
     assert fragile.database["webhooklogs"].count_documents({}) == 2

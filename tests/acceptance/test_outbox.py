@@ -1,0 +1,97 @@
+"""Events that a producer accepts in MongoDB, in its own transaction: sent if that commits, and whatever Redis does."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pymongo
+import pytest
+import redis
+
+from tests.acceptance.conftest import Stack, body_of
+from tests.receiver import Receiver, reply
+from tests.samples_data import read_sample
+from tests.servers import Server
+from tests.worker import wait_until
+from webhooks import InvalidEvent, accept, embedded
+
+EVENT = read_sample("event-task-create")
+
+
+@pytest.fixture
+def replica_stack(redis_url: str, redis_client: redis.Redis, tmp_path: Path) -> Iterator[Stack]:
+    """A stack on a MongoDB that has transactions: a replica set of one."""
+
+    def command(port: int, data_dir: Path) -> list[str]:
+        return embedded.mongod_command(port, data_dir, replica_set="rs0")
+
+    # Directly, as a member that has no replica set yet answers nobody who asks for one.
+    server = Server("mongod", command, lambda port: f"{embedded.mongodb_url(port)}?directConnection=true", tmp_path)
+    try:
+        server.start()
+        with pymongo.MongoClient[dict[str, Any]](server.url, tz_aware=True) as client:
+            members = [{"_id": 0, "host": f"127.0.0.1:{server.port}"}]
+            client.admin.command("replSetInitiate", {"_id": "rs0", "members": members})
+            wait_until(lambda: client.admin.command("hello")["isWritablePrimary"], "primary")
+        # A client made before has noted that there are no transactions.
+        with pymongo.MongoClient[dict[str, Any]](server.url, tz_aware=True) as client:
+            made = Stack(tmp_path, redis_url, server.url, client["webhooks"])
+            yield made
+            made.close()
+    finally:
+        server.discard()
+
+
+def test_event_is_sent_if_its_transaction_commits_and_only_then(replica_stack: Stack):
+    database = replica_stack.database
+    database.create_collection("outbox")
+    with Receiver() as receiver:
+        replica_stack.add_webhook(receiver.url)
+        with database.client.start_session() as session:
+            session.start_transaction()
+            accept({**EVENT, "x": "rolled back"}, database, session)
+            database["orders"].insert_one({"_id": 1}, session=session)
+            session.abort_transaction()
+            with session.start_transaction():
+                accept(EVENT, database, session)
+                database["orders"].insert_one({"_id": 2}, session=session)
+        worker = replica_stack.start_worker()
+        assert receiver.wait_for(1, 20)[0].body == body_of(EVENT)
+        replica_stack.logs(1)
+        wait_until(lambda: database["outbox"].count_documents({}) == 0, "taken out")
+        worker.stop()
+    assert len(receiver.requests) == 1
+
+
+def test_accepted_event_survives_the_loss_of_redis(stack: Stack, redis_client: redis.Redis):
+    quick: Any = {"WEBHOOKS_TOTAL_TIMEOUT_S": "1", "WEBHOOKS_CONNECT_TIMEOUT_S": "1", "WEBHOOKS_MONGODB_TIMEOUT_S": "1"}
+    with Receiver() as receiver:
+        stack.add_webhook(receiver.url)
+        event_id = accept(EVENT, stack.database)
+        # As if it had been queued by a worker that stopped then, and Redis was wiped.
+        stack.database["outbox"].update_one({"_id": event_id}, {"$inc": {"queued": 1}})
+        redis_client.flushall()
+        stack.start_worker(**quick)
+        log = stack.logs(1)[0]
+        assert log["attempt"]["event_id"] == event_id
+        stack.workers[0].stop()
+    assert len(receiver.requests) == 1
+
+
+def test_accepted_event_that_is_queued_twice_is_sent_once(stack: Stack):
+    with Receiver(default=reply(delay_s=0.5)) as receiver:
+        stack.add_webhook(receiver.url)
+        event_id = accept(EVENT, stack.database)
+        stack.start_worker()
+        receiver.wait_for(1)
+        stack.send_task(EVENT, task_id=event_id)
+        other = accept(EVENT, stack.database)
+        stack.logs(1, 30, **{"attempt.event_id": other})
+        stack.workers[0].stop()
+    assert len(receiver.requests) == 2
+
+
+def test_bad_event_is_not_accepted(database: Any):
+    with pytest.raises(InvalidEvent, match="type: is missing"):
+        accept({}, database)
+    assert database["outbox"].count_documents({}) == 0

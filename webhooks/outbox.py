@@ -1,0 +1,111 @@
+"""The collection ``outbox``: events that a producer has accepted in MongoDB, before any broker knows of them.
+
+Owns the durable way in. A producer that can reach MongoDB writes its event here, inside its own transaction if it has
+one: not even a lost broker loses it, and no event is sent for a transaction that was rolled back. A relay in the
+workers (`sweeper`) queues ``webhooks.deliver`` from it, and ``webhooks.deliver`` takes it out once the ledger has its
+deliveries.
+
+One document per event: ``_id`` (the event's id), ``body``, ``accepted_at``, ``queue_at`` (when it is to be queued, or
+queued again) and ``queued`` (how often it was).
+"""
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from pymongo import ASCENDING, UpdateOne
+from pymongo.client_session import ClientSession
+from pymongo.database import Database
+
+from webhooks.models import COTEvent, now, parse_event
+from webhooks.mongo import Document, store_errors
+
+#: How often the pause until an event is queued again is doubled at most.
+_MAX_DOUBLINGS = 10
+
+
+def accept(
+    event: Mapping[str, Any] | COTEvent,
+    database: Database[Any],
+    *,
+    max_bytes: int,
+    session: ClientSession | None = None,
+) -> str:
+    """Write an event down for delivery.
+
+    Args:
+        event: as for ``deliver.delay``.
+        database: the one of WEBHOOKS_MONGODB_URL, by the producer's own client, whose write concern decides what
+            survives.
+        max_bytes: how many bytes its JSON may have.
+        session: the producer's, with a transaction begun; None for none. The event is sent if that commits.
+
+    Returns:
+        The event's id.
+
+    Raises:
+        InvalidEvent: names every field and reason; nothing was written.
+        pymongo.errors.PyMongoError: it could not be written.
+    """
+    event_id = str(uuid.uuid4())
+    at = now()
+    document = {"_id": event_id, "body": parse_event(event, max_bytes).to_json(), "accepted_at": at, "queue_at": at}
+    database["outbox"].insert_one({**document, "queued": 0}, session=session)
+    return event_id
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """An event to queue."""
+
+    event_id: str
+    body: str
+    #: How often it was queued before.
+    queued: int
+
+
+class Outbox:
+    """The relay's side. Every method raises StoreUnavailable when MongoDB cannot serve us now."""
+
+    def __init__(self, database: Database[Document]) -> None:
+        self._collection = database["outbox"]
+
+    def ensure_indexes(self) -> None:
+        """Make the index, or find it made."""
+        with store_errors():
+            self._collection.create_index([("queue_at", ASCENDING)], name="queue")
+
+    def find_due(self, at: datetime, limit: int) -> list[Accepted]:
+        """Return events that are to be queued by an instant, the longest due first."""
+        with store_errors():
+            found = list(self._collection.find({"queue_at": {"$lte": at}}).sort("queue_at", ASCENDING).limit(limit))
+        return [Accepted(document["_id"], document["body"], document["queued"]) for document in found]
+
+    def note_queued(self, events: Sequence[Accepted], at: datetime, pause: timedelta) -> None:
+        """Note that events were queued, and when to do so again if their message is lost.
+
+        Args:
+            events: as `find_due` returned them.
+            at: now.
+            pause: the first; it doubles each time, as a message may also wait in a long queue.
+        """
+        updates = [
+            UpdateOne(
+                {"_id": event.event_id},
+                {
+                    "$set": {"queue_at": at + pause * 2 ** min(event.queued, _MAX_DOUBLINGS)},
+                    "$inc": {"queued": 1},
+                },
+            )
+            for event in events
+        ]
+        with store_errors():
+            if updates:
+                self._collection.bulk_write(updates, ordered=False)
+
+    def remove(self, event_id: str) -> None:
+        """Take an event out: the ledger has its deliveries."""
+        with store_errors():
+            self._collection.delete_one({"_id": event_id})
