@@ -1,0 +1,391 @@
+"""The stage of one row: servers, workers, receiver and producer of its own, with a supervisor's hand on the workers.
+
+Owns the processes and what is read from them. Knows nothing of the single faults (`matrix`), nor what is right
+(`judge`). A stage belongs to the thread that makes it: Linux ends its processes with that thread.
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import pymongo
+import redis
+from bson import ObjectId
+from pymongo.errors import PyMongoError
+
+from tests.faults.judge import Evidence, Key, Logged, Receipts
+from tests.faults.producer import event_id, number_of
+from tests.servers import Servers
+from tests.worker import Worker, wait_until
+from webhooks.config import Settings
+from webhooks.delivery import make_delivery_id
+from webhooks.supervisor import kill_group, spawn
+
+#: Short, so that a row is soon over; what follows from them (claims, visibility timeout) is the product's to derive.
+SETTINGS = {
+    "WEBHOOKS_ALLOWED_NETWORKS": "127.0.0.0/8",
+    "WEBHOOKS_RETRY_DELAY_S": "2",
+    "WEBHOOKS_TOTAL_TIMEOUT_S": "2",
+    "WEBHOOKS_CONNECT_TIMEOUT_S": "1",
+    "WEBHOOKS_SWEEP_INTERVAL_S": "1",
+}
+WORKERS = 2
+THREADS = 16
+WEBHOOKS = 2
+
+#: Seconds after which a supervisor starts a worker again.
+_RESTART_AFTER_S = 0.5
+#: Seconds between two looks at the workers.
+_LOOK_EVERY_S = 0.1
+#: What `settle` must see so many times in a row: a message may be on its way between two places.
+_LOOKS_TO_BE_SURE = 4
+_ROOT = Path(__file__).parents[2]
+
+
+class Cancelled(Exception):
+    """Whoever runs the matrix wants it to end."""
+
+
+class Stage:
+    """Everything that one row runs on. A context manager: leaving it leaves no process and no data behind."""
+
+    def __init__(self, folder: Path, *, cancelled: threading.Event, has_stepped_clocks: bool = False) -> None:
+        folder.mkdir(parents=True)
+        self.folder = folder
+        self.company = ObjectId()
+        self.servers = Servers(folder / "servers")
+        self.settings = {
+            **SETTINGS,
+            "WEBHOOKS_BROKER_URL": self.servers.valkey.url,
+            "WEBHOOKS_MONGODB_URL": self.servers.mongod.url,
+            "WEBHOOKS_CONCURRENCY": str(THREADS),
+        }
+        self.derived = Settings(**{k.removeprefix("WEBHOOKS_").lower(): v for k, v in self.settings.items()})  # pyright: ignore[reportArgumentType]
+        self.clocks = [folder / f"clock{number}" for number in range(WORKERS)]
+        self.workers = []
+        for number, clock in enumerate(self.clocks):
+            clock.write_bytes(struct.pack("d", 0.0))
+            extra = {}
+            if has_stepped_clocks:
+                extra = {
+                    "PYTHONPATH": str(Path(__file__).parent / "stepped_clock"),
+                    "WEBHOOKS_TEST_CLOCK": str(clock),
+                }
+            worker = Worker(folder, {**self.settings, **extra}, f"worker{number}")
+            worker.env = {**_environment(), **self.settings, **extra}
+            self.workers.append(worker)
+        self.mongo: pymongo.MongoClient[dict[str, Any]] = pymongo.MongoClient(
+            self.servers.mongod.url, tz_aware=True, serverSelectionTimeoutMS=3_000, socketTimeoutMS=20_000
+        )
+        self.redis = redis.Redis.from_url(self.servers.valkey.url, socket_timeout=20, socket_connect_timeout=3)
+        self.database = self.mongo["webhooks"]
+        self.webhooks = {ObjectId(): f"/{number}" for number in range(WEBHOOKS)}
+        #: Workers that ended though nobody struck them; the supervisor starts those as well.
+        self.died_by_themselves = 0
+        #: Unix time; None before.
+        self.fault_ended_at: float | None = None
+        self._cancelled = cancelled
+        self._safe: set[int] = set()
+        self._struck: set[int] = set()
+        self._dead_since: dict[int, float] = {}
+        self._receiver: subprocess.Popen[bytes] | None = None
+        self._control_port = 0
+        self._producer: subprocess.Popen[bytes] | None = None
+        self._report = folder / "producer.json"
+        self._handed_in: dict[str, Any] = {"accepted": [], "refusals": 0}
+
+    def __enter__(self) -> Self:
+        try:
+            self._start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _start(self) -> None:
+        self.servers.start()
+        self._receiver = self._run(["tests.faults.receiver"], "receiver", subprocess.PIPE)
+        assert self._receiver.stdout is not None
+        port, self._control_port = json.loads(self._receiver.stdout.readline())
+        self.database["webhooks"].insert_many(
+            {
+                "_id": webhook_id,
+                "company": self.company,
+                "isActive": True,
+                "trigger": "create-edit-delete-task",
+                "url": f"http://127.0.0.1:{port}{path}",
+                "name": path,
+                "description": "",
+                "code": f"code_{path[1:]}",
+                "context": {},
+                "__v": 0,
+            }
+            for webhook_id, path in self.webhooks.items()
+        )
+        for worker in self.workers:
+            worker.start(wait=False)
+        for worker in self.workers:
+            wait_until(lambda w=worker: f"{w.name} ready" in w.log(), f"ready: {worker.log_path}", 120)
+
+    def _run(self, arguments: list[str], name: str, stdout: int | None = None) -> "subprocess.Popen[bytes]":
+        environment = {**_environment(), **self.settings, "PYTHONPATH": str(_ROOT)}
+        with (self.folder / f"{name}.log").open("ab") as log:
+            return spawn([sys.executable, "-m", *arguments], env=environment, cwd=_ROOT, stdout=stdout or log)
+
+    # ── The load ────────────────────────────────────────────────────────────────────────────────────────────────────
+    def start_load(self, events_per_s: float) -> None:
+        """Start the producer, and return when its first event has come through."""
+        arguments = [str(events_per_s), str(self.company), str(self._report)]
+        self._producer = self._run(["tests.faults.producer", *arguments], "producer")
+        self.run_until(lambda: len(self.receipts()) > 0, "the first delivery has come", 60)
+
+    def stop_load(self) -> None:
+        """Stop the producer, and read what it says was accepted."""
+        assert self._producer is not None
+        self._producer.send_signal(signal.SIGTERM)
+        self.run_until(self._report.exists, "the producer has reported", 60)
+        self._handed_in = json.loads(self._report.read_text())
+
+    @property
+    def accepted(self) -> list[tuple[int, float, float]]:
+        """Number, start and end of handing it in (Unix time) of each event that was accepted."""
+        return [tuple(entry) for entry in self._handed_in["accepted"]]
+
+    @property
+    def refusals(self) -> int:
+        """How many times the producer was told that an event was not accepted."""
+        return self._handed_in["refusals"]
+
+    def set_receiver(self, mode: str) -> None:
+        """Have the receiver behave otherwise: see `receiver`."""
+        self._ask_receiver(mode)
+
+    def receipts(self) -> dict[Key, Receipts]:
+        """Ask the receiver what it counted."""
+        return {
+            (number, path): Receipts(ok, failed, first_ok_at, ids)
+            for number, path, ok, failed, first_ok_at, ids in self._ask_receiver(None)
+        }
+
+    def _ask_receiver(self, mode: str | None) -> Any:
+        with socket.create_connection(("127.0.0.1", self._control_port), timeout=60) as link:
+            link.sendall(json.dumps({"mode": mode}).encode() + b"\n")
+            with link.makefile() as lines:
+                return json.loads(lines.readline())
+
+    # ── Time ────────────────────────────────────────────────────────────────────────────────────────────────────────
+    def run_for(self, seconds: float) -> None:
+        """Let things go on, and start dead workers again, as a supervisor does."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            self._supervise()
+            time.sleep(min(_LOOK_EVERY_S, max(0.0, until - time.monotonic())))
+
+    def run_until(self, look: Callable[[], bool], what: str, timeout_s: float) -> None:
+        """Let things go on until something is true.
+
+        Raises:
+            AssertionError: it did not come true in time.
+        """
+        give_up_at = time.monotonic() + timeout_s
+        while not look():
+            if time.monotonic() > give_up_at:
+                raise AssertionError(f"not within {timeout_s:g} s: {what}; see {self.folder}")
+            self.run_for(0.25)
+
+    def fault_has_ended(self) -> None:
+        """Note that from now on nothing is broken any more."""
+        self.fault_ended_at = time.time()
+
+    def settle(self, timeout_s: float) -> bool:
+        """Wait until nothing is owed and no message is left; return whether that came true in time."""
+        give_up_at = time.monotonic() + timeout_s
+        seen = 0
+        while seen < _LOOKS_TO_BE_SURE:
+            if time.monotonic() > give_up_at:
+                return False
+            try:
+                is_done = not self.count_queued() and self.database["deliveries"].find_one(_OWED) is None
+            except (PyMongoError, redis.RedisError):
+                is_done = False  # it is back only now, or slow
+            seen = seen + 1 if is_done else 0
+            self.run_for(0.5)
+        return True
+
+    # ── The workers ─────────────────────────────────────────────────────────────────────────────────────────────────
+    def kill_worker(self, number: int) -> None:
+        """End a worker as a crash does; it is started again soon."""
+        self._struck.add(number)
+        self.workers[number].kill()
+
+    def terminate_worker(self, number: int) -> None:
+        """Ask a worker to end, as a deployment does; it is started again when it has."""
+        self._struck.add(number)
+        self.workers[number].terminate()
+        self.run_until(lambda: number not in self._struck, f"worker {number} has ended", 90)
+
+    def is_worker_up(self, number: int) -> bool:
+        """Say whether the worker takes messages, since its last start."""
+        worker = self.workers[number]
+        started, ready = (worker.log().rfind(mark) for mark in (_STARTED, f"{worker.name} ready"))
+        return worker.is_running() and ready > started
+
+    def _supervise(self) -> None:
+        if self._cancelled.is_set():
+            raise Cancelled
+        for number, worker in enumerate(self.workers):
+            if worker.is_running():
+                continue
+            present = time.monotonic()
+            if present - self._dead_since.setdefault(number, present) < _RESTART_AFTER_S:
+                continue
+            if number not in self._struck:
+                self.died_by_themselves += 1
+            self._struck.discard(number)
+            del self._dead_since[number]
+            with worker.log_path.open("a") as log:
+                log.write(f"{_STARTED}\n")
+            worker.start(wait=False)
+
+    def step_clock(self, number: int, ahead_s: float) -> None:
+        """Set the clock of a worker so many seconds ahead of the true time."""
+        with self.clocks[number].open("r+b") as file:  # the same file: it is mapped
+            file.write(struct.pack("d", ahead_s))
+
+    def note_safe_events(self) -> None:
+        """Note which events MongoDB knows now: those outlive the loss of Redis's data."""
+        self._safe = self.numbers_in_mongodb()
+
+    def promised(self, *, only_safe: bool) -> set[Key]:
+        """Return the deliveries that were accepted; of the time before the fault's end only those that were safe."""
+        ended_at = self.fault_ended_at or 0.0
+        return {
+            (number, path)
+            for number, started_at, _ in self.accepted
+            if not only_safe or number in self._safe or started_at > ended_at
+            for path in self.webhooks.values()
+        }
+
+    def forget_redis(self) -> None:
+        """Delete what Redis keeps on disk, while it does not run."""
+        if self.servers.valkey.is_running():
+            raise RuntimeError("Redis still runs")
+        for path in (self.folder / "servers" / "valkey").iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    # ── What is there ───────────────────────────────────────────────────────────────────────────────────────────────
+    def count_queued(self) -> int:
+        """Count the messages that Redis holds: queued, parked, in a worker's hands, set aside as unreadable."""
+        count = 0
+        for key in self.redis.scan_iter(count=1000):
+            name = bytes(key).decode()
+            if name.startswith(("_kombu.", "webhooks.wake.")) or name == "unacked_index":
+                continue
+            kind = bytes(self.redis.type(key))  # pyright: ignore[reportArgumentType]
+            count_of = {b"list": self.redis.llen, b"hash": self.redis.hlen, b"zset": self.redis.zcard}.get(kind)
+            count += count_of(key) if count_of else 0  # pyright: ignore[reportOperatorIssue, reportArgumentType]
+        return count
+
+    def numbers_in_mongodb(self) -> set[int]:
+        """Return the events of which MongoDB knows: owed, or attempted."""
+        owed = self.database["deliveries"].distinct("event_id")
+        done = self.database["webhooklogs"].distinct("attempt.event_id")
+        return {number_of(name) for name in [*owed, *done]}
+
+    def gather(self, expected: set[Key]) -> Evidence:
+        """Read everything that the judge wants to know."""
+        logs: dict[Key, Logged] = {}
+        fields = {"event.data.number": 1, "subscription": 1, "retry": 1, "attempt.outcome": 1}
+        for log in self.database["webhooklogs"].find({}, fields):
+            logged = logs.setdefault((log["event"]["data"]["number"], self.webhooks[log["subscription"]]), Logged())
+            if log["attempt"]["outcome"] == "success":
+                logged.succeeded += 1
+            else:
+                logged.failed.append(log["retry"])
+        by_id = {
+            make_delivery_id(event_id(number), webhook_id): (number, path)
+            for number, _, _ in self.accepted
+            for webhook_id, path in self.webhooks.items()
+        }
+        return Evidence(
+            expected=expected,
+            receipts=self.receipts(),
+            logs=logs,
+            dead=[*self._find_dead(by_id)],
+            owed=[self._key(document) for document in self.database["deliveries"].find(_OWED)],
+            queued=self.count_queued(),
+            max_retries=self.derived.max_retries,
+        )
+
+    def dump(self, evidence: Evidence, keys: Iterable[Key]) -> Path:
+        """Write down all that is known of some deliveries and of what is left, for whoever looks for the cause."""
+        path = self.folder / "evidence.txt"
+        lines = ["# left in the ledger", *map(str, self.database["deliveries"].find().limit(200))]
+        lines += ["# left in Redis"]
+        for name in self.redis.scan_iter(count=1000):
+            lines.append(f"{name!r}: {self.redis.type(name)!r} {self.redis.object('encoding', name)!r}")
+            if name in (b"unacked_index", b"webhooks.parked.webhooks.send"):
+                lines += map(str, self.redis.zrange(name, 0, 20, withscores=True))  # pyright: ignore[reportArgumentType]
+        ids = {path: webhook_id for webhook_id, path in self.webhooks.items()}
+        for number, at in list(keys)[:50]:
+            delivery_id = make_delivery_id(event_id(number), ids[at])
+            lines += [f"# {number} {at} {delivery_id}: {evidence.receipts.get((number, at))}"]
+            query = {"attempt.delivery_id": delivery_id}
+            lines += map(str, self.database["webhooklogs"].find(query, {"event": 0}).sort("createdAt", 1))
+        path.write_text("\n".join(lines) + "\n")
+        return path
+
+    def _key(self, document: dict[str, Any]) -> Key:
+        return number_of(document["event_id"]), self.webhooks[document["webhook_id"]]
+
+    def _find_dead(self, by_id: dict[str, Key]) -> Iterator[Key]:
+        """Find what was set aside or is a dead letter: that of an event stands for all of its deliveries."""
+        for document in self.database["deliveries"].find({"due_at": None}):
+            yield self._key(document)
+        for letter in self.database["deadletters"].find({}, {"message_id": 1}):
+            name = str(letter["message_id"])
+            if name.startswith("event-"):
+                yield from ((number_of(name), path) for path in self.webhooks.values())
+            elif name in by_id:
+                yield by_id[name]
+
+    # ── The end ─────────────────────────────────────────────────────────────────────────────────────────────────────
+    def close(self) -> None:
+        """End every process, whatever state it is in, and delete the servers' data. The logs stay."""
+        for worker in self.workers:
+            worker.kill()
+        for process in (self._producer, self._receiver):
+            if process is not None:
+                kill_group(process)
+                process.wait()
+                if process.stdout is not None:
+                    process.stdout.close()
+        self.mongo.close()
+        self.redis.close()
+        self.servers.discard()
+
+
+#: What a worker's log says at each start: written by the harness.
+_STARTED = "──── started again"
+_OWED = {"due_at": {"$ne": None}}
+
+
+def _environment() -> dict[str, str]:
+    """Return our own environment without settings: a developer's must not change the rows."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("WEBHOOKS_")}

@@ -1,0 +1,424 @@
+"""The rows of the fault matrix, their sizes, and how they are run and shown.
+
+A row is one fault (or two at once) under steady load. `run_row` sets its stage, strikes, waits until nothing is owed,
+and has it judged. Rows wait most of their time, for what a dead worker held to come back; so several run at a time,
+but only some of them load the machine: `Size.slots`.
+"""
+
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.faults.harness import THREADS, WEBHOOKS, WORKERS, Cancelled, Stage
+from tests.faults.judge import Verdict, judge
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of everything."""
+
+    name: str
+    #: Of the producer; each event goes to `WEBHOOKS` webhooks.
+    events_per_s: float
+    #: Load before the fault and after it.
+    before_s: float
+    after_s: float
+    #: Workers killed one after another, and seconds from one to the next.
+    kills: int
+    kill_every_s: float
+    #: Workers stopped one after another.
+    stops: int
+    #: A server hangs, memory is full, a receiver is away, a server is down.
+    pause_s: float
+    full_s: float
+    away_s: float
+    down_s: float
+    #: Rows under load at one time, and rows at one time in all.
+    slots: int
+    rows: int
+
+
+FULL = Size(
+    "full", events_per_s=105, before_s=8, after_s=8, kills=20, kill_every_s=2.5, stops=6, pause_s=30, full_s=10,
+    away_s=20, down_s=5, slots=1, rows=6,
+)  # fmt: skip
+CI = Size(
+    "ci", events_per_s=32, before_s=3, after_s=3, kills=4, kill_every_s=2.5, stops=2, pause_s=8, full_s=4,
+    away_s=5, down_s=2, slots=3, rows=10,
+)  # fmt: skip
+SIZES = {size.name: size for size in (FULL, CI)}
+
+#: Seconds without Redis in the row of the lost retry: more than Celery tries to publish (`task_publish_retry_policy`).
+_OUTLAST_PUBLISHING_S = 12.0
+_HOUR_S = 3600.0
+_IN_FLIGHT = THREADS * WORKERS
+
+
+@dataclass(frozen=True)
+class Row:
+    """One fault."""
+
+    id: str
+    #: What the table says of it.
+    fault: str
+    strike: Callable[[Stage, Size], None]
+    #: How many repeats the fault explains, and why.
+    bound: Callable[[Size], int]
+    why: str
+    #: For servers that lose what they hold: which events were promised is narrower, as the table says.
+    counts_only_safe: bool = False
+    has_stepped_clocks: bool = False
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a row."""
+
+    row: Row
+    verdict: Verdict
+    bound: int
+    #: Seconds from the fault's end until the last delivery that was accepted before it had come; 0 when none was late.
+    recovery_s: float
+    #: Seconds from the fault's end until nothing was owed and no message was left.
+    settled_s: float
+    refusals: int
+    died_by_themselves: int
+    #: Deliveries accepted per second of load.
+    per_s: float
+
+    @property
+    def faults(self) -> list[str]:
+        """What must not be."""
+        return self.verdict.faults(self.bound)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON."""
+        fields = {name: value for name, value in vars(self).items() if name not in ("row", "verdict")}
+        return {"row": self.row.id, **fields, "verdict": asdict(self.verdict), "faults": self.faults}
+
+
+# ── The faults ──────────────────────────────────────────────────────────────────────────────────────────────────────
+def _kill_one_after_another(stage: Stage, size: Size) -> None:
+    for kill in range(size.kills):
+        number = kill % WORKERS
+        stage.run_until(lambda n=number: stage.is_worker_up(n), f"worker {number} is up again", 90)
+        stage.run_for(size.kill_every_s)
+        stage.kill_worker(number)
+    stage.fault_has_ended()
+
+
+def _kill_all(stage: Stage, size: Size) -> None:
+    for number in range(WORKERS):
+        stage.kill_worker(number)
+    stage.fault_has_ended()
+
+
+def _stop_one_after_another(stage: Stage, size: Size) -> None:
+    for stop in range(size.stops):
+        number = stop % WORKERS
+        stage.run_until(lambda n=number: stage.is_worker_up(n), f"worker {number} is up again", 90)
+        stage.run_for(1)
+        stage.terminate_worker(number)
+    stage.fault_has_ended()
+
+
+def _stop_redis(stage: Stage, size: Size) -> None:
+    stage.servers.valkey.stop()
+    stage.run_for(size.down_s)
+    stage.servers.valkey.start()
+    stage.fault_has_ended()
+
+
+def _kill_redis(stage: Stage, size: Size) -> None:
+    # By default the log is written to the disk once a second, and in the moment of that Redis lets writes wait: it
+    # may answer before it has written. Where "accepted" is to survive a crash of Redis, this is the setting.
+    stage.redis.config_set("appendfsync", "always")
+    stage.run_for(1)
+    stage.servers.valkey.kill()
+    stage.run_for(size.down_s)
+    stage.servers.valkey.start()
+    stage.fault_has_ended()
+
+
+def _replace_redis(stage: Stage, size: Size) -> None:
+    stage.note_safe_events()
+    stage.servers.valkey.kill()
+    stage.forget_redis()
+    stage.run_for(size.down_s)
+    stage.servers.valkey.start()
+    stage.fault_has_ended()
+
+
+def _flush_redis(stage: Stage, size: Size) -> None:
+    stage.note_safe_events()
+    stage.redis.flushall()
+    stage.fault_has_ended()
+
+
+def _fill_redis(stage: Stage, size: Size) -> None:
+    stage.redis.config_set("maxmemory", "1mb")
+    stage.run_for(size.full_s)
+    stage.redis.config_set("maxmemory", "0")
+    stage.fault_has_ended()
+    errors: Any = stage.redis.info("errorstats")
+    if "errorstat_OOM" not in errors:
+        raise AssertionError(f"Redis was never full: {errors}")
+
+
+def _pause_redis(stage: Stage, size: Size) -> None:
+    stage.servers.valkey.pause()
+    stage.run_for(size.pause_s)
+    stage.servers.valkey.resume()
+    stage.fault_has_ended()
+
+
+def _lose_retries(stage: Stage, size: Size) -> None:
+    stage.set_receiver("fail_first")
+    stage.run_for(2)
+    stage.servers.valkey.stop()
+    stage.run_for(_OUTLAST_PUBLISHING_S)
+    stage.servers.valkey.start()
+    stage.fault_has_ended()
+
+
+def _kill_mongod(stage: Stage, size: Size) -> None:
+    stage.servers.mongod.kill()
+    stage.run_for(size.down_s)
+    stage.servers.mongod.start()
+    stage.fault_has_ended()
+
+
+def _pause_mongod(stage: Stage, size: Size) -> None:
+    stage.servers.mongod.pause()
+    stage.run_for(size.pause_s)
+    stage.servers.mongod.resume()
+    stage.fault_has_ended()
+
+
+def _close_receiver(stage: Stage, size: Size) -> None:
+    stage.set_receiver("down")
+    stage.run_for(size.away_s)
+    stage.set_receiver("ok")
+    stage.fault_has_ended()
+
+
+def _reset_half(stage: Stage, size: Size) -> None:
+    stage.set_receiver("reset_half")
+    # So long that some deliveries have all their attempts reset.
+    stage.run_for(max(size.away_s, 4 * stage.derived.retry_delay_s))
+    stage.set_receiver("ok")
+    stage.fault_has_ended()
+
+
+def _step_clocks(stage: Stage, size: Size) -> None:
+    for aheads in ((_HOUR_S, 0), (_HOUR_S, -_HOUR_S), (-_HOUR_S, _HOUR_S), (0, 0)):
+        for number, ahead_s in enumerate(aheads):
+            stage.step_clock(number, ahead_s)
+        stage.run_for(max(2.0, size.away_s / 4))
+    stage.fault_has_ended()
+    times = {"_id": None, "low": {"$min": "$createdAt"}, "high": {"$max": "$createdAt"}}
+    spread = next(iter(stage.database["webhooklogs"].aggregate([{"$group": times}])))
+    if (spread["high"] - spread["low"]).total_seconds() < 2 * _HOUR_S:
+        raise AssertionError(f"the clocks were not stepped: {spread}")
+
+
+def _kill_worker_and_restart_redis(stage: Stage, size: Size) -> None:
+    stage.kill_worker(0)
+    _stop_redis(stage, size)
+
+
+def _kill_worker_and_mongod(stage: Stage, size: Size) -> None:
+    stage.kill_worker(0)
+    _kill_mongod(stage, size)
+
+
+_PER_FAULT = f"attempts in flight: {THREADS} threads × {WORKERS} workers"
+_AT_ALL_WORKERS: dict[str, Any] = {"bound": lambda size: _IN_FLIGHT, "why": _PER_FAULT}
+_NONE: dict[str, Any] = {"bound": lambda size: 0, "why": "no attempt is cut short"}
+
+ROWS: Sequence[Row] = (
+    Row("worker-sigkill", "a worker SIGKILLed, {kills} times", _kill_one_after_another,
+        lambda size: THREADS * size.kills, f"{THREADS} threads × {{kills}} kills"),
+    Row("worker-sigterm", "a worker SIGTERMed, {stops} times", _stop_one_after_another, **_NONE),
+    Row("workers-sigkill", "every worker SIGKILLed at once", _kill_all, **_AT_ALL_WORKERS),
+    Row("redis-restart", "Redis restarted with its data, {down_s:g} s away", _stop_redis, **_AT_ALL_WORKERS),
+    Row("redis-sigkill", "Redis SIGKILLed, restarted with its data (`appendfsync always`)", _kill_redis,
+        **_AT_ALL_WORKERS),
+    Row("redis-replaced", "Redis SIGKILLed, restarted without its data ¹", _replace_redis, **_AT_ALL_WORKERS,
+        counts_only_safe=True),
+    Row("redis-flushed", "Redis flushed ¹", _flush_redis, **_AT_ALL_WORKERS, counts_only_safe=True),
+    Row("redis-full", "Redis out of memory for {full_s:g} s", _fill_redis, **_AT_ALL_WORKERS),
+    Row("redis-paused", "Redis paused for {pause_s:g} s", _pause_redis, **_AT_ALL_WORKERS),
+    Row("broker-gone-at-retry", f"the broker gone when retries are published, {_OUTLAST_PUBLISHING_S:g} s away",
+        _lose_retries, **_AT_ALL_WORKERS),
+    Row("mongodb-sigkill", "MongoDB SIGKILLed and restarted, {down_s:g} s away", _kill_mongod, **_AT_ALL_WORKERS),
+    Row("mongodb-paused", "MongoDB paused for {pause_s:g} s", _pause_mongod, **_AT_ALL_WORKERS),
+    Row("receiver-down", "the receiver down for {away_s:g} s", _close_receiver, **_NONE),
+    Row("receiver-resets", "the receiver resets half of the connections", _reset_half, lambda size: _IN_FLIGHT,
+        f"connections kept at that moment, {THREADS} threads × {WORKERS} workers: a request that meets a reset on one "
+        "is sent again at once (RFC 9112, 9.3.1)"),
+    Row("clock-stepped", "workers' clocks stepped by ±1 h", _step_clocks, **_AT_ALL_WORKERS, has_stepped_clocks=True),
+    Row("worker-and-redis", "a worker SIGKILLed and Redis restarted at once", _kill_worker_and_restart_redis,
+        **_AT_ALL_WORKERS),
+    Row("worker-and-mongodb", "a worker and MongoDB SIGKILLed at once", _kill_worker_and_mongod, **_AT_ALL_WORKERS),
+)  # fmt: skip
+
+#: What ¹ means in the table.
+FOOTNOTE = (
+    "¹ Until it is in the ledger, an event lives in its message alone, and goes when Redis loses that. Counted are the "
+    "events that the ledger had before the fault, and those accepted after it."
+)
+
+
+# ── Running ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+def run_matrix(
+    rows: Iterable[Row], size: Size, *, tell: Callable[[str], None], cancelled: threading.Event
+) -> dict[str, Future[Result]]:
+    """Start rows, each in a thread of its own, and return at once.
+
+    Args:
+        rows: which ones, started in this order.
+        size: how much of everything.
+        tell: gets lines of progress, from many threads.
+        cancelled: set it to have all of them end soon.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="webhooks-faults-"))
+    slots = threading.Semaphore(size.slots)
+    # A thread per row: the processes of a stage end with the thread that started them.
+    pool = ThreadPoolExecutor(size.rows, "row")
+    started = {row.id: pool.submit(_run_and_tidy, row, size, folder, slots, cancelled, tell) for row in rows}
+    pool.shutdown(wait=False)
+    return started
+
+
+def _run_and_tidy(
+    row: Row,
+    size: Size,
+    folder: Path,
+    slots: threading.Semaphore,
+    cancelled: threading.Event,
+    tell: Callable[[str], None],
+) -> Result:
+    try:
+        result = run_row(row, size, folder / row.id, slots, cancelled, tell)
+    except Cancelled:
+        raise
+    except BaseException as error:
+        tell(f"{row.id}: {type(error).__name__}: {error}; see {folder / row.id}")
+        raise
+    if result.faults:
+        tell(f"{row.id}: FAILED: {'; '.join(result.faults)}; see {folder / row.id}")
+    else:
+        tell(f"{row.id}: good, settled after {result.settled_s:.0f} s, {result.verdict.repeats} repeats")
+        shutil.rmtree(folder / row.id)  # the logs are wanted when a row fails
+        with suppress(OSError):
+            folder.rmdir()  # when it was the last one
+    return result
+
+
+class _Slot:
+    """One of the few places under load, given back once."""
+
+    def __init__(self, slots: threading.Semaphore, cancelled: threading.Event) -> None:
+        while not slots.acquire(timeout=0.5):
+            if cancelled.is_set():
+                raise Cancelled
+        self._slots: threading.Semaphore | None = slots
+
+    def release(self) -> None:
+        """Give it back; no effect the second time."""
+        slots, self._slots = self._slots, None
+        if slots is not None:
+            slots.release()
+
+
+def run_row(
+    row: Row,
+    size: Size,
+    folder: Path,
+    slots: threading.Semaphore,
+    cancelled: threading.Event,
+    tell: Callable[[str], None],
+) -> Result:
+    """Run one row, start to finish; its processes end with it."""
+    slot = _Slot(slots, cancelled)
+    try:
+        with Stage(folder, cancelled=cancelled, has_stepped_clocks=row.has_stepped_clocks) as stage:
+            tell(f"{row.id}: load")
+            started_at = time.monotonic()
+            stage.start_load(size.events_per_s)
+            stage.run_for(size.before_s)
+            tell(f"{row.id}: fault")
+            row.strike(stage, size)
+            stage.run_for(size.after_s)
+            stage.stop_load()
+            load_s = time.monotonic() - started_at
+            slot.release()
+            tell(f"{row.id}: {len(stage.accepted)} events accepted; waiting until nothing is owed")
+            # What a dead worker held comes back after the visibility timeout, may then find the dead one's claim and
+            # be looked at once more; what is lost besides, the sweep finds a little later.
+            derived = stage.derived
+            stage.settle(2 * (derived.visibility_timeout_s + derived.claim_s) + 60)
+            return _conclude(row, size, stage, load_s)
+    finally:
+        slot.release()
+
+
+def _conclude(row: Row, size: Size, stage: Stage, load_s: float) -> Result:
+    ended_at = stage.fault_ended_at
+    if ended_at is None:
+        raise RuntimeError(f"row {row.id} does not say when its fault ended")
+    settled_s = time.time() - ended_at
+    evidence = stage.gather(stage.promised(only_safe=row.counts_only_safe))
+    early = {number for number, _, accepted_at in stage.accepted if accepted_at <= ended_at}
+    came_at = [
+        evidence.receipts[key].first_ok_at for key in evidence.expected if key[0] in early and key in evidence.receipts
+    ]
+    verdict, bound = judge(evidence), row.bound(size)
+    if verdict.faults(bound):
+        repeated = [key for key, receipts in evidence.receipts.items() if receipts.ok > 1]
+        stage.dump(evidence, [*verdict.lost, *verdict.unlogged, *verdict.renamed, *evidence.owed, *repeated])
+    return Result(
+        row=row,
+        verdict=verdict,
+        bound=bound,
+        recovery_s=max(0.0, max(came_at, default=0.0) - ended_at),
+        settled_s=settled_s,
+        refusals=stage.refusals,
+        died_by_themselves=stage.died_by_themselves,
+        per_s=len(stage.accepted) * WEBHOOKS / load_s,
+    )
+
+
+# ── Showing ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+def describe(text: str, size: Size) -> str:
+    """Fill a size's numbers into a row's words."""
+    return text.format(**asdict(size))
+
+
+def to_markdown(results: Iterable[Result], size: Size) -> str:
+    """Return the table."""
+    lines = [
+        "| fault | deliveries accepted | lost | stuck | repeats | at most | last one came after |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for result in results:
+        verdict = result.verdict
+        cells = [
+            describe(result.row.fault, size),
+            f"{verdict.expected:,}",
+            str(len(verdict.lost)),
+            str(verdict.stuck),
+            str(verdict.repeats),
+            str(result.bound),
+            f"{result.recovery_s:.0f} s",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", FOOTNOTE])
