@@ -70,6 +70,8 @@ _BATCH = 500
 _LONGEST_WAIT_MS = 50
 #: Seconds between two looks for overdue messages, at least; otherwise a tenth of the visibility timeout.
 _RESTORE_EVERY_S = 1.0
+#: Milliseconds for which one worker's look for overdue messages keeps the others from theirs.
+_RESTORING_MS = 900
 
 # ── Scripts ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 # "allow-oom": these only move what Redis holds already, and a full Redis must be able to drain. No script decodes a
@@ -185,7 +187,8 @@ end
 """
 
 #: KEYS: unacked, unacked_index, restoring. ARGV: visibility timeout in seconds, milliseconds for which no other worker
-#: looks, or 0 to go on looking, a batch. Returns the time, then tag, score and entry of each overdue message.
+#: looks, or 0 to go on looking, a batch. Returns the time, then tag, score and entry of each overdue message, the
+#: oldest first.
 OVERDUE = f"""#!lua flags=allow-oom
 {_NOW}
 local reply = {{tostring(now)}}
@@ -299,9 +302,8 @@ class QoS(plain.QoS):
         now = time.monotonic()
         if now < self._look_again_at:
             return
-        every_s = max(_RESTORE_EVERY_S, self.visibility_timeout / 10)
-        self._look_again_at = now + every_s
-        self.channel.restore_overdue(every_s)
+        self._look_again_at = now + max(_RESTORE_EVERY_S, self.visibility_timeout / 10)
+        self.channel.restore_overdue()
 
 
 class Poller(plain.MultiChannelPoller):
@@ -464,7 +466,8 @@ class Channel(plain.Channel):
             message.queue = queue
             messages.append(message)
         if found:
-            for queue_number in dict.fromkeys(found[::2]):
+            # The one served longest ago comes first next time.
+            for queue_number in reversed(dict.fromkeys(reversed(found[::2]))):
                 self._queue_cycle.rotate(take.queues[int(queue_number) - 1])
         self._choose_wait(len(found) // 2 == take.most, bool(found), next_due_ms)
         return messages
@@ -547,17 +550,13 @@ class Channel(plain.Channel):
         return Settlement(tag, act, seen, prefix + key, dumps(payload), prefix + WAKE_KEY.format(queue))
 
     # ── Giving back ─────────────────────────────────────────────────────────────────────────────────────────────────
-    def restore_overdue(self, every_s: float) -> None:
-        """Give back what was taken longer ago than the visibility timeout, unless another worker looks these days.
-
-        Args:
-            every_s: seconds for which no other worker needs to look.
-        """
-        keys, pause_ms = [*self._notes, RESTORING_KEY], int(every_s * 900)
+    def restore_overdue(self) -> None:
+        """Give back what was taken longer ago than the visibility timeout, unless another worker is just doing it."""
+        keys, pause_ms = [*self._notes, RESTORING_KEY], _RESTORING_MS
         while True:
             now, *found = self._run(OVERDUE, keys, [self.visibility_timeout, pause_ms, _BATCH])
             entries = list(zip(found[::3], found[1::3], found[2::3], strict=True))
-            for tag, score, entry in entries:
+            for tag, score, entry in reversed(entries):  # the oldest is to be taken first
                 self._give_back_entry(bytes_to_str(tag), entry, float(now), "stale", bytes_to_str(score))
             self.flush()
             if len(entries) < _BATCH:
@@ -568,7 +567,7 @@ class Channel(plain.Channel):
         while self.outbox.lost_takes:
             take = self.outbox.lost_takes[0]
             entries = self._script_client.hmget(self.global_keyprefix + self.unacked_key, take.tags)
-            for tag, entry in zip(take.tags, entries, strict=True):
+            for tag, entry in reversed(list(zip(take.tags, entries, strict=True))):
                 if entry is not None:
                     self._give_back_entry(tag, entry, time.time(), "next")
             self.flush()
