@@ -10,7 +10,7 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -210,23 +210,20 @@ class DurableRequest(Request):
         others leave the message unacked for ever.
         """
         headers, (args, kwargs, embed) = self._request_dict, self._payload
-        limits, eta = self.time_limits, self.eta
+        shadow, limits, eta = headers.get("shadow"), self.time_limits, self.eta
         if not isinstance(headers["id"], str) or not headers["id"]:
             return "its id is no text"
-        if not isinstance(headers.get("shadow"), str | None):
+        if shadow is not None and not isinstance(shadow, str):
             return "its shadow is no text"
         if not isinstance(headers.get("retries", 0), int):
             return "its retries are no number"
-        if (
-            not isinstance(limits, list | tuple)
-            or [isinstance(limit, float | int | None) for limit in limits] != [True] * 2
-        ):
+        if not isinstance(limits, list | tuple) or len(limits) != 2 or not all(map(_is_limit, limits)):
             return "its time limits are no two numbers"
         if eta is not None and not datetime.min.year < eta.year < datetime.max.year:
             return "its ETA is no time that can be waited for"
-        if not isinstance(args, list | tuple) or not isinstance(kwargs, Mapping):
+        if not isinstance(args, list | tuple) or not isinstance(kwargs, dict):
             return "its arguments are no list and no object"
-        if not isinstance(embed, Mapping | None):
+        if embed is not None and not isinstance(embed, dict):
             return "its callbacks are no object"
         try:
             self._task.__header__(*args, **kwargs)
@@ -273,6 +270,10 @@ class DurableRequest(Request):
         """Ack the message of a lost pool process, which Celery would give back without end."""
         state.task_ready(self)
         self.acknowledge()
+
+
+def _is_limit(value: object) -> bool:
+    return value is None or isinstance(value, int | float)
 
 
 class DeliverRequest(DurableRequest):
