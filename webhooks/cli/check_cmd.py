@@ -20,6 +20,7 @@ from webhooks.config import Settings, get_settings
 from webhooks.deadletters import DeadLetterStore
 from webhooks.errors import InvalidSettings, StoreUnavailable, WebhooksError
 from webhooks.mongo import open_database, server_version
+from webhooks.transport import UNREADABLE_KEY
 
 _T = TypeVar("_T")
 
@@ -181,10 +182,13 @@ def _ask_broker(settings: Settings) -> Part:
     with _connect(settings.broker_url) as connection:
         connection.ensure_connection(max_retries=1, interval_start=0, timeout=_BROKER_TIMEOUT_S)
         if connection.transport.driver_type == "redis":
-            facts = cast("Any", connection.default_channel).client.info()
+            client = cast("Any", connection.default_channel).client
+            facts = client.info()
             name = "Valkey" if "valkey_version" in facts else "Redis"
             part.text = f"{name} {facts.get('valkey_version') or facts.get('redis_version')}"
             part.warnings = _find_dangers(facts)
+            if unreadable := client.llen(UNREADABLE_KEY):
+                part.warnings.append(f"{unreadable} in the list {UNREADABLE_KEY}: what is no message at all")
         else:
             facts = getattr(connection.connection, "server_properties", {})
             part.text = f"{facts.get('product', connection.transport.driver_type)} {facts.get('version', '')}".strip()
