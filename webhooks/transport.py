@@ -318,10 +318,13 @@ class Poller(plain.MultiChannelPoller):
         """Do what is due before waiting. Comes before each wait in both modes; kombu's timers come in one alone."""
         self.thread_id = threading.get_ident()
         channels = tuple(self._channels)
-        for channel in channels:
-            channel.look_after()
-        if channels and not any(channel.is_about_to_take() for channel in channels):
-            channels[0].flush()  # they share one outbox
+        try:
+            for channel in channels:
+                channel.look_after()
+            if channels and not any(channel.is_about_to_take() for channel in channels):
+                channels[0].flush()  # they share one outbox
+        except ResponseError as error:
+            raise _as_connection_error(error) from error
         super().on_poll_start()
 
 
@@ -412,9 +415,8 @@ class Channel(plain.Channel):
         if errors:
             self._note_lost(take)
             if not all(isinstance(error, NoScriptError) for error in errors):
-                # Such as a replica that was promoted away. As a connection error it is tried again, without end.
                 link.disconnect()
-                raise redis.ConnectionError(str(errors[0])) from errors[0]
+                raise _as_connection_error(errors[0]) from errors[0]
             self._load_scripts()
             raise Empty
         messages = self._unpack(take, replies[-1])
@@ -622,7 +624,7 @@ class Channel(plain.Channel):
             if self._qos is not None:
                 self._qos.restore_unacked_once()
             self.flush()
-        except self.connection_errors as error:
+        except (ResponseError, *self.connection_errors) as error:
             logger.warning("messages in hand come back after the visibility timeout: %s", error)
         super().close()
 
@@ -745,6 +747,11 @@ def _read(link: Any) -> Any:
         return link.read_response(disable_decoding=True)
     except ResponseError as error:
         return error
+
+
+def _as_connection_error(error: ResponseError) -> redis.ConnectionError:
+    """Make of Redis's refusal, such as that of a master that became a replica, what Celery tries again without end."""
+    return redis.ConnectionError(f"Redis refuses: {error}")
 
 
 def _flatten(settlements: Iterable[Settlement]) -> list[str | bytes]:

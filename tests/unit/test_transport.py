@@ -120,6 +120,7 @@ def test_url_and_tls_stay_as_the_user_wrote_them():
     assert Connection(URL, transport_options={OPTION: True}).as_uri(include_password=True) == URL
     secure = Connection("rediss://h:9/0?ssl_cert_reqs=required&ssl_ca_certs=f", transport_options={OPTION: True})
     assert secure.as_uri() == "rediss://:**@h:9/0"
+    assert isinstance(secure.ssl, dict)
     assert secure.ssl["ssl_ca_certs"] == "f"
     clone = secure.clone()
     assert (clone.get_transport_cls(), clone.ssl) == (Transport, secure.ssl)
