@@ -28,6 +28,8 @@ from webhooks import embedded
 from webhooks.supervisor import kill_group, spawn
 from webhooks.transport import AMQP, OPTION
 
+pytestmark = pytest.mark.timeout(180)
+
 QUEUES = ("first", "second", "third")
 VISIBILITY_TIMEOUT_S = 2
 

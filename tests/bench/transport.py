@@ -28,7 +28,7 @@ QUEUES = ("first", "second", "third")
 PAYLOAD = "x" * 500
 MESSAGES = int(os.environ.get("BENCH_MESSAGES", "10000"))
 #: One after another, so that each finds the worker idle.
-SINGLE_MESSAGES = 100
+SINGLE_MESSAGES = 40
 
 
 def make_app(name: str, url: str) -> Celery:

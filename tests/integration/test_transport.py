@@ -333,7 +333,7 @@ def test_message_with_an_eta_waits_in_redis_and_is_run_when_due(url: str, redis_
 def test_score_is_when_it_is_due_on_the_clock_of_redis(url: str, redis_client: Any, monkeypatch: pytest.MonkeyPatch):
     # A producer whose clock is an hour late: its ETA is too, and its countdown is right.
     now = time.time
-    monkeypatch.setattr("webhooks.transport.time.time", lambda: now() - 3600)
+    monkeypatch.setattr(time, "time", lambda: now() - 3600)
     publish(url, "a", "x", is_plain=False, delay_s=-3600 + 60)
     [(_, score)] = redis_client.zrange("webhooks.parked.a", 0, -1, withscores=True)
     assert 55 < score - redis_client.time()[0] <= 61

@@ -10,9 +10,8 @@ import pytest
 from kombu.transport import redis as plain
 from kombu.transport import virtual
 
-from webhooks import transport
 from webhooks.config import Settings
-from webhooks.transport import AMQP, OPTION, Channel, Connection, Poller, QoS, Transport
+from webhooks.transport import AMQP, OPTION, Channel, Connection, Poller, QoS, Transport, messages
 
 URL = "redis://:secret@127.0.0.1:9/3"
 
@@ -143,16 +142,16 @@ NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 )
 def test_eta_is_read_as_celery_writes_it(eta: object, expected: float | None):
     message = {"headers": {"eta": eta, "id": "x"}}
-    assert transport._due_at(message) == expected
-    without = transport._without_eta(message)
+    assert messages.due_at(message) == expected
+    without = messages.without_eta(message)
     assert message["headers"]["eta"] == eta  # publishing may be tried again with it
     assert without["headers"] == {"eta": None if expected is not None else eta, "id": "x"}
 
 
 @pytest.mark.parametrize("message", [{}, {"headers": None}, {"headers": {}}])
 def test_message_without_headers_has_no_eta(message: dict[str, Any]):
-    assert transport._due_at(message) is None
-    assert transport._without_eta(message) is message
+    assert messages.due_at(message) is None
+    assert messages.without_eta(message) is message
 
 
 def test_visibility_timeout_counts_the_wait_of_a_retry_only_where_a_worker_waits():

@@ -1,30 +1,4 @@
-"""kombu's Redis transport, made atomic: a worker killed at any instant loses no message, and waiting costs it nothing.
-
-Owns how messages move inside Redis between producers and workers. Never looks into a message's body. `app` hands its
-``AMQP`` to Celery, and ``broker_transport_options`` choose it (``OPTION``); the broker's URL stays ``redis://…``.
-
-What is promised, and how:
-
-* **Taking** is one script (``TAKE``): it pops messages off the queues' lists and notes them in ``unacked`` and
-  ``unacked_index``, as many as the prefetch allows. So a message is always in exactly one place of Redis. Queues take
-  turns; among priorities the order is strict, as in kombu.
-* **Acks** are collected, and travel with the next take, or alone when there is none to come (``SETTLE``). Each hold of
-  a message has a tag of its own, made when it is taken: an ack that comes late cannot touch the hold of another
-  worker, and an ack whose connection is gone is sent over the next one.
-* **A message with an ETA** waits in a sorted set, scored by when it is due on Redis's clock, from its publishing on or,
-  from a plain producer, from when it is first taken. The take that comes after its time moves it to its queue.
-* **What a dead worker held** comes back ``visibility_timeout`` later (``OVERDUE``); what a stopping worker held, or a
-  task rejected, comes back at once, to be taken next.
-* **A lost connection** gives nothing back: the tasks at work finish, and ack over the next connection.
-* **What cannot be read** is set aside in the list `UNREADABLE_KEY`; it neither stops a worker nor is lost.
-* **A full Redis** (``maxmemory``) refuses publishing alone; taking, acks and the rest go on, so it drains.
-
-Keys: kombu's own lists, ``unacked`` and ``unacked_index`` in kombu's format, so plain producers feed it and a plain
-worker takes over (but not what is parked). Besides: ``webhooks.parked.<queue>``, ``webhooks.wake.<queue>`` (a token for
-one idle worker, for a second), ``webhooks.restoring`` (one worker at a time looks for overdue messages) and
-``webhooks.unreadable``; all behind kombu's ``global_keyprefix``. Needs Redis 7.0 or any Valkey. Not for a cluster, as
-kombu's own.
-"""
+"""kombu's channel, its acks and its poller, each with the parts that `webhooks.transport` promises otherwise."""
 
 import base64
 import json
@@ -32,17 +6,11 @@ import logging
 import threading
 import time
 import uuid
-from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from hashlib import sha1
 from queue import Empty
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import redis
-from celery.app import amqp
-from kombu import connection
 from kombu.transport import redis as plain
 from kombu.transport import virtual
 from kombu.utils.encoding import bytes_to_str
@@ -50,16 +18,29 @@ from kombu.utils.json import dumps, loads
 from kombu.utils.scheduling import priority_cycle
 from redis.exceptions import NoScriptError, ResponseError
 
-logger = logging.getLogger(__name__)
+from webhooks.transport.messages import (
+    Message,
+    Outbox,
+    Settlement,
+    Take,
+    due_at,
+    end_of_entry,
+    mark_redelivered,
+    without_eta,
+)
+from webhooks.transport.scripts import (
+    OVERDUE,
+    PARKED_KEY,
+    PUT,
+    RESTORING_KEY,
+    SETTLE,
+    SHAS,
+    TAKE,
+    UNREADABLE_KEY,
+    WAKE_KEY,
+)
 
-#: In ``broker_transport_options``: true chooses this transport where the broker is a Redis.
-OPTION = "webhooks_atomic"
-#: A list. Each entry is JSON: ``queue``, ``found_at`` (seconds since 1970, Redis's clock) and ``payload_base64``, the
-#: bytes as they were found. `LPOP` gives the newest.
-UNREADABLE_KEY = "webhooks.unreadable"
-PARKED_KEY = "webhooks.parked.{}"
-WAKE_KEY = "webhooks.wake.{}"
-RESTORING_KEY = "webhooks.restoring"
+logger = logging.getLogger(__name__)
 
 #: Messages of one take: bounds the reply that a worker holds in memory.
 _MOST_AT_ONCE = 100
@@ -73,193 +54,8 @@ _RESTORE_EVERY_S = 1.0
 #: Milliseconds for which one worker's look for overdue messages keeps the others from theirs.
 _RESTORING_MS = 900
 
-# ── Scripts ─────────────────────────────────────────────────────────────────────────────────────────────────────────
-# "allow-oom": these only move what Redis holds already, and a full Redis must be able to drain. No script decodes a
-# message: Lua's JSON would change numbers and empty arrays, so what is stored is what came, byte for byte.
-
-_NOW = """
-local time = redis.call('TIME')
-local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
-"""
-
-_WAKE = """
-local function wake(key)
-  if redis.call('LLEN', key) == 0 then
-    redis.call('LPUSH', key, '1')
-    redis.call('PEXPIRE', key, 1000)
-  end
-end
-"""
-
-#: KEYS: the list, its queue's parked set, its queue's wake-up. ARGV: message, priority, seconds to wait or "".
-PUT = f"""#!lua
-{_NOW}{_WAKE}
-if ARGV[3] == '' then
-  redis.call('LPUSH', KEYS[1], ARGV[1])
-  wake(KEYS[3])
-else
-  redis.call('ZADD', KEYS[2], now + tonumber(ARGV[3]), ARGV[2] .. ':' .. ARGV[1])
-end
-"""
-
-#: KEYS: unacked, unacked_index, parked set and wake-up of each queue, then the lists: all queues' of the first
-#: priority, all of the next. ARGV: id of this take, most messages, messages of one queue in a row, number of queues, a
-#: batch, what ends each queue's entry in unacked, then the priorities.
-#: Returns the time, milliseconds until the next parked message is due or -1, then a queue's number and a message each.
-TAKE = f"""#!lua flags=allow-oom
-{_NOW}{_WAKE}
-local id, most, row, queues = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-local priorities = #ARGV - 5 - queues
-local function list(priority, queue) return KEYS[2 + 2 * queues + (priority - 1) * queues + queue] end
-local level = {{}}
-for p = 1, priorities do level[ARGV[5 + queues + p]] = p end
-
-local next_due = -1
-for q = 1, queues do
-  local parked = KEYS[1 + 2 * q]
-  local due = redis.call('ZRANGEBYSCORE', parked, '-inf', now, 'LIMIT', 0, ARGV[5])
-  for _, member in ipairs(due) do
-    local colon = string.find(member, ':', 1, true)
-    local priority = level[string.sub(member, 1, colon - 1)] or 1
-    redis.call('LPUSH', list(priority, q), string.sub(member, colon + 1))
-  end
-  if #due > 0 then redis.call('ZREM', parked, unpack(due)) end
-  local first = redis.call('ZRANGE', parked, 0, 0, 'WITHSCORES')
-  if first[2] then
-    local wait = math.max(0, math.ceil((tonumber(first[2]) - now) * 1000))
-    if next_due < 0 or wait < next_due then next_due = wait end
-  end
-end
-
-local reply, taken = {{tostring(now), next_due}}, 0
-for p = 1, priorities do
-  local found = true
-  while found and taken < most do
-    found = false
-    for q = 1, queues do
-      for _ = 1, row do
-        local message = taken < most and redis.call('RPOP', list(p, q))
-        if not message then break end
-        found = true
-        taken = taken + 1
-        local tag = id .. ':' .. taken
-        redis.call('HSET', KEYS[1], tag, '[' .. message .. ARGV[5 + q])
-        redis.call('ZADD', KEYS[2], now, tag)
-        reply[#reply + 1] = q
-        reply[#reply + 1] = message
-      end
-    end
-  end
-end
-
-if taken == most then
-  for q = 1, queues do
-    for p = 1, priorities do
-      if redis.call('EXISTS', list(p, q)) == 1 then wake(KEYS[2 + 2 * q]) end
-    end
-  end
-end
-return reply
-"""
-
-#: KEYS: unacked, unacked_index. ARGV, for each message: tag, what to do ("ack", "next", "stale", "also", "park",
-#: "aside"), a number, key, value, wake-up. What is to be done besides removing the note is done only by who removed it.
-SETTLE = f"""#!lua flags=allow-oom
-{_WAKE}
-local is_ours = false
-for i = 1, #ARGV, 6 do
-  local tag, act, number, key, value = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4]
-  if act == 'stale' and redis.call('ZSCORE', KEYS[2], tag) ~= number then
-    is_ours = false  -- it was overdue with this score a moment ago; now it is another worker's hold
-  elseif act ~= 'also' then  -- that one goes with the message before it
-    redis.call('ZREM', KEYS[2], tag)
-    is_ours = redis.call('HDEL', KEYS[1], tag) == 1
-  end
-  if is_ours and (act == 'next' or act == 'stale' or act == 'also') then
-    redis.call('RPUSH', key, value)
-    wake(ARGV[i + 5])
-  elseif is_ours and act == 'park' then
-    redis.call('ZADD', key, number, value)
-  elseif is_ours and act == 'aside' then
-    redis.call('LPUSH', key, value)
-  end
-end
-"""
-
-#: KEYS: unacked, unacked_index, restoring. ARGV: visibility timeout in seconds, milliseconds for which no other worker
-#: looks, or 0 to go on looking, a batch. Returns the time, then tag, score and entry of each overdue message, the
-#: oldest first.
-OVERDUE = f"""#!lua flags=allow-oom
-{_NOW}
-local reply = {{tostring(now)}}
-if ARGV[2] ~= '0' and not redis.call('SET', KEYS[3], '1', 'NX', 'PX', ARGV[2]) then return reply end
-local before = now - tonumber(ARGV[1])
-local found = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', before, 'WITHSCORES', 'LIMIT', 0, ARGV[3])
-for i = 1, #found, 2 do
-  local entry = redis.call('HGET', KEYS[1], found[i])
-  if entry then
-    reply[#reply + 1] = found[i]
-    reply[#reply + 1] = found[i + 1]
-    reply[#reply + 1] = entry
-  else
-    redis.call('ZREM', KEYS[2], found[i])
-  end
-end
-return reply
-"""
-
-
-def _sha(script: str) -> str:
-    return sha1(script.encode(), usedforsecurity=False).hexdigest()
-
-
-# ── What goes to and fro ────────────────────────────────────────────────────────────────────────────────────────────
-class Settlement(NamedTuple):
-    """What becomes of one message that was taken: `SETTLE` says what each field is."""
-
-    tag: str
-    act: str
-    number: str = ""
-    key: str = ""
-    value: str | bytes = ""
-    wake: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Take:
-    """One `TAKE` on its way, and what travels with it."""
-
-    id: str
-    queues: Sequence[str]
-    most: int
-    #: Replies before the take's own.
-    ahead: int = 0
-    #: Whether it waits for a wake-up first.
-    waits: bool = False
-    settlements: Sequence[Settlement] = ()
-
-    @property
-    def tags(self) -> list[str]:
-        """The tags that its messages can have."""
-        return [f"{self.id}:{number}" for number in range(1, self.most + 1)]
-
-
-@dataclass(frozen=True, slots=True)
-class _Outbox:
-    """What this process has yet to tell one Redis. It outlives connections, so that nothing of it is lost with one."""
-
-    settlements: deque[Settlement] = field(default_factory=deque)
-    #: Takes whose reply never came: Redis may have done them.
-    lost_takes: deque[Take] = field(default_factory=deque)
-
-
-_outboxes: dict[object, _Outbox] = {}
-
-
-class Message(virtual.Message):
-    """A message that knows the queue that it was taken from."""
-
-    queue = ""
+#: By broker: all channels of this process to one Redis share one.
+_outboxes: dict[object, Outbox] = {}
 
 
 class QoS(plain.QoS):
@@ -345,7 +141,7 @@ class Channel(plain.Channel):
         super().__init__(*args, **kwargs)
         client = self.connection.client
         broker = (client.hostname, client.port, client.virtual_host, self.global_keyprefix, self.unacked_key)
-        self.outbox = _outboxes.setdefault(broker, _Outbox())
+        self.outbox = _outboxes.setdefault(broker, Outbox())
 
     # ── Publishing ──────────────────────────────────────────────────────────────────────────────────────────────────
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
@@ -356,11 +152,11 @@ class Channel(plain.Channel):
         if kwargs.get("_publish_batch") is not None or queue in self._expires:
             super()._put(queue, message, **kwargs)
             return
-        due_at = _due_at(message)
-        delay_s = "" if due_at is None or due_at <= time.time() else repr(due_at - time.time())
+        eta = due_at(message)
+        delay_s = "" if eta is None or eta <= time.time() else repr(eta - time.time())
         priority = self.priority(self._get_message_priority(message))
         keys = [self._q_for_pri(queue, priority), PARKED_KEY.format(queue), WAKE_KEY.format(queue)]
-        self._run(PUT, keys, [dumps(_without_eta(message)), priority, delay_s])
+        self._run(PUT, keys, [dumps(without_eta(message)), priority, delay_s])
 
     # ── Taking ──────────────────────────────────────────────────────────────────────────────────────────────────────
     def basic_consume(self, queue: str, no_ack: bool, callback: Any, consumer_tag: str, **kwargs: Any) -> None:
@@ -442,7 +238,7 @@ class Channel(plain.Channel):
         keys += [self._q_for_pri(queue, priority) for priority in self.priority_steps for queue in take.queues]
         # As many in a row as there are, where the user's strategy wants one queue before the other.
         row = take.most if isinstance(self._queue_cycle, priority_cycle) else 1
-        ends = [_end_of_entry(queue) for queue in take.queues]
+        ends = [end_of_entry(queue) for queue in take.queues]
         return keys, [take.id, take.most, row, len(take.queues), _BATCH, *ends, *self.priority_steps]
 
     def _unpack(self, take: Take, reply: list[Any]) -> list[Message]:
@@ -453,17 +249,17 @@ class Channel(plain.Channel):
             tag, queue = f"{take.id}:{number}", take.queues[int(queue_number) - 1]
             try:
                 payload = loads(bytes_to_str(raw))
-                due_at = _due_at(payload)
-                payload = _without_eta(payload)
+                eta = due_at(payload)
+                payload = without_eta(payload)
                 payload["properties"]["delivery_tag"] = tag
                 message = self.Message(payload, channel=self)
             except Exception as error:  # noqa: BLE001 - whatever it is, the next message may be good
                 self._set_aside(tag, queue, raw, now, error)
                 continue
-            if due_at is not None and due_at > now:
+            if eta is not None and eta > now:
                 priority = self.priority(self._get_message_priority(payload))
                 parked = self.global_keyprefix + PARKED_KEY.format(queue)
-                self.settle(Settlement(tag, "park", repr(due_at), parked, f"{priority}:{dumps(payload)}"))
+                self.settle(Settlement(tag, "park", repr(eta), parked, f"{priority}:{dumps(payload)}"))
                 continue
             message.queue = queue
             messages.append(message)
@@ -546,7 +342,7 @@ class Channel(plain.Channel):
         self, tag: str, queue: str, payload: dict[str, Any], act: str = "next", seen: str = ""
     ) -> Settlement:
         """Make the settlement that queues a message again, to be taken next, marked as kombu marks it."""
-        _mark_redelivered(payload)
+        mark_redelivered(payload)
         key = self._q_for_pri(queue, self._get_message_priority(payload))
         prefix = self.global_keyprefix
         return Settlement(tag, act, seen, prefix + key, dumps(payload), prefix + WAKE_KEY.format(queue))
@@ -682,7 +478,7 @@ class Channel(plain.Channel):
         return client
 
     def _evalsha(self, script: str, keys: Sequence[str], arguments: Sequence[Any]) -> tuple[Any, ...]:
-        return "EVALSHA", _SHAS[script], len(keys), *(self.global_keyprefix + key for key in keys), *arguments
+        return "EVALSHA", SHAS[script], len(keys), *(self.global_keyprefix + key for key in keys), *arguments
 
     def _run(self, script: str, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
         command = self._evalsha(script, keys, arguments)
@@ -693,52 +489,8 @@ class Channel(plain.Channel):
             return self._script_client.execute_command(*command)
 
     def _load_scripts(self) -> None:
-        for script in _SHAS:
+        for script in SHAS:
             self._script_client.script_load(script)
-
-
-class Transport(plain.Transport):
-    """kombu's Redis transport with the channel above."""
-
-    Channel = Channel
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.cycle = Poller()
-
-    def register_with_event_loop(self, connection: Any, loop: Any) -> None:
-        """Join Celery's event loop."""
-        self.cycle.loop = loop
-        super().register_with_event_loop(connection, loop)
-
-    def _collect(self, connection: Any) -> None:
-        """Drop a broken connection. kombu calls this instead of closing, where a transport has it."""
-        for channel in {*(self.channels or ()), *self._avail_channels}:
-            channel.abandon()
-        self.cycle.close()
-
-
-class Connection(connection.Connection):
-    """kombu's connection, which takes this transport for a Redis where the options say so.
-
-    Not an alias in kombu's table: then the broker's URL would have a scheme of ours, which Flower cannot read, TLS
-    would go by kombu's treatment of ``rediss`` no more, and a second URL to fail over to would bring the plain one.
-    """
-
-    def get_transport_cls(self) -> Any:
-        """Choose the transport."""
-        chosen = super().get_transport_cls()
-        return Transport if chosen is plain.Transport and (self.transport_options or {}).get(OPTION) else chosen
-
-
-class AMQP(amqp.AMQP):
-    """What Celery makes connections with; `app` hands it over."""
-
-    Connection = Connection
-
-
-# ── Bits ────────────────────────────────────────────────────────────────────────────────────────────────────────────
-_SHAS = {script: _sha(script) for script in (PUT, TAKE, SETTLE, OVERDUE)}
 
 
 def _read(link: Any) -> Any:
@@ -756,41 +508,6 @@ def _as_connection_error(error: ResponseError) -> redis.ConnectionError:
 
 def _flatten(settlements: Iterable[Settlement]) -> list[str | bytes]:
     return [part for settlement in settlements for part in settlement]
-
-
-def _end_of_entry(queue: str) -> str:
-    """Give what follows a message in ``unacked``: exchange and routing key, such that it goes back whence it came."""
-    return f', "", {dumps(queue)}]'
-
-
-def _due_at(message: dict[str, Any]) -> float | None:
-    """Give a task message's ETA in seconds since 1970; None where it has none that can be read."""
-    eta = (message.get("headers") or {}).get("eta")
-    if not isinstance(eta, str):
-        return None
-    try:
-        at = datetime.fromisoformat(eta)
-    except ValueError:  # Celery refuses it with words of its own
-        return None
-    return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
-
-
-def _without_eta(message: dict[str, Any]) -> dict[str, Any]:
-    """Give the message as it is to be run: with an ETA Celery would hold it in the worker's memory until then.
-
-    The message itself stays as it is: where publishing is tried again, it is used again.
-    """
-    if _due_at(message) is None:
-        return message
-    return {**message, "headers": {**message["headers"], "eta": None}}
-
-
-def _mark_redelivered(payload: dict[str, Any]) -> None:
-    try:
-        payload["headers"]["redelivered"] = True
-        payload["properties"]["delivery_info"]["redelivered"] = True
-    except (KeyError, TypeError):
-        pass
 
 
 def _nothing() -> None:

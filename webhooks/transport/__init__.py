@@ -1,0 +1,81 @@
+"""kombu's Redis transport, made atomic: a worker killed at any instant loses no message, and waiting costs it nothing.
+
+Owns how messages move inside Redis between producers and workers. Never looks into a message's body. `app` hands its
+``AMQP`` to Celery, and ``broker_transport_options`` choose it (``OPTION``); the broker's URL stays ``redis://…``.
+
+What is promised, and how:
+
+* **Taking** is one script (``TAKE``): it pops messages off the queues' lists and notes them in ``unacked`` and
+  ``unacked_index``, as many as the prefetch allows. So a message is always in exactly one place of Redis. Queues take
+  turns; among priorities the order is strict, as in kombu.
+* **Acks** are collected, and travel with the next take, or alone when there is none to come (``SETTLE``). Each hold of
+  a message has a tag of its own, made when it is taken: an ack that comes late cannot touch the hold of another
+  worker, and an ack whose connection is gone is sent over the next one.
+* **A message with an ETA** waits in a sorted set, scored by when it is due on Redis's clock, from its publishing on or,
+  from a plain producer, from when it is first taken. The take that comes after its time moves it to its queue.
+* **What a dead worker held** comes back ``visibility_timeout`` later (``OVERDUE``); what a stopping worker held, or a
+  task rejected, comes back at once, to be taken next.
+* **A lost connection** gives nothing back: the tasks at work finish, and ack over the next connection.
+* **What cannot be read** is set aside in the list `UNREADABLE_KEY`; it neither stops a worker nor is lost.
+* **A full Redis** (``maxmemory``) refuses publishing alone; taking, acks and the rest go on, so it drains.
+
+Keys: kombu's own lists, ``unacked`` and ``unacked_index`` in kombu's format, so plain producers feed it and a plain
+worker takes over (but not what is parked). Besides: ``webhooks.parked.<queue>``, ``webhooks.wake.<queue>`` (a token for
+one idle worker, for a second), ``webhooks.restoring`` (one worker at a time looks for overdue messages) and
+``webhooks.unreadable``; all behind kombu's ``global_keyprefix``. Needs Redis 7.0 or any Valkey. Not for a cluster, as
+kombu's own.
+"""
+
+from typing import Any
+
+from celery.app import amqp
+from kombu import connection
+from kombu.transport import redis as plain
+
+from webhooks.transport.channel import Channel, Poller, QoS
+from webhooks.transport.scripts import PARKED_KEY, UNREADABLE_KEY
+
+__all__ = ["AMQP", "OPTION", "PARKED_KEY", "UNREADABLE_KEY", "Channel", "Connection", "Poller", "QoS", "Transport"]
+
+#: In ``broker_transport_options``: true chooses this transport where the broker is a Redis.
+OPTION = "webhooks_atomic"
+
+
+class Transport(plain.Transport):
+    """kombu's Redis transport with the channel above."""
+
+    Channel = Channel
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.cycle = Poller()
+
+    def register_with_event_loop(self, connection: Any, loop: Any) -> None:
+        """Join Celery's event loop."""
+        self.cycle.loop = loop
+        super().register_with_event_loop(connection, loop)
+
+    def _collect(self, connection: Any) -> None:
+        """Drop a broken connection. kombu calls this instead of closing, where a transport has it."""
+        for channel in {*(self.channels or ()), *self._avail_channels}:
+            channel.abandon()
+        self.cycle.close()
+
+
+class Connection(connection.Connection):
+    """kombu's connection, which takes this transport for a Redis where the options say so.
+
+    Not an alias in kombu's table: then the broker's URL would have a scheme of ours, which Flower cannot read, TLS
+    would go by kombu's treatment of ``rediss`` no more, and a second URL to fail over to would bring the plain one.
+    """
+
+    def get_transport_cls(self) -> Any:
+        """Choose the transport."""
+        chosen = super().get_transport_cls()
+        return Transport if chosen is plain.Transport and (self.transport_options or {}).get(OPTION) else chosen
+
+
+class AMQP(amqp.AMQP):
+    """What Celery makes connections with; `app` hands it over."""
+
+    Connection = Connection

@@ -1,0 +1,91 @@
+"""What goes to and fro between a channel and Redis, and what is read of a message on its way."""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from kombu.transport import virtual
+from kombu.utils.json import dumps
+
+
+class Settlement(NamedTuple):
+    """What becomes of one message that was taken: `SETTLE` says what each field is."""
+
+    tag: str
+    act: str
+    number: str = ""
+    key: str = ""
+    value: str | bytes = ""
+    wake: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Take:
+    """One `TAKE` on its way, and what travels with it."""
+
+    id: str
+    queues: Sequence[str]
+    most: int
+    #: Replies before the take's own.
+    ahead: int = 0
+    #: Whether it waits for a wake-up first.
+    waits: bool = False
+    settlements: Sequence[Settlement] = ()
+
+    @property
+    def tags(self) -> list[str]:
+        """The tags that its messages can have."""
+        return [f"{self.id}:{number}" for number in range(1, self.most + 1)]
+
+
+@dataclass(frozen=True, slots=True)
+class Outbox:
+    """What this process has yet to tell one Redis. It outlives connections, so that nothing of it is lost with one."""
+
+    settlements: deque[Settlement] = field(default_factory=deque)
+    #: Takes whose reply never came: Redis may have done them.
+    lost_takes: deque[Take] = field(default_factory=deque)
+
+
+class Message(virtual.Message):
+    """A message that knows the queue that it was taken from."""
+
+    queue = ""
+
+
+def end_of_entry(queue: str) -> str:
+    """Give what follows a message in ``unacked``: exchange and routing key, such that it goes back whence it came."""
+    return f', "", {dumps(queue)}]'
+
+
+def due_at(message: dict[str, Any]) -> float | None:
+    """Give a task message's ETA in seconds since 1970; None where it has none that can be read."""
+    eta = (message.get("headers") or {}).get("eta")
+    if not isinstance(eta, str):
+        return None
+    try:
+        at = datetime.fromisoformat(eta)
+    except ValueError:  # Celery refuses it with words of its own
+        return None
+    return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
+
+
+def without_eta(message: dict[str, Any]) -> dict[str, Any]:
+    """Give the message as it is to be run: with an ETA Celery would hold it in the worker's memory until then.
+
+    The message itself stays as it is: where publishing is tried again, it is used again.
+    """
+    if due_at(message) is None:
+        return message
+    return {**message, "headers": {**message["headers"], "eta": None}}
+
+
+def mark_redelivered(payload: dict[str, Any]) -> None:
+    """Say in a message that it was taken before, as kombu says it."""
+    try:
+        payload["headers"]["redelivered"] = True
+        payload["properties"]["delivery_info"]["redelivered"] = True
+    except (KeyError, TypeError):
+        pass
