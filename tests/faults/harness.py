@@ -60,7 +60,22 @@ class Cancelled(Exception):
 class Stage:
     """Everything that one row runs on. A context manager: leaving it leaves no process and no data behind."""
 
-    def __init__(self, folder: Path, *, cancelled: threading.Event, has_stepped_clocks: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        cancelled: threading.Event,
+        mongodb_timeout_s: float,
+        has_stepped_clocks: bool = False,
+    ) -> None:
+        """Make it; entering it starts everything.
+
+        Args:
+            folder: of its own, not there yet.
+            cancelled: once set, whatever runs here ends by raising `Cancelled`.
+            mongodb_timeout_s: the product's setting, of which claims and visibility timeout are made.
+            has_stepped_clocks: whether `step_clock` is to work; the workers' clock is another one then.
+        """
         folder.mkdir(parents=True)
         self.folder = folder
         self.company = ObjectId()
@@ -70,6 +85,7 @@ class Stage:
             "WEBHOOKS_BROKER_URL": self.servers.valkey.url,
             "WEBHOOKS_MONGODB_URL": self.servers.mongod.url,
             "WEBHOOKS_CONCURRENCY": str(THREADS),
+            "WEBHOOKS_MONGODB_TIMEOUT_S": f"{mongodb_timeout_s:g}",
         }
         self.derived = Settings(**{k.removeprefix("WEBHOOKS_").lower(): v for k, v in self.settings.items()})  # pyright: ignore[reportArgumentType]
         self.clocks = [folder / f"clock{number}" for number in range(WORKERS)]
@@ -213,18 +229,29 @@ class Stage:
         """Note that from now on nothing is broken any more."""
         self.fault_ended_at = time.time()
 
-    def settle(self, timeout_s: float) -> bool:
-        """Wait until nothing is owed and no message is left; return whether that came true in time."""
-        give_up_at = time.monotonic() + timeout_s
-        seen = 0
+    def settle(self, patience_s: float, at_most_s: float) -> bool:
+        """Wait until nothing is owed and no message is left.
+
+        Args:
+            patience_s: seconds without any change until nothing more is hoped for: a slow machine may have a backlog.
+            at_most_s: seconds in all.
+
+        Returns:
+            Whether that came true.
+        """
+        begun = changed_at = time.monotonic()
+        seen, left = 0, (-1, -1)
         while seen < _LOOKS_TO_BE_SURE:
-            if time.monotonic() > give_up_at:
+            present = time.monotonic()
+            if present - changed_at > patience_s or present - begun > at_most_s:
                 return False
             try:
-                is_done = not self.count_queued() and self.database["deliveries"].find_one(_OWED) is None
+                found = self.count_queued(), self.database["deliveries"].count_documents(_OWED)
             except (PyMongoError, redis.RedisError):
-                is_done = False  # it is back only now, or slow
-            seen = seen + 1 if is_done else 0
+                found = (-1, -1)  # it is back only now, or slow
+            if found != left:
+                left, changed_at = found, present
+            seen = seen + 1 if found == (0, 0) else 0
             self.run_for(0.5)
         return True
 
@@ -309,7 +336,9 @@ class Stage:
         return {number_of(name) for name in [*owed, *done]}
 
     def gather(self, expected: set[Key]) -> Evidence:
-        """Read everything that the judge wants to know."""
+        """Read everything that the judge wants to know, and stop the workers: nothing may change meanwhile."""
+        for worker in self.workers:
+            worker.stop()
         logs: dict[Key, Logged] = {}
         fields = {"event.data.number": 1, "subscription": 1, "retry": 1, "attempt.outcome": 1}
         for log in self.database["webhooklogs"].find({}, fields):

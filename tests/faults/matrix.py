@@ -40,6 +40,8 @@ class Size:
     full_s: float
     away_s: float
     down_s: float
+    #: The product's setting, of which it derives when what a dead worker held comes back.
+    mongodb_timeout_s: float
     #: Rows under load at one time, and rows at one time in all.
     slots: int
     rows: int
@@ -47,17 +49,19 @@ class Size:
 
 FULL = Size(
     "full", events_per_s=105, before_s=8, after_s=8, kills=20, kill_every_s=2.5, stops=6, pause_s=30, full_s=10,
-    away_s=20, down_s=5, slots=1, rows=6,
+    away_s=20, down_s=5, mongodb_timeout_s=10, slots=1, rows=6,
 )  # fmt: skip
 CI = Size(
     "ci", events_per_s=32, before_s=3, after_s=3, kills=4, kill_every_s=2.5, stops=2, pause_s=8, full_s=4,
-    away_s=5, down_s=2, slots=3, rows=10,
+    away_s=5, down_s=2, mongodb_timeout_s=5, slots=3, rows=10,
 )  # fmt: skip
 SIZES = {size.name: size for size in (FULL, CI)}
 
 #: Seconds without Redis in the row of the lost retry: more than Celery tries to publish (`task_publish_retry_policy`).
 _OUTLAST_PUBLISHING_S = 12.0
 _HOUR_S = 3600.0
+#: Seconds for a row to settle, whatever happens: the worst is a backlog on a machine that does other things.
+_SETTLED_WITHIN_S = 600.0
 _IN_FLIGHT = THREADS * WORKERS
 
 
@@ -350,7 +354,12 @@ def run_row(
     """Run one row, start to finish; its processes end with it."""
     slot = _Slot(slots, cancelled)
     try:
-        with Stage(folder, cancelled=cancelled, has_stepped_clocks=row.has_stepped_clocks) as stage:
+        with Stage(
+            folder,
+            cancelled=cancelled,
+            mongodb_timeout_s=size.mongodb_timeout_s,
+            has_stepped_clocks=row.has_stepped_clocks,
+        ) as stage:
             tell(f"{row.id}: load")
             started_at = time.monotonic()
             stage.start_load(size.events_per_s)
@@ -365,7 +374,7 @@ def run_row(
             # What a dead worker held comes back after the visibility timeout, may then find the dead one's claim and
             # be looked at once more; what is lost besides, the sweep finds a little later.
             derived = stage.derived
-            stage.settle(2 * (derived.visibility_timeout_s + derived.claim_s) + 60)
+            stage.settle(2 * (derived.visibility_timeout_s + derived.claim_s) + 30, _SETTLED_WITHIN_S)
             return _conclude(row, size, stage, load_s)
     finally:
         slot.release()

@@ -27,7 +27,7 @@ _ID = re.compile(rb"\r\nwebhook-id: *(\S+)", re.IGNORECASE)
 
 #: Seconds until a request is answered: as long as a quick receiver takes somewhere on the net, so that at every
 #: instant many attempts are in flight for a fault to strike.
-ANSWER_AFTER_S = 0.1
+ANSWER_AFTER_S = 0.03
 
 MODES = ("ok", "fail_first", "reset_half", "down")
 
