@@ -1,6 +1,7 @@
 """What every test may ask for: real servers, clean databases on them, and an environment without our settings."""
 
 import os
+import signal
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,9 @@ from tests.servers import Server, Servers
 from webhooks import embedded
 from webhooks.config import get_settings
 from webhooks.errors import ServerMissing
+
+# A shell's background job is started with Ctrl-C ignored, and so would be all that the tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -48,6 +48,12 @@ class Worker:
         if wait:
             wait_until(lambda: f"{self.name} ready" in self.log()[before:], f"ready: {self.log()[before:]}")
 
+    @property
+    def pid(self) -> int:
+        """The process's id; an error while it does not run."""
+        assert self._process is not None
+        return self._process.pid
+
     def log(self) -> str:
         """Return all that it wrote."""
         return self.log_path.read_text() if self.log_path.exists() else ""

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import logging
 import math
+import os
 import resource
 import threading
 from collections.abc import Iterator, Mapping
@@ -96,11 +97,16 @@ def get_services() -> Services:
     )
 
 
+def find_config(name: str) -> Path:
+    """Find one of our configuration files: inside the package in an installed copy, beside it in a checkout."""
+    package = Path(__file__).parent
+    inside = package / name
+    return inside if inside.exists() else package.parent / name
+
+
 def _load_celeryconfig() -> ModuleType:
     """Load our celeryconfig by its place, never by its name: a service that imports us has one of its own."""
-    package = Path(__file__).parent
-    beside, inside = package.parent / "celeryconfig.py", package / "celeryconfig.py"
-    path = inside if inside.exists() else beside  # inside in an installed copy, beside in a checkout
+    path = find_config("celeryconfig.py")
     spec = importlib.util.spec_from_file_location("webhooks.celeryconfig", path)
     if spec is None or spec.loader is None:
         raise ImportError(f"cannot load {path}")
@@ -130,12 +136,15 @@ class _LazyConfig(Mapping[str, Any]):
         return len(self._options)
 
 
-def _check_settings(*_: object) -> None:
-    """Have `celery -A webhooks …` say in one line, before it does anything, what is wrong with the settings."""
+def _prepare_command(*_: object) -> None:
+    """Do what comes first in each `celery -A webhooks …`: check the settings, and show Flower its own."""
     try:
         get_settings()
     except InvalidSettings as error:
         raise click.ClickException(str(error)) from None
+    # Flower looks for it in the current folder alone, and without it listens to everybody.
+    if not Path("flowerconfig.py").exists():
+        os.environ.setdefault("FLOWER_CONF", str(find_config("flowerconfig.py")))
 
 
 # Not the current app: a producer that imports us keeps its own.
@@ -145,7 +154,7 @@ app.config_from_object(_LazyConfig())
 # before Celery reads its options.
 cast("dict[str, set[click.Option]]", app.user_options)["preload"].add(
     click.Option(
-        ["--check-settings"], is_flag=True, hidden=True, is_eager=True, expose_value=False, callback=_check_settings
+        ["--check-settings"], is_flag=True, hidden=True, is_eager=True, expose_value=False, callback=_prepare_command
     )
 )
 

@@ -1,6 +1,6 @@
 """The servers of the embedded default, a real Valkey and a real MongoDB: where they are, how they are run.
 
-Owns finding their programs (out of the wheels of ``webhooks[embedded]``, else on the PATH), their command lines and
+Owns finding their programs (out of the wheels of the extra ``embedded``, else on the PATH), their command lines and
 the question whether a server answers. Never starts a process for longer than a look at its version: `up` and the
 tests do that. Called by `up`, `cli` and the tests.
 """
@@ -266,7 +266,7 @@ def _first_that_runs(server: str, candidates: list[Path], own_package: str) -> P
         reasons.append(f"{path} does not run: {reason}")
     found = "; ".join(reasons) or "none found"
     raise ServerMissing(
-        f"no {server} server for this platform ({found}): `pip install 'webhooks[embedded]'`, or {own_package}"
+        f"no {server} server for this platform ({found}): pip install '.[embedded]' in this project, or {own_package}"
     )
 
 

@@ -43,6 +43,7 @@ _INDEXES = [
 ]
 
 _INDEX_OPTIONS_CONFLICT = 85
+_UNAUTHORIZED = 13
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,12 @@ class LogStore:
             except OperationFailure as error:
                 if error.code != _INDEX_OPTIONS_CONFLICT:
                     raise
-                self._change_expiry(expiry)
+                try:
+                    self._change_expiry(expiry)
+                except OperationFailure as refusal:
+                    if refusal.code != _UNAUTHORIZED:
+                        raise
+                    logger.warning("WEBHOOKS_LOG_TTL_DAYS is not in force: changing it once needs the role dbAdmin")
 
     def _change_expiry(self, expiry: Document) -> None:
         # collMod can change an expiry and, from MongoDB 5.1 on, add one; taking it away needs a new index.

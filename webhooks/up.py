@@ -117,15 +117,9 @@ def worker_program(env: Mapping[str, str], cwd: Path, *, grace_s: float) -> Prog
 
 
 def flower_program(env: Mapping[str, str], cwd: Path, port: int) -> Program:
-    """Describe Flower on loopback, with this project's pages. Arguments as for `worker_program`."""
+    """Describe Flower on loopback. Arguments as for `worker_program`."""
     argv = [sys.executable, "-m", "celery", "-A", "webhooks", "flower"]
     argv += [f"--address={embedded.LOOPBACK}", f"--port={port}"]
-    # Flower looks for it in the current folder. It is in the package of an installed copy, else beside it.
-    package = Path(__file__).parent
-    for config in (package / "flowerconfig.py", package.parent / "flowerconfig.py"):
-        if config.is_file():
-            argv.append(f"--conf={config}")
-            break
     return Program("flower", argv, env, cwd=cwd)
 
 

@@ -442,6 +442,7 @@ def test_check_without_and_with_a_worker(
 ) -> None:
     redis_client.rpush("webhooks.send", "x", "y")
     redis_client.hset("unacked", "tag", "message")
+    redis_client.zadd("webhooks.parked.webhooks.send", {"message": 1.0})
     redis_client.config_set("maxmemory-policy", "allkeys-lru")
     done = run_process("check", "--json")
     redis_client.config_set("maxmemory-policy", "noeviction")
@@ -452,6 +453,7 @@ def test_check_without_and_with_a_worker(
     assert report["database"]["text"].startswith("MongoDB ")
     assert report["queued"] == {"webhooks.deliver": 0, "webhooks.send": 2, "celery": 0}
     assert report["unacked"] == 1
+    assert report["parked"] == 1
     assert "celery -A webhooks worker" in run_process("check").stdout
 
     redis_client.flushdb()

@@ -72,7 +72,7 @@ def test_find_with_nothing_there_says_what_is_missing_and_how_to_get_it(
     text = str(caught.value)
     assert "\n" not in text
     assert server in text
-    assert "pip install 'webhooks[embedded]'" in text
+    assert "pip install '.[embedded]' in this project" in text
     assert program in text
 
 

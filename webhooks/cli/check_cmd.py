@@ -19,8 +19,9 @@ from webhooks.cli.common import Cell, Table, json_option, place_of, print_json
 from webhooks.config import Settings, get_settings
 from webhooks.deadletters import DeadLetterStore
 from webhooks.errors import InvalidSettings, StoreUnavailable, WebhooksError
+from webhooks.ledger import Ledger
 from webhooks.mongo import open_database, server_version
-from webhooks.transport import UNREADABLE_KEY
+from webhooks.transport import PARKED_KEY, UNREADABLE_KEY
 
 _T = TypeVar("_T")
 
@@ -50,6 +51,8 @@ class Part:
     is_ok: bool = False
     #: Product and version, or why there is none.
     text: str = ""
+    #: Deliveries that the ledger says are owed; None where that was not asked.
+    owed: int | None = None
     #: What works now and yet needs somebody to see to it.
     warnings: list[str] = field(default_factory=list)
 
@@ -75,6 +78,8 @@ class Report:
     queued: dict[str, int] = field(default_factory=dict)
     #: Messages that workers have in hand; None where the broker does not say.
     unacked: int | None = None
+    #: Messages that wait for their time, such as a retry's; None where the broker does not say.
+    parked: int | None = None
 
     @property
     def is_ok(self) -> bool:
@@ -98,7 +103,7 @@ def check(ctx: click.Context, as_json: bool) -> None:
         workers = _Task(lambda: _ask_workers(settings.broker_url))
         try:
             report.workers = workers.result()
-            report.queued, report.unacked = counts.result()
+            report.queued, report.unacked, report.parked = counts.result()
         except _NoAnswer as error:
             report.broker.is_ok, report.broker.text = False, f"stopped answering: {error}"
     report.database = _check_part(database, settings.mongodb_url)
@@ -212,14 +217,15 @@ def _ask_database(settings: Settings) -> Part:
     with database.client:
         part = Part(place_of(settings.mongodb_url), is_ok=True, text=f"MongoDB {server_version(database)}")
         dead = DeadLetterStore(database).count(_COUNT_LIMIT)
+        part.owed = Ledger(database, settings.claim_s).count()
     if dead:
-        many = f"{dead}{'+' if dead == _COUNT_LIMIT else ''} dead letter{'' if dead == 1 else 's'}"
+        many = _count(dead, "dead letter", "dead letters")
         part.warnings.append(f"{many}: messages that no worker could handle; webhooks dead list")
     return part
 
 
-def _count_messages(url: str) -> tuple[dict[str, int], int | None]:
-    """Count what waits per queue, and what workers have in hand."""
+def _count_messages(url: str) -> tuple[dict[str, int], int | None, int | None]:
+    """Count what waits per queue, what workers have in hand, and what is parked until its time has come."""
     counts = {}
     with _connect(url) as connection:
         for name in QUEUES:
@@ -228,11 +234,12 @@ def _count_messages(url: str) -> tuple[dict[str, int], int | None]:
                     counts[name] = cast("Any", channel).queue_declare(name, passive=True).message_count
             except connection.channel_errors:
                 counts[name] = 0  # nobody declared it yet; in Redis an empty queue does not exist
-        unacked = None
+        unacked = parked = None
         if connection.transport.driver_type == "redis":
             channel = cast("Any", connection.default_channel)
             unacked = channel.client.hlen(channel.unacked_key)
-    return counts, unacked
+            parked = sum(channel.client.zcard(PARKED_KEY.format(name)) for name in QUEUES)
+    return counts, unacked, parked
 
 
 def _ask_workers(url: str) -> list[Worker]:
@@ -271,6 +278,8 @@ def _print(report: Report) -> None:
         else:
             rows.append([name, _DOWN, f"{part.place}: {part.text}; {remedies[name]}"])
         rows.extend([name, _WARNING, warning] for warning in part.warnings)
+    if report.database.owed is not None:
+        rows.append(["ledger", _OK, f"{_count(report.database.owed, 'delivery', 'deliveries')} owed"])
     for worker in report.workers:
         active = "?" if worker.active is None else worker.active
         missing = sorted(_OUR_QUEUES - set(worker.queues))
@@ -284,8 +293,14 @@ def _print(report: Report) -> None:
         )
     rows.extend(["queue", _OK, f"{name}: {count} waiting"] for name, count in report.queued.items())
     if report.unacked is not None:
-        rows.append(["queue", _OK, f"{report.unacked} in the hands of workers, waiting for their retry included"])
+        rows.append(["queue", _OK, f"{report.unacked} in the hands of workers"])
+    if report.parked is not None:
+        rows.append(["queue", _OK, f"{report.parked} waiting for their time, such as that of a retry"])
     Table().print(rows)
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
 
 
 _OK = Cell("ok", "green")
@@ -303,4 +318,5 @@ def _as_dict(report: Report) -> dict[str, Any]:
         {"name": worker.name, "active": worker.active, "concurrency": worker.concurrency, "queues": worker.queues}
         for worker in report.workers
     ]
-    return {"ok": report.is_ok, **parts, "workers": workers, "queued": report.queued, "unacked": report.unacked}
+    counts = {"queued": report.queued, "unacked": report.unacked, "parked": report.parked}
+    return {"ok": report.is_ok, **parts, "workers": workers, "owed": report.database.owed, **counts}

@@ -113,7 +113,7 @@ def _run(data_dir: Path, settings: Settings, supervisor: Supervisor, receiver_po
 def _start_flower(supervisor: Supervisor, env: Mapping[str, str], data_dir: Path) -> str | None:
     """Start Flower and return its URL; None where it is not installed."""
     if find_spec("flower") is None:
-        _say("Flower     not installed; pip install 'webhooks[flower]'")
+        _say("Flower     not installed; it comes with the extra `flower`: pip install '.[flower]'")
         return None
     port = embedded.free_port()
     program: Program = flower_program(env, data_dir, port)
