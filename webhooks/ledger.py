@@ -279,7 +279,9 @@ class Ledger:
     def server_time(self) -> datetime:
         """Return MongoDB's own time, by which claims and leases run."""
         with store_errors():
-            return self._deliveries.database.command("hello")["localTime"]
+            # A command does not take over how its database reads dates: with their zone.
+            database = self._deliveries.database
+            return database.command("hello", codec_options=database.codec_options)["localTime"]
 
     def count(self) -> int:
         """Return how many deliveries are owed, as the collection's own count has it."""

@@ -109,8 +109,8 @@ def measure(folder: Path, waiting: int, events: int) -> None:
             WebhookStore(database).add(parse_webhook(hook))
             worker.start()
             rate_of(servers.valkey.url, database, events // 3)  # warm
-            before = _look(worker, client, database)
             rate_before = rate_of(servers.valkey.url, database, events)
+            before = _look(worker, client, database)
             argv = [sys.executable, "-m", "tests.bench.waiting", "--fill", str(waiting)]
             subprocess.run(argv, env={**os.environ, **settings}, check=True)
             time.sleep(5)

@@ -141,6 +141,10 @@ def test_lease_is_held_by_one_until_it_ends(ledger: Ledger):
     assert ledger.take_lease("sweep", "b", 0.5)
 
 
+def test_time_of_the_server_can_be_compared(ledger: Ledger):
+    assert abs(ledger.server_time() - now()) < timedelta(seconds=5)
+
+
 def test_books_write_log_and_ledger(ledger: Ledger, database: Documents):
     books = Books(ledger, LogStore(database))
     assert len(books.accept([delivery(1), delivery(2)])) == 2
