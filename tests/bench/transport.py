@@ -4,6 +4,7 @@ Both in a real worker with threads. Figures of a shared machine mean something o
 """
 
 import itertools
+import math
 import os
 import statistics
 import subprocess
@@ -28,7 +29,7 @@ QUEUES = ("first", "second", "third")
 PAYLOAD = "x" * 500
 MESSAGES = int(os.environ.get("BENCH_MESSAGES", "10000"))
 #: One after another, so that each finds the worker idle.
-SINGLE_MESSAGES = 40
+SINGLE_MESSAGES = 60
 
 
 def make_app(name: str, url: str) -> Celery:
@@ -103,6 +104,21 @@ def measure(name: str, url: str) -> dict[str, float]:
     return figures
 
 
+def published_per_s(url: str) -> dict[str, float]:
+    """Publish through both in turns, as what else the machine does changes by the second."""
+    took_s: dict[str, float] = {"plain": 0.0, "atomic": 0.0}
+    apps = {name: make_app(name, url) for name in took_s}
+    turns, messages = 8, 200
+    for turn in range(turns + 1):
+        for name, sender in apps.items():
+            started_at = time.monotonic()
+            for _ in range(messages):
+                sender.send_task("noop", [PAYLOAD], queue=QUEUES[0])
+            if turn:  # the first one connects
+                took_s[name] += time.monotonic() - started_at
+    return {name: turns * messages / seconds for name, seconds in took_s.items()}
+
+
 def latency_ms(client: Any, sender: Celery, pause_s: float) -> float:
     """Send messages one by one to an idle worker, at least so many seconds apart."""
     client.delete("latencies")
@@ -125,12 +141,14 @@ def main() -> None:
         server = Server("valkey", embedded.valkey_command, embedded.valkey_url, Path(folder))
         server.start()
         try:
+            published = published_per_s(server.url)
             plain, atomic = measure("plain", server.url), measure("atomic", server.url)
         finally:
             server.discard()
-    print(f"{'':42}{'plain':>10}{'atomic':>10}{'ratio':>10}")
+    print(f"{'':52}{'plain':>10}{'atomic':>10}{'ratio':>10}")
+    plain, atomic = ({"published per second": published[n], **f} for n, f in (("plain", plain), ("atomic", atomic)))
     for what, before in plain.items():
-        print(f"{what:42}{before:10.2f}{atomic[what]:10.2f}{atomic[what] / before:10.2f}")
+        print(f"{what:52}{before:10.2f}{atomic[what]:10.2f}{atomic[what] / before if before else math.nan:10.2f}")
 
 
 if __name__ == "__main__":

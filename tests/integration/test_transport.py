@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 import redis
+from celery import Celery
 from kombu import connection as kombu_connection
 from kombu.entity import Queue
 from kombu.exceptions import OperationalError
 from kombu.messaging import Consumer, Producer
 
 from tests.worker import wait_until
-from webhooks.transport import OPTION, UNREADABLE_KEY, Connection
+from webhooks.transport import AMQP, OPTION, UNREADABLE_KEY, Connection
 
 #: Seconds: far from the tests' own pace, unless a test says otherwise.
 LONG, SHORT = 600, 1
@@ -343,6 +344,16 @@ def test_many_that_are_due_at_once_all_come(url: str, redis_client: Any):
     publish(url, "a", *range(1200), is_plain=False, delay_s=0.5)
     with party(url, "a", prefetch=0) as worker:
         assert sorted(worker.drain(1200)) == list(range(1200))
+
+
+def test_task_with_a_countdown_is_parked_by_its_producer(url: str, redis_client: Any):
+    # Celery publishes with a connection of kombu's pool, which was of kombu's own class at first.
+    app = Celery("parking", broker=url, amqp=AMQP, set_as_current=False)
+    app.conf.broker_transport_options = {OPTION: True}
+    app.send_task("x", countdown=60, queue="a")
+    app.send_task("x", queue="a")
+    assert (redis_client.zcard("webhooks.parked.a"), redis_client.llen("a")) == (1, 1)
+    app.close()
 
 
 def test_purging_empties_what_is_parked_as_well(url: str, redis_client: Any):

@@ -52,6 +52,9 @@ INSIDES: list[tuple[Any, str, list[str]]] = [
     (virtual.QoS, "restore_unacked_once", ["self", "stderr"]),
     (kombu.connection.Connection, "get_transport_cls", ["self"]),
     (kombu.connection.Connection, "collect", ["self", "socket_timeout"]),
+    (kombu.connection.Connection, "Pool", ["self", "limit", "kwargs"]),
+    (kombu.connection.Connection, "_info", ["self", "resolve"]),
+    (kombu.connection.ConnectionPool, "new", ["self"]),
 ]
 
 #: Attributes that are read or set, by whose code they must be used for this to go on working.

@@ -62,7 +62,7 @@ class Transport(plain.Transport):
         self.cycle.close()
 
 
-class Connection(connection.Connection):
+class _ChoosesTransport(connection.Connection):
     """kombu's connection, which takes this transport for a Redis where the options say so.
 
     Not an alias in kombu's table: then the broker's URL would have a scheme of ours, which Flower cannot read, TLS
@@ -73,6 +73,26 @@ class Connection(connection.Connection):
         """Choose the transport."""
         chosen = super().get_transport_cls()
         return Transport if chosen is plain.Transport and (self.transport_options or {}).get(OPTION) else chosen
+
+
+class PooledConnection(_ChoosesTransport, connection.PooledConnection):
+    """A connection of a pool: what Celery publishes with, in producers and, for retries, in workers."""
+
+
+class ConnectionPool(connection.ConnectionPool):
+    """A pool of the connections above; kombu's makes its own whatever it is made from."""
+
+    def new(self) -> PooledConnection:
+        """Make one more."""
+        return PooledConnection(self, **dict(self.connection._info(resolve=False)))
+
+
+class Connection(_ChoosesTransport):
+    """A connection that is no pool's: what a worker consumes with."""
+
+    def Pool(self, limit: int | None = None, **kwargs: Any) -> ConnectionPool:  # noqa: N802 - kombu's name
+        """Make a pool of connections like this one."""
+        return ConnectionPool(self, limit, **kwargs)
 
 
 class AMQP(amqp.AMQP):
