@@ -331,7 +331,7 @@ class _Slot:
     """One of the few places under load, given back once."""
 
     def __init__(self, slots: threading.Semaphore, cancelled: threading.Event) -> None:
-        while not slots.acquire(timeout=0.5):
+        while cancelled.is_set() or not slots.acquire(timeout=0.5):
             if cancelled.is_set():
                 raise Cancelled
         self._slots: threading.Semaphore | None = slots
