@@ -112,8 +112,13 @@ class SendTask(DurableTask):
         self._record()
 
     def on_failure(self, exc: object, task_id: str, args: object, kwargs: object, einfo: object) -> None:
-        """Write the log of the last attempt, which failed."""
+        """Write the log of the last attempt, which failed; or keep the sweep from a delivery that is a dead letter."""
         self._record()
+        if isinstance(exc, TaskDefect):
+            try:
+                get_services().ledger.set_aside(self.request.id)
+            except Exception as error:  # noqa: BLE001 - the sweep queues it again then, and it ends here once more
+                logger.warning("delivery %s cannot be set aside: %s", self.request.id, error)
 
     def _record(self) -> None:
         """Store the log of this request's attempt. Never raises: under threads Celery would keep the slot for ever."""
@@ -201,25 +206,16 @@ def send(self: Task, *, delivery_id: str) -> str:
     settings, services = get_settings(), get_services()
     retry, worker = self.request.retries, self.request.hostname
     claim = Claim(delivery_id, retry, token=uuid())
-    try:
-        claimed, webhook = _hold(lambda: _claim(services, claim))
-        if claimed is None:
-            return "nothing is owed any more"
-        if isinstance(claimed, Blocked):
-            # Either a second message of the same attempt, or the worker that held it was killed. When its claim has
-            # run out the ledger knows which.
-            _hold(lambda: queue_attempt(delivery_id, delivery_id, retry, countdown=settings.claim_s))
-            return f"somebody else is at it; looked at again in {settings.claim_s:g} s"
-        services.progress.taken_due_at = claimed.due_at or services.progress.taken_due_at
-        log = services.attempter.attempt(claimed.delivery, webhook, retry, worker)
-    except Reject:
-        raise
-    except Exception as error:
-        # The last resort: a defect that not even leaves a log. Celery would ack and forget the delivery.
-        logger.exception("delivery %s met a defect", delivery_id)
-        if retry >= settings.max_retries:
-            _hold(lambda: services.ledger.set_aside(delivery_id))
-        raise _retry(self, TaskDefect(f"internal error: {type(error).__name__}"), "") from error
+    claimed, webhook = _hold(lambda: _claim(services, claim))
+    if claimed is None:
+        return "nothing is owed any more"
+    if isinstance(claimed, Blocked):
+        # Either a second message of the same attempt, or the worker that held it was killed. When its claim has run
+        # out the ledger knows which.
+        _hold(lambda: queue_attempt(delivery_id, delivery_id, retry, countdown=settings.claim_s))
+        return f"somebody else is at it; looked at again in {settings.claim_s:g} s"
+    services.progress.taken_due_at = claimed.due_at or services.progress.taken_due_at
+    log = services.attempter.attempt(claimed.delivery, webhook, retry, worker)
     self.request.attempt_log = log
     delivery, summary = claimed.delivery, summarize(log)
     is_success = log.details.outcome == Outcome.SUCCESS
@@ -234,7 +230,13 @@ def send(self: Task, *, delivery_id: str) -> str:
     if is_given_up:
         raise failure
     try:
-        raise _retry(self, failure, delivery.label)
+        raise self.retry(
+            exc=failure,
+            countdown=settings.retry_delay_s,
+            max_retries=settings.max_retries,
+            throw=False,
+            argsrepr=delivery.label,
+        )
     except Reject:
         # The retry could not be published, and Celery drops its message (celery/app/task.py, `Task.retry`). Once the
         # ledger says that the retry is due, the sweep queues it. No hook runs on a Reject.
@@ -262,23 +264,6 @@ def queue_attempt(delivery_id: str, label: str, retry: int, countdown: float | N
     """
     options = {"argsrepr": label, "retries": retry, "countdown": countdown}
     send.apply_async(kwargs={"delivery_id": delivery_id}, task_id=delivery_id, **options)  # pyright: ignore[reportFunctionMemberAccess]
-
-
-def _retry(task: Task, failure: AttemptFailed | TaskDefect, label: str) -> Exception:
-    """Queue the next attempt after the retry delay, and return what Celery wants raised for it.
-
-    Raises:
-        AttemptFailed, TaskDefect: there have been as many as the settings allow.
-        Reject: the retry could not be published.
-    """
-    settings = get_settings()
-    return task.retry(
-        exc=failure,
-        countdown=settings.retry_delay_s,
-        max_retries=settings.max_retries,
-        throw=False,
-        argsrepr=label,
-    )
 
 
 @app.task(base=DurableTask, name="webhooks.write_log")

@@ -199,6 +199,9 @@ def test_defect_is_tried_again_then_kept_and_delivered_once_mended(stack: Stack,
         assert letter["text"] == "internal error: KeyError"
         assert worker.log().count("met a defect") == 3
         assert receiver.requests == []
+        # What is still owed is set aside: the sweep must not send it round again.
+        assert all("due_at" not in owed for owed in stack.database["deliveries"].find())
+        assert stack.database["deliveries"].count_documents({}) == (1 if task == "send" else 0)
         switch.unlink()
         stack.run_command("dead", "resend", "--all")
         assert receiver.wait_for(1)[0].body == body_of(EVENT)
