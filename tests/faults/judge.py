@@ -74,6 +74,8 @@ class Verdict:
             found.append("nothing was accepted, so nothing is shown")
         if self.lost:
             found.append(f"{len(self.lost)} lost: {self.lost[:5]}")
+        if self.dead:
+            found.append(f"{self.dead} became dead letters, though no message was at fault")
         if self.stuck:
             found.append(f"{self.stuck} stuck")
         if self.repeats > bound:

@@ -52,8 +52,10 @@ def test_judge_of_a_delivery_with_four_failed_logs_finds_nothing():
     assert verdict.given_up == 1
 
 
-def test_judge_of_a_dead_letter_does_not_call_it_lost():
-    assert faults(receipts={A: GOOD.receipts[A]}, logs={A: GOOD.logs[A]}, dead=[B]) == []
+def test_judge_of_a_dead_letter_finds_it_but_not_lost():
+    """A worker's clock an hour late once let the clean-up delete an event: its deliveries became dead letters."""
+    found = faults(receipts={A: GOOD.receipts[A]}, logs={A: GOOD.logs[A]}, dead=[B])
+    assert found == ["1 became dead letters, though no message was at fault"]
 
 
 def test_judge_of_a_delivery_that_is_still_owed_finds_it_stuck_not_lost():
