@@ -4,13 +4,12 @@ Owns the order of the writes. Each caller goes on, and its message is acked, onl
 (`mongo.open_database` says by what). Used by `tasks`.
 """
 
-from collections.abc import Callable, Sequence
-from datetime import datetime
+from collections.abc import Sequence
 
 from webhooks.batching import Batcher
 from webhooks.ledger import Blocked, Claim, Claimed, Delivery, Ledger
 from webhooks.logstore import LogStore
-from webhooks.models import COTWebhookLog, now
+from webhooks.models import COTWebhookLog
 
 #: Items that share a write. A batch gathers while the one before is written, so it is seldom as large; the bound keeps
 #: one write well under MongoDB's 48 MB, with events of the largest size allowed by default in each log.
@@ -20,10 +19,9 @@ MAX_BATCH = 100
 class Books:
     """What is owed and what was done. Every method raises StoreUnavailable when MongoDB cannot serve us now."""
 
-    def __init__(self, ledger: Ledger, logs: LogStore, clock: Callable[[], datetime] = now) -> None:
+    def __init__(self, ledger: Ledger, logs: LogStore) -> None:
         self._ledger = ledger
         self._logs = logs
-        self._clock = clock
         self._accepts: Batcher[list[Delivery], list[Delivery]] = Batcher("accept", self._accept_all, MAX_BATCH)
         self._claims: Batcher[Claim, Claimed | Blocked | None] = Batcher("claim", ledger.claim, MAX_BATCH)
         self._records: Batcher[COTWebhookLog, None] = Batcher("record", self._record_all, MAX_BATCH)
@@ -57,7 +55,7 @@ class Books:
         # old state) must not bring back what has ended since. The logs know.
         ended = self._logs.find_ended([deliveries[0].event_id for deliveries in events])
         owed = [[delivery for delivery in deliveries if delivery.delivery_id not in ended] for deliveries in events]
-        self._ledger.add((delivery for deliveries in owed for delivery in deliveries), self._clock())
+        self._ledger.add((delivery for deliveries in owed for delivery in deliveries), self._ledger.now())
         return owed
 
     def _record_all(self, logs: Sequence[COTWebhookLog]) -> list[Exception | None]:

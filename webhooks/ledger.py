@@ -11,9 +11,10 @@ where the event is stored beside), ``retry`` (number of the next attempt), ``due
 ``body``, ``created_at``.
 """
 
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from bson import ObjectId
 from pymongo import ASCENDING, DeleteOne, IndexModel, ReturnDocument, UpdateOne, WriteConcern
@@ -31,6 +32,9 @@ _INDEXES = [
     # The operators' question: what waits for this webhook?
     IndexModel([("webhook_id", ASCENDING), ("due_at", ASCENDING)], name="webhook_due"),
 ]
+
+#: Seconds between two looks at MongoDB's clock: in that time no two clocks go far apart.
+_ASK_TIME_EVERY_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +86,20 @@ class Overdue:
 class Ledger:
     """Keeps what is owed. Every method raises StoreUnavailable when MongoDB cannot serve us now."""
 
-    def __init__(self, database: Database[Document], claim_s: float) -> None:
+    def __init__(
+        self, database: Database[Document], claim_s: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         """Use a database.
 
         Args:
             database: where.
             claim_s: seconds that a claim holds: longer than any attempt with the writing of its log, and shorter than
                 the time after which a dead worker's message comes back.
+            clock: seconds that never jump.
         """
+        self._clock = clock
+        #: MongoDB's time, and ours when we asked for it; None before.
+        self._asked: tuple[datetime, float] | None = None
         self._deliveries = database["deliveries"]
         self._events = database["events"]
         self._leases = database["leases"]
@@ -103,10 +113,28 @@ class Ledger:
             self._deliveries.create_indexes(_INDEXES)
             self._events.create_index([("created_at", ASCENDING)], name="oldest")
 
+    def now(self) -> datetime:
+        """Return MongoDB's time, by which all of the ledger runs: clocks of workers may be wrong, or jump.
+
+        Asked for now and then, and counted on from there.
+        """
+        asked = self._asked
+        if asked is None or self._clock() - asked[1] > _ASK_TIME_EVERY_S:
+            # A command does not take over how its database reads dates: with their zone.
+            database = self._deliveries.database
+            with store_errors():
+                answer = database.command("hello", codec_options=database.codec_options)
+            self._asked = asked = (answer["localTime"], self._clock())
+        return asked[0] + timedelta(seconds=self._clock() - asked[1])
+
     def add(self, deliveries: Iterable[Delivery], at: datetime) -> None:
-        """Write down deliveries that are owed from now on; one that is written down already is left as it is.
+        """Write down deliveries that are owed; one that is written down already is left as it is.
 
         An event that several of them share is stored once.
+
+        Args:
+            deliveries: of one event or of several.
+            at: since when, by `now`.
         """
         by_event: dict[str, list[Delivery]] = {}
         for delivery in deliveries:
@@ -210,7 +238,7 @@ class Ledger:
             if attempt.next_at is None:
                 changes.append(DeleteOne(query))
             else:
-                next_one = {"retry": log.retry + 1, "due_at": attempt.next_at}
+                next_one = {"retry": log.retry + 1, "due_at": self.now() + (attempt.next_at - log.createdAt)}
                 changes.append(UpdateOne(query, {"$set": next_one, "$unset": {"claim": "", "claimed_until": ""}}))
         if not changes:
             return
@@ -275,13 +303,6 @@ class Ledger:
             old = {event["_id"] for event in found}
             owed = set(self._deliveries.distinct("event_id", {"event_id": {"$in": list(old)}}))
             return self._events.delete_many({"_id": {"$in": list(old - owed)}}).deleted_count
-
-    def server_time(self) -> datetime:
-        """Return MongoDB's own time, by which claims and leases run."""
-        with store_errors():
-            # A command does not take over how its database reads dates: with their zone.
-            database = self._deliveries.database
-            return database.command("hello", codec_options=database.codec_options)["localTime"]
 
     def count(self) -> int:
         """Return how many deliveries are owed, as the collection's own count has it."""

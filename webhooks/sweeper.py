@@ -75,7 +75,7 @@ def relay(services: Services, settings: Settings) -> int:
         StoreUnavailable: MongoDB cannot serve us now.
         kombu.exceptions.OperationalError: the broker cannot be reached.
     """
-    present = services.ledger.server_time()
+    present = services.ledger.now()
     due = services.outbox.find_due(present, _MAX_PER_RELAY)
     for event in due:
         try:
@@ -96,7 +96,7 @@ def sweep(services: Services, settings: Settings) -> int:
         StoreUnavailable: MongoDB cannot serve us now.
         kombu.exceptions.OperationalError: the broker cannot be reached.
     """
-    present = services.ledger.server_time()
+    present = services.ledger.now()
     services.ledger.forget_events(present - _EVENT_KEPT, _MAX_EVENTS_PER_SWEEP)
     reached = find_reached(present, services.progress.taken_due_at, is_queue_empty=_count_queued() == 0)
     if reached is None:

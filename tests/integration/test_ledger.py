@@ -142,7 +142,16 @@ def test_lease_is_held_by_one_until_it_ends(ledger: Ledger):
 
 
 def test_time_of_the_server_can_be_compared(ledger: Ledger):
-    assert abs(ledger.server_time() - now()) < timedelta(seconds=5)
+    assert abs(ledger.now() - now()) < timedelta(seconds=5)
+
+
+def test_retry_is_due_by_the_servers_clock_whatever_the_workers_says(ledger: Ledger, database: Documents):
+    ledger.add([delivery(1)], ledger.now())
+    hour_ahead = now() + timedelta(hours=1)
+    attempt = make_attempt(delivery_id="msg_1", event_id="e", next_at=hour_ahead + timedelta(seconds=30))
+    ledger.settle([make_log("x", at=hour_ahead, attempt=attempt, retry=0)])
+    (owed,) = database["deliveries"].find()
+    assert 29 < (owed["due_at"] - ledger.now()).total_seconds() < 31
 
 
 def test_books_write_log_and_ledger(ledger: Ledger, database: Documents):
