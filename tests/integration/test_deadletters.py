@@ -1,6 +1,7 @@
 """Dead letters in a real MongoDB, and the command that lists, shows, resends and drops them, with a real Redis."""
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -56,6 +57,7 @@ def put(store: DeadLetterStore, reason: Reason = Reason.DEFECT, body: bytes = b"
     )
     letter = DeadLetter.make(reason, f"why {HOSTILE}", message, "w1@host")
     store.write(letter)
+    time.sleep(0.002)  # so that the next one is younger: MongoDB's dates have milliseconds
     return letter.id
 
 
