@@ -22,6 +22,7 @@ class Server:
         self.url = url(self.port)
         self._data_dir = folder / name
         self._data_dir.mkdir(parents=True)
+        self._copy_dir = folder / f"{name}-copy"
         self._log_path = folder / f"{name}.log"
         self._command = command(self.port, self._data_dir)
         self._process: subprocess.Popen[bytes] | None = None
@@ -55,6 +56,15 @@ class Server:
         """Kill it and delete its data, of which a MongoDB has 300 MB from its first second on."""
         self.kill()
         shutil.rmtree(self._data_dir)
+
+    def keep_copy(self) -> None:
+        """Keep a copy of its data as they are, while it does not run."""
+        shutil.copytree(self._data_dir, self._copy_dir)
+
+    def put_back_copy(self) -> None:
+        """Put the copy in the place of its data, while it does not run."""
+        shutil.rmtree(self._data_dir)
+        shutil.copytree(self._copy_dir, self._data_dir)
 
     def pause(self) -> None:
         """Let it hang: connections stay open, and new ones are made, but nothing answers."""

@@ -58,6 +58,34 @@ def test_attempt_that_is_queued_twice_is_made_once(fragile: Stack, servers: Serv
     assert fragile.database["webhooklogs"].count_documents({}) == 2
 
 
+def test_redis_put_back_to_an_old_state_sends_all_that_is_owed_and_nothing_twice(fragile: Stack, servers: Servers):
+    events = [{**EVENT, "number": number} for number in range(4)]
+    with Receiver() as receiver:
+        # The first two fail once, so that their retries are owed when Redis loses them.
+        receiver.then(reply(503), reply(503))
+        fragile.add_webhook(receiver.url)
+        fragile.send_task(events[0])
+        fragile.send_task(events[1])
+        servers.valkey.stop()
+        servers.valkey.keep_copy()
+        servers.valkey.start()
+        worker = fragile.start_worker(**QUICK, WEBHOOKS_RETRY_DELAY_S="5")
+        fragile.logs(2, retry=0)
+        fragile.send_task(events[2])
+        fragile.send_task(events[3])
+        fragile.logs(4, retry=0)
+        worker.stop()
+        servers.valkey.stop()
+        servers.valkey.put_back_copy()
+        servers.valkey.start()
+        fragile.start_worker(**QUICK, WEBHOOKS_RETRY_DELAY_S="5")
+        logs = fragile.logs(6, 120)
+        wait_until(lambda: fragile.database["deliveries"].count_documents({}) == 0, "settled")
+        fragile.workers[-1].stop()
+    assert sorted(log["event"]["number"] for log in logs if log["status"] == 200) == [0, 1, 2, 3]
+    assert len(receiver.requests) == 6
+
+
 def test_backlog_that_is_long_overdue_is_not_queued_again(fragile: Stack, servers: Servers):
     # 36 s of work for two threads, with deadlines after which a message can only be lost or in the queue: 19 s.
     count = 240
