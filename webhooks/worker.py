@@ -26,15 +26,13 @@ from kombu.exceptions import ContentDisallowed
 from kombu.message import Message
 
 from webhooks.app import get_services, stopping
+from webhooks.config import get_settings
 from webhooks.deadletters import DeadLetter, Reason
 from webhooks.delivery import describe_input
 from webhooks.errors import AttemptFailed, InvalidEvent, StoreUnavailable, TaskDefect
 
 logger = logging.getLogger(__name__)
 
-#: Seconds that a message is held while MongoDB is away, before the broker gets it back: less than the visibility
-#: timeout, after which Redis would give it out a second time.
-_HOLD_S = 10.0
 #: Pool processes that one message may cost one worker.
 _MAX_LOSSES = 3
 
@@ -74,7 +72,7 @@ class Undertaker:
             finish: acks the message; called once the letter is stored.
             give_back: returns the message to its queue; called instead when MongoDB stays away.
         """
-        self._burials.put(_Burial(letter, finish, give_back, time.monotonic() + _HOLD_S))
+        self._burials.put(_Burial(letter, finish, give_back, time.monotonic() + get_settings().mongodb_timeout_s))
         with self._lock:
             if self._thread is None:  # most workers never need it
                 self._thread = threading.Thread(target=self._run, name="dead-letters", daemon=True)

@@ -1,0 +1,67 @@
+"""Settings out of the environment: parsed, checked in words without values, and what follows from them."""
+
+from ipaddress import ip_network
+
+import pytest
+
+from webhooks.config import get_settings
+from webhooks.errors import InvalidSettings
+
+
+def test_networks_are_split_at_commas(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WEBHOOKS_ALLOWED_NETWORKS", "10.0.0.0/8, fd00::/8 ,")
+    assert get_settings().allowed_networks == (ip_network("10.0.0.0/8"), ip_network("fd00::/8"))
+
+
+def test_empty_ca_bundle_is_none(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WEBHOOKS_CA_BUNDLE", "")
+    assert get_settings().ca_bundle is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("RETRY_DELAY_S", "soon-secret"),
+        ("RETRY_DELAY_S", "-1"),
+        ("MAX_RETRIES", "-1"),
+        ("TOTAL_TIMEOUT_S", "0"),
+        ("ALLOWED_NETWORKS", "10.0.0.0/33"),
+        ("ALLOWED_NETWORKS", "10.0.0.1/8"),
+        ("CA_BUNDLE", "/nowhere/secret.pem"),
+        ("MAX_EVENT_BYTES", "10"),
+        ("CONCURRENCY", "0"),
+    ],
+)
+def test_bad_value_is_named_and_not_repeated(name: str, value: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(f"WEBHOOKS_{name}", value)
+    with pytest.raises(InvalidSettings) as raised:
+        get_settings()
+    assert str(raised.value).startswith(f"WEBHOOKS_{name}: ")
+    assert "secret" not in str(raised.value)
+
+
+def test_all_bad_values_are_named_at_once(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WEBHOOKS_CONCURRENCY", "x")
+    monkeypatch.setenv("WEBHOOKS_MAX_RETRIES", "y")
+    with pytest.raises(InvalidSettings, match="WEBHOOKS_MAX_RETRIES: .*; WEBHOOKS_CONCURRENCY: "):
+        get_settings()
+
+
+def test_urls_with_passwords_are_not_in_the_repr(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WEBHOOKS_BROKER_URL", "redis://:secret@host/0")
+    monkeypatch.setenv("WEBHOOKS_MONGODB_URL", "mongodb://user:secret@host/db")
+    assert "secret" not in repr(get_settings())
+
+
+def test_a_claim_ends_before_a_dead_workers_message_comes_back(monkeypatch: pytest.MonkeyPatch):
+    for total_s, mongodb_s in [("15", "10"), ("600", "300"), ("1", "0.5")]:
+        monkeypatch.setenv("WEBHOOKS_TOTAL_TIMEOUT_S", total_s)
+        monkeypatch.setenv("WEBHOOKS_MONGODB_TIMEOUT_S", mongodb_s)
+        get_settings.cache_clear()
+        assert get_settings().claim_s < get_settings().visibility_timeout_s
+
+
+def test_retry_that_waits_in_a_worker_is_no_dead_workers(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WEBHOOKS_ATOMIC_TRANSPORT", "false")
+    monkeypatch.setenv("WEBHOOKS_RETRY_DELAY_S", "3600")
+    assert get_settings().visibility_timeout_s > 3600

@@ -1,0 +1,145 @@
+"""The main path without its servers: ids, descriptions, and how an answer becomes a log."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
+
+import pytest
+from bson import ObjectId
+
+from tests.samples_data import read_sample
+from webhooks.delivery import USER_AGENT, Attempter, describe_input, fan_out, make_delivery_id, summarize
+from webhooks.errors import ErrorKind
+from webhooks.ledger import Delivery
+from webhooks.models import COTEvent, COTWebhook
+from webhooks.retry import RetryPolicy
+from webhooks.sender import Answer, Sender, Timings
+from webhooks.webhookstore import WebhookStore
+
+NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
+EVENT = COTEvent.model_validate(read_sample("event-task-create"))
+WEBHOOK = COTWebhook.model_validate({**read_sample("webhook-task"), "url": "https://host:8443/hook?token=secret"})
+DELIVERY = Delivery("msg_1", "e1", WEBHOOK.id, EVENT.company, "COTTask create → wo_update", EVENT.to_json())
+TIMINGS = Timings(lookup_ms=1, connect_ms=2, tls_ms=3, send_ms=4, wait_ms=5, read_ms=6, total_ms=21)
+
+
+class FakeSender:
+    """Gives one answer, or raises one error, and remembers what it was asked to send."""
+
+    def __init__(self, answer: Answer | Exception) -> None:
+        self.answer = answer
+        self.sent: list[tuple[str, dict[str, str], bytes]] = []
+
+    def post(self, url: str, headers: dict[str, str], body: bytes) -> Answer:
+        self.sent.append((url, headers, body))
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+def attempt(answer: Answer | Exception, retry: int = 0, webhook: COTWebhook | None = WEBHOOK) -> tuple[Any, FakeSender]:
+    sender = FakeSender(answer)
+    policy = RetryPolicy(delay_s=30, max_retries=3)
+    attempter = Attempter(sender=cast("Sender", sender), policy=policy, clock=lambda: NOON)
+    return attempter.attempt(DELIVERY, webhook, retry, "worker@host"), sender
+
+
+def answer(status: int | None = 200, text: str = "ok", **changes: Any) -> Answer:
+    fields = {"error_kind": None, "cut": False, "peer": "192.0.2.1:8443", "timings": TIMINGS, **changes}
+    return Answer(status=status, text=text, **fields)
+
+
+def test_delivery_id_follows_from_event_and_webhook():
+    webhook_id, other_id = ObjectId(), ObjectId()
+    assert make_delivery_id("e", webhook_id) == make_delivery_id("e", webhook_id)
+    ids = {make_delivery_id(event, hook) for event in ("e", "f") for hook in (webhook_id, other_id)}
+    assert len(ids) == 4
+    assert all("." not in delivery_id for delivery_id in ids)
+
+
+def test_fan_out_shows_neither_path_nor_query():
+    class Store:
+        def of_company(self, company: ObjectId) -> tuple[COTWebhook, ...]:
+            assert company == EVENT.company
+            return (WEBHOOK,)
+
+    (delivery,) = fan_out(EVENT, "e1", cast("WebhookStore", Store()))
+    assert delivery.label == "COTTask create → wo_update (https://host:8443)"
+    assert delivery.body == EVENT.to_json()
+    assert delivery.delivery_id == make_delivery_id("e1", WEBHOOK.id)
+
+
+def test_request_is_the_event_with_the_contracts_headers():
+    _, sender = attempt(answer())
+    ((url, headers, body),) = sender.sent
+    assert url == WEBHOOK.url
+    assert body == EVENT.to_body()
+    assert headers == {
+        "Content-Type": "application/json",
+        "User-Agent": USER_AGENT,
+        "webhook-id": "msg_1",
+        "webhook-timestamp": str(int(NOON.timestamp())),
+    }
+
+
+def test_success_is_logged_with_all_that_is_known_and_no_next():
+    log, _ = attempt(answer(cut=True), retry=2)
+    assert (log.status, log.retry, log.response, log.createdAt) == (200, 2, "ok", NOON)
+    details = log.details
+    assert (details.outcome, details.reason, details.next_at) == ("success", None, None)
+    assert details.response_cut
+    assert (details.peer, details.worker, details.origin) == ("192.0.2.1:8443", "worker@host", "https://host:8443")
+    assert (details.lookup_ms, details.tls_ms, details.total_ms) == (1, 3, 21)
+    assert summarize(log) == "200 OK in 21 ms, retry 2"
+
+
+@pytest.mark.parametrize(("retry", "next_at"), [(0, NOON + timedelta(seconds=30)), (3, None)])
+def test_refusal_is_logged_with_its_reason_and_the_next(retry: int, next_at: datetime | None):
+    log, _ = attempt(answer(302, ""), retry)
+    assert (log.status, log.details.outcome, log.details.reason) == (302, "failed", "redirects are not followed")
+    assert log.details.next_at == next_at
+
+
+def test_no_response_is_logged_as_409_with_its_kind():
+    text = "connect ECONNREFUSED 192.0.2.1:8443"
+    log, _ = attempt(answer(None, text, error_kind=ErrorKind.CONNECT_REFUSED, peer=None))
+    assert (log.status, log.response, log.details.error_kind) == (409, text, "connect_refused")
+    assert log.details.reason is None
+    assert summarize(log) == f"{text} in 21 ms, retry 0, next at 12:00:30Z"
+
+
+def test_webhook_that_was_deactivated_ends_the_delivery_without_a_request():
+    log, sender = attempt(answer(), webhook=COTWebhook.model_validate({**WEBHOOK.to_wire(), "isActive": False}))
+    assert sender.sent == []
+    assert (log.status, log.details.error_kind, log.details.next_at) == (409, "webhook_inactive", None)
+
+
+def test_webhook_that_is_gone_may_be_mended_in_time():
+    log, sender = attempt(answer(), webhook=None)
+    assert sender.sent == []
+    assert (log.details.error_kind, log.details.next_at) == ("webhook_unusable", NOON + timedelta(seconds=30))
+    assert log.subscription == WEBHOOK.id
+
+
+def test_defect_of_ours_is_a_failed_attempt(caplog: pytest.LogCaptureFixture):
+    log, _ = attempt(ZeroDivisionError("with a secret"))
+    assert (log.details.error_kind, log.response) == ("internal", "internal error: ZeroDivisionError")
+    assert log.details.next_at is not None
+    assert "failed by a defect" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([read_sample("event-task-create")], "COTTask create, company 625bcbdcc9a8e3a86dbf041c"),
+        ([json.dumps(read_sample("event-task-create"))], "COTTask create, company 625bcbdcc9a8e3a86dbf041c"),
+        ([{"type": "x" * 25, "event": "<b>", "company": 7}], "? ?, company ?"),
+        (["{"], "not an event"),
+        (["[" * 100_000], "not an event"),
+        ([7], "not an event"),
+        ([], "not an event"),
+    ],
+    ids=["dict", "text", "odd-fields", "broken", "deep", "number", "none"],
+)
+def test_input_is_described_without_its_payload(arguments: list[object], words: str):
+    assert describe_input(arguments) == words
