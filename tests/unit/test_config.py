@@ -43,7 +43,7 @@ def test_bad_value_is_named_and_not_repeated(name: str, value: str, monkeypatch:
 def test_all_bad_values_are_named_at_once(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("WEBHOOKS_CONCURRENCY", "x")
     monkeypatch.setenv("WEBHOOKS_MAX_RETRIES", "y")
-    with pytest.raises(InvalidSettings, match="WEBHOOKS_MAX_RETRIES: .*; WEBHOOKS_CONCURRENCY: "):
+    with pytest.raises(InvalidSettings, match=r"WEBHOOKS_MAX_RETRIES: .*; WEBHOOKS_CONCURRENCY: "):
         get_settings()
 
 
