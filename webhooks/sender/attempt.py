@@ -100,18 +100,21 @@ class Attempt:
     def timings(self) -> Timings:
         """Return what was measured so far, the total up to now."""
 
-        def ms(phase: Phase) -> float | None:
+        def ms(seconds: float) -> float:
+            return round(seconds * 1000, 3)  # to the microsecond: what the clock tells beyond is noise in a log
+
+        def phase_ms(phase: Phase) -> float | None:
             seconds = self._durations.get(phase)
-            return None if seconds is None else seconds * 1000
+            return None if seconds is None else ms(seconds)
 
         return Timings(
-            ms(Phase.LOOKUP),
-            ms(Phase.CONNECT),
-            ms(Phase.TLS),
-            ms(Phase.SEND),
-            ms(Phase.WAIT),
-            ms(Phase.READ),
-            (time.monotonic() - self.started) * 1000,
+            phase_ms(Phase.LOOKUP),
+            phase_ms(Phase.CONNECT),
+            phase_ms(Phase.TLS),
+            phase_ms(Phase.SEND),
+            phase_ms(Phase.WAIT),
+            phase_ms(Phase.READ),
+            ms(time.monotonic() - self.started),
         )
 
     def start_over(self) -> None:
