@@ -228,8 +228,8 @@ def test_message_is_held_through_an_outage(bury: Callable[[FakeStore], str]) -> 
 def test_message_is_given_back_when_the_outage_lasts(
     bury: Callable[[FakeStore], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "_HOLD_S", 0.0)
-    store = FakeStore()
+    monkeypatch.setenv("WEBHOOKS_MONGODB_TIMEOUT_S", "0.5")
+    store = FakeStore(StoreUnavailable("away"), StoreUnavailable("away"))
     assert bury(store) == "given back"
     assert store.written == []
 
