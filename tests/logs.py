@@ -21,6 +21,7 @@ def make_log(
     webhook_id: str = WEBHOOK_ID,
     status: int = 409,
     retry: int = 3,
+    log_id: ObjectId | None = None,
 ) -> COTWebhookLog:
     """Make a log; without `attempt` it is one that another system wrote."""
     event = {
@@ -32,7 +33,7 @@ def make_log(
         "extraData": None,
     }
     log = {
-        "_id": str(ObjectId()),
+        "_id": str(log_id or ObjectId()),
         "company": COMPANY,
         "createdAt": at,
         "status": status,

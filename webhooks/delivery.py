@@ -22,7 +22,7 @@ from http import HTTPStatus
 from bson import ObjectId
 
 from webhooks.errors import ErrorKind
-from webhooks.ledger import Delivery
+from webhooks.ledger import Claim, Delivery, Interrupted
 from webhooks.matching import match
 from webhooks.models import NO_RESPONSE_STATUS, AttemptDetails, COTEvent, COTWebhook, COTWebhookLog, now
 from webhooks.retry import Outcome, RetryPolicy, judge, next_delay_s, why_failed
@@ -76,7 +76,8 @@ def summarize(log: COTWebhookLog) -> str:
     """Say in one line what came of an attempt, without payload or response body: what Flower shows as result."""
     attempt = log.details
     came_back = log.response if attempt.error_kind else f"{log.status} {_phrase(log.status)}".strip()
-    line = f"{came_back} in {attempt.total_ms:.0f} ms, retry {log.retry}"
+    took = "" if attempt.total_ms is None else f" in {attempt.total_ms:.0f} ms"
+    line = f"{came_back}{took}, retry {log.retry}"
     if attempt.next_at is not None:
         line += f", next at {attempt.next_at:%H:%M:%S}Z"
     elif attempt.outcome == Outcome.FAILED:
@@ -125,46 +126,33 @@ class Attempter:
         self._policy = policy
         self._clock = clock
 
-    def attempt(self, delivery: Delivery, webhook: COTWebhook | None, retry: int, worker: str | None) -> COTWebhookLog:
+    def attempt(self, delivery: Delivery, webhook: COTWebhook | None, claim: Claim) -> COTWebhookLog:
         """Make one attempt of a delivery, start to finish, and return its log; the log is not written yet.
 
         Args:
             delivery: what to send.
             webhook: where to; None when there is no usable one any more.
-            retry: the attempt's number, from 0.
-            worker: who makes it, for the log.
+            claim: on this attempt.
         """
-        event = COTEvent.model_validate(json.loads(delivery.body))
+        # First of all: a body that cannot be logged must not be sent.
+        event = _read_event(delivery)
         started_at = self._clock()
         answer = self._answer(webhook, delivery, started_at)
-        next_s = next_delay_s(judge(answer.status), retry, self._policy)
+        next_s = next_delay_s(judge(answer.status), claim.retry, self._policy)
         if answer.error_kind is ErrorKind.WEBHOOK_INACTIVE:
             next_s = None  # retired for good; a webhook that cannot be used may be mended in time
         ended_at = self._clock()
-        return COTWebhookLog.make(
-            log_id=ObjectId(),
-            created_at=ended_at,
-            status=NO_RESPONSE_STATUS if answer.status is None else answer.status,
-            retry=retry,
-            response=answer.text,
-            event=event,
-            webhook_id=delivery.webhook_id,
-            attempt=AttemptDetails(
-                delivery_id=delivery.delivery_id,
-                event_id=delivery.event_id,
-                outcome=judge(answer.status).value,
-                error_kind=answer.error_kind,
-                reason=None if answer.status is None else why_failed(answer.status),
-                webhook=webhook.label if webhook else str(delivery.webhook_id),
-                origin=webhook.origin if webhook else "",
-                peer=answer.peer,
-                started_at=started_at,
-                next_at=None if next_s is None else ended_at + timedelta(seconds=next_s),
-                response_cut=answer.cut,
-                worker=worker,
-                **asdict(answer.timings),
-            ),
-        )
+        next_at = None if next_s is None else ended_at + timedelta(seconds=next_s)
+        return _make_log(delivery, event, webhook, claim, answer, started_at, ended_at, next_at)
+
+    def describe_interrupted(
+        self, delivery: Delivery, webhook: COTWebhook | None, interrupted: Interrupted
+    ) -> COTWebhookLog:
+        """Return the log of an attempt whose worker could not write it; it is repeated now."""
+        text = "interrupted: the worker died before the end was on record; the receiver may have got it"
+        answer, present = _not_sent(ErrorKind.INTERRUPTED, text), self._clock()
+        started_at, event = interrupted.started_at, _read_event(delivery)
+        return _make_log(delivery, event, webhook, interrupted, answer, started_at, present, next_at=present)
 
     def _answer(self, webhook: COTWebhook | None, delivery: Delivery, started_at: datetime) -> Answer:
         """Get an answer from the webhook's receiver, or say why none was asked for."""
@@ -188,6 +176,49 @@ class Attempter:
             logger.exception("attempt of %s failed by a defect", delivery.delivery_id)
             elapsed_ms = (time.monotonic() - begun) * 1000
             return _not_sent(ErrorKind.INTERNAL, f"internal error: {type(error).__name__}", elapsed_ms)
+
+
+def _read_event(delivery: Delivery) -> COTEvent:
+    return COTEvent.model_validate(json.loads(delivery.body))
+
+
+def _make_log(
+    delivery: Delivery,
+    event: COTEvent,
+    webhook: COTWebhook | None,
+    made: Claim | Interrupted,
+    answer: Answer,
+    started_at: datetime,
+    ended_at: datetime,
+    next_at: datetime | None,
+) -> COTWebhookLog:
+    timings: dict[str, float | None] = asdict(answer.timings)
+    if isinstance(made, Interrupted):
+        timings["total_ms"] = None  # nobody saw its end
+    return COTWebhookLog.make(
+        log_id=made.log_id,
+        created_at=ended_at,
+        status=NO_RESPONSE_STATUS if answer.status is None else answer.status,
+        retry=made.retry,
+        response=answer.text,
+        event=event,
+        webhook_id=delivery.webhook_id,
+        attempt=AttemptDetails(
+            delivery_id=delivery.delivery_id,
+            event_id=delivery.event_id,
+            outcome=judge(answer.status).value,
+            error_kind=answer.error_kind,
+            reason=None if answer.status is None else why_failed(answer.status),
+            webhook=webhook.label if webhook else str(delivery.webhook_id),
+            origin=webhook.origin if webhook else "",
+            peer=answer.peer,
+            started_at=started_at,
+            next_at=next_at,
+            response_cut=answer.cut,
+            worker=made.worker,
+            **timings,
+        ),
+    )
 
 
 def _not_sent(kind: ErrorKind, text: str, total_ms: float = 0.0) -> Answer:

@@ -10,6 +10,7 @@ Owns the words that other modules share about failure. Never imports from the re
     ├── NoResponse           an attempt ended without a whole response
     ├── AttemptFailed        an attempt counts as failed: what Celery shows and retries
     ├── TaskDefect           our own code failed in a task: what Celery shows and retries
+    │   └── WorkersLost      workers died of it, again and again
     ├── CannotResend         a dead letter whose message cannot be published again
     ├── StoreUnavailable     MongoDB cannot be reached or cannot serve us now: hold, never drop
     ├── ServerMissing        a server of the embedded default is not installed, or cannot run here
@@ -71,6 +72,8 @@ class ErrorKind(StrEnum):
     BAD_URL = "bad_url"
     #: A fault of our own, such as a defect; the worker's log has the traceback.
     INTERNAL = "internal"
+    #: The worker died before the end of the attempt was on record. The receiver may have got it; it is made again.
+    INTERRUPTED = "interrupted"
     #: The webhook was deactivated after the event was accepted; no request was made.
     WEBHOOK_INACTIVE = "webhook_inactive"
     #: The webhook's document is gone, or was changed into one that breaks the contract; no request was made.
@@ -97,6 +100,10 @@ class AttemptFailed(WebhooksError):
 
 class TaskDefect(WebhooksError):
     """Our own code failed in a task; its text names the error's type alone, as the error's words may hold payload."""
+
+
+class WorkersLost(TaskDefect):
+    """Attempts of one delivery were interrupted so often that the delivery itself must be what kills workers."""
 
 
 class CannotResend(WebhooksError):

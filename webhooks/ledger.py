@@ -7,7 +7,8 @@ nothing is owed is dropped, so that what is queued twice is sent once.
 
 ``deliveries``: ``_id`` (the delivery's id), ``event_id``, ``webhook_id``, ``company``, ``label``, ``body`` (absent
 where the event is stored beside), ``retry`` (number of the next attempt), ``due_at`` (absent where it was set aside),
-``created_at``, and while an attempt is made ``claim`` and ``claimed_until``. ``events``: ``_id`` (the event's id),
+``created_at``, and while an attempt is made its ``claim``: ``log_id``, ``retry``, ``worker``, ``at``, ``until``. A
+claim that ran out without an end on record moves to the list ``interrupted``. ``events``: ``_id`` (the event's id),
 ``body``, ``created_at``.
 """
 
@@ -21,6 +22,7 @@ from pymongo import ASCENDING, DeleteOne, IndexModel, ReturnDocument, UpdateOne,
 from pymongo.database import Database
 from pymongo.errors import BulkWriteError, DuplicateKeyError
 
+from webhooks.errors import ErrorKind
 from webhooks.models import COTWebhookLog
 from webhooks.mongo import Document, document_errors, insert_new, store_errors
 
@@ -52,22 +54,38 @@ class Delivery:
 
 
 @dataclass(frozen=True, slots=True)
-class Claimed:
-    """A delivery whose next attempt is ours to make, and since when it was due: None, if it was set aside."""
-
-    delivery: Delivery
-    due_at: datetime | None
-
-
-@dataclass(frozen=True, slots=True)
 class Claim:
     """What a ``webhooks.send`` message asks for: to make one attempt."""
 
     delivery_id: str
     #: The attempt's number, from 0.
     retry: int
-    #: Of this message in this worker's hands; asking again with it is the same claim.
-    token: str
+    #: The ``_id`` that the attempt's log will have. Asking again with it is the same claim.
+    log_id: ObjectId
+    #: Who makes the attempt: Celery's node name; None when it is not known.
+    worker: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupted:
+    """An attempt that was begun, and of whose end nothing is known here: its worker died, most likely."""
+
+    #: The ``_id`` that its log has, if it was written after all.
+    log_id: ObjectId
+    retry: int
+    worker: str | None
+    started_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A delivery whose next attempt is ours to make."""
+
+    delivery: Delivery
+    #: Since when; None, if it was set aside.
+    due_at: datetime | None
+    #: Attempts since the last one that ended, oldest first.
+    interrupted: tuple[Interrupted, ...]
 
 
 class Blocked:
@@ -179,28 +197,40 @@ class Ledger:
             For each claim the delivery, if the attempt is ours to make; None, if it was made already or the delivery
             has ended; Blocked, if somebody else is at it; a LookupError, if its event is not stored.
         """
-        until = {"$add": ["$$NOW", self._claim_ms]}
-        is_free = {"$lte": [{"$ifNull": ["$claimed_until", "$$NOW"]}, "$$NOW"]}
-        updates = [
-            UpdateOne(
-                {
-                    "_id": claim.delivery_id,
-                    # The message of a retry may be faster than the write that says that it is due.
-                    "retry": {"$lte": claim.retry},
-                    "$expr": {"$or": [is_free, {"$eq": ["$claim", claim.token]}]},
-                },
-                [{"$set": {"claim": claim.token, "claimed_until": until}}],
-            )
-            for claim in claims
-        ]
         with store_errors():
-            self._claims.bulk_write(updates, ordered=False)
+            self._claims.bulk_write([self._take(claim) for claim in claims], ordered=False)
             found = {
                 document["_id"]: document
                 for document in self._deliveries.find({"_id": {"$in": [claim.delivery_id for claim in claims]}})
             }
             bodies = self._read_bodies(found.values())
         return [self._judge(claim, found.get(claim.delivery_id), bodies) for claim in claims]
+
+    def _take(self, claim: Claim) -> UpdateOne:
+        is_free = {"$lte": [{"$ifNull": ["$claim.until", "$$NOW"]}, "$$NOW"]}
+        is_ours = {"$eq": ["$claim.log_id", claim.log_id]}
+        # Whoever ends an attempt takes its claim away. One that is there still, and is not ours, has run out.
+        is_left_over = {"$and": [{"$ne": [{"$type": "$claim"}, "missing"]}, {"$not": is_ours}]}
+        moved = {"$concatArrays": [{"$ifNull": ["$interrupted", []]}, ["$claim"]]}
+        ours = {
+            "log_id": claim.log_id,
+            "retry": claim.retry,
+            "worker": {"$literal": claim.worker},
+            "at": "$$NOW",
+            "until": {"$add": ["$$NOW", self._claim_ms]},
+        }
+        return UpdateOne(
+            {
+                "_id": claim.delivery_id,
+                # The message of a retry may be faster than the write that says that it is due.
+                "retry": {"$lte": claim.retry},
+                "$expr": {"$or": [is_free, is_ours]},
+            },
+            [
+                {"$set": {"interrupted": {"$cond": [is_left_over, moved, {"$ifNull": ["$interrupted", "$$REMOVE"]}]}}},
+                {"$set": {"claim": ours}},
+            ],
+        )
 
     def _read_bodies(self, documents: Iterable[Document]) -> dict[str, str]:
         shared = list({document["event_id"] for document in documents if "body" not in document})
@@ -213,7 +243,7 @@ class Ledger:
     ) -> Claimed | Blocked | Exception | None:
         if document is None or document["retry"] > claim.retry:
             return None
-        if document.get("claim") != claim.token:
+        if document.get("claim", {}).get("log_id") != claim.log_id:
             return Blocked()
         body = document["body"] if "body" in document else bodies.get(document["event_id"])
         if body is None:
@@ -226,20 +256,29 @@ class Ledger:
             label=document["label"],
             body=body,
         )
-        return Claimed(delivery, document.get("due_at"))
+        interrupted = [
+            Interrupted(old["log_id"], old["retry"], old["worker"], old["at"])
+            for old in document.get("interrupted", [])
+        ]
+        return Claimed(delivery, document.get("due_at"), tuple(interrupted))
 
     def settle(self, logs: Iterable[COTWebhookLog]) -> None:
-        """Bring the ledger up to date with attempts that were made: what is owed next, or nothing any more."""
+        """Bring the ledger up to date with attempts that were made: what is owed next, or nothing any more.
+
+        An attempt that was interrupted changes nothing: whoever found it is making it again.
+        """
         changes: list[DeleteOne | UpdateOne] = []
         for log in logs:
             attempt = log.details
+            if attempt.error_kind is ErrorKind.INTERRUPTED:
+                continue
             # Never back: a log that was written late must not undo what came after it.
             query = {"_id": attempt.delivery_id, "retry": {"$lte": log.retry}}
             if attempt.next_at is None:
                 changes.append(DeleteOne(query))
             else:
                 next_one = {"retry": log.retry + 1, "due_at": self.now() + (attempt.next_at - log.createdAt)}
-                changes.append(UpdateOne(query, {"$set": next_one, "$unset": {"claim": "", "claimed_until": ""}}))
+                changes.append(UpdateOne(query, {"$set": next_one, "$unset": {"claim": "", "interrupted": ""}}))
         if not changes:
             return
         with store_errors():
@@ -282,9 +321,14 @@ class Ledger:
             self._deliveries.update_many({"_id": {"$in": list(delivery_ids)}}, {"$set": {"due_at": due_at}})
 
     def set_aside(self, delivery_id: str) -> None:
-        """Keep a delivery that a defect of ours stops, but never queue it by ourselves again."""
+        """Keep a delivery that a defect of ours stops, but never queue it by ourselves again.
+
+        An operator who does so begins anew: no claim stands in the way, and what was interrupted is forgotten.
+        """
         with store_errors():
-            self._deliveries.update_one({"_id": delivery_id}, {"$unset": {"due_at": ""}})
+            self._deliveries.update_one(
+                {"_id": delivery_id}, {"$unset": {"due_at": "", "claim": "", "interrupted": ""}}
+            )
 
     def forget_events(self, older_than: datetime, limit: int) -> int:
         """Delete shared events of which nothing is owed any more.

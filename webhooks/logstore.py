@@ -4,7 +4,7 @@ Owns writing logs, the indexes that answer what people ask, and reading them bac
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -15,6 +15,7 @@ from pymongo import ASCENDING, DESCENDING, IndexModel
 from pymongo.database import Database
 from pymongo.errors import OperationFailure, WriteError
 
+from webhooks.errors import ErrorKind
 from webhooks.models import COTWebhookLog
 from webhooks.mongo import Document, insert_new, store_errors
 from webhooks.retry import Outcome
@@ -109,13 +110,21 @@ class LogStore:
             self._collection.drop_index(_EXPIRY)
             self._collection.create_index([("createdAt", DESCENDING)], name=_EXPIRY)
 
-    def write(self, logs: Sequence[COTWebhookLog]) -> dict[int, WriteError]:
+    def write(self, logs: Sequence[COTWebhookLog]) -> Mapping[int, WriteError]:
         """Store logs in one write, acknowledged; one that is stored already is left as it is.
 
         Returns:
             The place in `logs` of each one that cannot be stored at all, and why.
         """
-        return insert_new(self._collection, [log.to_bson() for log in logs])
+        documents = [log.to_bson() for log in logs]
+        result = insert_new(self._collection, documents)
+        # The log of an attempt that was thought to be interrupted was only slow: it went through the broker, say.
+        for document in (documents[place] for place in result.known):
+            guess = {"_id": document["_id"], "attempt.error_kind": ErrorKind.INTERRUPTED.value}
+            if document["attempt"]["error_kind"] != ErrorKind.INTERRUPTED:
+                with store_errors():
+                    self._collection.replace_one(guess, document)
+        return result.faults
 
     def find_ended(self, event_ids: Sequence[str]) -> set[str]:
         """Return the ids of the events' deliveries that have ended."""

@@ -1,7 +1,8 @@
 """The connection to MongoDB, and the one place that sorts its errors. Used by the stores."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 from pymongo import MongoClient
@@ -88,41 +89,53 @@ def store_errors() -> Iterator[None]:
         raise StoreUnavailable(f"MongoDB refused an operation: {_name(error)}") from error
 
 
-def insert_new(collection: Collection[Document], documents: Sequence[Document]) -> dict[int, WriteError]:
+@dataclass(frozen=True, slots=True)
+class NotWritten:
+    """The items of one write that changed nothing, by their places."""
+
+    #: Their ``_id`` was there already.
+    known: tuple[int, ...] = ()
+    #: They cannot be stored at all, and why.
+    faults: Mapping[int, WriteError] = field(default_factory=dict)
+
+
+def insert_new(collection: Collection[Document], documents: Sequence[Document]) -> NotWritten:
     """Insert documents in one write, leaving alone those whose `_id` is there already.
 
     Returns:
-        The place in `documents` of each one that cannot be stored at all, and why. Empty when all went well.
+        Which ones were not inserted.
 
     Raises:
         StoreUnavailable: the server cannot take them now; some may have been inserted.
     """
     if not documents:
-        return {}
+        return NotWritten()
     with store_errors():
         try:
             collection.insert_many(documents, ordered=False)
         except BulkWriteError as error:
             return document_errors(error)
-    return {}
+    return NotWritten()
 
 
-def document_errors(error: BulkWriteError) -> dict[int, WriteError]:
-    """Sort what a bulk write met: the errors of single documents, by their place; duplicates are none.
+def document_errors(error: BulkWriteError) -> NotWritten:
+    """Sort what a bulk write met: the errors of single documents.
 
     Raises:
         StoreUnavailable: the server itself had a fault.
     """
-    faults = {}
+    faults: dict[int, WriteError] = {}
+    known = []
     for fault in error.details.get("writeErrors", []):
         if fault["code"] == _DUPLICATE_KEY:
+            known.append(fault["index"])
             continue
         if fault["code"] not in _DOCUMENT_ERRORS:
             raise StoreUnavailable(f"MongoDB refused a write: error {fault['code']}") from error
         faults[fault["index"]] = WriteError(f"error {fault['code']}", fault["code"])
     if error.details.get("writeConcernErrors"):
         raise StoreUnavailable("MongoDB could not confirm a write") from error
-    return faults
+    return NotWritten(tuple(known), faults)
 
 
 def server_version(database: Database[Document]) -> str:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from bson import ObjectId
 from celery import Task
 from celery.exceptions import Reject, TaskPredicate
 from celery.utils import uuid
@@ -20,7 +21,7 @@ from webhooks import outbox
 from webhooks.app import Services, app, get_services, stopping
 from webhooks.config import get_settings
 from webhooks.delivery import describe_event, fan_out, summarize
-from webhooks.errors import AttemptFailed, InvalidEvent, StoreUnavailable, TaskDefect
+from webhooks.errors import AttemptFailed, InvalidEvent, StoreUnavailable, TaskDefect, WorkersLost
 from webhooks.ledger import Blocked, Claim, Claimed
 from webhooks.models import COTEvent, COTWebhook, COTWebhookLog, parse_event, parse_event_text
 from webhooks.retry import Outcome
@@ -31,6 +32,10 @@ _T = TypeVar("_T")
 
 #: Header of a message whose event is in the outbox, and to be taken out when the ledger has its deliveries.
 FROM_OUTBOX = "webhooks_outbox"
+
+#: Attempts of a delivery that may be interrupted in a row. Whatever else a dying worker had in its hands is interrupted
+#: as well, so it is more than it takes to suspect one delivery, and each costs no more than a worker's restart.
+_MAX_INTERRUPTED = 10
 
 
 class DurableTask(Task):
@@ -201,21 +206,25 @@ def send(self: Task, *, delivery_id: str) -> str:
 
     Raises:
         AttemptFailed: the last attempt failed.
+        WorkersLost: no attempt was made; the delivery is set aside.
         celery.exceptions.Retry: the attempt failed and the next one is queued.
     """
     settings, services = get_settings(), get_services()
-    retry, worker = self.request.retries, self.request.hostname
-    claim = Claim(delivery_id, retry, token=uuid())
+    claim = Claim(delivery_id, self.request.retries, ObjectId(), self.request.hostname)
     claimed, webhook = _hold(lambda: _claim(services, claim))
     if claimed is None:
         return "nothing is owed any more"
     if isinstance(claimed, Blocked):
         # Either a second message of the same attempt, or the worker that held it was killed. When its claim has run
         # out the ledger knows which.
-        _hold(lambda: queue_attempt(delivery_id, delivery_id, retry, countdown=settings.claim_s))
+        _hold(lambda: queue_attempt(delivery_id, delivery_id, claim.retry, countdown=settings.claim_s))
         return f"somebody else is at it; looked at again in {settings.claim_s:g} s"
     services.progress.taken_due_at = claimed.due_at or services.progress.taken_due_at
-    log = services.attempter.attempt(claimed.delivery, webhook, retry, worker)
+    for interrupted in claimed.interrupted:
+        store_log(services.attempter.describe_interrupted(claimed.delivery, webhook, interrupted))
+    if len(claimed.interrupted) >= _MAX_INTERRUPTED:
+        raise WorkersLost(f"{_MAX_INTERRUPTED} attempts in a row were interrupted: workers die of it")
+    log = services.attempter.attempt(claimed.delivery, webhook, claim)
     self.request.attempt_log = log
     delivery, summary = claimed.delivery, summarize(log)
     is_success = log.details.outcome == Outcome.SUCCESS

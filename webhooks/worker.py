@@ -29,7 +29,7 @@ from webhooks.app import get_services, stopping
 from webhooks.config import get_settings
 from webhooks.deadletters import DeadLetter, Reason
 from webhooks.delivery import describe_input
-from webhooks.errors import AttemptFailed, InvalidEvent, StoreUnavailable, TaskDefect
+from webhooks.errors import AttemptFailed, InvalidEvent, StoreUnavailable, TaskDefect, WorkersLost
 
 logger = logging.getLogger(__name__)
 
@@ -243,6 +243,8 @@ class DurableRequest(Request):
                 self._bury(Reason.WORKER_LOST, f"{_MAX_LOSSES} pool processes died of it", self._end)
         elif isinstance(error, InvalidEvent):
             self._bury(Reason.INVALID_EVENT, str(error), finish)
+        elif isinstance(error, WorkersLost):
+            self._bury(Reason.WORKER_LOST, str(error), finish)
         elif isinstance(error, TaskDefect):
             self._bury(Reason.DEFECT, str(error), finish)
         elif isinstance(error, (AttemptFailed, TaskPredicate, Terminated, MemoryError)) or not isinstance(

@@ -5,12 +5,14 @@ from typing import Any
 
 import pytest
 import redis
+from bson import ObjectId
 
 from tests.acceptance.conftest import Stack
 from tests.receiver import Receiver, reply
 from tests.samples_data import read_sample
 from tests.servers import Servers
 from tests.worker import wait_until
+from webhooks.models import now
 
 EVENT = read_sample("event-task-create")
 #: Short deadlines, so that what a worker may have in its hands is known to be lost soon; and a quick sweep.
@@ -39,6 +41,47 @@ def test_retries_that_wait_in_a_redis_that_is_wiped_are_made(fragile: Stack, ser
     assert [log["retry"] for log in logs] == [0, 1, 2, 3]
     assert len(receiver.requests) == 4
     wait_until(lambda: fragile.database["deliveries"].count_documents({}) == 0, "settled")
+
+
+def test_attempt_whose_worker_is_killed_is_made_again_and_both_are_logged(stack: Stack):
+    with Receiver(default=reply(delay_s=0.8)) as receiver:
+        stack.add_webhook(receiver.url)
+        killed = stack.start_worker(**QUICK)
+        stack.send_task(EVENT)
+        receiver.wait_for(1)
+        killed.kill()
+        other = stack.start_worker(**QUICK)
+        logs = stack.logs(2, 60)
+        requests = receiver.requests
+    assert [request.headers["webhook-id"] for request in requests] == [logs[0]["attempt"]["delivery_id"]] * 2
+    assert [(log["status"], log["retry"]) for log in logs] == [(409, 0), (200, 0)]
+    interrupted, repeat = (log["attempt"] for log in logs)
+    assert (interrupted["error_kind"], interrupted["worker"]) == ("interrupted", killed.name)
+    assert (repeat["error_kind"], repeat["worker"]) == (None, other.name)
+    assert interrupted["started_at"] < interrupted["next_at"] <= repeat["started_at"]
+    wait_until(lambda: stack.database["deliveries"].count_documents({}) == 0, "settled")
+
+
+def test_delivery_that_kills_workers_ends_as_a_dead_letter_and_can_be_sent_again(stack: Stack):
+    with Receiver().then(reply(503)) as receiver:
+        stack.add_webhook(receiver.url)
+        stack.start_worker(**QUICK, WEBHOOKS_RETRY_DELAY_S="3")
+        event_id = stack.send_task(EVENT)
+        stack.logs(1)
+        # As if ten workers had died, one after another, of the attempt that comes next.
+        claims = [
+            {"log_id": ObjectId(), "retry": 1, "worker": "dead@host", "at": now(), "until": now()} for _ in range(10)
+        ]
+        stack.database["deliveries"].update_one({}, {"$set": {"interrupted": claims[:9], "claim": claims[9]}})
+        letter = wait_until(lambda: stack.database["deadletters"].find_one({}), "a dead letter") or {}
+        assert (letter["reason"], letter["task"]) == ("worker_lost", "webhooks.send")
+        assert "10 attempts in a row" in letter["text"]
+        assert len(stack.logs(10, 30, **{"attempt.error_kind": "interrupted"})) == 10
+        wait_until(lambda: stack.database["deliveries"].find_one({"due_at": {"$exists": False}}), "set aside")
+        assert len(receiver.requests) == 1
+        stack.run_command("dead", "resend", "--all")
+        log = stack.logs(1, status=200)[0]
+    assert (log["retry"], log["attempt"]["event_id"]) == (1, event_id)
 
 
 def test_attempt_that_is_queued_twice_is_made_once(fragile: Stack, servers: Servers):

@@ -29,8 +29,10 @@ def delivery(number: int, event_id: str = "e") -> Delivery:
     return Delivery(f"msg_{number}", event_id, ObjectId(), ObjectId(), f"label {number}", f'{{"event":"{event_id}"}}')
 
 
-def claim_one(ledger: Ledger, number: int = 1, retry: int = 0, token: str = "t") -> Claimed | Blocked | None:
-    (result,) = ledger.claim([Claim(f"msg_{number}", retry, token)])
+def claim_one(
+    ledger: Ledger, number: int = 1, retry: int = 0, log_id: ObjectId | None = None
+) -> Claimed | Blocked | None:
+    (result,) = ledger.claim([Claim(f"msg_{number}", retry, log_id or ObjectId(), "worker@host")])
     assert not isinstance(result, Exception)
     return result
 
@@ -56,7 +58,7 @@ def test_event_of_many_webhooks_is_stored_once(ledger: Ledger, database: Documen
     ledger.add(many, now())
     assert database["events"].count_documents({}) == 1
     assert database["deliveries"].count_documents({"body": {"$exists": True}}) == 0
-    claimed = ledger.claim([Claim(one.delivery_id, 0, one.delivery_id) for one in many])
+    claimed = ledger.claim([Claim(one.delivery_id, 0, ObjectId()) for one in many])
     assert [c.delivery for c in claimed if isinstance(c, Claimed)] == many
 
 
@@ -69,23 +71,71 @@ def test_delivery_added_twice_is_one_and_keeps_its_state(ledger: Ledger, databas
 
 def test_attempt_is_made_by_one_claim_at_a_time(ledger: Ledger):
     ledger.add([delivery(1)], now())
-    first, second = ledger.claim([Claim("msg_1", 0, "a"), Claim("msg_1", 0, "b")])
+    a = ObjectId()
+    first, second = ledger.claim([Claim("msg_1", 0, a), Claim("msg_1", 0, ObjectId())])
     assert isinstance(first, Claimed)
     assert isinstance(second, Blocked)
-    assert isinstance(claim_one(ledger, token="a"), Claimed), "asked again, it is still the same claim"
+    assert isinstance(claim_one(ledger, log_id=a), Claimed), "asked again, it is still the same claim"
     time.sleep(CLAIM_S + 0.1)
-    assert isinstance(claim_one(ledger, token="c"), Claimed), "the claim of a dead worker runs out"
-    assert isinstance(claim_one(ledger, token="a"), Blocked)
+    assert isinstance(claim_one(ledger), Claimed), "the claim of a dead worker runs out"
+    assert isinstance(claim_one(ledger, log_id=a), Blocked)
+
+
+def test_attempt_whose_claim_ran_out_is_known_as_interrupted_until_one_ends(ledger: Ledger, database: Documents):
+    ledger.add([delivery(1)], now())
+    log_ids = [ObjectId() for _ in range(3)]
+    claimed = None
+    for begun, log_id in enumerate(log_ids):
+        claimed = claim_one(ledger, log_id=log_id)
+        assert isinstance(claimed, Claimed)
+        assert [old.log_id for old in claimed.interrupted] == log_ids[:begun]
+        assert claim_one(ledger, log_id=log_id) == claimed, "asked again, it is still the same claim"
+        time.sleep(CLAIM_S + 0.1)
+    assert isinstance(claimed, Claimed)
+    old = claimed.interrupted[0]
+    assert (old.retry, old.worker) == (0, "worker@host")
+    assert abs(old.started_at - now()) < timedelta(seconds=10 * CLAIM_S)
+    ledger.settle([failed(1, 0)])
+    claimed = claim_one(ledger, retry=1)
+    assert isinstance(claimed, Claimed)
+    assert claimed.interrupted == ()
+    ledger.settle([failed(1, 1, is_last=True)])
+    assert database["deliveries"].count_documents({}) == 0
+
+
+def test_delivery_that_was_set_aside_begins_anew(ledger: Ledger):
+    ledger.add([delivery(1)], now())
+    assert isinstance(claim_one(ledger), Claimed)
+    ledger.set_aside("msg_1")
+    claimed = claim_one(ledger)
+    assert isinstance(claimed, Claimed)
+    assert claimed.interrupted == ()
+
+
+def test_log_of_an_interrupted_attempt_settles_nothing_and_gives_way_to_the_real_one(
+    ledger: Ledger, database: Documents
+):
+    books = Books(ledger, LogStore(database))
+    books.accept([delivery(1)])
+    real = failed(1, 0)
+    attempt = make_attempt(delivery_id="msg_1", event_id="e", error_kind="interrupted", next_at=now())
+    guess = make_log("interrupted", attempt=attempt, retry=0, log_id=real.id)
+    books.record(guess)
+    assert [d["retry"] for d in database["deliveries"].find()] == [0]
+    books.record(real)
+    books.record(guess)
+    assert [log["response"] for log in database["webhooklogs"].find()] == ["x"]
+    assert [d["retry"] for d in database["deliveries"].find()] == [1]
 
 
 def test_claim_of_an_attempt_that_was_made_gets_nothing(ledger: Ledger):
     ledger.add([delivery(1)], now())
     assert isinstance(claim_one(ledger), Claimed)
     ledger.settle([failed(1, 0)])
-    assert claim_one(ledger, retry=0, token="late") is None
-    assert isinstance(claim_one(ledger, retry=1, token="next"), Claimed)
+    assert claim_one(ledger, retry=0) is None
+    assert isinstance(claim_one(ledger, retry=1), Claimed)
     ledger.settle([failed(1, 1, is_last=True)])
-    assert claim_one(ledger, retry=2, token="later") is None
+    assert claim_one(ledger, retry=2) is None
     assert ledger.count() == 0
 
 
@@ -104,7 +154,7 @@ def test_log_that_is_written_late_does_not_undo_what_came_after(ledger: Ledger, 
 def test_claim_of_a_delivery_without_its_event_is_an_error_of_its_own(ledger: Ledger, database: Documents):
     ledger.add([delivery(1), delivery(2), delivery(3, "other")], now())
     database["events"].delete_many({})
-    results = ledger.claim([Claim(f"msg_{number}", 0, "t") for number in (1, 2, 3)])
+    results = ledger.claim([Claim(f"msg_{number}", 0, ObjectId()) for number in (1, 2, 3)])
     assert [type(result) for result in results] == [LookupError, LookupError, Claimed]
 
 
@@ -157,7 +207,7 @@ def test_retry_is_due_by_the_servers_clock_whatever_the_workers_says(ledger: Led
 def test_books_write_log_and_ledger(ledger: Ledger, database: Documents):
     books = Books(ledger, LogStore(database))
     assert len(books.accept([delivery(1), delivery(2)])) == 2
-    assert isinstance(books.claim(Claim("msg_1", 0, "t")), Claimed)
+    assert isinstance(books.claim(Claim("msg_1", 0, ObjectId())), Claimed)
     books.record(failed(1, 0))
     assert database["webhooklogs"].count_documents({}) == 1
     assert [d["retry"] for d in database["deliveries"].find().sort("_id", 1)] == [1, 0]

@@ -10,12 +10,13 @@ from bson import ObjectId
 from tests.samples_data import read_sample
 from webhooks.delivery import USER_AGENT, Attempter, describe_input, fan_out, make_delivery_id, summarize
 from webhooks.errors import ErrorKind
-from webhooks.ledger import Delivery
+from webhooks.ledger import Claim, Delivery, Interrupted
 from webhooks.models import COTEvent, COTWebhook
 from webhooks.retry import RetryPolicy
 from webhooks.sender import Answer, Sender, Timings
 from webhooks.webhookstore import WebhookStore
 
+LOG_ID = ObjectId()
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 EVENT = COTEvent.model_validate(read_sample("event-task-create"))
 WEBHOOK = COTWebhook.model_validate({**read_sample("webhook-task"), "url": "https://host:8443/hook?token=secret"})
@@ -41,7 +42,7 @@ def attempt(answer: Answer | Exception, retry: int = 0, webhook: COTWebhook | No
     sender = FakeSender(answer)
     policy = RetryPolicy(delay_s=30, max_retries=3)
     attempter = Attempter(sender=cast("Sender", sender), policy=policy, clock=lambda: NOON)
-    return attempter.attempt(DELIVERY, webhook, retry, "worker@host"), sender
+    return attempter.attempt(DELIVERY, webhook, Claim(DELIVERY.delivery_id, retry, LOG_ID, "worker@host")), sender
 
 
 def answer(status: int | None = 200, text: str = "ok", **changes: Any) -> Answer:
@@ -106,6 +107,18 @@ def test_no_response_is_logged_as_409_with_its_kind():
     assert (log.status, log.response, log.details.error_kind) == (409, text, "connect_refused")
     assert log.details.reason is None
     assert summarize(log) == f"{text} in 21 ms, retry 0, next at 12:00:30Z"
+
+
+def test_interrupted_attempt_is_logged_under_its_own_id_as_one_that_is_repeated():
+    interrupted = Interrupted(ObjectId(), 1, "dead@host", NOON - timedelta(seconds=60))
+    attempter = Attempter(sender=cast("Sender", None), policy=RetryPolicy(30, 3), clock=lambda: NOON)
+    log = attempter.describe_interrupted(DELIVERY, WEBHOOK, interrupted)
+    assert (log.id, log.retry, log.status, log.event) == (interrupted.log_id, 1, 409, EVENT)
+    details = log.details
+    assert (details.error_kind, details.outcome, details.total_ms) == ("interrupted", "failed", None)
+    # It is not the delivery's end, so it says when the next one is: now.
+    assert (details.started_at, details.next_at, details.worker) == (interrupted.started_at, NOON, "dead@host")
+    assert "may have got it" in summarize(log)
 
 
 def test_webhook_that_was_deactivated_ends_the_delivery_without_a_request():

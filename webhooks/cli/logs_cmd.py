@@ -198,7 +198,7 @@ def _row(log: COTWebhookLog) -> list[str | Cell]:
         retry,
         describe_event(log.event),
         attempt.webhook if attempt else str(log.subscription),
-        f"{attempt.total_ms:.0f}" if attempt else "-",
+        f"{attempt.total_ms:.0f}" if attempt and attempt.total_ms is not None else "-",
         first_line(log.response),
     ]
 

@@ -44,7 +44,8 @@ class AttemptDetails(BaseModel):
     send_ms: float | None = None
     wait_ms: float | None = None
     read_ms: float | None = None
-    total_ms: float
+    #: None: the attempt was interrupted, so nobody knows.
+    total_ms: float | None
     #: True when the receiver sent more than `response` holds.
     response_cut: bool = False
     #: Which worker made the attempt: Celery's node name.
