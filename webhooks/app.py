@@ -36,6 +36,7 @@ from webhooks.outbox import Outbox
 from webhooks.retry import RetryPolicy
 from webhooks.sender import Sender
 from webhooks.transport import AMQP
+from webhooks.vault import Vault
 from webhooks.webhookstore import WebhookStore
 
 logger = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ def get_services() -> Services:
         ledger=ledger,
         outbox=Outbox(database),
         books=Books(ledger, logs),
-        attempter=Attempter(sender=sender, policy=policy),
+        attempter=Attempter(sender=sender, policy=policy, vault=Vault(settings.encryption_key)),
         progress=Progress(),
     )
 
@@ -162,6 +163,7 @@ cast("dict[str, set[click.Option]]", app.user_options)["preload"].add(
 @worker_init.connect
 def _prepare_worker(**_: object) -> None:
     _read_json_as_it_is()
+    _keep_payloads_out_of_logs()
     _allow_many_connections()
     threading.Thread(target=_make_indexes, name="make-indexes", daemon=True).start()
 
@@ -175,6 +177,15 @@ def _prepare_pool_process(**_: object) -> None:
 @worker_shutting_down.connect
 def _note_stopping(**_: object) -> None:
     stopping.set()
+
+
+def _keep_payloads_out_of_logs() -> None:
+    """Silence the loggers that at DEBUG write what they are given: pymongo each command, Celery's pool arguments.
+
+    Here and not at import: the log of a producer that imports this package is its own affair.
+    """
+    for name in ("pymongo", "celery.pool"):
+        logging.getLogger(name).setLevel(logging.INFO)
 
 
 def _allow_many_connections() -> None:

@@ -4,6 +4,7 @@ Owns their names, units, defaults and checks. Never opens a connection. Called b
 values on; modules of lower layers get them as arguments.
 """
 
+from base64 import urlsafe_b64decode
 from functools import cache
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
@@ -15,6 +16,9 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from webhooks.errors import InvalidSettings
 
 Network = IPv4Network | IPv6Network
+
+#: Of a key of the cipher that `vault` uses.
+_KEY_BYTES = 32
 
 
 class Settings(BaseSettings):
@@ -54,6 +58,12 @@ class Settings(BaseSettings):
     )
     ca_bundle: Path | None = Field(
         default=None, description="PEM file of certificate authorities to trust instead of certifi's list"
+    )
+    encryption_key: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        repr=False,
+        description="keys that seal webhooks' secrets in MongoDB, comma-separated: the first seals, each opens; "
+        "from `webhooks secret new-key`",
     )
     max_event_bytes: int = Field(
         default=256 * 1024, ge=1024, le=4 * 1024 * 1024, description="bytes of JSON that an event may have"
@@ -102,6 +112,20 @@ class Settings(BaseSettings):
             return value
         return tuple(ip_network(part.strip()) for part in value.split(",") if part.strip())
 
+    @field_validator("encryption_key", mode="before")
+    @classmethod
+    def _split_keys(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+
+    @field_validator("encryption_key")
+    @classmethod
+    def _keys_are_keys(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(_is_key(key) for key in value):
+            raise ValueError("must be keys as `webhooks secret new-key` makes them, comma-separated")
+        return value
+
     @field_validator("ca_bundle", mode="before")
     @classmethod
     def _no_ca_bundle_when_empty(cls, value: object) -> object:
@@ -128,6 +152,13 @@ def get_settings() -> Settings:
     except ValidationError as error:
         reasons = [f"WEBHOOKS_{str(e['loc'][0]).upper()}: {_words(e['msg'])}" for e in error.errors()]
         raise InvalidSettings("; ".join(reasons)) from None
+
+
+def _is_key(text: str) -> bool:
+    try:
+        return len(urlsafe_b64decode(text)) == _KEY_BYTES
+    except ValueError:
+        return False
 
 
 def _words(pydantic_message: str) -> str:

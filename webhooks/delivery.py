@@ -3,7 +3,7 @@
     tasks.deliver → fan_out    webhookstore → matching     one delivery per webhook that asked for the event
                     books      → ledger                    written down before the event's message is acked
     tasks.send    → books      → ledger                    the attempt is ours to make, and of what
-                    attempt    sender (guard) → retry      one request, judged, as a log
+                    attempt    sender (guard) → retry      one request (signing, vault), judged, as a log
     tasks' hooks  → books      → logstore, ledger          both written before the attempt's message is acked
 
 Owns that path and what identifies a delivery. Never talks to Celery: `tasks` hands in what came out of a message, and
@@ -21,12 +21,14 @@ from http import HTTPStatus
 
 from bson import ObjectId
 
-from webhooks.errors import ErrorKind
+from webhooks.errors import ErrorKind, SecretUnreadable
 from webhooks.ledger import Claim, Delivery, Interrupted
 from webhooks.matching import match
 from webhooks.models import NO_RESPONSE_STATUS, AttemptDetails, COTEvent, COTWebhook, COTWebhookLog, now
 from webhooks.retry import Outcome, RetryPolicy, judge, next_delay_s, why_failed
 from webhooks.sender import Answer, Sender, Timings
+from webhooks.signing import sign
+from webhooks.vault import Vault
 from webhooks.version import __version__
 from webhooks.webhookstore import WebhookStore
 
@@ -120,10 +122,12 @@ class Attempter:
         *,
         sender: Sender,
         policy: RetryPolicy,
+        vault: Vault,
         clock: Callable[[], datetime] = now,
     ) -> None:
         self._sender = sender
         self._policy = policy
+        self._vault = vault
         self._clock = clock
 
     def attempt(self, delivery: Delivery, webhook: COTWebhook | None, claim: Claim) -> COTWebhookLog:
@@ -160,22 +164,44 @@ class Attempter:
             return _not_sent(ErrorKind.WEBHOOK_UNUSABLE, "webhook was removed or made unusable")
         if not webhook.isActive:
             return _not_sent(ErrorKind.WEBHOOK_INACTIVE, "webhook was deactivated before this attempt")
-        headers = {
-            "Content-Type": "application/json",
-            "User-Agent": USER_AGENT,
-            # The headers of Standard Webhooks; the time is the attempt's, in whole seconds.
-            "webhook-id": delivery.delivery_id,
-            "webhook-timestamp": str(int(started_at.timestamp())),
-        }
         begun = time.monotonic()
         try:
-            return self._sender.post(webhook.url, headers, delivery.body.encode())
+            body = delivery.body.encode()
+            headers = self._make_headers(webhook, delivery.delivery_id, body, started_at)
+            return self._sender.post(webhook.url, headers, body)
+        except SecretUnreadable as error:
+            logger.error("attempt of %s failed: a secret of webhook %s: %s", delivery.delivery_id, webhook.id, error)  # noqa: TRY400
+            return _not_sent(ErrorKind.SECRET_UNREADABLE, "not sent: a secret of the webhook cannot be opened")
         except Exception as error:
             # A defect of ours must neither lose the delivery nor repeat it for ever: it counts as a failed attempt,
             # which is on record and has its retries.
             logger.exception("attempt of %s failed by a defect", delivery.delivery_id)
             elapsed_ms = (time.monotonic() - begun) * 1000
             return _not_sent(ErrorKind.INTERNAL, f"internal error: {type(error).__name__}", elapsed_ms)
+
+    def _make_headers(self, webhook: COTWebhook, delivery_id: str, body: bytes, started_at: datetime) -> dict[str, str]:
+        """Return a request's headers.
+
+        Raises:
+            SecretUnreadable: a request must go out with its signatures and headers, or not at all.
+        """
+        # The headers of Standard Webhooks; the time is the attempt's.
+        timestamp = int(started_at.timestamp())
+        headers = {
+            "Content-Type": "application/json",
+            "User-Agent": USER_AGENT,
+            "webhook-id": delivery_id,
+            "webhook-timestamp": str(timestamp),
+        }
+        if webhook.secrets:
+            valid = [s for s in webhook.secrets if s.is_valid_at(started_at)]
+            if not valid:
+                raise SecretUnreadable("all have expired")
+            secrets = [self._vault.open(secret.sealed, webhook.id) for secret in valid]
+            headers["webhook-signature"] = sign(secrets, delivery_id, timestamp, body)
+        for header in webhook.headers:
+            headers[header.name] = header.value or self._vault.open(header.sealed or "", webhook.id)
+        return headers
 
 
 def _read_event(delivery: Delivery) -> COTEvent:

@@ -11,6 +11,7 @@ Owns the words that other modules share about failure. Never imports from the re
     ├── AttemptFailed        an attempt counts as failed: what Celery shows and retries
     ├── TaskDefect           our own code failed in a task: what Celery shows and retries
     │   └── WorkersLost      workers died of it, again and again
+    ├── SecretUnreadable     a webhook's secret cannot be sealed or opened with the key that we have
     ├── CannotResend         a dead letter whose message cannot be published again
     ├── StoreUnavailable     MongoDB cannot be reached or cannot serve us now: hold, never drop
     ├── ServerMissing        a server of the embedded default is not installed, or cannot run here
@@ -70,6 +71,8 @@ class ErrorKind(StrEnum):
     NOT_ALLOWED = "not_allowed"
     #: The webhook's URL cannot be requested at all.
     BAD_URL = "bad_url"
+    #: A secret of the webhook could not be opened, so no request was made.
+    SECRET_UNREADABLE = "secret_unreadable"  # noqa: S105 - a word, no password
     #: A fault of our own, such as a defect; the worker's log has the traceback.
     INTERNAL = "internal"
     #: The worker died before the end of the attempt was on record. The receiver may have got it; it is made again.
@@ -104,6 +107,10 @@ class TaskDefect(WebhooksError):
 
 class WorkersLost(TaskDefect):
     """Attempts of one delivery were interrupted so often that the delivery itself must be what kills workers."""
+
+
+class SecretUnreadable(WebhooksError):
+    """A webhook's secret cannot be sealed or opened with the key that we have; the text says why, without it."""
 
 
 class CannotResend(WebhooksError):

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from shlex import quote
 
 import click
 
@@ -19,6 +20,7 @@ from webhooks import embedded
 from webhooks.config import Settings
 from webhooks.errors import CannotStart
 from webhooks.supervisor import Program, Supervisor
+from webhooks.vault import new_key
 
 #: Seconds within which a server that somebody else runs has to answer: it may be starting just now.
 FOREIGN_SERVER_TIMEOUT_S = 60.0
@@ -58,11 +60,13 @@ def run_up(data_dir: Path, settings: Settings, *, flower_port: int = 5555) -> No
                     _wait_for_own("broker", settings.broker_url)
                 if mongo_port is None:
                     _wait_for_own("MongoDB", settings.mongodb_url)
+                settings, key_path = _with_key(settings, data_dir)
                 _show(
                     broker=_describe(settings.broker_url, None if redis_port is None else "Valkey"),
                     database=_describe(settings.mongodb_url, None if mongo_port is None else "MongoDB"),
                     flower=f"http://{embedded.LOOPBACK}:{flower_port}" if has_flower else "not installed",
                     data=str(data_dir),
+                    key=f"export WEBHOOKS_ENCRYPTION_KEY=$(cat {quote(str(key_path))})" if key_path else "your own",
                 )
                 env = child_env(settings)
                 supervisor.start(worker_program(env, data_dir, grace_s=settings.total_timeout_s + WORKER_GRACE_S))
@@ -71,6 +75,28 @@ def run_up(data_dir: Path, settings: Settings, *, flower_port: int = 5555) -> No
                 supervisor.wait()
         except KeyboardInterrupt:
             click.echo("All stopped.")
+
+
+def _with_key(settings: Settings, data_dir: Path) -> tuple[Settings, Path | None]:
+    """Return settings with a key for webhooks' secrets: the user's own, else one that is kept with the data.
+
+    Returns:
+        The settings, and where the key is kept; None where it is the user's own.
+
+    Raises:
+        CannotStart: it cannot be kept.
+    """
+    if settings.encryption_key:
+        return settings, None
+    path = data_dir / "encryption.key"
+    try:
+        if not path.exists():
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "w") as file:
+                file.write(new_key() + "\n")
+        return settings.model_copy(update={"encryption_key": (path.read_text().strip(),)}), path
+    except OSError as error:
+        raise CannotStart(f"cannot keep the key of secrets in {path}: {error.strerror}") from None
 
 
 def start_servers(supervisor: Supervisor, data_dir: Path, redis_port: int | None, mongo_port: int | None) -> None:
@@ -211,6 +237,6 @@ def _show(**places: str) -> None:
     for name, place in places.items():
         click.echo(f"{name.capitalize():<9} {place}")
     click.echo(
-        "First event: in another terminal `webhooks add` a webhook, then `webhooks send FILE` an event; "
-        "`--help` says more. Ctrl-C stops everything.\n"
+        "First event: in another terminal set the key as above, `webhooks add` a webhook, then `webhooks send FILE` an "
+        "event; `--help` says more. Ctrl-C stops everything.\n"
     )

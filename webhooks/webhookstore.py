@@ -121,6 +121,22 @@ class WebhookStore:
                     f"invalid webhook: code: company {webhook.company} has {webhook.code!r} already"
                 ) from None
 
+    def replace(self, webhook: COTWebhook, field: str, before: object) -> bool:
+        """Store one field of a webhook, if in MongoDB it still is what it was before.
+
+        Args:
+            webhook: with the new value.
+            field: which one.
+            before: as it was read from MongoDB; None for a field that was not there.
+
+        Returns:
+            Whether it was stored: False when somebody else has changed it meanwhile.
+        """
+        with store_errors():
+            query = {"_id": webhook.id, field: before}
+            stored = webhook.to_bson()[field]
+            return self._collection.update_one(query, {"$set": {field: stored}}).matched_count == 1
+
     def change(self, webhook: COTWebhook, fields: frozenset[str]) -> None:
         """Store the given fields of a webhook that exists, and no others: somebody else may be changing those."""
         stored = webhook.to_bson()

@@ -1,11 +1,14 @@
 """The main path without its servers: ids, descriptions, and how an answer becomes a log."""
 
+import hmac
 import json
+from base64 import b64decode, b64encode
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 import pytest
 from bson import ObjectId
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from tests.samples_data import read_sample
 from webhooks.delivery import USER_AGENT, Attempter, describe_input, fan_out, make_delivery_id, summarize
@@ -14,9 +17,12 @@ from webhooks.ledger import Claim, Delivery, Interrupted
 from webhooks.models import COTEvent, COTWebhook
 from webhooks.retry import RetryPolicy
 from webhooks.sender import Answer, Sender, Timings
+from webhooks.signing import Scheme, new_secret, public_key
+from webhooks.vault import Vault, new_key
 from webhooks.webhookstore import WebhookStore
 
 LOG_ID = ObjectId()
+VAULT = Vault([new_key()])
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 EVENT = COTEvent.model_validate(read_sample("event-task-create"))
 WEBHOOK = COTWebhook.model_validate({**read_sample("webhook-task"), "url": "https://host:8443/hook?token=secret"})
@@ -41,7 +47,7 @@ class FakeSender:
 def attempt(answer: Answer | Exception, retry: int = 0, webhook: COTWebhook | None = WEBHOOK) -> tuple[Any, FakeSender]:
     sender = FakeSender(answer)
     policy = RetryPolicy(delay_s=30, max_retries=3)
-    attempter = Attempter(sender=cast("Sender", sender), policy=policy, clock=lambda: NOON)
+    attempter = Attempter(sender=cast("Sender", sender), policy=policy, vault=VAULT, clock=lambda: NOON)
     return attempter.attempt(DELIVERY, webhook, Claim(DELIVERY.delivery_id, retry, LOG_ID, "worker@host")), sender
 
 
@@ -111,7 +117,7 @@ def test_no_response_is_logged_as_409_with_its_kind():
 
 def test_interrupted_attempt_is_logged_under_its_own_id_as_one_that_is_repeated():
     interrupted = Interrupted(ObjectId(), 1, "dead@host", NOON - timedelta(seconds=60))
-    attempter = Attempter(sender=cast("Sender", None), policy=RetryPolicy(30, 3), clock=lambda: NOON)
+    attempter = Attempter(sender=cast("Sender", None), policy=RetryPolicy(30, 3), vault=VAULT, clock=lambda: NOON)
     log = attempter.describe_interrupted(DELIVERY, WEBHOOK, interrupted)
     assert (log.id, log.retry, log.status, log.event) == (interrupted.log_id, 1, 409, EVENT)
     details = log.details
@@ -156,3 +162,64 @@ def test_defect_of_ours_is_a_failed_attempt(caplog: pytest.LogCaptureFixture):
 )
 def test_input_is_described_without_its_payload(arguments: list[object], words: str):
     assert describe_input(arguments) == words
+
+
+# ── Secrets and headers ─────────────────────────────────────────────────────────────────────────────────────────────
+def sealed(text: str, webhook_id: ObjectId = WEBHOOK.id, **fields: Any) -> dict[str, Any]:
+    scheme = "v1a" if text.startswith("whsk_") else "v1"
+    item = {"id": "1", "scheme": scheme, "sealed": VAULT.seal(text, webhook_id), "createdAt": NOON - timedelta(days=9)}
+    return {**item, **fields}
+
+
+def webhook_with(**fields: Any) -> COTWebhook:
+    return COTWebhook.model_validate({**WEBHOOK.to_wire(), **fields})
+
+
+def sent_headers(webhook: COTWebhook) -> dict[str, str]:
+    _, sender = attempt(answer(), webhook=webhook)
+    return sender.sent[0][1]
+
+
+def test_request_carries_a_signature_of_each_valid_secret():
+    one, two, key = new_secret(), new_secret(), new_secret(Scheme.V1A)
+    expired = sealed(new_secret(), expiresAt=NOON)
+    until = NOON + timedelta(seconds=1)
+    webhook = webhook_with(secrets=[sealed(one), sealed(two, expiresAt=until), expired, sealed(key)])
+    headers = sent_headers(webhook)
+    signatures = headers["webhook-signature"].split(" ")
+    assert [signature.partition(",")[0] for signature in signatures] == ["v1", "v1", "v1a"]
+    content = f"msg_1.{int(NOON.timestamp())}.".encode() + DELIVERY.body.encode()
+    for secret, signature in zip((one, two), signatures, strict=False):
+        expected = hmac.digest(b64decode(secret.removeprefix("whsec_")), content, "sha256")
+        assert signature == "v1," + b64encode(expected).decode()
+    verifier = Ed25519PublicKey.from_public_bytes(b64decode(public_key(key).removeprefix("whpk_")))
+    verifier.verify(b64decode(signatures[2].removeprefix("v1a,")), content)
+
+
+def test_webhook_without_secrets_is_sent_unsigned():
+    assert "webhook-signature" not in sent_headers(WEBHOOK)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        pytest.param({"secrets": [sealed(new_secret(), ObjectId())]}, id="another webhook's"),
+        pytest.param({"secrets": [sealed(new_secret(), sealed=Vault([new_key()]).seal("x", WEBHOOK.id))]}, id="key"),
+        pytest.param({"secrets": [sealed(new_secret(), sealed="ñ")]}, id="no token"),
+        pytest.param({"secrets": [sealed(new_secret(), expiresAt=NOON)]}, id="expired"),
+        pytest.param({"headers": [{"name": "X-Key", "sealed": ""}]}, id="header"),
+    ],
+)
+def test_nothing_is_sent_without_its_signature_or_header(fields: dict[str, Any]):
+    log, sender = attempt(answer(), webhook=webhook_with(**fields))
+    assert sender.sent == []
+    assert log.details.error_kind == "secret_unreadable"
+    assert log.details.next_at is not None, "an operator may mend it in time"
+
+
+def test_headers_of_the_webhook_are_sent():
+    value = VAULT.seal("Bearer hidden", WEBHOOK.id)
+    webhook = webhook_with(headers=[{"name": "X-Tenant", "value": "a b"}, {"name": "Authorization", "sealed": value}])
+    headers = sent_headers(webhook)
+    assert (headers["X-Tenant"], headers["Authorization"]) == ("a b", "Bearer hidden")
+    assert headers["webhook-id"] == "msg_1"

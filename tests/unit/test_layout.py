@@ -20,6 +20,8 @@ LAYERS = {
     "matching": 1,
     "retry": 1,
     "guard": 1,
+    "signing": 1,
+    "vault": 1,
     "mongo": 2,
     "sender": 2,
     "webhookstore": 2,

@@ -15,7 +15,9 @@ from webhooks.cli.check_cmd import check
 from webhooks.cli.common import complain
 from webhooks.cli.dead_cmd import dead
 from webhooks.cli.demo_cmd import demo
+from webhooks.cli.header_cmd import header
 from webhooks.cli.logs_cmd import logs
+from webhooks.cli.secret_cmd import secret
 from webhooks.cli.send_cmd import send
 from webhooks.cli.up_cmd import up
 from webhooks.cli.webhooks_cmd import activate, add, deactivate, edit, list_webhooks, show
@@ -67,7 +69,9 @@ def cli() -> None:
     """
 
 
-for command in (add, list_webhooks, show, edit, deactivate, activate, send, logs, dead, check, demo, up):
+for command in (add, list_webhooks, show, edit, secret, header, deactivate, activate):
+    cli.add_command(command)
+for command in (send, logs, dead, check, demo, up):
     cli.add_command(command)
 
 

@@ -115,10 +115,9 @@ def parse_time(text: str, present: datetime) -> datetime:
     Raises:
         ValueError: in words fit for a user.
     """
-    ago = _AGO.fullmatch(text)
     try:
-        if ago:
-            return present - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
+        if _AGO.fullmatch(text):
+            return present - parse_duration(text)
         instant = datetime.fromisoformat(text)
         return (instant if instant.tzinfo else instant.replace(tzinfo=UTC)).astimezone(UTC)
     except (ValueError, OverflowError):
@@ -126,6 +125,21 @@ def parse_time(text: str, present: datetime) -> datetime:
             f"{text!r} is no time: give how long ago, such as 90s 30m 2h 7d, or a date, such as 2026-05-05T19:54Z "
             "(UTC unless it has a zone)"
         ) from None
+
+
+def parse_duration(text: str) -> timedelta:
+    """Read how long something lasts: ``90s``, ``30m``, ``2h``, ``7d``, ``1w``.
+
+    Raises:
+        ValueError: in words fit for a user.
+    """
+    match = _AGO.fullmatch(text)
+    try:
+        if match:
+            return timedelta(**{_UNITS[match[2]]: int(match[1])})
+    except OverflowError:
+        pass
+    raise ValueError(f"{text!r} is no span of time, such as 90s 30m 2h 7d")
 
 
 def company_option(function: _F) -> _F:
@@ -188,6 +202,18 @@ def make_safe(text: str) -> str:
 def complain(text: str) -> None:
     """Print one line to stderr."""
     click.echo("webhooks: " + make_safe(" ".join(text.split())), err=True)
+
+
+def without_secrets(document: Mapping[str, Any]) -> Document:
+    """Return a stored webhook as people may see it: of what is sealed only that it is there."""
+    shown = dict(document)
+    for field in ("secrets", "headers"):
+        if isinstance(shown.get(field), list):
+            shown[field] = [
+                {**item, "sealed": "…"} if isinstance(item, Mapping) and "sealed" in item else item
+                for item in shown[field]
+            ]
+    return shown
 
 
 def print_json(json_text: str) -> None:

@@ -20,8 +20,10 @@ from webhooks.cli.common import (
     json_option,
     print_json,
     why_unusable,
+    without_secrets,
 )
 from webhooks.cli.logs_cmd import first_line, print_logs
+from webhooks.cli.secret_cmd import describe_new, get_vault, make_secret
 from webhooks.errors import InvalidWebhook
 from webhooks.logstore import LogQuery, LogStore
 from webhooks.models import TRIGGERS, COTWebhook, format_instant, now, parse_webhook
@@ -29,6 +31,7 @@ from webhooks.models.webhook import TriggerName
 from webhooks.models.wire import to_wire
 from webhooks.mongo import Document
 from webhooks.retry import Outcome
+from webhooks.signing import new_secret
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -94,14 +97,20 @@ def _fields(*, is_new: bool) -> Callable[[_F], _F]:
     "--code", required=True, help="What it is called: a-z, 0-9 and _, unique in its company, never changed again."
 )
 @_fields(is_new=True)
+@click.option("--unsigned", is_flag=True, help="Make no secret: its requests are not signed.")
 @json_option
-def add(company: ObjectId, code: str, as_json: bool, **fields: str | None) -> None:
-    """Add a webhook; it gets events within 5 s."""
+def add(company: ObjectId, code: str, unsigned: bool, as_json: bool, **fields: str | None) -> None:
+    """Add a webhook; it gets events within 5 s.
+
+    Its requests are signed with a secret that is made and shown now, if WEBHOOKS_ENCRYPTION_KEY is set.
+    """
     _check_context(fields, str(fields["trigger"]))
+    webhook_id, vault, text = ObjectId(), get_vault(), new_secret()
+    made = make_secret(text, webhook_id, vault) if vault.has_key and not unsigned else None
     webhook = parse_webhook(
         # Keys in the order of the contract's sample.
         {
-            "_id": str(ObjectId()),
+            "_id": str(webhook_id),
             "company": str(company),
             "isActive": True,
             "trigger": fields["trigger"],
@@ -111,6 +120,7 @@ def add(company: ObjectId, code: str, as_json: bool, **fields: str | None) -> No
             "context": {field: fields[option] or "" for option, field in _CONTEXT_OPTIONS.items()},
             "__v": 0,
             "description": fields["description"] or "",
+            **({"secrets": [made.model_dump(exclude_none=True)]} if made else {}),
         }
     )
     store = get_stores().webhooks
@@ -121,9 +131,15 @@ def add(company: ObjectId, code: str, as_json: bool, **fields: str | None) -> No
         raise InvalidWebhook(f"invalid webhook: code: company {company} has {code!r} already")
     store.add(webhook)
     if as_json:
-        print_json(webhook.to_json())
+        print_json(document_json({**without_secrets(webhook.to_wire()), **({"secret": text} if made else {})}))
         return
-    Table().print([["added", str(webhook.id)], *_describe_wish(webhook)])
+    signed = describe_new(made, text) if made else [["signed", "no"]]
+    Table().print([["added", str(webhook.id)], *_describe_wish(webhook), *signed])
+    if made is None and not unsigned:
+        complain(
+            "note: WEBHOOKS_ENCRYPTION_KEY is not set, so no secret was made; see `webhooks secret --help`, then "
+            f"`webhooks secret rotate {webhook.id}`"
+        )
 
 
 @click.command("list")
@@ -140,7 +156,7 @@ def list_webhooks(company: ObjectId | None, with_inactive: bool, as_json: bool) 
         documents = [document for document in documents if document.get("isActive") is not False]
     if as_json:
         for document in documents:
-            print_json(document_json(_with_reason(document)))
+            print_json(document_json(without_secrets(_with_reason(document))))
         return
     if not documents:
         complain("there are none" if with_inactive else "there are no active ones; --all shows the others")
@@ -177,14 +193,18 @@ def show(reference: str, company: ObjectId | None, as_json: bool) -> None:
     attempts = stores.logs.read(query, _SHOWN_ATTEMPTS)[::-1]
     counts = _count_last_day(stores.logs, document["_id"])
     if as_json:
-        wire = {"webhook": _with_reason(document), "last_24_h": counts, "logs": [log.to_wire() for log in attempts]}
+        wire = {
+            "webhook": without_secrets(_with_reason(document)),
+            "last_24_h": counts,
+            "logs": [log.to_wire() for log in attempts],
+        }
         print_json(document_json(wire))
         return
     reason = why_unusable(document)
     Table().print(
         [
             *([[Cell("INVALID", "red"), Cell(f"gets no events: {reason}", "red")]] if reason else []),
-            *_describe_fields(to_wire(document)),
+            *_describe_fields(to_wire(without_secrets(document))),
         ]
     )
     click.echo()
@@ -255,7 +275,7 @@ def edit(reference: str, company: ObjectId | None, as_json: bool, **fields: str 
     _store_change(webhook, document, changes)
     _warn_of_idle_context(webhook)
     if as_json:
-        print_json(webhook.to_json())
+        print_json(document_json(without_secrets(webhook.to_wire())))
         return
     Table().print([["changed", str(webhook.id)], *_describe_wish(webhook)])
 

@@ -26,6 +26,7 @@ from webhooks.logstore import LogQuery, LogStore
 from webhooks.mongo import open_database
 from webhooks.supervisor import Program, Supervisor, kill_group, spawn
 from webhooks.up import child_env, flower_program, start_servers, worker_program
+from webhooks.vault import new_key
 
 _EVENTS = Path(__file__).parent / "events"
 _COMPANY = "625bcbdcc9a8e3a86dbf041c"  # the company of the sample events
@@ -73,6 +74,7 @@ def _run(data_dir: Path, settings: Settings, supervisor: Supervisor, receiver_po
         "WEBHOOKS_ALLOWED_NETWORKS": "127.0.0.0/8",
         "WEBHOOKS_RETRY_DELAY_S": str(_RETRY_DELAY_S),
         "WEBHOOKS_MAX_RETRIES": "3",
+        "WEBHOOKS_ENCRYPTION_KEY": new_key(),
     }
     _say("Every part is real; all of them listen on loopback only.", bold=True)
     _say(f"Valkey     {embedded.LOOPBACK}:{redis_port}\nMongoDB    {embedded.LOOPBACK}:{mongo_port}")

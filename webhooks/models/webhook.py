@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
@@ -9,7 +10,8 @@ from bson import ObjectId
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from webhooks.errors import InvalidWebhook
-from webhooks.models.wire import Id, WireModel, explain, parse_object_id
+from webhooks.models.headers import MAX_HEADERS, ExtraHeader
+from webhooks.models.wire import Id, Instant, WireModel, explain, parse_object_id
 
 TriggerName = Literal[
     "create-edit-delete-user",
@@ -41,6 +43,9 @@ TRIGGERS: Mapping[str, Trigger] = {
     "logout-user": Trigger("Auth", frozenset({"logout"}), {}),
 }
 
+#: Each makes a signature of 50 to 100 characters in every request, and a rotation needs two.
+MAX_SECRETS = 5
+
 _CODE = re.compile(r"[a-z0-9_]+", re.ASCII)
 
 
@@ -61,6 +66,27 @@ class Context(BaseModel):
     _parse = field_validator("survey", "group", "taskGroup", mode="before")(_parse_context_id)
 
 
+class SigningSecret(BaseModel):
+    """One secret that a webhook's requests are signed with. An element of ``secrets``, which is this project's own."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
+
+    #: What people name it by; says nothing of the secret.
+    id: str
+    scheme: Literal["v1", "v1a"]
+    #: The secret as `vault` sealed it.
+    sealed: str
+    #: ``whpk_…``, what receivers check a v1a signature with; None for v1.
+    public: str | None = None
+    createdAt: Instant  # noqa: N815 - as in the objects of the contract
+    #: From then on it signs no more; None: until it is rotated.
+    expiresAt: Instant | None = None  # noqa: N815
+
+    def is_valid_at(self, instant: datetime) -> bool:
+        """Whether requests are signed with it then."""
+        return self.expiresAt is None or instant < self.expiresAt
+
+
 class COTWebhook(WireModel):
     """One subscription (contract). Other keys are kept.
 
@@ -78,6 +104,10 @@ class COTWebhook(WireModel):
     #: Unique within its company; never changes once saved. Empty only in a document written by hand.
     code: str = ""
     context: Context = Context()
+    #: This project's own. Requests are signed with each one that is valid; empty: they are not signed.
+    secrets: tuple[SigningSecret, ...] = ()
+    #: This project's own: further headers of its requests.
+    headers: tuple[ExtraHeader, ...] = ()
 
     @field_validator("url")
     @classmethod
@@ -94,6 +124,28 @@ class COTWebhook(WireModel):
             raise ValueError("must be small letters, digits and _ only, at least one")
         return code
 
+    @field_validator("secrets", "headers", mode="before")
+    @classmethod
+    def _none(cls, value: object) -> object:
+        return () if value is None else value
+
+    @field_validator("secrets")
+    @classmethod
+    def _check_secrets(cls, secrets: tuple[SigningSecret, ...]) -> tuple[SigningSecret, ...]:
+        if len(secrets) > MAX_SECRETS:
+            raise ValueError(f"are more than {MAX_SECRETS}")
+        return secrets
+
+    @field_validator("headers")
+    @classmethod
+    def _check_headers(cls, headers: tuple[ExtraHeader, ...]) -> tuple[ExtraHeader, ...]:
+        names = [header.name.lower() for header in headers]
+        if len(set(names)) < len(names):
+            raise ValueError("one name stands there twice")
+        if len(headers) > MAX_HEADERS:
+            raise ValueError(f"are more than {MAX_HEADERS}")
+        return headers
+
     @field_validator("context", mode="before")
     @classmethod
     def _no_context(cls, value: object) -> object:
@@ -106,6 +158,8 @@ class COTWebhook(WireModel):
             for field in Context.model_fields.keys() & stored["context"].keys():
                 digits = getattr(self.context, field)
                 stored["context"] = {**stored["context"], field: ObjectId(digits) if digits else ""}
+        if self.secrets:
+            stored["secrets"] = [secret.model_dump(exclude_none=True) for secret in self.secrets]
         return stored
 
     @property

@@ -1,0 +1,262 @@
+"""``webhooks secret``: what requests are signed with, and the key that seals it in MongoDB.
+
+A secret is shown once, when it is made, and never read from the command line: that stands in the process list.
+"""
+
+import json
+import secrets
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import click
+from bson import ObjectId
+
+from webhooks.cli.common import (
+    Table,
+    company_option,
+    complain,
+    find_webhook,
+    get_stores,
+    json_option,
+    parse_duration,
+    print_json,
+)
+from webhooks.config import get_settings
+from webhooks.errors import InvalidWebhook, SecretUnreadable
+from webhooks.models import COTWebhook, format_instant, now, parse_webhook
+from webhooks.models.webhook import MAX_SECRETS, SigningSecret
+from webhooks.mongo import Document
+from webhooks.signing import Scheme, find_scheme, new_secret, public_key
+from webhooks.vault import Vault, new_key
+
+#: How long requests carry the old signature beside the new one, unless it is said otherwise.
+_OVERLAP = "24h"
+_ID_BYTES = 4
+
+
+def get_vault() -> Vault:
+    """Return what seals and opens, with the keys of the settings."""
+    return Vault(get_settings().encryption_key)
+
+
+def make_secret(text: str, webhook_id: ObjectId, vault: Vault) -> SigningSecret:
+    """Seal a secret for a webhook.
+
+    Raises:
+        InvalidWebhook: it is none.
+        SecretUnreadable: there is no key.
+    """
+    scheme = find_scheme(text)
+    return SigningSecret(
+        id=secrets.token_hex(_ID_BYTES),
+        scheme=scheme.value,
+        sealed=vault.seal(text, webhook_id),
+        public=public_key(text) if scheme is Scheme.V1A else None,
+        createdAt=now(),
+    )
+
+
+def read_secret(prompt: str) -> str:
+    """Ask for a secret: hidden at a terminal, else a line of standard input."""
+    if sys.stdin.isatty():
+        return click.prompt(prompt, hide_input=True, err=True)
+    return sys.stdin.readline().rstrip("\r\n")
+
+
+def change_webhook(document: Document, field: str, value: Sequence[Any]) -> None:
+    """Store one of our own fields of a webhook.
+
+    Raises:
+        InvalidWebhook: it cannot be stored; or somebody else changed it since it was read.
+    """
+    # Parsed before it is written: the rules of the whole field are checked there.
+    changed = parse_webhook({**document, field: [item.model_dump(exclude_none=True) for item in value]})
+    if not get_stores().webhooks.replace(changed, field, document.get(field)):
+        raise InvalidWebhook("somebody else has changed this webhook just now: look at it, and try again")
+
+
+@click.group(short_help="Sign requests: make, rotate and remove secrets.")
+def secret() -> None:
+    """Sign requests: make, rotate and remove a webhook's secrets.
+
+    Secrets are sealed in MongoDB with WEBHOOKS_ENCRYPTION_KEY, which workers need as well.
+    """
+
+
+@secret.command("new-key")
+def make_key() -> None:
+    """Print a new key for WEBHOOKS_ENCRYPTION_KEY.
+
+    To change the key put the new one before the old one (NEW,OLD) everywhere, run `webhooks secret reseal`, then take
+    the old one away.
+    """
+    click.echo(new_key())
+
+
+@secret.command()
+@click.argument("reference", metavar="REF")
+@company_option
+@click.option(
+    "--scheme",
+    type=click.Choice([scheme.value for scheme in Scheme]),
+    default=Scheme.V1.value,
+    show_default=True,
+    help="v1: HMAC-SHA256 with a shared secret; v1a: Ed25519, checked with a public key.",
+)
+@click.option("--stdin", "is_given", is_flag=True, help="Use a secret of yours: whsec_… or whsk_…, asked for.")
+@click.option(
+    "--overlap",
+    default=_OVERLAP,
+    show_default=True,
+    metavar="TIME",
+    help="How long requests carry the old signature as well, such as 90s 30m 2h 7d; 0s: no longer.",
+)
+@json_option
+def rotate(reference: str, company: ObjectId | None, scheme: str, is_given: bool, overlap: str, as_json: bool) -> None:
+    """Give a webhook a new secret, its first one or another. REF is an id or a code.
+
+    The old ones of the same scheme go on signing for the overlap, so that the receiver can change its own in peace.
+    """
+    try:
+        lasts = parse_duration(overlap)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--overlap") from None
+    document = find_webhook(get_stores().webhooks, reference, company)
+    webhook = parse_webhook(document)
+    vault = get_vault()
+    text = read_secret("secret") if is_given else new_secret(Scheme(scheme))
+    made = make_secret(text, webhook.id, vault)
+    old = [_expire(old, made.createdAt + lasts) if old.scheme == made.scheme else old for old in webhook.secrets]
+    old = [item for item in old if item.is_valid_at(made.createdAt)]
+    if len(old) >= MAX_SECRETS:
+        raise InvalidWebhook(f"it has {MAX_SECRETS} valid secrets: take one away with `webhooks secret remove`")
+    change_webhook(document, "secrets", [made, *old])
+    if as_json:
+        shown = {**_to_json(made), "webhook": str(webhook.id), "secret": text}
+        print_json(json.dumps({**shown, "older": [_to_json(item) for item in old]}))
+        return
+    rows = [["webhook", f"{webhook.label} ({webhook.id})"], *describe_new(made, text)]
+    rows += [["beside", f"{item.scheme}, secret {item.id}, {_describe_end(item)}"] for item in old]
+    Table().print(rows)
+
+
+def describe_new(made: SigningSecret, text: str) -> list[list[str]]:
+    """Show a new secret, this once, in rows."""
+    signed = ["signed", f"{made.scheme}, secret {made.id}"]
+    if made.public:
+        # Nobody but us ever needs the private key.
+        return [signed, ["key", made.public], ["", "is the public key, with which the receiver checks signatures"]]
+    return [signed, ["secret", text], ["", "is shown this once; the receiver checks signatures with it"]]
+
+
+def _expire(item: SigningSecret, at: datetime) -> SigningSecret:
+    return item if item.expiresAt is not None and item.expiresAt < at else item.model_copy(update={"expiresAt": at})
+
+
+@secret.command("list")
+@click.argument("reference", metavar="REF")
+@company_option
+@json_option
+def list_secrets(reference: str, company: ObjectId | None, as_json: bool) -> None:
+    """List a webhook's secrets, without the secrets themselves. REF is an id or a code."""
+    webhook = parse_webhook(find_webhook(get_stores().webhooks, reference, company))
+    if as_json:
+        for item in webhook.secrets:
+            print_json(json.dumps(_to_json(item)))
+        return
+    if not webhook.secrets:
+        complain(f"it has none, so its requests are not signed; `webhooks secret rotate {reference}` makes one")
+        return
+    Table().print([["ID", "SCHEME", "SINCE", "STATE"], *(_row(item) for item in webhook.secrets)])
+
+
+def _row(item: SigningSecret) -> list[str]:
+    return [item.id, item.scheme, format_instant(item.createdAt), _describe_end(item)]
+
+
+def _describe_end(item: SigningSecret) -> str:
+    if item.expiresAt is None:
+        return "signs"
+    return ("signs until " if item.is_valid_at(now()) else "expired at ") + format_instant(item.expiresAt)
+
+
+def _to_json(item: SigningSecret) -> dict[str, Any]:
+    return {
+        "id": item.id,
+        "scheme": item.scheme,
+        "public": item.public,
+        "createdAt": format_instant(item.createdAt),
+        "expiresAt": item.expiresAt and format_instant(item.expiresAt),
+    }
+
+
+@secret.command("public-key")
+@click.argument("reference", metavar="REF")
+@company_option
+def show_public_key(reference: str, company: ObjectId | None) -> None:
+    """Print the public keys with which a receiver checks v1a signatures, the newest first. REF is an id or a code."""
+    webhook = parse_webhook(find_webhook(get_stores().webhooks, reference, company))
+    keys = [item.public for item in webhook.secrets if item.public and item.is_valid_at(now())]
+    if not keys:
+        raise click.ClickException(f"it has none; `webhooks secret rotate {reference} --scheme v1a` makes one")
+    for key in keys:
+        click.echo(key)
+
+
+@secret.command()
+@click.argument("reference", metavar="REF")
+@click.argument("secret_id", metavar="SECRET_ID")
+@company_option
+@click.option("--unsigned", is_flag=True, help="Also when it is the last: requests are not signed any more then.")
+def remove(reference: str, secret_id: str, company: ObjectId | None, unsigned: bool) -> None:
+    """Take a secret away at once, such as one that has leaked. REF is an id or a code, SECRET_ID as `list` shows it."""
+    document = find_webhook(get_stores().webhooks, reference, company)
+    webhook = parse_webhook(document)
+    kept = [item for item in webhook.secrets if item.id != secret_id]
+    if len(kept) == len(webhook.secrets):
+        raise click.ClickException(f"it has no secret {secret_id}; `webhooks secret list {reference}` shows them")
+    if not any(item.is_valid_at(now()) for item in kept) and not unsigned:
+        raise click.ClickException(
+            f"it is the last that signs: make another one first (`webhooks secret rotate {reference}`), "
+            "or give --unsigned"
+        )
+    change_webhook(document, "secrets", [item for item in kept if item.is_valid_at(now())])
+    click.echo(f"secret {secret_id} of {webhook.label} ({webhook.id}) is removed")
+
+
+@secret.command()
+def reseal() -> None:
+    """Seal everything anew with the first key of WEBHOOKS_ENCRYPTION_KEY.
+
+    Exits with 1 if something cannot be opened.
+    """
+    vault, stores = get_vault(), get_stores()
+    if not vault.has_key:
+        raise SecretUnreadable("WEBHOOKS_ENCRYPTION_KEY is not set")
+    done = failed = 0
+    for document in stores.webhooks.list_all():
+        try:
+            done += _reseal_one(document, vault)
+        except (SecretUnreadable, InvalidWebhook) as error:
+            failed += 1
+            complain(f"webhook {document.get('_id')} is left as it was: {error}")
+    click.echo(f"sealed anew: {done}" + (f", left: webhooks {failed}" if failed else ""))
+    if failed:
+        raise click.exceptions.Exit(1)
+
+
+def _reseal_one(document: Document, vault: Vault) -> int:
+    if not document.get("secrets") and not document.get("headers"):
+        return 0
+    webhook: COTWebhook = parse_webhook(document)
+    count = 0
+    for field in ("secrets", "headers"):
+        items = getattr(webhook, field)
+        fresh = [i.model_copy(update={"sealed": vault.reseal(i.sealed)}) if i.sealed else i for i in items]
+        sealed = sum(item.sealed is not None for item in items)
+        if sealed:
+            change_webhook(document, field, fresh)
+        count += sealed
+    return count

@@ -1,0 +1,98 @@
+"""Further headers that a webhook's requests carry: which ones may be set, and how they are stored.
+
+Owns the rule. Never opens a sealed value. Called by `models.webhook` and, before something is sealed, by `cli`.
+"""
+
+import re
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, field_validator, model_validator
+
+#: A receiver reads some KiB of headers at most; many stop at 8 KiB for all of them.
+MAX_HEADERS = 20
+MAX_VALUE_CHARS = 2048
+
+#: RFC 9110, 5.6.2: a token.
+_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}", re.ASCII)
+#: RFC 9110, 5.5, without what is obsolete: ASCII that can be seen, with spaces and tabs inside.
+_VALUE = re.compile(r"[!-~](?:[\t -~]*[!-~])?", re.ASCII)
+
+#: Set by us in each request.
+_OURS = {
+    "accept",
+    "accept-encoding",
+    "content-length",
+    "content-type",
+    "host",
+    "user-agent",
+    "webhook-id",
+    "webhook-signature",
+    "webhook-timestamp",
+}
+#: RFC 9110, 7.6.1, and the older ones that proxies still know; and what changes how a request is read.
+_HOP_BY_HOP = {
+    "connection",
+    "content-encoding",
+    "expect",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+}
+
+
+def check_header(name: str, value: str) -> None:
+    """Check a header that somebody wants to set.
+
+    Raises:
+        ValueError: in words fit for a user, without the value.
+    """
+    check_header_name(name)
+    if len(value) > MAX_VALUE_CHARS:
+        raise ValueError(f"the value of {name} is longer than {MAX_VALUE_CHARS} characters")
+    if not _VALUE.fullmatch(value):
+        raise ValueError(f"the value of {name} must be ASCII without line breaks or spaces at its ends, and not empty")
+
+
+def check_header_name(name: str) -> None:
+    """Check a header's name alone.
+
+    Raises:
+        ValueError: in words fit for a user.
+    """
+    if not _NAME.fullmatch(name):
+        raise ValueError("a header's name must be letters, digits and - only, up to 100")
+    if name.lower() in _OURS:
+        raise ValueError(f"{name} is set by this project")
+    if name.lower() in _HOP_BY_HOP:
+        raise ValueError(f"{name} belongs to the connection and cannot be set")
+
+
+class ExtraHeader(BaseModel):
+    """One further header of a webhook's requests."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
+
+    name: str
+    #: None where it is sealed.
+    value: str | None = None
+    #: The value as `vault` sealed it; None where it stands in the clear.
+    sealed: str | None = None
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        check_header_name(name)
+        return name
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.value is None) == (self.sealed is None):
+            raise ValueError("a header must have either a value or a sealed one")
+        if self.value is not None:
+            check_header(self.name, self.value)
+        return self

@@ -1,0 +1,129 @@
+"""Signatures of Standard Webhooks: how a receiver knows that a request is ours and was not changed.
+
+Owns the forms of secrets and the arithmetic of signatures; pure. Never stores a secret (`vault` seals them) and never
+decides which ones a webhook has. Called by `delivery` and `cli`.
+
+Source: the Standard Webhooks specification 1.0. What is signed is ``id.timestamp.body``; a signature is ``v1,`` with
+HMAC-SHA256 or ``v1a,`` with Ed25519 (RFC 8032), in base64.
+"""
+
+import binascii
+import hashlib
+import hmac
+import secrets
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Iterable
+from enum import StrEnum
+from functools import lru_cache
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+
+from webhooks.errors import InvalidWebhook
+
+#: Bytes that a symmetric secret may have (the specification's bounds), and that one of ours has.
+_MIN_SECRET_BYTES, _MAX_SECRET_BYTES = 24, 64
+_OUR_SECRET_BYTES = 32
+#: An Ed25519 seed; and the seed with its public key behind it, as other senders write private keys.
+_SEED_BYTES, _KEY_PAIR_BYTES = 32, 64
+#: Secrets ready for use that a process keeps, so that not each attempt has to make them ready.
+_CACHE_SIZE = 10_000
+
+
+class Scheme(StrEnum):
+    """How a request is signed."""
+
+    #: HMAC-SHA256: who can check a signature can also make one.
+    V1 = "v1"
+    #: Ed25519: checked with a public key.
+    V1A = "v1a"
+
+
+#: What each scheme's secrets begin with.
+_PREFIXES = {Scheme.V1: "whsec_", Scheme.V1A: "whsk_"}
+_PUBLIC_PREFIX = "whpk_"
+
+
+def new_secret(scheme: Scheme = Scheme.V1) -> str:
+    """Make a secret: ``whsec_…`` for v1, the private key ``whsk_…`` for v1a."""
+    if scheme is Scheme.V1:
+        return _write(_PREFIXES[scheme], secrets.token_bytes(_OUR_SECRET_BYTES))
+    key = Ed25519PrivateKey.generate()
+    seed = key.private_bytes(Encoding.Raw, PrivateFormat.Raw, NoEncryption())
+    return _write(_PREFIXES[scheme], seed + key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw))
+
+
+def find_scheme(secret: str) -> Scheme:
+    """Say what a secret is for, and check it.
+
+    Raises:
+        InvalidWebhook: it is none; the text does not repeat it.
+    """
+    scheme = next((scheme for scheme, prefix in _PREFIXES.items() if secret.startswith(prefix)), None)
+    if scheme is None:
+        raise InvalidWebhook("invalid secret: must begin with whsec_ or whsk_")
+    _load(secret)
+    return scheme
+
+
+def public_key(private_key: str) -> str:
+    """Return the public key ``whpk_…`` of a private key ``whsk_…``.
+
+    Raises:
+        InvalidWebhook: it is none.
+    """
+    key = _read_ed25519(private_key)
+    return _write(_PUBLIC_PREFIX, key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw))
+
+
+def sign(using: Iterable[str], message_id: str, timestamp: int, body: bytes) -> str:
+    """Return the value of the header ``webhook-signature``.
+
+    Args:
+        using: secrets; each gives one signature, in their order. During a rotation there are several.
+        message_id: the value of ``webhook-id``.
+        timestamp: the value of ``webhook-timestamp``, seconds since 1970.
+        body: as it is sent.
+
+    Raises:
+        InvalidWebhook: one of the secrets is none.
+    """
+    content = f"{message_id}.{timestamp}.".encode() + body
+    return " ".join(_load(secret)(content) for secret in using)
+
+
+@lru_cache(maxsize=_CACHE_SIZE)
+def _load(secret: str) -> Callable[[bytes], str]:
+    """Return what makes one secret's signature of some content."""
+    if secret.startswith(_PREFIXES[Scheme.V1A]):
+        key = _read_ed25519(secret)
+        return lambda content: f"v1a,{b64encode(key.sign(content)).decode()}"
+    raw = _read(secret, _PREFIXES[Scheme.V1])
+    if not _MIN_SECRET_BYTES <= len(raw) <= _MAX_SECRET_BYTES:
+        raise InvalidWebhook(
+            f"invalid secret: must be {_MIN_SECRET_BYTES} to {_MAX_SECRET_BYTES} bytes in base64 behind whsec_"
+        )
+    return lambda content: f"v1,{b64encode(hmac.digest(raw, content, hashlib.sha256)).decode()}"
+
+
+def _read_ed25519(private_key: str) -> Ed25519PrivateKey:
+    raw = _read(private_key, _PREFIXES[Scheme.V1A])
+    if len(raw) not in (_SEED_BYTES, _KEY_PAIR_BYTES):
+        raise InvalidWebhook("invalid private key: must be 32 or 64 bytes in base64 behind whsk_")
+    key = Ed25519PrivateKey.from_private_bytes(raw[:_SEED_BYTES])
+    if raw[_SEED_BYTES:] not in (b"", key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)):
+        raise InvalidWebhook("invalid private key: its two halves do not belong together")
+    return key
+
+
+def _read(text: str, prefix: str) -> bytes:
+    if not text.startswith(prefix):
+        raise InvalidWebhook(f"invalid secret: must begin with {prefix}")
+    try:
+        return b64decode(text.removeprefix(prefix), validate=True)
+    except (binascii.Error, ValueError):
+        raise InvalidWebhook(f"invalid secret: must be base64 behind {prefix}") from None
+
+
+def _write(prefix: str, raw: bytes) -> str:
+    return prefix + b64encode(raw).decode()
