@@ -1,8 +1,27 @@
 """Flower's options for `celery -A webhooks flower`, each with its reason. Flower runs this file before it starts."""
 
-# Who sees Flower sees every company's webhooks and can stop workers, and Flower itself asks for no password. Beyond
-# loopback it belongs behind `--auth` or `--basic-auth`: see the README.
-address = "127.0.0.1"
+from ipaddress import ip_address
+
+import click
+from tornado.options import options
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+# Who sees Flower sees every company's webhooks and can stop workers, and Flower by itself asks for no password. So it
+# listens on this machine alone, unless the command line or FLOWER_ADDRESS says otherwise, and then it wants to know
+# who may come in. Flower has read both before this file.
+address = options.address or "127.0.0.1"
+if not (_is_loopback(address) or options.basic_auth or options.auth):
+    raise click.ClickException(
+        f"Flower would be open to everybody who reaches {address}: set FLOWER_BASIC_AUTH=USER:PASSWORD, or give --auth "
+        "with an OAuth provider; see the README"
+    )
 
 # An attempt at a glance: which event went to which webhook (args), and what came back (result, or the exception of a
 # failed attempt). The payload is in none of them.
