@@ -19,9 +19,10 @@ from requests.structures import CaseInsensitiveDict
 from webhooks.errors import ErrorKind, NoResponse
 from webhooks.guard import Network
 from webhooks.sender.attempt import Attempt, Phase, Timings, current_attempt, hang_up
-from webhooks.sender.connection import Adapter, Connector, bad_response, make_tls_context
+from webhooks.sender.connection import Adapter, Connector, make_tls_context
 from webhooks.sender.readable import BodyCollector, to_text
 from webhooks.sender.resolver import Resolver
+from webhooks.sender.response import bad_response
 from webhooks.sender.target import Target, parse_target
 
 #: Bytes asked for at a time.
@@ -149,7 +150,7 @@ class Sender:
             else:
                 is_whole = True
         except urllib3.exceptions.HTTPError as error:
-            # Short of its Content-Length, or a bad chunk: a response that did not arrive whole is no response.
+            # Short of its Content-Length: a response that did not arrive whole is no response.
             raise NoResponse(ErrorKind.ABORTED, "aborted") from error
         finally:
             if not is_whole:

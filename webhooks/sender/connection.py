@@ -6,16 +6,14 @@ where it happens. Called by `client`.
 
 Overridden, and what of them is relied on:
 
-- urllib3 2.8: ``HTTPConnection.connect``, ``request``, ``send``, ``getresponse``, ``response_class``;
-  ``HTTPConnectionPool.ConnectionCls``; ``PoolManager.pool_classes_by_scheme``.
+- urllib3 2.8: ``HTTPConnection.connect``, ``request``, ``send``, ``getresponse``,
+  ``response_class``; ``HTTPConnectionPool.ConnectionCls``; ``PoolManager.pool_classes_by_scheme``.
 - requests 2.34: ``HTTPAdapter.init_poolmanager``, ``build_connection_pool_key_attributes``, ``cert_verify``,
   ``build_response``, ``close``.
-- Python: ``socket.socket``; ``ssl.SSLSocket`` by way of ``SSLContext.sslsocket_class``;
-  ``http.client.HTTPResponse.begin`` and its ``fp``.
+- Python: ``socket.socket``; ``ssl.SSLSocket`` by way of ``SSLContext.sslsocket_class``.
 """
 
 import http.client
-import re
 import socket
 import ssl
 import time
@@ -33,12 +31,10 @@ from webhooks.errors import ErrorKind, NoResponse
 from webhooks.guard import Network, classify
 from webhooks.sender.attempt import Attempt, Phase, connect_failed, current_attempt, hang_up, tls_failed
 from webhooks.sender.resolver import Endpoint, Resolver
+from webhooks.sender.response import StrictResponse, bad_response
 
 #: Addresses of one host that are tried. A name server can answer with hundreds.
 MAX_ADDRESSES = 4
-
-#: Bytes that all heads of one response may have, 1xx ones included. Node.js allows 16 KiB, servers send 1 KiB.
-MAX_HEAD_BYTES = 64 * 1024
 
 #: Endpoints whose idle connections are kept; beyond that the one that was used least recently is closed.
 MAX_ENDPOINTS = 256
@@ -46,11 +42,6 @@ MAX_ENDPOINTS = 256
 #: Seconds after which a connection is not used again, so that a receiver that moved is followed even when its old
 #: address still answers.
 MAX_CONNECTION_AGE_S = 300.0
-
-_STATUS_LINE = re.compile(rb"HTTP/1\.[01] [1-9][0-9]{2}(?: [^\r\n\0]*)?\r?\n")
-_HEADER_LINE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\r\n\0]*\r?\n")
-#: RFC 9112, 5.2: obsolete, to be accepted from a server.
-_FOLDED_LINE = re.compile(rb"[ \t][^\r\n\0]*\r?\n")
 
 
 class _Socket(socket.socket):
@@ -113,93 +104,6 @@ def _write_failed(attempt: Attempt, error: OSError) -> Exception:
         return failure
     attempt.write_error = failure
     return BrokenPipeError(*error.args)
-
-
-class _HeadReader:
-    """Stands in for a response's file while its head is read: strict about lines, bounded in size.
-
-    ``http.client`` alone takes a head that breaks off for a whole one, reads ``1_0_0`` as a number, hands lines that
-    are no headers to a parser for e-mail, and follows 1xx responses without end.
-    """
-
-    def __init__(self, file: Any) -> None:
-        self._file = file
-        self._bytes_left = MAX_HEAD_BYTES
-        self._at_status_line = True
-
-    def readline(self, limit: int) -> bytes:
-        """Return the next line; ``b""`` only where the connection closed before a response began."""
-        line: bytes = self._file.readline(min(limit, self._bytes_left + 1))
-        self._bytes_left -= len(line)
-        if self._bytes_left < 0 or len(line) >= limit:
-            raise bad_response("Header overflow")
-        if self._at_status_line:
-            if not line:
-                return line
-            self._check_complete(line, b"HTTP/"[: len(line)])
-            if not _STATUS_LINE.fullmatch(line):
-                raise bad_response("Expected HTTP/1.0 or HTTP/1.1")
-            self._at_status_line = False
-        else:
-            self._check_complete(line, b"")
-            if line in (b"\r\n", b"\n"):
-                self._at_status_line = True  # of what may follow a 1xx response
-            elif not _HEADER_LINE.fullmatch(line) and not _FOLDED_LINE.fullmatch(line):
-                raise bad_response("Invalid header line")
-        return line
-
-    def _check_complete(self, line: bytes, expected_start: bytes) -> None:
-        if not line.endswith(b"\n") and line.startswith(expected_start):
-            raise NoResponse(ErrorKind.ABORTED, "aborted")
-
-    def flush(self) -> None:
-        """Do nothing; ``http.client.HTTPResponse.close`` calls it."""
-
-    def close(self) -> None:
-        self._file.close()
-
-
-class _ResponseHead(http.client.HTTPResponse):
-    """A response whose head is read strictly, and whose framing is not open to two readings."""
-
-    def begin(self) -> None:
-        file = self.fp
-        self.fp = cast(Any, _HeadReader(file))
-        try:
-            super().begin()
-            # http.client skips 100 alone; 103 and others would be taken for the response (RFC 9110, 15.2).
-            while self.status < 200 and self.status != http.HTTPStatus.SWITCHING_PROTOCOLS:
-                self.headers = self.msg = cast(Any, None)
-                super().begin()
-        finally:
-            if self.fp is not None:
-                self.fp = file
-        self._check_framing()
-
-    def _check_framing(self) -> None:
-        """Refuse what RFC 9112, 6.3, calls invalid, before http.client and urllib3 each make up their minds."""
-        encodings = self.headers.get_all("transfer-encoding", [])
-        lengths = self.headers.get_all("content-length", [])
-        if encodings and (len(encodings) > 1 or encodings[0].strip().lower() != "chunked"):
-            raise bad_response("Unknown Transfer-Encoding")
-        if encodings and lengths:
-            # Chunks count, and what follows on this connection is not to be trusted.
-            del self.headers["content-length"]
-            self.will_close = True
-        elif lengths:
-            values = {part.strip() for value in lengths for part in value.split(",")}
-            if len(values) > 1 or not all(re.fullmatch("[0-9]{1,18}", value) for value in values):
-                raise bad_response("Invalid Content-Length")
-            if len(lengths) > 1 or "," in lengths[0]:
-                del self.headers["content-length"]
-                self.headers["content-length"] = values.pop()
-        if self.status == http.HTTPStatus.SWITCHING_PROTOCOLS:
-            self.will_close = True  # we asked for no other protocol
-
-
-def bad_response(reason: str) -> NoResponse:
-    """Return the error for something that is not HTTP; Node.js words it so."""
-    return NoResponse(ErrorKind.BAD_RESPONSE, f"Parse Error: {reason}")
 
 
 class Connector:
@@ -277,7 +181,7 @@ def _ip_port(endpoint: Endpoint) -> str:
 # attribute of a subclass that `Adapter` makes for itself.
 class _Connection(HTTPConnection):
     connector: Connector
-    response_class = _ResponseHead
+    response_class = StrictResponse
 
     _opened_at = 0.0
     _peer: str | None = None
@@ -411,6 +315,8 @@ class Adapter(HTTPAdapter):
         response = Response()
         response.status_code = resp.status
         response.headers.update(resp.headers)
+        # urllib3 would make its decoders for it, which we do not use, and refuse a list that it finds too long.
+        resp.headers.discard("Content-Encoding")
         response.raw = resp
         response.reason = resp.reason
         response.url = req.url or ""
