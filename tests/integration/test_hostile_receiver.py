@@ -4,13 +4,15 @@ Deadlines against receivers that stall or drip, and connections that break off, 
 """
 
 import functools
+import time
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests import receiver as r
-from tests.receiver import Receiver
+from tests.receiver import Authority, Receiver
 from tests.senders import SLACK_S, MakeSender, Measured, MeasuredSender
 from webhooks.errors import ErrorKind
 
@@ -364,6 +366,60 @@ def test_nothing_in_a_response_is_followed_or_kept(make_sender: MakeSender, stat
         one, two = receiver.requests
     assert (first.status, first.error_kind, second.status) == (status, None, 200)
     assert sorted(one.headers.items) == sorted(two.headers.items)
+
+
+# --- what comes behind a response ------------------------------------------------------------------------------------
+
+POISON = r.response(202, b"poison")
+#: Python reads a head from the socket in pieces of this many bytes; what lies behind stays with OpenSSL.
+BUFFER_BYTES = 8192
+
+
+def whole_response(size: int) -> bytes:
+    """Return a response of ``size`` bytes, head and all."""
+    head_bytes = len(r.response(200, b"x" * 1000)) - 1000
+    return r.response(200, b"x" * (size - head_bytes))
+
+
+def in_two_parts(first: bytes, second: bytes) -> r.Behaviour:
+    """Write something, and something more when the answer has been taken for whole."""
+
+    def act(wire: r.Wire, _: r.Recorded) -> bool:
+        wire.send(first)
+        wire.sleep(0.1)
+        wire.send(second)
+        return True
+
+    return r.Behaviour(act)
+
+
+SURPLUS = {
+    "in-the-buffer": r.raw(r.response(200, b"ok") + POISON, keep=True),
+    "half-in-the-buffer": in_two_parts(r.response(200, b"ok") + POISON[:9], POISON[9:]),
+    "one-byte-in-the-buffer": r.raw(r.response(200, b"ok") + b"\n", keep=True),
+    "behind-the-buffer": r.raw(whole_response(BUFFER_BYTES) + POISON, keep=True),
+    "behind-204": r.raw(b"HTTP/1.1 204 No\r\nContent-Length: 0\r\n\r\n" + POISON, keep=True),
+    "behind-304": r.raw(b"HTTP/1.1 304 No\r\nContent-Length: 99\r\n\r\n" + POISON, keep=True),
+    "chunks-behind-204": r.raw(b"HTTP/1.1 204 No\r\nTransfer-Encoding: chunked\r\n\r\n" + POISON, keep=True),
+    "behind-chunks": r.raw(CHUNKED + b"0\r\n\r\n" + POISON, keep=True),
+    "length-too-short": r.raw(OK + b"Content-Length: 2\r\n\r\nok" + POISON, keep=True),
+    "later": in_two_parts(r.response(200, b"ok"), POISON),
+}
+
+
+@pytest.mark.parametrize("use_tls", [False, True], ids=["http", "https"])
+@pytest.mark.parametrize("behaviour", SURPLUS.values(), ids=SURPLUS.keys())
+def test_what_comes_behind_a_response_answers_no_other_request(
+    make_sender: MakeSender, authority: Authority, ca_file: Path, behaviour: r.Behaviour, use_tls: bool
+) -> None:
+    with Receiver(tls=authority.context() if use_tls else None).then(behaviour) as receiver:
+        sender = make_sender(ca_bundle=ca_file, max_response_bytes=2 * BUFFER_BYTES)
+        first = sender.post(receiver.url, {}, b"")
+        time.sleep(0.2)
+        second = sender.post(receiver.url, {}, b"")
+        assert [request.connection for request in receiver.requests] == [0, 1]
+    assert first.status in {200, 204, 304}
+    assert (second.status, second.text) == (200, "ok")
 
 
 @pytest.mark.parametrize(

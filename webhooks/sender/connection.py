@@ -6,14 +6,16 @@ where it happens. Called by `client`.
 
 Overridden, and what of them is relied on:
 
-- urllib3 2.8: ``HTTPConnection.connect``, ``request``, ``send``, ``getresponse``,
+- urllib3 2.8: ``HTTPConnection.connect``, ``request``, ``send``, ``getresponse``, ``is_connected``,
   ``response_class``; ``HTTPConnectionPool.ConnectionCls``; ``PoolManager.pool_classes_by_scheme``.
 - requests 2.34: ``HTTPAdapter.init_poolmanager``, ``build_connection_pool_key_attributes``, ``cert_verify``,
   ``build_response``, ``close``.
 - Python: ``socket.socket``; ``ssl.SSLSocket`` by way of ``SSLContext.sslsocket_class``.
 """
 
+import errno
 import http.client
+import os
 import socket
 import ssl
 import time
@@ -49,8 +51,16 @@ class _Socket(socket.socket):
 
     #: Set anew for each request on a connection.
     attempt: Attempt
+    is_dry = False
+    has_surplus = False
+
+    def surplus(self) -> int:
+        """Return 0: nothing waits between the kernel, which the pool asks, and Python's buffer."""
+        return 0
 
     def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
+        if self.is_dry:
+            raise _nothing_to_read()
         self.attempt.limit(self)
         try:
             count = super().recv_into(buffer, nbytes, flags)
@@ -71,12 +81,20 @@ class _TLSSocket(ssl.SSLSocket):
     """The same over TLS. ``recv_into`` and ``sendall`` of its base come down to these."""
 
     attempt: Attempt
+    is_dry = False
+    has_surplus = False
+
+    def surplus(self) -> int:
+        """Return the bytes that OpenSSL has decrypted, which the kernel does not tell the pool of."""
+        return self.pending()
 
     def do_handshake(self, block: bool = False) -> None:
         self.attempt.limit(self)
         super().do_handshake(block)
 
     def read(self, len: int = 1024, buffer: Any = None) -> Any:  # noqa: A002 - ssl's name
+        if self.is_dry:
+            raise _nothing_to_read()
         self.attempt.limit(self)
         try:
             data = super().read(len, buffer)
@@ -91,6 +109,11 @@ class _TLSSocket(ssl.SSLSocket):
             return super().send(data, flags)
         except OSError as error:
             raise _write_failed(self.attempt, error) from error
+
+
+def _nothing_to_read() -> BlockingIOError:
+    # What a socket without a timeout says; Python's buffer makes an empty answer of it.
+    return BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
 
 def _write_failed(attempt: Attempt, error: OSError) -> Exception:
@@ -187,6 +210,11 @@ class _Connection(HTTPConnection):
     _peer: str | None = None
     #: Parts of a request not yet written; ``None`` when there is none under construction.
     _held: list[bytes] | None = None
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the pool may hand it out again: open, and nothing on it that nobody asked for."""
+        return super().is_connected and not cast(_Socket | _TLSSocket, self.sock).has_surplus
 
     def connect(self) -> None:
         attempt = current_attempt.get()

@@ -1,19 +1,19 @@
 """A response as it is read off the wire: strict about lines and framing, bounded in size.
 
-Owns what of an answer counts as HTTP. Never keeps a body
+Owns what of an answer counts as HTTP, and when a connection has more on it than its answer. Never keeps a body
 (`client` does, up to its cap). Called by `connection`, whose sockets it reads.
 
 ``http.client`` alone takes a head that breaks off for a whole one, reads ``1_0_0`` as a number, hands lines that are no
 headers to a parser for e-mail, follows 1xx responses and trailers without end, takes any two bytes for the end of a
 chunk, and reads without bound after a chunk of size -1.
 
-Overridden, and what of it is relied on: Python's ``http.client.HTTPResponse``: ``begin``, ``fp``,
+Overridden, and what of it is relied on: Python's ``http.client.HTTPResponse``: ``begin``, ``_close_conn``, ``fp``,
 ``chunked``, ``length`` and ``will_close``.
 """
 
 import http.client
 import re
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from webhooks.errors import ErrorKind, NoResponse
 
@@ -48,6 +48,19 @@ def bad_response(reason: str) -> NoResponse:
 
 def _aborted() -> NoResponse:
     return NoResponse(ErrorKind.ABORTED, "aborted")
+
+
+class Wire(Protocol):
+    """What of a socket is needed here."""
+
+    #: While set, reading gives what has arrived in Python's buffer and nothing from the network.
+    is_dry: bool
+    #: Set when more had arrived than the response; the connection is not to be used again.
+    has_surplus: bool
+
+    def surplus(self) -> int:
+        """Return how many bytes wait between the network and Python's buffer, where anything does."""
+        ...
 
 
 class _HeadReader:
@@ -168,6 +181,7 @@ class StrictResponse(http.client.HTTPResponse):
 
     def __init__(self, sock: Any, *args: Any, **kw: Any) -> None:
         super().__init__(sock, *args, **kw)
+        self._wire: Wire = sock
         self._buffer: Any = self.fp
 
     def begin(self) -> None:
@@ -209,3 +223,13 @@ class StrictResponse(http.client.HTTPResponse):
                     self.length = int(value)
         if self.status == http.HTTPStatus.SWITCHING_PROTOCOLS:
             self.will_close = True  # we asked for no other protocol
+
+    def _close_conn(self) -> None:
+        """Let go of the connection; called at the response's end, or when it is given up."""
+        # What came behind the response would be taken for the answer to the next request.
+        self._wire.is_dry = True
+        try:
+            self._wire.has_surplus = bool(self._buffer.peek(1)) or self._wire.surplus() > 0
+        finally:
+            self._wire.is_dry = False
+        super()._close_conn()  # pyright: ignore[reportAttributeAccessIssue]
