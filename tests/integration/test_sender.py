@@ -52,7 +52,7 @@ def test_post_timings(make_sender: MakeSender, authority: Authority, ca_file: Pa
     assert len(known) == len(phases)
     assert min(known) >= 0
     assert first.wait_ms is not None
-    assert first.wait_ms >= 100
+    assert first.wait_ms >= 80  # we may come to look at the clock late
     assert sum(known) <= first.total_ms
     assert (second.lookup_ms, second.connect_ms, second.tls_ms) == (None, None, None)
     assert None not in (second.send_ms, second.wait_ms, second.read_ms)
