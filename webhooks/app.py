@@ -79,6 +79,7 @@ def get_services() -> Services:
     logs, ledger = LogStore(database), Ledger(database, settings.claim_s)
     sender = Sender(
         allowed_networks=settings.allowed_networks,
+        allowed_ports=settings.allowed_ports,
         connect_timeout_s=settings.connect_timeout_s,
         total_timeout_s=settings.total_timeout_s,
         max_response_bytes=settings.max_response_bytes,

@@ -4,6 +4,7 @@ Owns their names, units, defaults and checks. Never opens a connection. Called b
 values on; modules of lower layers get them as arguments.
 """
 
+import re
 from base64 import urlsafe_b64decode
 from functools import cache
 from ipaddress import IPv4Network, IPv6Network, ip_network
@@ -19,6 +20,8 @@ Network = IPv4Network | IPv6Network
 
 #: Of a key of the cipher that `vault` uses.
 _KEY_BYTES = 32
+_PORTS = re.compile(r"([0-9]{1,5})(?:\s*-\s*([0-9]{1,5}))?")
+_MAX_PORT = 65535
 
 
 class Settings(BaseSettings):
@@ -55,6 +58,11 @@ class Settings(BaseSettings):
     )
     allowed_networks: Annotated[tuple[Network, ...], NoDecode] = Field(
         default=(), description="addresses that requests may go to besides public ones: CIDRs, comma-separated"
+    )
+    allowed_ports: Annotated[frozenset[int] | None, NoDecode] = Field(
+        default=None,
+        description="ports that requests may go to, such as `80,443,8000-8999`; empty: all at which no well-known "
+        "service but HTTP listens",
     )
     ca_bundle: Path | None = Field(
         default=None, description="PEM file of certificate authorities to trust instead of certifi's list"
@@ -125,6 +133,22 @@ class Settings(BaseSettings):
         if not all(_is_key(key) for key in value):
             raise ValueError("must be keys as `webhooks secret new-key` makes them, comma-separated")
         return value
+
+    @field_validator("allowed_ports", mode="before")
+    @classmethod
+    def _split_ports(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        if not value.strip():
+            return None
+        ports: set[int] = set()
+        for part in value.split(","):
+            match = _PORTS.fullmatch(part.strip())
+            first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+            if not 0 < first <= last <= _MAX_PORT:
+                raise ValueError("must be ports and ranges from 1 to 65535, such as 80,443,8000-8999")
+            ports.update(range(first, last + 1))
+        return frozenset(ports)
 
     @field_validator("ca_bundle", mode="before")
     @classmethod

@@ -67,7 +67,7 @@ class ErrorKind(StrEnum):
     BAD_RESPONSE = "bad_response"
     #: The total deadline passed.
     TIMEOUT = "timeout"
-    #: The webhook's host is, or resolves to, an address that requests may not go to.
+    #: The webhook's host is, or resolves to, an address that requests may not go to, or its port is such a one.
     NOT_ALLOWED = "not_allowed"
     #: The webhook's URL cannot be requested at all.
     BAD_URL = "bad_url"

@@ -418,6 +418,17 @@ def test_one_address_not_allowed_refuses_the_name_without_telling_it(
     assert_failed(answer, ErrorKind.NOT_ALLOWED, f"address not allowed: inner.test:{receiver.port}")
 
 
+def test_allowed_network_does_not_open_ports(make_sender: MakeSender) -> None:
+    with Receiver() as receiver:
+        others = frozenset({receiver.port - 1, receiver.port + 1})
+        refused, allowed = (
+            make_sender(allowed_ports=ports).post(receiver.url, {}, b"") for ports in (others, {receiver.port})
+        )
+        assert receiver.connections == 1
+    assert_failed(refused, ErrorKind.NOT_ALLOWED, f"port {receiver.port} is not allowed")
+    assert allowed.status == 200
+
+
 def test_odd_spelling_of_an_allowed_address_is_connected_to(make_sender: MakeSender) -> None:
     with Receiver() as receiver:
         answer = make_sender().post(f"http://0x7f.1:{receiver.port}/", {}, b"")

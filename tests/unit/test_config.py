@@ -13,6 +13,22 @@ def test_networks_are_split_at_commas(monkeypatch: pytest.MonkeyPatch):
     assert get_settings().allowed_networks == (ip_network("10.0.0.0/8"), ip_network("fd00::/8"))
 
 
+@pytest.mark.parametrize(
+    ("value", "ports"),
+    [
+        ("443", {443}),
+        ("80, 443 ,8000-8002", {80, 443, 8000, 8001, 8002}),
+        ("1-65535", set(range(1, 65536))),
+        ("7-7", {7}),
+        ("", None),
+        (" ", None),
+    ],
+)
+def test_ports_are_split_at_commas(value: str, ports: set[int] | None, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WEBHOOKS_ALLOWED_PORTS", value)
+    assert get_settings().allowed_ports == ports
+
+
 def test_empty_ca_bundle_is_none(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("WEBHOOKS_CA_BUNDLE", "")
     assert get_settings().ca_bundle is None
@@ -27,6 +43,17 @@ def test_empty_ca_bundle_is_none(monkeypatch: pytest.MonkeyPatch):
         ("TOTAL_TIMEOUT_S", "0"),
         ("ALLOWED_NETWORKS", "10.0.0.0/33"),
         ("ALLOWED_NETWORKS", "10.0.0.1/8"),
+        ("ALLOWED_PORTS", "0"),
+        ("ALLOWED_PORTS", "65536"),
+        ("ALLOWED_PORTS", "443,65535-65536"),
+        ("ALLOWED_PORTS", "9-8"),
+        ("ALLOWED_PORTS", "-9"),
+        ("ALLOWED_PORTS", "80,"),
+        ("ALLOWED_PORTS", ","),
+        ("ALLOWED_PORTS", "80 443"),
+        ("ALLOWED_PORTS", "8_0"),
+        ("ALLOWED_PORTS", "\u0664\u0664\u0663"),
+        ("ALLOWED_PORTS", "https-secret"),
         ("CA_BUNDLE", "/nowhere/secret.pem"),
         ("MAX_EVENT_BYTES", "10"),
         ("CONCURRENCY", "0"),

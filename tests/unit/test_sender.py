@@ -9,8 +9,9 @@ import pytest
 import requests
 import responses
 
+from tests.senders import new_sender
 from webhooks.errors import ErrorKind, NoResponse
-from webhooks.sender import Sender
+from webhooks.sender import Answer, Sender
 from webhooks.sender.client import _KINDS
 from webhooks.sender.resolver import Resolver
 from webhooks.sender.target import parse_target
@@ -184,6 +185,55 @@ def test_post_bad_url(sender: Sender, url: str, reason: str) -> None:
 def test_parse_target(url: str, host: str, port: int, requested: str) -> None:
     target = parse_target(url)
     assert (target.host, target.port, target.url) == (host, port, requested)
+
+
+@pytest.mark.parametrize("port", [22, 25, 53, 110, 143, 465, 587, 1433, 2049, 5432, 6000, 6379, 6667, 11211, 27017])
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_port_of_another_service_is_refused_before_any_look_up(scheme: str, port: int) -> None:
+    calls: list[str] = []
+    answer = post_without_network(f"{scheme}://receiver.example:{port}/?secret=1", None, calls)
+    assert (answer.status, answer.error_kind, answer.text) == (
+        None,
+        ErrorKind.NOT_ALLOWED,
+        f"port {port} is not allowed",
+    )
+    assert (answer.peer, answer.timings.lookup_ms, calls) == (None, None, [])
+
+
+@pytest.mark.parametrize("port", [9, 80, 81, 443, 1024, 2375, 3000, 4443, 8000, 8080, 8443, 9443, 32768, 60999, 65535])
+def test_any_other_port_is_allowed(port: int) -> None:
+    calls: list[str] = []
+    assert post_without_network(f"http://receiver.example:{port}/", None, calls).error_kind is ErrorKind.LOOKUP
+    assert calls == ["receiver.example"]
+
+
+@pytest.mark.parametrize(
+    ("url", "is_allowed"),
+    [
+        ("https://receiver.example/", True),
+        ("http://receiver.example/", False),
+        ("https://receiver.example:25/", True),
+        ("https://receiver.example:24/", False),
+        ("https://receiver.example:26/", False),
+    ],
+)
+def test_allowed_ports_are_the_only_ones(url: str, is_allowed: bool) -> None:
+    answer = post_without_network(url, frozenset({25, 443}), [])
+    assert answer.error_kind is (ErrorKind.LOOKUP if is_allowed else ErrorKind.NOT_ALLOWED)
+
+
+def post_without_network(url: str, allowed_ports: frozenset[int] | None, calls: list[str]) -> Answer:
+    """Send to a name that nobody knows: an attempt that is allowed ends with its look-up."""
+
+    def look_up(host: str, port: int) -> list[Any]:
+        calls.append(host)
+        return []
+
+    sender = new_sender(allowed_networks=(), allowed_ports=allowed_ports, resolver=Resolver(look_up))
+    try:
+        return sender.post(url, {}, b"")
+    finally:
+        sender.close()
 
 
 def answers(*ips: str) -> list[Any]:

@@ -20,6 +20,7 @@ from webhooks.errors import ErrorKind, NoResponse
 from webhooks.guard import Network
 from webhooks.sender.attempt import Attempt, Phase, Timings, current_attempt, hang_up
 from webhooks.sender.connection import Adapter, Connector, make_tls_context
+from webhooks.sender.ports import check_port
 from webhooks.sender.readable import BodyCollector, to_text
 from webhooks.sender.resolver import Resolver
 from webhooks.sender.response import bad_response
@@ -58,6 +59,7 @@ class Sender:
         max_response_bytes: int,
         ca_bundle: Path | None,
         pool_size: int,
+        allowed_ports: frozenset[int] | None = None,
         resolver: Resolver | None = None,
     ) -> None:
         """Make a sender. Opens no connection, reads the certificate authorities.
@@ -69,11 +71,13 @@ class Sender:
             max_response_bytes: kept of a body, counted after decompression.
             ca_bundle: PEM file; ``None`` for certifi's list.
             pool_size: idle connections kept per endpoint: as many as threads may send to it at one time.
+            allowed_ports: the only ones that requests may go to; ``None`` for the rule of `ports`.
             resolver: for tests; ``None`` for the system's.
         """
         # At DEBUG urllib3 logs each path with its query, where receivers' tokens stand. Here and not at import: a
         # producer imports this package too, and its log is its own affair.
         logging.getLogger("urllib3.connectionpool").setLevel(logging.INFO)
+        self._allowed_ports = allowed_ports
         self._connect_timeout_s = connect_timeout_s
         self._total_timeout_s = total_timeout_s
         self._max_response_bytes = max_response_bytes
@@ -102,6 +106,7 @@ class Sender:
         token = current_attempt.set(attempt)
         try:
             attempt.target = parse_target(url)
+            check_port(attempt.target.port, self._allowed_ports)
             status, text, cut = self._exchange(attempt, headers, body)
             return Answer(status, text, None, cut, attempt.peer, attempt.timings())
         except NoResponse as error:

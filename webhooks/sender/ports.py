@@ -1,0 +1,57 @@
+"""Which ports a request may go to.
+
+Owns the rule and its text. Never resolves a name; pure. Called by `client` for every attempt, before any look-up.
+
+Other senders range from 443 alone (Zenduty), over a short list (IBM Verify: 80, 443, 8088, 7000-7050, 8000-8050), to
+any port (GitLab, Svix and most others). Real receivers stand at 8443, 9443, 4443 and wherever a gateway puts them, so
+without a setting all ports are allowed but those at which something else than HTTP listens. An HTTP request, which a
+customer writes much of, is then never sent to a mail server or a Redis that would read commands in it. The rule holds
+for addresses in ``WEBHOOKS_ALLOWED_NETWORKS`` as well: there our own database and broker may stand.
+"""
+
+from webhooks.errors import ErrorKind, NoResponse
+
+#: The "bad ports" of the WHATWG Fetch standard ("Port blocking"), which browsers refuse for the same reason. All but 9
+#: (discard): it does nothing with what it gets, and the contract shows what a request to it is answered with.
+_BAD_PORTS = frozenset(
+    {
+        *(1, 7, 11, 13, 15, 17, 19),  # tcpmux, echo, systat, daytime, netstat, qotd, chargen
+        *(20, 21, 22, 23, 25, 37, 42, 43, 53, 69),  # FTP, SSH, telnet, SMTP, time, name, whois, DNS, TFTP
+        *(77, 79, 87, 95, 101, 102, 103, 104),  # rje, finger, ttylink, supdup, hostname, ISO-TSAP, X.400, DICOM
+        *(109, 110, 111, 113, 115, 117, 119, 123),  # POP, RPC, auth, SFTP, UUCP, NNTP, NTP
+        *(135, 137, 139, 143, 161, 179),  # epmap, NetBIOS, IMAP, SNMP, BGP
+        *(389, 427, 465, 512, 513, 514, 515),  # LDAP, SLP, SMTP, exec, login, shell, printer
+        *(526, 530, 531, 532, 540, 548, 554, 556),  # tempo, courier, chat, netnews, UUCP, AFP, RTSP, remotefs
+        *(563, 587, 601, 636, 989, 990, 993, 995),  # NNTP, SMTP, syslog, LDAP, FTP, IMAP, POP, with TLS or without
+        *(1719, 1720, 1723, 2049, 3659, 4045, 4190),  # H.323, PPTP, NFS, SASL, NFS locks, sieve
+        *(5060, 5061, 6000, 6566),  # SIP, X11, SANE
+        *(6665, 6666, 6667, 6668, 6669, 6679, 6697),  # IRC
+        10080,  # Amanda
+    }
+)
+
+#: Data stores and brokers, which stand in inner networks; the standard's list is about the Internet. None speaks HTTP.
+_STORE_PORTS = frozenset(
+    {
+        *(1433, 1521, 3306, 5432),  # SQL Server, Oracle, MySQL, PostgreSQL
+        *(5671, 5672, 6379, 9092),  # AMQP, Redis, Kafka
+        *(11211, 27017),  # memcached, MongoDB
+    }
+)
+
+REFUSED_PORTS = _BAD_PORTS | _STORE_PORTS
+
+
+def check_port(port: int, allowed_ports: frozenset[int] | None) -> None:
+    """Judge the port of a URL.
+
+    Args:
+        port: between 1 and 65535.
+        allowed_ports: ``WEBHOOKS_ALLOWED_PORTS``; ``None`` for the rule above.
+
+    Raises:
+        NoResponse: kind NOT_ALLOWED.
+    """
+    is_allowed = port not in REFUSED_PORTS if allowed_ports is None else port in allowed_ports
+    if not is_allowed:
+        raise NoResponse(ErrorKind.NOT_ALLOWED, f"port {port} is not allowed")
