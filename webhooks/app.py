@@ -80,6 +80,7 @@ def get_services() -> Services:
     sender = Sender(
         allowed_networks=settings.allowed_networks,
         allowed_ports=settings.allowed_ports,
+        proxy=settings.proxy_url,
         connect_timeout_s=settings.connect_timeout_s,
         total_timeout_s=settings.total_timeout_s,
         max_response_bytes=settings.max_response_bytes,

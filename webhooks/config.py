@@ -6,10 +6,12 @@ values on; modules of lower layers get them as arguments.
 
 import re
 from base64 import urlsafe_b64decode
+from dataclasses import dataclass, field
 from functools import cache
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
+from urllib.parse import unquote, urlsplit
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -23,11 +25,51 @@ _KEY_BYTES = 32
 _PORTS = re.compile(r"([0-9]{1,5})(?:\s*-\s*([0-9]{1,5}))?")
 _MAX_PORT = 65535
 
+#: A host name, an IPv4 address, or an IPv6 address without brackets.
+_HOST = re.compile(r"[A-Za-z0-9_.-]+|[0-9A-Fa-f:.]+")
+#: RFC 7617, 2: none of these in user or password. Lone surrogates are bytes that are no UTF-8.
+_NOT_IN_CREDENTIALS = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """An HTTP proxy that takes CONNECT."""
+
+    host: str
+    port: int
+    #: ``user:password``; ``None`` to send none.
+    credentials: str | None = field(default=None, repr=False)
+
+    @classmethod
+    def parse(cls, url: str) -> Self:
+        """Take ``http://[user:password@]host:port`` apart; user and password may be percent-encoded.
+
+        Raises:
+            ValueError: it is not such a URL. The text repeats nothing of it.
+        """
+        wanted = "must be http://[user:password@]host:port"
+        try:
+            parts = urlsplit(url)
+            host, port = parts.hostname, parts.port
+        except ValueError:
+            raise ValueError(wanted) from None
+        if parts.scheme == "https":
+            raise ValueError(f"{wanted}: TLS to the proxy itself is not supported")
+        has_more = parts.path not in ("", "/") or parts.query or parts.fragment
+        if parts.scheme != "http" or has_more or not port or not host or not _HOST.fullmatch(host):
+            raise ValueError(wanted)
+        if parts.username is None:
+            return cls(host, port)
+        user, password = unquote(parts.username), unquote(parts.password or "")
+        if not user or ":" in user or _NOT_IN_CREDENTIALS.search(user + password):
+            raise ValueError(f"{wanted}: user or password cannot be sent")
+        return cls(host, port, f"{user}:{password}")
+
 
 class Settings(BaseSettings):
     """All settings. ``description`` is the text of the README's table, which a test compares with this class."""
 
-    model_config = SettingsConfigDict(env_prefix="WEBHOOKS_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="WEBHOOKS_", frozen=True, extra="ignore", hide_input_in_errors=True)
 
     broker_url: str = Field(
         default="redis://127.0.0.1:6379/0",
@@ -63,6 +105,11 @@ class Settings(BaseSettings):
         default=None,
         description="ports that requests may go to, such as `80,443,8000-8999`; empty: all at which no well-known "
         "service but HTTP listens",
+    )
+    proxy_url: Annotated[Proxy | None, NoDecode] = Field(
+        default=None,
+        repr=False,
+        description="HTTP proxy that all requests go through: `http://[user:password@]host:port`; empty: none",
     )
     ca_bundle: Path | None = Field(
         default=None, description="PEM file of certificate authorities to trust instead of certifi's list"
@@ -149,6 +196,13 @@ class Settings(BaseSettings):
                 raise ValueError("must be ports and ranges from 1 to 65535, such as 80,443,8000-8999")
             ports.update(range(first, last + 1))
         return frozenset(ports)
+
+    @field_validator("proxy_url", mode="before")
+    @classmethod
+    def _parse_proxy(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        return Proxy.parse(value.strip()) if value.strip() else None
 
     @field_validator("ca_bundle", mode="before")
     @classmethod

@@ -69,6 +69,8 @@ class ErrorKind(StrEnum):
     TIMEOUT = "timeout"
     #: The webhook's host is, or resolves to, an address that requests may not go to, or its port is such a one.
     NOT_ALLOWED = "not_allowed"
+    #: The operator's proxy failed, or could not reach the address. Nothing that the receiver is to blame for.
+    PROXY = "proxy"
     #: The webhook's URL cannot be requested at all.
     BAD_URL = "bad_url"
     #: A secret of the webhook could not be opened, so no request was made.

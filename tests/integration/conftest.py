@@ -1,5 +1,6 @@
 """What tests against one real server share: senders that are closed again, and a certificate authority."""
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,3 +36,27 @@ def authority() -> Authority:
 def ca_file(authority: Authority, tmp_path: Path) -> Path:
     """Its certificate, for clients to trust."""
     return authority.write_ca(tmp_path)
+
+
+@pytest.fixture
+def full_port() -> Iterator[int]:
+    """A port whose queue of unaccepted connections is full, so that Linux answers no further SYN."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        waiting: list[socket.socket] = []
+        try:
+            for _ in range(8):
+                sock = socket.socket()
+                waiting.append(sock)
+                sock.settimeout(0.2)
+                try:
+                    sock.connect(listener.getsockname())
+                except TimeoutError:
+                    break
+            else:
+                pytest.skip("this system accepts connections beyond a listener's backlog")
+            yield listener.getsockname()[1]
+        finally:
+            for sock in waiting:
+                sock.close()

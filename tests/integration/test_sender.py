@@ -5,7 +5,6 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
@@ -154,30 +153,6 @@ def test_connect_refused(make_sender: MakeSender) -> None:
     assert answer.peer is None
     assert answer.timings.connect_ms is not None
     assert answer.timings.send_ms is None
-
-
-@pytest.fixture
-def full_port() -> Iterator[int]:
-    """A port whose queue of unaccepted connections is full, so that Linux answers no further SYN."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(0)
-        waiting: list[socket.socket] = []
-        try:
-            for _ in range(8):
-                sock = socket.socket()
-                waiting.append(sock)
-                sock.settimeout(0.2)
-                try:
-                    sock.connect(listener.getsockname())
-                except TimeoutError:
-                    break
-            else:
-                pytest.skip("this system accepts connections beyond a listener's backlog")
-            yield listener.getsockname()[1]
-        finally:
-            for sock in waiting:
-                sock.close()
 
 
 def test_connect_timeout(make_sender: MakeSender, full_port: int) -> None:

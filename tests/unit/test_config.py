@@ -3,8 +3,9 @@
 from ipaddress import ip_network
 
 import pytest
+from pydantic import ValidationError
 
-from webhooks.config import get_settings
+from webhooks.config import Proxy, Settings, get_settings
 from webhooks.errors import InvalidSettings
 
 
@@ -27,6 +28,25 @@ def test_networks_are_split_at_commas(monkeypatch: pytest.MonkeyPatch):
 def test_ports_are_split_at_commas(value: str, ports: set[int] | None, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("WEBHOOKS_ALLOWED_PORTS", value)
     assert get_settings().allowed_ports == ports
+
+
+@pytest.mark.parametrize(
+    ("value", "proxy"),
+    [
+        ("", None),
+        ("http://proxy.example:3128", Proxy("proxy.example", 3128)),
+        ("HTTP://proxy_1:1/", Proxy("proxy_1", 1)),
+        ("http://10.0.0.1:3128", Proxy("10.0.0.1", 3128)),
+        ("http://[fd00::1]:3128", Proxy("fd00::1", 3128)),
+        ("http://user:pass@proxy.example:3128", Proxy("proxy.example", 3128, "user:pass")),
+        ("http://user@proxy.example:3128", Proxy("proxy.example", 3128, "user:")),
+        ("http://us%40er:p%3Aa%2Fs%25s@proxy.example:3128", Proxy("proxy.example", 3128, "us@er:p:a/s%s")),
+        ("http://user:p@ss@proxy.example:3128", Proxy("proxy.example", 3128, "user:p@ss")),
+    ],
+)
+def test_proxy_is_taken_apart(value: str, proxy: Proxy | None, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WEBHOOKS_PROXY_URL", value)
+    assert get_settings().proxy_url == proxy
 
 
 def test_empty_ca_bundle_is_none(monkeypatch: pytest.MonkeyPatch):
@@ -54,6 +74,22 @@ def test_empty_ca_bundle_is_none(monkeypatch: pytest.MonkeyPatch):
         ("ALLOWED_PORTS", "8_0"),
         ("ALLOWED_PORTS", "\u0664\u0664\u0663"),
         ("ALLOWED_PORTS", "https-secret"),
+        ("PROXY_URL", "https://user:secret@proxy.example:3128"),
+        ("PROXY_URL", "socks5://user:secret@proxy.example:3128"),
+        ("PROXY_URL", "user:secret@proxy.example:3128"),
+        ("PROXY_URL", "http://user:secret@proxy.example"),
+        ("PROXY_URL", "http://user:secret@proxy.example:0"),
+        ("PROXY_URL", "http://user:secret@proxy.example:65536"),
+        ("PROXY_URL", "http://user:secret@proxy.example:secret"),
+        ("PROXY_URL", "http://user:sec/secret@proxy.example:3128"),
+        ("PROXY_URL", "http://user:secret@:3128"),
+        ("PROXY_URL", "http://user:secret@proxy.example:3128/path"),
+        ("PROXY_URL", "http://user:secret@proxy.example:3128/?a=b"),
+        ("PROXY_URL", "http://user:secret@pro xy.example:3128"),
+        ("PROXY_URL", "http://user:secret@[::1:3128"),
+        ("PROXY_URL", "http://user:secret%0a@proxy.example:3128"),
+        ("PROXY_URL", "http://us%3aer:secret@proxy.example:3128"),
+        ("PROXY_URL", "http://:secret@proxy.example:3128"),
         ("CA_BUNDLE", "/nowhere/secret.pem"),
         ("MAX_EVENT_BYTES", "10"),
         ("CONCURRENCY", "0"),
@@ -65,6 +101,7 @@ def test_bad_value_is_named_and_not_repeated(name: str, value: str, monkeypatch:
         get_settings()
     assert str(raised.value).startswith(f"WEBHOOKS_{name}: ")
     assert "secret" not in str(raised.value)
+    assert "proxy.example" not in str(raised.value)
 
 
 def test_all_bad_values_are_named_at_once(monkeypatch: pytest.MonkeyPatch):
@@ -77,7 +114,22 @@ def test_all_bad_values_are_named_at_once(monkeypatch: pytest.MonkeyPatch):
 def test_urls_with_passwords_are_not_in_the_repr(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("WEBHOOKS_BROKER_URL", "redis://:secret@host/0")
     monkeypatch.setenv("WEBHOOKS_MONGODB_URL", "mongodb://user:secret@host/db")
+    monkeypatch.setenv("WEBHOOKS_PROXY_URL", "http://user:secret@host:3128")
     assert "secret" not in repr(get_settings())
+    assert "secret" not in repr(get_settings().proxy_url)
+
+
+def test_proxy_over_tls_is_refused_in_words(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WEBHOOKS_PROXY_URL", "https://user:secret@host:3128")
+    with pytest.raises(InvalidSettings, match=r"TLS to the proxy itself is not supported$"):
+        get_settings()
+
+
+def test_value_is_in_no_error_of_the_class_either(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WEBHOOKS_PROXY_URL", "http://user:secret@host")
+    with pytest.raises(ValidationError) as raised:
+        Settings()
+    assert "secret" not in str(raised.value)
 
 
 def test_a_claim_ends_before_a_dead_workers_message_comes_back(monkeypatch: pytest.MonkeyPatch):

@@ -25,7 +25,7 @@ class Timings:
     """
 
     lookup_ms: float | None
-    #: TCP alone, over all addresses tried.
+    #: TCP alone, over all addresses tried; through a proxy also its look-up and the tunnel.
     connect_ms: float | None
     #: The TLS handshake.
     tls_ms: float | None
@@ -57,7 +57,7 @@ class Attempt:
     connect_timeout_s: float
     total_timeout_s: float
     started: float = field(default_factory=time.monotonic)
-    #: ``ip:port``; ``None`` until a TCP connection stands.
+    #: ``ip:port``; ``None`` until a TCP connection, or a tunnel, stands.
     peer: str | None = None
     #: Bytes of the response that have arrived, over the connection now in use.
     received_bytes: int = 0

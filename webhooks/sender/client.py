@@ -16,6 +16,7 @@ import urllib3
 from requests.models import PreparedRequest, Response
 from requests.structures import CaseInsensitiveDict
 
+from webhooks.config import Proxy
 from webhooks.errors import ErrorKind, NoResponse
 from webhooks.guard import Network
 from webhooks.sender.attempt import Attempt, Phase, Timings, current_attempt, hang_up
@@ -60,6 +61,7 @@ class Sender:
         ca_bundle: Path | None,
         pool_size: int,
         allowed_ports: frozenset[int] | None = None,
+        proxy: Proxy | None = None,
         resolver: Resolver | None = None,
     ) -> None:
         """Make a sender. Opens no connection, reads the certificate authorities.
@@ -72,6 +74,7 @@ class Sender:
             ca_bundle: PEM file; ``None`` for certifi's list.
             pool_size: idle connections kept per endpoint: as many as threads may send to it at one time.
             allowed_ports: the only ones that requests may go to; ``None`` for the rule of `ports`.
+            proxy: what all requests go through; ``None`` for none.
             resolver: for tests; ``None`` for the system's.
         """
         # At DEBUG urllib3 logs each path with its query, where receivers' tokens stand. Here and not at import: a
@@ -82,7 +85,7 @@ class Sender:
         self._total_timeout_s = total_timeout_s
         self._max_response_bytes = max_response_bytes
         self._adapter = Adapter(
-            Connector(allowed_networks, resolver or Resolver()),
+            Connector(allowed_networks, resolver or Resolver(), proxy),
             make_tls_context(str(ca_bundle) if ca_bundle else certifi.where()),
             pool_size,
         )

@@ -1,7 +1,7 @@
 """Sockets that keep an attempt's deadline, connections made of them, and the adapter that hands them to requests.
 
-Owns how a connection comes about (look-up, guard, TCP, TLS) and how foreign errors become `NoResponse`. That is no
-OSError and no urllib3 error, so it passes through urllib3 and requests untouched: each error is mapped by its type
+Owns how a connection comes about (look-up, guard, TCP, proxy, TLS) and how foreign errors become `NoResponse`. That is
+no OSError and no urllib3 error, so it passes through urllib3 and requests untouched: each error is mapped by its type
 where it happens. Called by `client`.
 
 Overridden, and what of them is relied on:
@@ -19,7 +19,7 @@ import os
 import socket
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from ipaddress import ip_address
 from typing import Any, cast
 
@@ -29,9 +29,11 @@ from requests.models import PreparedRequest, Response
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
+from webhooks.config import Proxy
 from webhooks.errors import ErrorKind, NoResponse
 from webhooks.guard import Network, classify
 from webhooks.sender.attempt import Attempt, Phase, connect_failed, current_attempt, hang_up, tls_failed
+from webhooks.sender.proxy import open_tunnel, proxy_failed, unreachable
 from webhooks.sender.resolver import Endpoint, Resolver
 from webhooks.sender.response import StrictResponse, bad_response
 
@@ -132,12 +134,16 @@ def _write_failed(attempt: Attempt, error: OSError) -> Exception:
 class Connector:
     """Makes guarded TCP connections: what all connections of one Sender share."""
 
-    def __init__(self, allowed_networks: tuple[Network, ...], resolver: Resolver) -> None:
+    def __init__(self, allowed_networks: tuple[Network, ...], resolver: Resolver, proxy: Proxy | None) -> None:
         self._allowed_networks = allowed_networks
         self._resolver = resolver
+        self._proxy = proxy
 
     def open(self, attempt: Attempt) -> _Socket:
         """Resolve the attempt's host once, judge every answer, and connect to the first that works.
+
+        Returns:
+            A socket whose other end is the judged address, be it at the end of a tunnel.
 
         Raises:
             NoResponse: look-up failed, an address is not allowed, or none could be connected to.
@@ -150,8 +156,12 @@ class Connector:
             endpoints = self._resolver.resolve(target.host, target.port, attempt.remaining_s())
         for endpoint in endpoints:
             self._judge(attempt, endpoint.ip)
+        connect = _connect if self._proxy is None else self._connect_through_proxy
         with attempt.timing(Phase.CONNECT):
-            return self._connect_one_of(endpoints[:MAX_ADDRESSES], attempt)
+            give_up_at = time.monotonic() + attempt.connect_timeout_s
+            return _first_that_works(
+                endpoints, give_up_at, lambda endpoint, share_s: connect(endpoint, attempt, share_s)
+            )
 
     def _judge(self, attempt: Attempt, ip: str) -> None:
         if not classify(ip, self._allowed_networks).is_allowed:
@@ -159,39 +169,81 @@ class Connector:
             # Never the address it resolved to: the text is shown to whoever typed the URL.
             raise NoResponse(ErrorKind.NOT_ALLOWED, f"address not allowed: {target.shown_host}:{target.port}")
 
-    def _connect_one_of(self, endpoints: tuple[Endpoint, ...], attempt: Attempt) -> _Socket:
-        give_up_at = time.monotonic() + attempt.connect_timeout_s
-        failure = None
-        for tried, endpoint in enumerate(endpoints):
-            # Each address gets an equal share of what is left; what one does not use goes to the others.
-            share_s = max(0.001, (give_up_at - time.monotonic()) / (len(endpoints) - tried))
-            try:
-                return _connect(endpoint, attempt, share_s)
-            except NoResponse as error:
-                if error.kind is ErrorKind.TIMEOUT:
-                    raise
-                failure = error
-        # The resolver returns at least one endpoint.
-        raise failure or NoResponse(ErrorKind.CONNECT_FAILED, "connect EADDRNOTAVAIL")
+    def _connect_through_proxy(self, endpoint: Endpoint, attempt: Attempt, share_s: float) -> _Socket:
+        proxy = cast(Proxy, self._proxy)
+        address = _ip_port(endpoint)
+        # What is late here is the proxy, also when the total deadline comes first: never the receiver's fault.
+        give_up_at = min(time.monotonic() + share_s, attempt.deadline)
+        try:
+            proxies = self._resolver.resolve(proxy.host, proxy.port, max(0.0, give_up_at - time.monotonic()))
+        except NoResponse as error:
+            raise proxy_failed("proxy cannot be reached: its name was not found") from error
+        # Not judged: its address is the operator's own.
+        sock = _first_that_works(proxies, give_up_at, _connect_to_proxy)
+        try:
+            open_tunnel(sock, address, proxy, give_up_at)
+        except BaseException:
+            sock.close()
+            raise
+        sock.attempt = attempt
+        attempt.peer = address
+        return sock
+
+
+def _first_that_works(
+    endpoints: tuple[Endpoint, ...], give_up_at: float, connect: Callable[[Endpoint, float], _Socket]
+) -> _Socket:
+    """Connect to one address after another, at most `MAX_ADDRESSES`.
+
+    Args:
+        endpoints: at least one.
+        give_up_at: on the monotonic clock.
+        connect: gets an endpoint, and the seconds that it may take.
+    """
+    endpoints = endpoints[:MAX_ADDRESSES]
+    failure = None
+    for tried, endpoint in enumerate(endpoints):
+        # Each address gets an equal share of what is left; what one does not use goes to the others.
+        share_s = max(0.001, (give_up_at - time.monotonic()) / (len(endpoints) - tried))
+        try:
+            return connect(endpoint, share_s)
+        except NoResponse as error:
+            if error.kind is ErrorKind.TIMEOUT:
+                raise
+            failure = error
+    raise failure or NoResponse(ErrorKind.CONNECT_FAILED, "connect EADDRNOTAVAIL")
 
 
 def _connect(endpoint: Endpoint, attempt: Attempt, share_s: float) -> _Socket:
     remaining_s = attempt.remaining_s()
     address = _ip_port(endpoint)
-    sock = None
     try:
-        sock = _Socket(endpoint.family, socket.SOCK_STREAM)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as urllib3 does
-        sock.settimeout(min(share_s, remaining_s))
-        sock.connect(endpoint.sockaddr)
+        sock = _open_socket(endpoint, min(share_s, remaining_s))
     except OSError as error:
-        if sock is not None:
-            sock.close()
         if isinstance(error, TimeoutError) and remaining_s <= share_s:
             raise attempt.timed_out() from error
         raise connect_failed(error, address) from error
     sock.attempt = attempt
     attempt.peer = address
+    return sock
+
+
+def _connect_to_proxy(endpoint: Endpoint, share_s: float) -> _Socket:
+    try:
+        return _open_socket(endpoint, share_s)
+    except OSError as error:
+        raise unreachable(error) from error
+
+
+def _open_socket(endpoint: Endpoint, timeout_s: float) -> _Socket:
+    sock = _Socket(endpoint.family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as urllib3 does
+        sock.settimeout(timeout_s)
+        sock.connect(endpoint.sockaddr)
+    except BaseException:
+        sock.close()
+        raise
     return sock
 
 
