@@ -97,7 +97,6 @@ _IPV6 = _table(
 #: All that IANA gives out as global unicast (RFC 4291, 2.4; IANA IPv6 address space). The rest is reserved.
 _GLOBAL_UNICAST = IPv6Network("2000::/3")
 
-_MAPPED = IPv6Network("::ffff:0:0/96")  # RFC 4291, 2.5.5.2
 _COMPATIBLE = IPv6Network("::/96")  # RFC 4291, 2.5.5.1
 _NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052
 _SIX_TO_FOUR = IPv6Network("2002::/16")  # RFC 3056
@@ -110,7 +109,7 @@ def classify(address: Address | str, allowed_networks: Iterable[Network]) -> Ver
     Args:
         address: as resolved; an IPv6 address may carry a zone id (``fe80::1%eth0``).
         allowed_networks: what the operator allows besides public addresses. An IPv6 form that carries an IPv4
-            address is also allowed by a network that names that IPv4 address.
+            address is also allowed by a network that names that IPv4 address; an IPv4-mapped one only by that.
 
     Returns:
         A verdict; ask its ``is_allowed``.
@@ -120,6 +119,10 @@ def classify(address: Address | str, allowed_networks: Iterable[Network]) -> Ver
     """
     allowed = tuple(allowed_networks)
     ip = ip_address(address) if isinstance(address, str) else address
+    if isinstance(ip, IPv6Address) and ip.ipv4_mapped is not None:
+        # RFC 4291, 2.5.5.2. The kernel sends to the IPv4 address, so that alone is judged: ::/0 must not open the IPv4
+        # loopback. And IPv4 knows no zones.
+        return classify(ip.ipv4_mapped, allowed) if ip.scope_id is None else Verdict.ZONED
     if any(ip in network for network in allowed if network.version == ip.version):
         return Verdict.LISTED
     if isinstance(ip, IPv4Address):
@@ -146,7 +149,7 @@ def _embedded(ip: IPv6Address) -> tuple[IPv4Address, ...]:
     """
     number = int(ip)
     last = IPv4Address(number & 0xFFFF_FFFF)
-    if ip in _MAPPED or ip in _NAT64:
+    if ip in _NAT64:
         return (last,)
     if ip in _COMPATIBLE and number > 1:  # :: and ::1 are addresses of their own
         return (last,)

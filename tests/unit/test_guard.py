@@ -164,6 +164,11 @@ def test_classify_zone_id_is_never_public(address: str) -> None:
         # An IPv4 network says nothing about IPv6 and the other way round.
         ("::1", ["0.0.0.0/0"], Verdict.LOOPBACK),
         ("127.0.0.1", ["::/0"], Verdict.LOOPBACK),
+        # However it is written: an IPv4-mapped address is connected to over IPv4.
+        ("::ffff:127.0.0.1", ["::/0"], Verdict.LOOPBACK),
+        ("::ffff:127.0.0.1", ["::ffff:0:0/96"], Verdict.LOOPBACK),
+        ("::ffff:127.0.0.1%1", ["::/0", "127.0.0.0/8"], Verdict.ZONED),
+        ("::ffff:8.8.8.8", ["::/0"], Verdict.PUBLIC),
     ],
 )
 def test_classify_listed_networks(address: str, networks: list[str], verdict: Verdict) -> None:
