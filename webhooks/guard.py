@@ -4,8 +4,9 @@ Owns the ranges and the verdict. Never resolves, connects or logs; pure. Called 
 host name resolved to, before a connection is made.
 
 The table is ours because ``ipaddress.is_global`` changes between patch versions of Python: a security rule must not
-depend on which one happens to be installed. Sources: the IANA special-purpose address registries (RFC 6890) and the
-RFCs named at each row.
+depend on which one happens to be installed. Sources: the IANA special-purpose address registries (RFC 6890) as of
+2025-10-09, and the RFCs named at each row. What they call globally reachable, but no host that gets webhooks can have,
+is refused as well: such an anycast address may be served inside the operator's own network.
 """
 
 from collections.abc import Iterable
@@ -65,8 +66,11 @@ _IPV4 = _table(
     ("172.16.0.0/12", Verdict.PRIVATE),  # RFC 1918
     ("192.0.0.0/24", Verdict.PROTOCOL),  # RFC 6890, 2.1
     ("192.0.2.0/24", Verdict.DOCUMENTATION),  # RFC 5737
+    ("192.31.196.0/24", Verdict.PROTOCOL),  # RFC 7535: AS112, anycast
+    ("192.52.193.0/24", Verdict.PROTOCOL),  # RFC 7450: AMT relays, anycast
     ("192.88.99.0/24", Verdict.RELAY),  # RFC 3068, deprecated by RFC 7526
     ("192.168.0.0/16", Verdict.PRIVATE),  # RFC 1918
+    ("192.175.48.0/24", Verdict.PROTOCOL),  # RFC 7534: AS112, anycast
     ("198.18.0.0/15", Verdict.BENCHMARKING),  # RFC 2544
     ("198.51.100.0/24", Verdict.DOCUMENTATION),  # RFC 5737
     ("203.0.113.0/24", Verdict.DOCUMENTATION),  # RFC 5737
@@ -86,6 +90,7 @@ _IPV6 = _table(
     ("2001:20::/28", Verdict.ORCHID),  # RFC 7343
     ("2001::/23", Verdict.PROTOCOL),  # RFC 2928
     ("2001:db8::/32", Verdict.DOCUMENTATION),  # RFC 3849
+    ("2620:4f:8000::/48", Verdict.PROTOCOL),  # RFC 7534: AS112, anycast
     ("3fff::/20", Verdict.DOCUMENTATION),  # RFC 9637
     ("5f00::/16", Verdict.SEGMENT_ROUTING),  # RFC 9602
     ("fc00::/7", Verdict.UNIQUE_LOCAL),  # RFC 4193
