@@ -61,7 +61,11 @@ _IPV4 = _table(
     ("10.0.0.0/8", Verdict.PRIVATE),  # RFC 1918
     ("100.64.0.0/10", Verdict.CARRIER_NAT),  # RFC 6598; holds the metadata service of one large cloud
     ("127.0.0.0/8", Verdict.LOOPBACK),  # RFC 1122, 3.2.1.3
-    ("168.63.129.16/32", Verdict.CLOUD_HOST),  # no RFC: Azure's host agent, at a public address from inside a VM
+    # No RFC: Azure's host agent, and the services that IBM Cloud offers its machines, documented as private endpoints.
+    # All are public addresses that only lead somewhere from inside.
+    ("161.26.0.0/16", Verdict.CLOUD_HOST),
+    ("166.8.0.0/14", Verdict.CLOUD_HOST),
+    ("168.63.129.16/32", Verdict.CLOUD_HOST),
     ("169.254.0.0/16", Verdict.LINK_LOCAL),  # RFC 3927; 169.254.169.254 is the clouds' metadata service
     ("172.16.0.0/12", Verdict.PRIVATE),  # RFC 1918
     ("192.0.0.0/24", Verdict.PROTOCOL),  # RFC 6890, 2.1
