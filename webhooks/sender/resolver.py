@@ -40,7 +40,9 @@ class Endpoint(NamedTuple):
     @property
     def ip(self) -> str:
         """The address alone, with its zone id if it has one."""
-        return str(self.sockaddr[0])
+        address, _, _, scope = (*self.sockaddr, 0, 0)[:4]
+        # Python writes no zone behind the address: it stands in the scope alone.
+        return f"{address}%{scope}" if scope else str(address)
 
 
 @dataclass(slots=True, eq=False)
