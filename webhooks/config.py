@@ -11,7 +11,7 @@ from functools import cache
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Self
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -64,6 +64,12 @@ class Proxy:
         if not user or ":" in user or _NOT_IN_CREDENTIALS.search(user + password):
             raise ValueError(f"{wanted}: user or password cannot be sent")
         return cls(host, port, f"{user}:{password}")
+
+    def to_url(self) -> str:
+        """Return what `parse` reads, credentials included."""
+        user, _, password = (self.credentials or "").partition(":")
+        before = f"{quote(user, safe='')}:{quote(password, safe='')}@" if self.credentials else ""
+        return f"http://{before}{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
 
 
 class Settings(BaseSettings):

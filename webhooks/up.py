@@ -17,7 +17,7 @@ from shlex import quote
 import click
 
 from webhooks import embedded
-from webhooks.config import Settings
+from webhooks.config import Proxy, Settings
 from webhooks.errors import CannotStart
 from webhooks.supervisor import Program, Supervisor
 from webhooks.vault import new_key
@@ -174,8 +174,10 @@ def make_folder(data_dir: Path) -> None:
 
 def _as_text(value: object) -> str:
     """Write a setting as an environment variable has it."""
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | frozenset):
         return ",".join(str(part) for part in value)
+    if isinstance(value, Proxy):
+        return value.to_url()
     return str(value.resolve()) if isinstance(value, Path) else str(value)
 
 

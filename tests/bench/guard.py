@@ -78,7 +78,10 @@ class _Unguarded(Connector):
             found = socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
         with attempt.timing(Phase.CONNECT):
             endpoints = tuple(Endpoint(int(family), sockaddr) for family, _, _, _, sockaddr in found)
-            return self._connect_one_of(endpoints, attempt)
+            give_up_at = time.monotonic() + attempt.connect_timeout_s
+            return connection_module._first_that_works(
+                endpoints, give_up_at, lambda endpoint, share_s: connection_module._connect(endpoint, attempt, share_s)
+            )
 
 
 class _CountingSocket(connection_module._Socket):
@@ -104,7 +107,7 @@ def make_sender(connector: type[Connector], threads: int) -> Sender:
     )
     if connector is not Connector:
         adapter = made._adapter
-        adapter._connector = connector(adapter._connector._allowed_networks, adapter._connector._resolver)
+        adapter._connector = connector(adapter._connector._allowed_networks, adapter._connector._resolver, None)
         adapter.init_poolmanager(connection_module.MAX_ENDPOINTS, threads)
     return made
 

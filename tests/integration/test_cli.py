@@ -114,7 +114,7 @@ def test_add_says_what_it_will_get(run: Callable[..., Result]) -> None:
     args = ["--trigger", "create-edit-delete-task", "--url", "https://a.example/x", "--task-group", TASK_GROUP]
     out = run("add", "--company", COMPANY, "--code", "a", *args).stdout
     wish = f"COTTask create, edit, delete of company {COMPANY} whose data.taskGroup is {TASK_GROUP}"
-    assert f"gets   {wish}\nat     https://a.example/x\n" in out
+    assert f"gets    {wish}\nat      https://a.example/x\n" in out
 
 
 @pytest.mark.parametrize("has_index", [True, False], ids=["index", "no_index"])
@@ -144,7 +144,7 @@ def test_list_shows_active_ones_and_invalid_ones_with_the_reason(
     out = run("list").stdout
     assert "  kept" in out
     assert "retired" not in out
-    assert "url: must begin with http:// or https://" in out
+    assert "url: its scheme is neither http nor https" in out
     assert "company: must be stored as an ObjectId" in out
     assert out.count("INVALID") == 3
     assert "retired" in run("list", "--all").stdout
@@ -490,3 +490,22 @@ def _worker(env: dict[str, str], cwd: Path, log: Any) -> Iterator[None]:
         finally:
             process.kill()
             process.wait()
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("http://hooks.example.com:6379/", "port 6379 is not allowed"),
+        ("http://0x7f.1/", "address not allowed: 0x7f.1"),
+        ("http://[::ffff:10.0.0.1]/", "address not allowed: [::ffff:10.0.0.1]"),
+        ("https://hooks.example.com/", ""),
+        ("https://93.184.216.34/", ""),
+    ],
+)
+def test_webhook_whose_attempts_would_be_refused_is_added_with_a_word(run: Callable[..., Result], url: str, said: str):
+    wish = ["--company", COMPANY, "--trigger", "logout-user", "--unsigned"]
+    result = run("add", *wish, "--code", "one", "--url", url)
+    assert result.exit_code == 0
+    assert (said in result.stderr) if said else not result.stderr
+    result = run("edit", "one", "--url", url)
+    assert (said in result.stderr) if said else not result.stderr

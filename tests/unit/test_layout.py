@@ -16,6 +16,7 @@ LAYERS = {
     "errors": 0,
     "config": 0,
     "models": 0,
+    "target": 0,
     "version": 0,
     "matching": 1,
     "retry": 1,
@@ -47,6 +48,8 @@ LAYERS = {
 WITHIN_A_LAYER = {
     ("config", "errors"),
     ("models", "errors"),
+    ("models", "target"),
+    ("target", "errors"),
     ("webhookstore", "mongo"),
     ("logstore", "mongo"),
     ("ledger", "mongo"),

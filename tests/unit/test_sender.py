@@ -14,7 +14,7 @@ from webhooks.errors import ErrorKind, NoResponse
 from webhooks.sender import Answer, Sender
 from webhooks.sender.client import _KINDS
 from webhooks.sender.resolver import Resolver
-from webhooks.sender.target import parse_target
+from webhooks.target import parse_target
 
 URL = "https://receiver.example/hook?key=1"
 

@@ -6,6 +6,7 @@ import pytest
 
 from webhooks import up
 from webhooks.config import Settings
+from webhooks.vault import new_key
 
 
 def test_child_env_carries_every_setting_to_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,6 +21,9 @@ def test_child_env_carries_every_setting_to_another_folder(tmp_path: Path, monke
             "max_retries": 0,
             "allowed_networks": "127.0.0.0/8, ::1/128",
             "ca_bundle": "ca.pem",
+            "allowed_ports": "80,8000-8002",
+            "proxy_url": "http://us%2Fer:p%40ss@[::1]:3128",
+            "encryption_key": f"{new_key()},{new_key()}",
         }
     )
     env = up.child_env(settings)

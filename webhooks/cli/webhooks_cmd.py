@@ -1,6 +1,7 @@
 """``webhooks add``, ``list``, ``show``, ``edit``, ``deactivate``, ``activate``: who wants which events."""
 
 import json
+import socket
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any, TypeVar, get_args
@@ -24,14 +25,18 @@ from webhooks.cli.common import (
 )
 from webhooks.cli.logs_cmd import first_line, print_logs
 from webhooks.cli.secret_cmd import describe_new, get_vault, make_secret
-from webhooks.errors import InvalidWebhook
+from webhooks.config import get_settings
+from webhooks.errors import InvalidWebhook, NoResponse
+from webhooks.guard import classify
 from webhooks.logstore import LogQuery, LogStore
 from webhooks.models import TRIGGERS, COTWebhook, format_instant, now, parse_webhook
 from webhooks.models.webhook import TriggerName
 from webhooks.models.wire import to_wire
 from webhooks.mongo import Document
 from webhooks.retry import Outcome
+from webhooks.sender.ports import check_port
 from webhooks.signing import new_secret
+from webhooks.target import parse_target
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -130,6 +135,7 @@ def add(company: ObjectId, code: str, unsigned: bool, as_json: bool, **fields: s
         # That index cannot exist where two webhooks had one code before.
         raise InvalidWebhook(f"invalid webhook: code: company {company} has {code!r} already")
     store.add(webhook)
+    _warn_of_refusal(webhook.url)
     if as_json:
         print_json(document_json({**without_secrets(webhook.to_wire()), **({"secret": text} if made else {})}))
         return
@@ -274,6 +280,7 @@ def edit(reference: str, company: ObjectId | None, as_json: bool, **fields: str 
     webhook = parse_webhook({**document, **changes})
     _store_change(webhook, document, changes)
     _warn_of_idle_context(webhook)
+    _warn_of_refusal(webhook.url)
     if as_json:
         print_json(document_json(without_secrets(webhook.to_wire())))
         return
@@ -330,6 +337,21 @@ def _check_context(given: Mapping[str, str | None], trigger: str) -> None:
         if given.get(option) and trigger not in triggers:
             name = "--" + option.replace("_", "-")
             raise click.UsageError(f"{name} does not narrow {trigger}, only {' and '.join(triggers)}")
+
+
+def _warn_of_refusal(url: str) -> None:
+    """Say early what an attempt would say, of what can be told without a look-up."""
+    settings, target = get_settings(), parse_target(url)
+    try:
+        check_port(target.port, settings.allowed_ports)
+        answers = socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    except NoResponse as error:
+        complain(f"note: with these settings attempts will fail: {error.text}")
+        return
+    except (socket.gaierror, UnicodeError):
+        return  # a name: what it leads to is judged at each attempt
+    if not all(classify(str(sockaddr[0]), settings.allowed_networks).is_allowed for *_, sockaddr in answers):
+        complain(f"note: with these settings attempts will fail: address not allowed: {target.shown_host}")
 
 
 def _warn_of_idle_context(webhook: COTWebhook) -> None:

@@ -9,9 +9,10 @@ from urllib.parse import urlsplit
 from bson import ObjectId
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from webhooks.errors import InvalidWebhook
+from webhooks.errors import InvalidWebhook, NoResponse
 from webhooks.models.headers import MAX_HEADERS, ExtraHeader
 from webhooks.models.wire import Id, Instant, WireModel, explain, parse_object_id
+from webhooks.target import parse_target
 
 TriggerName = Literal[
     "create-edit-delete-user",
@@ -176,21 +177,10 @@ class COTWebhook(WireModel):
 
 def why_bad_url(url: str) -> str | None:
     """Say why a webhook cannot have this URL, in words without the URL; None when it can."""
-    if not url.isprintable() or " " in url:
-        return "has white space or control characters"
     try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
-        return "is not a URL"
-    if parts.scheme.lower() not in ("http", "https"):
-        return "must begin with http:// or https://"
-    if not parts.hostname:
-        return "has no host"
-    if "@" in parts.netloc:
-        return "must not hold a user name or password; they would be stored and shown in the clear"
-    if port == 0:
-        return "has port 0"
+        parse_target(url)
+    except NoResponse as error:
+        return error.text.removeprefix("bad URL: ")
     return None
 
 

@@ -14,7 +14,7 @@ from enum import Enum, auto
 from types import TracebackType
 
 from webhooks.errors import ErrorKind, NoResponse
-from webhooks.sender.target import Target
+from webhooks.target import Target
 
 
 @dataclass(frozen=True, slots=True)

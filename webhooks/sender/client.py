@@ -25,7 +25,7 @@ from webhooks.sender.ports import check_port
 from webhooks.sender.readable import BodyCollector, to_text
 from webhooks.sender.resolver import Resolver
 from webhooks.sender.response import bad_response
-from webhooks.sender.target import Target, parse_target
+from webhooks.target import Target, parse_target
 
 #: Bytes asked for at a time.
 _READ_BYTES = 16 * 1024

@@ -31,7 +31,7 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from webhooks.config import Proxy
 from webhooks.errors import ErrorKind, NoResponse
-from webhooks.guard import Network, classify
+from webhooks.guard import Network, Verdict, classify
 from webhooks.sender.attempt import Attempt, Phase, connect_failed, current_attempt, hang_up, tls_failed
 from webhooks.sender.proxy import open_tunnel, proxy_failed, unreachable
 from webhooks.sender.resolver import Endpoint, Resolver
@@ -155,7 +155,10 @@ class Connector:
         with attempt.timing(Phase.LOOKUP):
             endpoints = self._resolver.resolve(target.host, target.port, attempt.remaining_s())
         for endpoint in endpoints:
-            self._judge(attempt, endpoint.ip)
+            verdict = self._judge(attempt, endpoint.ip)
+            # A public address may be this machine's own: from inside, no firewall stands before what listens on it.
+            if verdict is Verdict.PUBLIC and self._proxy is None and _is_own(endpoint):
+                raise _not_allowed(attempt)
         connect = _connect if self._proxy is None else self._connect_through_proxy
         with attempt.timing(Phase.CONNECT):
             give_up_at = time.monotonic() + attempt.connect_timeout_s
@@ -163,11 +166,11 @@ class Connector:
                 endpoints, give_up_at, lambda endpoint, share_s: connect(endpoint, attempt, share_s)
             )
 
-    def _judge(self, attempt: Attempt, ip: str) -> None:
-        if not classify(ip, self._allowed_networks).is_allowed:
-            target = attempt.target
-            # Never the address it resolved to: the text is shown to whoever typed the URL.
-            raise NoResponse(ErrorKind.NOT_ALLOWED, f"address not allowed: {target.shown_host}:{target.port}")
+    def _judge(self, attempt: Attempt, ip: str) -> Verdict:
+        verdict = classify(ip, self._allowed_networks)
+        if not verdict.is_allowed:
+            raise _not_allowed(attempt)
+        return verdict
 
     def _connect_through_proxy(self, endpoint: Endpoint, attempt: Attempt, share_s: float) -> _Socket:
         proxy = cast(Proxy, self._proxy)
@@ -212,6 +215,23 @@ def _first_that_works(
                 raise
             failure = error
     raise failure or NoResponse(ErrorKind.CONNECT_FAILED, "connect EADDRNOTAVAIL")
+
+
+def _not_allowed(attempt: Attempt) -> NoResponse:
+    target = attempt.target
+    # Never the address it resolved to: the text is shown to whoever typed the URL.
+    return NoResponse(ErrorKind.NOT_ALLOWED, f"address not allowed: {target.shown_host}:{target.port}")
+
+
+def _is_own(endpoint: Endpoint) -> bool:
+    """Return whether an address is one of this machine's own."""
+    try:
+        with socket.socket(endpoint.family, socket.SOCK_DGRAM) as probe:
+            # UDP: this sends nothing, but asks the system's routes which address of ours it would send from.
+            probe.connect(endpoint.sockaddr)
+            return probe.getsockname()[0] == endpoint.sockaddr[0]
+    except OSError:
+        return False  # no way there: connecting will say so
 
 
 def _connect(endpoint: Endpoint, attempt: Attempt, share_s: float) -> _Socket:

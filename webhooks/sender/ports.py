@@ -2,9 +2,8 @@
 
 Owns the rule and its text. Never resolves a name; pure. Called by `client` for every attempt, before any look-up.
 
-Other senders range from 443 alone (Zenduty), over a short list (IBM Verify: 80, 443, 8088, 7000-7050, 8000-8050), to
-any port (GitLab, Svix and most others). Real receivers stand at 8443, 9443, 4443 and wherever a gateway puts them, so
-without a setting all ports are allowed but those at which something else than HTTP listens. An HTTP request, which a
+Real receivers stand at 8443, 9443, 4443 and wherever a gateway puts them, so without a setting all ports are allowed
+but those at which something else than HTTP listens. An HTTP request, which a
 customer writes much of, is then never sent to a mail server or a Redis that would read commands in it. The rule holds
 for addresses in ``WEBHOOKS_ALLOWED_NETWORKS`` as well: there our own database and broker may stand.
 """

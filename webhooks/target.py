@@ -1,6 +1,7 @@
 """The parts of a webhook's URL, checked.
 
-Owns what makes a URL unusable. Never resolves a name; pure. Called by `client`.
+Owns what makes a URL unusable. Never resolves a name; pure. Called by `models`, so that a URL that cannot be requested
+cannot be stored, and by `sender`, as somebody else may have stored it.
 """
 
 import re
@@ -16,10 +17,16 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 #: Splits what stands between ``//`` and the path. Our own, because Python's patch versions differ in what they let
 #: pass in brackets.
-_AUTHORITY = re.compile(r"(?:\[(?P<ipv6>[^\[\]]*)\]|(?P<name>[^\[\]:]*))(?::(?P<port>[0-9]*))?")
+_AUTHORITY = re.compile(r"(?:\[(?P<ipv6>[^\[\]]*)\]|(?P<name>[^\[\]:]*))(?::(?P<port>[0-9]{0,5}))?")
 
 #: RFC 1123, 2.1, and the underscore, which DNS allows and real hosts have.
 _LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
+
+#: What common servers and proxies take at least (RFC 9110, 4.1, asks for 8,000; browsers once had 2,083).
+_MAX_URL_CHARS = 2048
+
+#: Of the names that systems give their interfaces.
+_ZONE = re.compile(r"[A-Za-z0-9_.~-]{1,32}", re.ASCII)
 
 #: RFC 1035, 2.3.4, as text without the root's dot.
 _MAX_HOST_CHARS = 253
@@ -47,6 +54,8 @@ def parse_target(url: str) -> Target:
     Raises:
         NoResponse: kind BAD_URL. The text repeats neither credentials nor query.
     """
+    if len(url) > _MAX_URL_CHARS:
+        raise _bad_url(f"it is longer than {_MAX_URL_CHARS} characters")
     if _FORBIDDEN.search(url):
         raise _bad_url("it holds a space, a control character or a backslash")
     try:
@@ -84,6 +93,9 @@ def parse_target(url: str) -> Target:
 def _ipv6(text: str) -> str:
     # RFC 6874 writes a zone id as %25zone; the plain % is common.
     text = text.replace("%25", "%", 1)
+    _, percent, zone = text.partition("%")
+    if percent and not _ZONE.fullmatch(zone):
+        raise _bad_url("its zone id is malformed")
     try:
         return str(IPv6Address(text))
     except ValueError:
