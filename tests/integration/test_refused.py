@@ -25,8 +25,9 @@ from tests import receiver as r
 from tests.dns_server import NameServer, NoSuchResolver
 from tests.receiver import Authority, Receiver
 from webhooks.errors import ErrorKind
+from webhooks.guard import Verdict
 from webhooks.models.webhook import why_bad_url
-from webhooks.sender import Answer, Resolver, Sender
+from webhooks.sender import Answer, Resolver, Sender, connection
 
 EVERYTHING = (ip_network("0.0.0.0/0"), ip_network("::/0"))
 RECEIVER_ONLY = (ip_network("127.0.0.1/32"),)
@@ -186,6 +187,10 @@ NOT_ALLOWED = [row for row in REFUSED if row.error_kind is ErrorKind.NOT_ALLOWED
 REQUESTED = [row for row in REFUSED if row.error_kind is not None]
 
 
+#: More of a kind make the table wide and tell a reader nothing new.
+_SHOWN_EXAMPLES = 2
+
+
 def to_markdown() -> str:
     """Write the README's table, rows of the same kind as one."""
 
@@ -195,11 +200,11 @@ def to_markdown() -> str:
         url = f"`{row.example if row.example.isprintable() else ascii(row.example)[1:-1]}`"
         return f"{url} → {', '.join(f'`{answer}`' for answer in row.answers)}" if row.answers else url
 
-    lines = ["| What | Example | What the log says |", "| --- | --- | --- |"]
+    lines = ["| What is refused | Examples | What the log says |", "| --- | --- | --- |"]
     for what, same in groupby(REFUSED, key=lambda row: row.what):
         rows = list(same)
         says = f"`{rows[0].response}`" if rows[0].error_kind else "status 302 and the receiver's own answer"
-        lines.append(f"| {what} | {'<br>'.join(show(row) for row in rows)} | {says} |")
+        lines.append(f"| {what} | {'<br>'.join(show(row) for row in rows[:_SHOWN_EXAMPLES])} | {says} |")
     return "\n".join(lines)
 
 
@@ -538,7 +543,21 @@ def test_proxies_and_netrc_of_the_environment_are_ignored(
 
 # --- what can be saved can be sent, or is refused in words -----------------------------------------------------------
 
+
 #: What may be saved and cannot be sent: the log says so at the first attempt.
+def test_public_address_of_this_machine_is_refused(
+    scene: Scene, watch: Watch, listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # No machine that tests run on need have a public address, so loopback has to pass for one.
+    monkeypatch.setattr(connection, "classify", lambda ip, networks: Verdict.PUBLIC)
+    answer = scene.sender().post(f"http://127.0.0.1:{listener.port}/hook", {}, b"{}")
+    assert_refused(answer, ErrorKind.NOT_ALLOWED, f"address not allowed: 127.0.0.1:{listener.port}")
+    assert watch.asked == []
+    # To an address that is not its own this machine would send from another one: as it does to this one.
+    scene.sender(total_timeout_s=0.2).post(f"http://{INNER_HOST}:{listener.port}/hook", {}, b"{}")
+    assert watch.reached == [(INNER_HOST, listener.port)]
+
+
 BAD = [
     "http://a..b/",
     "http://-a.example/",

@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 import pytest
 
+from tests.integration.test_refused import to_markdown
 from webhooks.cli import cli
 from webhooks.config import Settings
 from webhooks.deadletters import Reason
@@ -137,6 +138,11 @@ def test_links_within_the_text_lead_somewhere():
     titles = re.findall(r"^#+ (.*)$", PROSE, flags=re.MULTILINE)
     anchors = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
     assert set(re.findall(r"\]\(#([^)]+)\)", README)) - anchors == set()
+
+
+def test_what_is_refused_is_what_is_tested():
+    tested = [cells(line) for line in to_markdown().splitlines()[2:]]
+    assert table("What is refused") == tested
 
 
 def test_tables_are_aligned():
