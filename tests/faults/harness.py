@@ -340,13 +340,10 @@ class Stage:
         for worker in self.workers:
             worker.stop()
         logs: dict[Key, Logged] = {}
-        fields = {"event.data.number": 1, "subscription": 1, "retry": 1, "attempt.outcome": 1}
-        for log in self.database["webhooklogs"].find({}, fields):
-            logged = logs.setdefault((log["event"]["data"]["number"], self.webhooks[log["subscription"]]), Logged())
-            if log["attempt"]["outcome"] == "success":
-                logged.succeeded += 1
-            else:
-                logged.failed.append(log["retry"])
+        wanted = ("event.data.number", "subscription", "retry", "attempt.outcome", "attempt.error_kind")
+        for log in self.database["webhooklogs"].find({}, dict.fromkeys(wanted, 1)):
+            key = log["event"]["data"]["number"], self.webhooks[log["subscription"]]
+            logs.setdefault(key, Logged()).note(log["retry"], log["attempt"])
         by_id = {
             make_delivery_id(event_id(number), webhook_id): (number, path)
             for number, _, _ in self.accepted

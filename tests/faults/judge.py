@@ -6,9 +6,14 @@ event itself, not by an id that the product makes.
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 #: A delivery: the event's number, and the path at which its webhook's receiver listens.
 Key = tuple[int, str]
+
+#: ``attempt.error_kind`` of the log of an attempt that its worker did not survive; whoever repeats it writes that log.
+#: Spelt out, not the product's own constant: what people find in the logs is judged.
+INTERRUPTED = "interrupted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +31,28 @@ class Logged:
     """What the logs say of one delivery."""
 
     succeeded: int = 0
-    #: The retry number of each failed log.
+    #: The retry number of each failed log but the interrupted ones: such an attempt is made again under its number.
     failed: list[int] = field(default_factory=list)
+    interrupted: int = 0
+
+    @property
+    def count(self) -> int:
+        """How many logs there are."""
+        return self.succeeded + len(self.failed) + self.interrupted
+
+    def note(self, retry: int, attempt: Mapping[str, Any]) -> None:
+        """Count a log.
+
+        Args:
+            retry: the attempt's number.
+            attempt: of the log's sub-document of that name, ``outcome`` and ``error_kind``.
+        """
+        if attempt["outcome"] == "success":
+            self.succeeded += 1
+        elif attempt["error_kind"] == INTERRUPTED:
+            self.interrupted += 1
+        else:
+            self.failed.append(retry)
 
 
 @dataclass(frozen=True)
@@ -57,17 +82,23 @@ class Verdict:
     repeats: int
     #: Received, but no log tells of it.
     unlogged: list[Key]
+    #: Received more often than there are logs, so that some attempt is on no record.
+    underlogged: list[Key]
+    #: Logs of interrupted attempts.
+    interrupted: int
     #: Repeated under another ``webhook-id``.
     renamed: list[Key]
     #: Ended with all their attempts failed.
     given_up: int
     dead: int
 
-    def faults(self, bound: int) -> list[str]:
+    def faults(self, bound: int, underlogged_why: str = "") -> list[str]:
         """Say in words what must not be; empty when all is well.
 
         Args:
             bound: how many repeats the fault explains.
+            underlogged_why: why a request may have come of which no log tells; empty where each must have its log.
+                Such requests count as repeats, so the bound holds for them, too.
         """
         found = []
         if not self.expected:
@@ -82,6 +113,8 @@ class Verdict:
             found.append(f"{self.repeats} repeats, where {bound} are explained")
         if self.unlogged:
             found.append(f"{len(self.unlogged)} received but not logged: {self.unlogged[:5]}")
+        if self.underlogged and not underlogged_why:
+            found.append(f"{len(self.underlogged)} received more often than logged: {self.underlogged[:5]}")
         if self.renamed:
             found.append(f"{len(self.renamed)} came under more than one webhook-id: {self.renamed[:5]}")
         return found
@@ -91,7 +124,8 @@ def judge(evidence: Evidence) -> Verdict:
     """Hold what was promised against what came of it.
 
     A delivery that is still owed at the end is stuck; it is not lost as well. A request counts as a repeat when it
-    came after a 200, or failed without a log: then its worker died and it was made again.
+    came after a 200, or failed without a log of its own: then its worker died and it was made again. The log of an
+    interrupted attempt, which its repeat leaves, does not make it less of a repeat.
     """
     all_failed = set(range(evidence.max_retries + 1))
     owed, dead = set(evidence.owed), set(evidence.dead)
@@ -105,6 +139,13 @@ def judge(evidence: Evidence) -> Verdict:
             given_up += 1
         elif key not in owed and key not in dead:
             lost.append(key)
+    # What is owed still may be on its way, and what is unlogged need not be named twice.
+    named = owed.union(unlogged)
+    underlogged = [
+        key
+        for key, receipts in evidence.receipts.items()
+        if key not in named and receipts.ok + receipts.failed > evidence.logs.get(key, Logged()).count
+    ]
     return Verdict(
         expected=len(set(evidence.expected)),
         lost=lost,
@@ -112,6 +153,8 @@ def judge(evidence: Evidence) -> Verdict:
         stuck=max(len(owed), evidence.queued),
         repeats=sum(_count_repeats(r, evidence.logs.get(key, Logged())) for key, r in evidence.receipts.items()),
         unlogged=unlogged,
+        underlogged=underlogged,
+        interrupted=sum(logged.interrupted for logged in evidence.logs.values()),
         renamed=[key for key, receipts in evidence.receipts.items() if len(set(receipts.ids)) > 1],
         given_up=given_up,
         dead=len(dead),

@@ -1,6 +1,7 @@
 """The judge must condemn what is wrong: a matrix that cannot fail shows nothing."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -18,8 +19,12 @@ GOOD = Evidence(
 )
 
 
-def faults(bound: int = 0, **changes: object) -> list[str]:
-    return judge(replace(GOOD, **changes)).faults(bound)  # pyright: ignore[reportArgumentType]
+def faults(bound: int = 0, underlogged_why: str = "", **changes: object) -> list[str]:
+    return judge(replace(GOOD, **changes)).faults(bound, underlogged_why)  # pyright: ignore[reportArgumentType]
+
+
+def faults_with_b(receipts: Receipts, logged: Logged, bound: int = 0, **changes: Any) -> list[str]:
+    return faults(bound, receipts={**GOOD.receipts, B: receipts}, logs={**GOOD.logs, B: logged}, **changes)
 
 
 def test_judge_of_deliveries_that_came_once_finds_nothing():
@@ -66,19 +71,69 @@ def test_judge_of_messages_that_are_left_finds_them_stuck():
     assert faults(queued=2) == ["2 stuck"]
 
 
-@pytest.mark.parametrize(
+RECEIVED_AGAIN = pytest.mark.parametrize(
     "receipts",
     [Receipts(ok=2, failed=1, ids={"msg_b"}), Receipts(ok=1, failed=2, ids={"msg_b"})],
-    ids=["received twice", "failed again without a log"],
+    ids=["received twice", "failed again without a log of its own"],
 )
+
+
+@RECEIVED_AGAIN
 def test_judge_of_one_repeat_allows_it_only_within_the_bound(receipts: Receipts):
-    changed = {A: GOOD.receipts[A], B: receipts}
-    assert faults(receipts=changed) == ["1 repeats, where 0 are explained"]
-    assert faults(bound=1, receipts=changed) == []
+    logged = Logged(succeeded=1, failed=[0], interrupted=1)
+    assert faults_with_b(receipts, logged) == ["1 repeats, where 0 are explained"]
+    assert faults_with_b(receipts, logged, bound=1) == []
+
+
+@RECEIVED_AGAIN
+def test_judge_of_a_repeat_without_a_log_of_the_interrupted_attempt_finds_it(receipts: Receipts):
+    """A worker that was killed in flight once left nothing in the log that told of its request."""
+    logged = Logged(succeeded=1, failed=[0])
+    assert faults_with_b(receipts, logged, bound=1) == ["1 received more often than logged: [(2, '/1')]"]
+
+
+@RECEIVED_AGAIN
+def test_judge_of_a_repeat_without_a_log_allows_it_for_a_reason_within_the_bound(receipts: Receipts):
+    logged = Logged(succeeded=1, failed=[0])
+    assert faults_with_b(receipts, logged, bound=1, underlogged_why="a reason") == []
+    assert faults_with_b(receipts, logged, underlogged_why="a reason") == ["1 repeats, where 0 are explained"]
+
+
+def test_judge_of_an_interrupted_attempt_that_was_not_received_finds_nothing():
+    """A worker may die between its claim and its request."""
+    verdict = judge(replace(GOOD, logs={**GOOD.logs, A: Logged(succeeded=1, interrupted=1)}))
+    assert verdict.faults(0) == []
+    assert verdict.interrupted == 1
+
+
+def test_judge_of_three_failed_logs_and_an_interrupted_one_finds_the_delivery_lost():
+    found = faults_with_b(Receipts(failed=4), Logged(failed=[0, 1, 2], interrupted=1), bound=1)
+    assert found == ["1 lost: [(2, '/1')]"]
+
+
+def test_judge_of_what_is_owed_and_received_more_often_than_logged_finds_it_stuck_only():
+    assert faults_with_b(Receipts(ok=1, failed=1), Logged(failed=[0]), owed=[B]) == ["1 stuck"]
 
 
 def test_judge_of_a_repeat_of_what_nobody_promised_counts_it():
-    assert faults(expected={A}, receipts={**GOOD.receipts, B: Receipts(ok=3)}) == ["2 repeats, where 0 are explained"]
+    found = faults_with_b(Receipts(ok=3), Logged(succeeded=3), expected={A})
+    assert found == ["2 repeats, where 0 are explained"]
+
+
+def test_judge_of_what_nobody_promised_received_more_often_than_logged_finds_it():
+    found = faults_with_b(Receipts(ok=1, failed=1), Logged(succeeded=1), bound=1, expected={A})
+    assert found == ["1 received more often than logged: [(2, '/1')]"]
+
+
+def test_logged_tells_interrupted_logs_by_their_error_kind():
+    """In the log it says "interrupted", word for word; counted as failed it would pass for one of the four attempts."""
+    logged = Logged()
+    logged.note(0, {"outcome": "failed", "error_kind": "interrupted"})
+    logged.note(0, {"outcome": "failed", "error_kind": "reset"})
+    logged.note(1, {"outcome": "failed", "error_kind": None})
+    logged.note(2, {"outcome": "success", "error_kind": None})
+    assert logged == Logged(succeeded=1, failed=[0, 1], interrupted=1)
+    assert logged.count == 4
 
 
 def test_judge_of_a_repeat_under_another_id_finds_it():
