@@ -26,8 +26,9 @@ from pymongo.errors import PyMongoError
 
 from tests.faults.judge import Evidence, Key, Logged, Receipts
 from tests.faults.producer import event_id, number_of
-from tests.servers import Servers
+from tests.servers import Server, Servers
 from tests.worker import Worker, wait_until
+from webhooks import embedded
 from webhooks.config import Settings
 from webhooks.delivery import make_delivery_id
 from webhooks.supervisor import kill_group, spawn
@@ -115,6 +116,7 @@ class Stage:
         self._safe: set[int] = set()
         self._struck: set[int] = set()
         self._dead_since: dict[int, float] = {}
+        self._replica: Server | None = None
         self._receiver: subprocess.Popen[bytes] | None = None
         self._control_port = 0
         self._producer: subprocess.Popen[bytes] | None = None
@@ -316,6 +318,23 @@ class Stage:
         for path in (self.folder / "servers" / "valkey").iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
+    def start_replica(self) -> Server:
+        """Start a second Redis that copies the first one; return when it has all that the first one has."""
+        # Without this the first one waits some seconds for more replicas to ask.
+        self.redis.config_set("repl-diskless-sync-delay", 0)
+        replica = Server("replica", embedded.valkey_command, embedded.valkey_url, self.folder / "servers")
+        self._replica = replica
+        replica.start()
+        with redis.Redis.from_url(replica.url) as link:
+            link.replicaof(embedded.LOOPBACK, self.servers.valkey.port)  # pyright: ignore[reportArgumentType]
+
+            def is_copy() -> bool:
+                state: Any = link.info("replication")
+                return state["master_link_status"] == "up"
+
+            self.run_until(is_copy, "the replica has a copy", 60)
+        return replica
+
     # ── What is there ───────────────────────────────────────────────────────────────────────────────────────────────
     def count_queued(self) -> int:
         """Count the messages that Redis holds: queued, parked, in a worker's hands, set aside as unreadable."""
@@ -404,6 +423,8 @@ class Stage:
                     process.stdout.close()
         self.mongo.close()
         self.redis.close()
+        if self._replica is not None:
+            self._replica.discard()
         self.servers.discard()
 
 

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -16,8 +17,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import redis
+
 from tests.faults.harness import THREADS, WEBHOOKS, WORKERS, Cancelled, Stage
 from tests.faults.judge import Verdict, judge
+from webhooks import embedded
+from webhooks.transport import PARKED_KEY
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,15 @@ SIZES = {size.name: size for size in (FULL, CI)}
 #: Seconds without Redis in the row of the lost retry: more than Celery tries to publish (`task_publish_retry_policy`).
 _OUTLAST_PUBLISHING_S = 12.0
 _HOUR_S = 3600.0
+#: How far behind the replica is that takes over. Far more than replicas are as a rule, so that it lacks something.
+_LAG_S = 2.0
+#: The cache that shares Redis's memory: bytes of an entry, of all that fit, and seconds from one to the next.
+_PAGE_BYTES = 100_000
+_PAGES_BYTES = 20 * _PAGE_BYTES
+_PAGE_EVERY_S = 0.05
+#: Where attempts wait for their time, and all of Redis's keys that hold messages.
+_PARKED = PARKED_KEY.format("webhooks.send")
+_HOLD_MESSAGES = {"webhooks.deliver", "webhooks.send", _PARKED, "unacked"}
 #: Seconds for a row to settle, whatever happens: the worst is a backlog on a machine that does other things.
 _SETTLED_WITHIN_S = 600.0
 _IN_FLIGHT = THREADS * WORKERS
@@ -168,6 +182,67 @@ def _flush_redis(stage: Stage, size: Size) -> None:
     stage.fault_has_ended()
 
 
+def _evict_from_redis(stage: Stage, size: Size) -> None:
+    # A cache in another database of the same Redis: memory and policy are the server's, so each page that comes pushes
+    # out keys of ours, whatever they are, while there is always room for what is published.
+    url = embedded.valkey_url(stage.servers.valkey.port, database=1)
+    evicted: Counter[str] = Counter()
+    before = _count_evicted(stage)
+    with redis.Redis.from_url(url) as cache, stage.redis.pubsub() as told:
+        stage.redis.config_set("notify-keyspace-events", "Ee")
+        told.subscribe("__keyevent@0__:evicted")
+        stage.redis.config_set("maxmemory-policy", "allkeys-random")
+        memory: Any = stage.redis.info("memory")
+        stage.redis.config_set("maxmemory", memory["used_memory"] + _PAGES_BYTES)
+        until = time.monotonic() + size.full_s
+        while time.monotonic() < until:
+            cache.set(f"page{time.monotonic_ns()}", bytes(_PAGE_BYTES))
+            stage.run_for(_PAGE_EVERY_S)
+        # Only now: an event that has got into the ledger while keys went is as safe as any.
+        stage.note_safe_events()
+        stage.redis.config_set("maxmemory", "0")
+        stage.redis.config_set("maxmemory-policy", "noeviction")
+        stage.fault_has_ended()
+        cache.flushdb()
+        while (message := told.get_message(timeout=0)) is not None:
+            if message["type"] == "message":
+                evicted[message["data"].decode()] += 1
+    if _count_evicted(stage) == before or _HOLD_MESSAGES.isdisjoint(evicted):
+        raise AssertionError(f"Redis evicted no messages: {evicted}")
+
+
+def _count_evicted(stage: Stage) -> int:
+    stats: Any = stage.redis.info("stats")
+    return stats["evicted_keys"]
+
+
+def _fail_over(stage: Stage, size: Size) -> None:
+    replica = stage.start_replica()
+    with redis.Redis.from_url(replica.url) as copy:
+        # Promoted a little early, it gets nothing more: as if that much had been on its way when the first one died.
+        copy.replicaof("NO", "ONE")
+        stage.run_for(_LAG_S)
+        stage.note_safe_events()
+        present, copied = _taken_and_parked(stage.redis), _taken_and_parked(copy)
+        if not copied or copied >= present:
+            raise AssertionError(f"the replica has {len(copied)} messages, and lacks {len(present - copied)}")
+        stage.servers.valkey.kill()
+        stage.run_for(size.down_s)
+        # It takes over the address, as a name or a virtual address does in a failover: nobody is told of another one.
+        copy.config_set("port", stage.servers.valkey.port)
+        stage.fault_has_ended()
+        found: Any = stage.redis.info("replication")
+        if found["master_replid"] != copy.info("replication")["master_replid"]:  # pyright: ignore[reportIndexIssue]
+            raise AssertionError(f"another Redis answers: {found}")
+
+
+def _taken_and_parked(client: "redis.Redis") -> set[bytes]:
+    """Return the tags of the messages in workers' hands, and the messages that wait for their retry."""
+    held: Any = client.hkeys("unacked")
+    waiting: Any = client.zrange(_PARKED, 0, -1)
+    return {*held, *waiting}
+
+
 def _fill_redis(stage: Stage, size: Size) -> None:
     stage.redis.config_set("maxmemory", "1mb")
     stage.run_for(size.full_s)
@@ -260,6 +335,10 @@ ROWS: Sequence[Row] = (
     Row("redis-replaced", "Redis SIGKILLed, restarted without its data ¹", _replace_redis, **_AT_ALL_WORKERS,
         counts_only_safe=True),
     Row("redis-flushed", "Redis flushed ¹", _flush_redis, **_AT_ALL_WORKERS, counts_only_safe=True),
+    Row("redis-evicts", "Redis evicts keys for {full_s:g} s, as a cache shares its memory ¹", _evict_from_redis,
+        **_AT_ALL_WORKERS, counts_only_safe=True),
+    Row("redis-fails-over", f"Redis SIGKILLed, and replaced by a replica that lacks its last {_LAG_S:g} s ¹",
+        _fail_over, **_AT_ALL_WORKERS, counts_only_safe=True),
     Row("redis-full", "Redis out of memory for {full_s:g} s", _fill_redis, **_AT_ALL_WORKERS),
     Row("redis-paused", "Redis paused for {pause_s:g} s", _pause_redis, **_AT_ALL_WORKERS),
     Row("broker-gone-at-retry", f"the broker gone when retries are published, {_OUTLAST_PUBLISHING_S:g} s away",
@@ -283,7 +362,7 @@ ROWS: Sequence[Row] = (
 #: What ¹ means in the table.
 FOOTNOTE = (
     "¹ Until it is in the ledger, an event lives in its message alone, and goes when Redis loses that. Counted are the "
-    "events that the ledger had before the fault, and those accepted after it."
+    "events that the ledger had before the fault (with the evictions: before their end), and those accepted after it."
 )
 
 
