@@ -9,7 +9,7 @@ from bson.dbref import DBRef
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from webhooks.errors import InvalidEvent
-from webhooks.models.wire import Id, Instant, WireModel, explain, find_unstorable, parse_object_id
+from webhooks.models.wire import Id, Instant, WireModel, explain, find_unstorable, parse_object_id, show
 
 EventType = Literal["COTTask", "COTUser", "COTSurvey", "COTProperty", "COTNote", "Auth"]
 EventName = Literal["create", "edit", "delete", "logout"]
@@ -84,16 +84,17 @@ def parse_event(value: object, max_bytes: int) -> COTEvent:
     Raises:
         InvalidEvent: names every field and reason; repeats no value.
     """
-    if isinstance(value, COTEvent):
-        value = value.to_wire()
-    if not isinstance(value, dict):
-        _refuse(f"it must be an object (a dict or a COTEvent), not a Python {type(value).__name__}")
-    unstorable = find_unstorable(value)
+    # Of a COTEvent what it was made of: its wire form has texts in place of what JSON does not have.
+    given = dict(value) if isinstance(value, COTEvent) else value
+    if not isinstance(given, dict):
+        _refuse(f"it must be an object (a dict or a COTEvent), not a Python {show(type(value).__name__)}")
+    # Each value takes a byte at least.
+    unstorable = find_unstorable(given, max_items=max_bytes)
     if unstorable:
         path, reason = unstorable
         _refuse(f"{path or 'it'}: {reason}" if path else f"it {reason}")
     try:
-        event = COTEvent.model_validate(value)
+        event = COTEvent.model_validate(value.to_wire() if isinstance(value, COTEvent) else value)
     except ValidationError as error:
         _refuse(explain(error).replace("it: diff:", "diff:"))
     size = len(event.to_body())
@@ -114,8 +115,10 @@ def parse_event_text(text: str, max_bytes: int) -> COTEvent:
         raise
     except RecursionError:
         _refuse("it is nested too deeply")
-    except ValueError as error:
+    except json.JSONDecodeError as error:
         _refuse(f"it is not JSON: {error}")
+    except ValueError:  # Python reads no more digits than that, as it takes time that grows with their square
+        _refuse("it is not JSON that can be read: a number has thousands of digits; send it as a string")
     return parse_event(value, max_bytes)
 
 

@@ -27,7 +27,11 @@ from pydantic import ModelWrapValidatorHandler as Handler
 #: down and tools that copy logs add some of their own.
 MAX_DEPTH = 90
 
-_INT64 = range(-(2**63), 2**63)
+#: Characters that `show` and a place in an event may have: enough to find it, too few to fill a log.
+_MAX_SHOWN = 80
+_MAX_PLACE = 200
+
+_INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 _INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", re.ASCII)
 _HEX_24 = re.compile(r"[0-9a-fA-F]{24}", re.ASCII)
 
@@ -108,34 +112,61 @@ def to_wire(value: object) -> Any:
     return str(value)
 
 
-def find_unstorable(value: object) -> tuple[str, str] | None:
+def show(value: object, max_chars: int = _MAX_SHOWN) -> str:
+    """Write what a stranger chose, such as a key or an id, such that it can neither fill a log nor steer a terminal."""
+    text = str(value)
+    cut = text[:max_chars]
+    if not cut.isprintable():
+        cut = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in cut)
+    return cut if len(text) <= max_chars else cut + "…"
+
+
+#: Where something stands: its parent's place and its own key; None for the root. Written out only where needed, as the
+#: keys of an event may be long and many things may stand below one.
+_Place = tuple["_Place", object] | None
+
+
+def find_unstorable(value: object, max_items: int) -> tuple[str, str] | None:
     """Look for what JSON or BSON cannot hold.
 
     Args:
         value: a tree of dicts and lists as a producer built it. ObjectIds and aware datetimes are fine.
+        max_items: how many dicts, lists and values it may have. In Python one list can stand in many places, so that
+            a small object is an endless text.
 
     Returns:
         The place as a dotted path and the reason, of the first thing found; None when all of it can be stored.
     """
-    todo: list[tuple[str, object, int]] = [("", value, 1)]
+    todo: list[tuple[_Place, object, int]] = [(None, value, 1)]
+    items_left = max_items
     while todo:
-        path, item, depth = todo.pop()
+        place, item, depth = todo.pop()
         reason = _why_unstorable(item)
-        if reason:
-            return path, reason
-        if isinstance(item, dict | list | tuple):
+        children: list[tuple[object, object]] = []
+        if reason is None and isinstance(item, dict | list | tuple):
+            items_left -= len(item)
             if depth > MAX_DEPTH:
-                return path[:80] + "…", f"is nested deeper than {MAX_DEPTH} levels"
-            if isinstance(item, dict):
-                for key in item:
-                    reason = _why_bad_key(key)
-                    if reason:
-                        return path, reason
+                reason = f"is nested deeper than {MAX_DEPTH} levels"
+            elif items_left < 0:
+                return "", f"holds more than {max_items} values"
+            elif isinstance(item, dict):
+                reason = next(filter(None, map(_why_bad_key, item)), None)
                 children = list(item.items())
             else:
                 children = list(enumerate(item))
-            todo.extend((f"{path}.{key}" if path else str(key), child, depth + 1) for key, child in reversed(children))
+        if reason:
+            return _write_place(place), reason
+        todo.extend(((place, key), child, depth + 1) for key, child in reversed(children))
     return None
+
+
+def _write_place(place: _Place) -> str:
+    keys: list[str] = []
+    while place is not None:
+        place, key = place
+        keys.append(show(key))
+    path = ".".join(reversed(keys))
+    return path if len(path) <= _MAX_PLACE else path[:_MAX_PLACE] + "…"
 
 
 def _why_unstorable(item: object) -> str | None:
@@ -146,17 +177,28 @@ def _why_unstorable(item: object) -> str | None:
     elif item is None or isinstance(item, bool | dict | list | tuple | ObjectId):
         pass
     elif isinstance(item, int):
-        if item not in _INT64:
+        # No `in range(…)`: for what is more than an int, such as the Int64 of a document that was read from MongoDB, it
+        # counts up from the start.
+        if not _INT64_MIN <= item <= _INT64_MAX:
             reason = "is a number beyond 64 bits, which MongoDB cannot hold; send it as a string"
     elif isinstance(item, float):
         if not math.isfinite(item):
             reason = "is not a finite number, or too large for one; send it as a string"
     elif isinstance(item, datetime):
-        if item.tzinfo is None:
-            reason = "is a date without a time zone"
+        reason = _why_bad_date(item)
     else:
         reason = f"is a Python {type(item).__name__}, which JSON does not have"
     return reason
+
+
+def _why_bad_date(item: datetime) -> str | None:
+    if item.utcoffset() is None:
+        return "is a date without a time zone"
+    try:
+        item.astimezone(UTC)
+    except OverflowError:
+        return "is a date that in UTC is not within the years 1 to 9999"
+    return None
 
 
 def _why_bad_key(key: object) -> str | None:
@@ -225,7 +267,7 @@ def explain(error: ValidationError) -> str:
     """Put a pydantic error into one line: each field and its reason, never a value, which may be secret."""
     reasons = []
     for item in error.errors(include_url=False, include_input=False, include_context=False):
-        field = ".".join(str(part) for part in item["loc"]) or "it"
+        field = ".".join(show(part) for part in item["loc"]) or "it"
         message = item["msg"].removeprefix("Value error, ").removeprefix("Input ")
         message = "is missing" if item["type"] == "missing" else message[0].lower() + message[1:]
         reasons.append(f"{field}: {message}")
