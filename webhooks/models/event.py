@@ -40,6 +40,7 @@ class COTEvent(WireModel):
     def _check_diff(cls, value: object) -> object:
         if not isinstance(value, Mapping):
             raise ValueError("must be an object; leave the key out where nothing was edited")  # noqa: TRY004 - pydantic's way
+        value = {pointer: cls._undo_reference(change) for pointer, change in value.items()}
         for pointer, change in value.items():
             if pointer and not str(pointer).startswith("/"):  # RFC 6901: empty, or parts that begin with "/"
                 raise ValueError("has a key that is no JSON Pointer")

@@ -232,9 +232,15 @@ class WireModel(BaseModel):
     @model_validator(mode="wrap")
     @classmethod
     def _keep_wire(cls, value: object, handler: Handler[Self]) -> Self:
+        if isinstance(value, DBRef):
+            # What the BSON decoder makes of an object that happens to have the keys of a reference.
+            value = value.as_doc()
         model = handler(value)
         if isinstance(value, Mapping):
-            model._wire = to_wire(value)
+            try:
+                model._wire = to_wire(value)
+            except RecursionError:
+                raise ValueError("is nested too deeply") from None
         return model
 
     @model_serializer(mode="plain")
