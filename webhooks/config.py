@@ -171,7 +171,10 @@ class Settings(BaseSettings):
     def _split_networks(cls, value: object) -> object:
         if not isinstance(value, str):
             return value
-        return tuple(ip_network(part.strip()) for part in value.split(",") if part.strip())
+        try:
+            return tuple(ip_network(part.strip()) for part in value.split(",") if part.strip())
+        except ValueError:
+            raise ValueError("must be networks as 10.0.0.0/8, comma-separated, without host bits") from None
 
     @field_validator("encryption_key", mode="before")
     @classmethod
@@ -218,7 +221,11 @@ class Settings(BaseSettings):
     @field_validator("ca_bundle")
     @classmethod
     def _ca_bundle_is_a_file(cls, value: Path | None) -> Path | None:
-        if value is not None and not value.is_file():
+        try:
+            is_file = value is None or value.is_file()
+        except OSError as error:  # such as a folder that we may not look into, or a name too long to be one
+            raise ValueError(f"cannot be looked at: {error.strerror}") from None
+        if not is_file:
             raise ValueError("there is no such file")
         return value
 
