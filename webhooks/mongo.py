@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from bson.errors import BSONError
 from pymongo import MongoClient
 from pymongo.collection import Collection
 from pymongo.database import Database
@@ -13,6 +14,7 @@ from pymongo.errors import (
     ConfigurationError,
     ConnectionFailure,
     DuplicateKeyError,
+    InvalidName,
     InvalidURI,
     OperationFailure,
     WriteError,
@@ -23,11 +25,16 @@ from webhooks.errors import InvalidSettings, StoreUnavailable
 
 Document = dict[str, Any]
 
+_BAD_URL = "WEBHOOKS_MONGODB_URL: is not a MongoDB URL, such as mongodb://127.0.0.1:27017/webhooks"
+
 _DUPLICATE_KEY = 11000
+_BAD_VALUE = 2
+#: What the driver raises for a document that it cannot encode. The words of these may hold what is in it.
+_ENCODING_ERRORS = (BSONError, OverflowError, UnicodeError, RecursionError)
 #: Server errors that concern the one document at hand; all others are the server's state and may pass.
 _DOCUMENT_ERRORS = frozenset(
     {
-        2,  # BadValue
+        _BAD_VALUE,
         15,  # Overflow: nested too deeply
         121,  # DocumentValidationFailure
         10334,  # BSONObjectTooLarge
@@ -47,13 +54,17 @@ def open_database(url: str, timeout_s: float) -> Database[Document]:
     Raises:
         InvalidSettings: when the URL cannot be used; the URL is not repeated, as it may hold a password.
     """
-    half_ms = int(timeout_s * 500)
+    half_ms = max(1, int(timeout_s * 500))  # 0 would be no limit
     try:
         name = parse_uri(url, validate=True).get("database") or "webhooks"
         client: MongoClient[Document] = MongoClient(
             url,
             appname="webhooks",
             tz_aware=True,
+            # Others write here, too. A date beyond Python's calendar, or a text that is no UTF-8, in one document must
+            # not make all those unreadable that are read with it.
+            datetime_conversion="DATETIME_AUTO",
+            unicode_decode_error_handler="replace",
             serverSelectionTimeoutMS=half_ms,
             connectTimeoutMS=half_ms,
             socketTimeoutMS=half_ms,
@@ -63,11 +74,15 @@ def open_database(url: str, timeout_s: float) -> Database[Document]:
             journal=True,
             retryWrites=True,
         )
+    except OSError as error:
+        raise InvalidSettings(f"WEBHOOKS_MONGODB_URL: a file that it names cannot be read: {error.strerror}") from None
     except (InvalidURI, ConfigurationError, ValueError):
-        raise InvalidSettings(
-            "WEBHOOKS_MONGODB_URL: is not a MongoDB URL, such as mongodb://127.0.0.1:27017/webhooks"
-        ) from None
-    return client[name]
+        raise InvalidSettings(_BAD_URL) from None
+    try:
+        return client[name]
+    except InvalidName:
+        client.close()
+        raise InvalidSettings(_BAD_URL) from None
 
 
 @contextmanager
@@ -115,7 +130,27 @@ def insert_new(collection: Collection[Document], documents: Sequence[Document]) 
             collection.insert_many(documents, ordered=False)
         except BulkWriteError as error:
             return document_errors(error)
+        except _ENCODING_ERRORS:
+            # The driver says neither which document it cannot encode nor what became of the others.
+            return _insert_each(collection, documents)
     return NotWritten()
+
+
+def _insert_each(collection: Collection[Document], documents: Sequence[Document]) -> NotWritten:
+    faults: dict[int, WriteError] = {}
+    known = []
+    for place, document in enumerate(documents):
+        try:
+            collection.insert_one(document)
+        except DuplicateKeyError:
+            known.append(place)
+        except WriteError as error:
+            if error.code not in _DOCUMENT_ERRORS:
+                raise
+            faults[place] = WriteError(f"error {error.code}", error.code)
+        except _ENCODING_ERRORS as error:
+            faults[place] = WriteError(f"cannot be encoded ({type(error).__name__})", _BAD_VALUE)
+    return NotWritten(tuple(known), faults)
 
 
 def document_errors(error: BulkWriteError) -> NotWritten:
