@@ -16,6 +16,7 @@ from pymongo.errors import DuplicateKeyError
 
 from webhooks.errors import InvalidWebhook
 from webhooks.models import COTWebhook, parse_webhook
+from webhooks.models.wire import show
 from webhooks.mongo import Document, store_errors
 
 logger = logging.getLogger(__name__)
@@ -25,6 +26,21 @@ logger = logging.getLogger(__name__)
 CACHE_S = 2.0
 #: Entries that a worker remembers; past that all are forgotten, as they cost one read each.
 _CACHE_SIZE = 10_000
+
+
+def read_stored(document: Document) -> COTWebhook:
+    """Check a stored webhook.
+
+    Its ids must be ObjectIds: a webhook is looked up by them, and digits as text could name the webhook of somebody
+    else, who would get the events.
+
+    Raises:
+        InvalidWebhook: names every field and reason.
+    """
+    for field in ("_id", "company"):
+        if field in document and not isinstance(document[field], ObjectId):
+            raise InvalidWebhook(f"invalid webhook: {field}: must be stored as an ObjectId")
+    return parse_webhook(document)
 
 
 class WebhookStore:
@@ -83,11 +99,14 @@ class WebhookStore:
 
     def _parse(self, document: Document) -> COTWebhook | None:
         try:
-            return parse_webhook(document)
+            return read_stored(document)
         except InvalidWebhook as error:
-            complaint = f"webhook {document.get('_id')} gets no events until it is mended: {error}"
+            complaint = f"webhook {show(document.get('_id'))} gets no events until it is mended: {error}"
             if complaint not in self._complaints:  # once per process, not at each read
-                self._complaints.add(complaint)
+                with self._lock:
+                    if len(self._complaints) >= _CACHE_SIZE:
+                        self._complaints.clear()
+                    self._complaints.add(complaint)
                 logger.warning("%s", complaint)
             return None
 

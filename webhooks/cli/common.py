@@ -4,6 +4,7 @@ All that is printed may come from strangers, such as a receiver's response, and 
 """
 
 import json
+import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,10 +23,9 @@ from webhooks.config import get_settings
 from webhooks.deadletters import DeadLetterStore
 from webhooks.errors import InvalidWebhook
 from webhooks.logstore import LogStore
-from webhooks.models import parse_webhook
 from webhooks.models.wire import parse_object_id, to_wire
 from webhooks.mongo import Document, open_database
-from webhooks.webhookstore import WebhookStore
+from webhooks.webhookstore import WebhookStore, read_stored
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -34,6 +34,8 @@ _MIN_LAST_WIDTH = 24
 #: Wider than any line: piped output is never cut.
 _NO_WIDTH = 1_000_000
 _INDENT = "    "
+#: The most that `-n` takes: what MongoDB can count to is not much more.
+MAX_LIMIT = 1_000_000_000
 
 _AGO = re.compile(r"(\d{1,9})([smhdw])", re.ASCII)
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -173,17 +175,15 @@ def find_webhook(store: WebhookStore, reference: str, company: ObjectId | None) 
     if len(found) > 1:
         owners = ", ".join(f"{document['_id']} of company {document.get('company')}" for document in found)
         raise click.ClickException(f"{reference} is ambiguous, give an id or --company: {owners}")
+    if found[0]["_id"] is None:  # to a query of logs, None means those of all webhooks
+        raise click.ClickException(f"{reference} is stored with null as its _id: store it anew with an ObjectId")
     return found[0]
 
 
 def why_unusable(document: Document) -> str | None:
     """Say why a stored webhook gets no events although it may be active; None when nothing is wrong with it."""
-    for field in ("_id", "company"):
-        # Parsing takes digits as well, as JSON has them; but workers look for the real thing.
-        if field in document and not isinstance(document[field], ObjectId):
-            return f"{field}: must be stored as an ObjectId"
     try:
-        parse_webhook(document)
+        read_stored(document)
     except InvalidWebhook as error:
         return str(error).removeprefix("invalid webhook: ")
     return None
@@ -225,7 +225,16 @@ def print_json(json_text: str) -> None:
 
 def document_json(document: Mapping[str, object]) -> str:
     """Write a stored document as JSON, whoever wrote it and whatever it holds."""
-    return json.dumps(to_wire(document), ensure_ascii=False, separators=(",", ":"))
+    return json.dumps(_without_nan(to_wire(document)), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
+def _without_nan(value: Any) -> Any:
+    """Return a wire form with texts for the numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @dataclass(frozen=True, slots=True)

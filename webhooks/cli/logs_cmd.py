@@ -9,11 +9,13 @@ import click
 from bson import ObjectId
 
 from webhooks.cli.common import (
+    MAX_LIMIT,
     Cell,
     InstantParam,
     Table,
     company_option,
     complain,
+    document_json,
     find_webhook,
     get_stores,
     json_option,
@@ -47,7 +49,12 @@ _HEADER = ("TIME (UTC)", "RESULT", "RETRY", "EVENT", "WEBHOOK", "MS", "RESPONSE"
 @click.option("--since", type=InstantParam(), help="From then on: 90s 30m 2h 7d ago, or a date, UTC without a zone.")
 @click.option("--until", type=InstantParam(), help="Before then.")
 @click.option(
-    "-n", "limit", type=click.IntRange(0), default=20, show_default=True, help="How many at most, the newest."
+    "-n",
+    "limit",
+    type=click.IntRange(0, MAX_LIMIT),
+    default=20,
+    show_default=True,
+    help="How many at most, the newest.",
 )
 @click.option("--follow", "-f", is_flag=True, help="Go on with new ones as they come, until Ctrl-C.")
 @json_option
@@ -171,7 +178,7 @@ class LogPrinter:
         """Print logs in the given order."""
         if self._as_json:
             for log in found:
-                print_json(log.to_json())
+                print_json(document_json(log.to_wire()))
             return
         rows: list[Sequence[str | Cell]] = [_row(log) for log in found]
         if rows and not self._has_header:
