@@ -4,9 +4,10 @@ Owns writing logs, the indexes that answer what people ask, and reading them bac
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from typing import Any
 
 from bson import ObjectId
@@ -17,6 +18,7 @@ from pymongo.errors import OperationFailure, WriteError
 
 from webhooks.errors import ErrorKind
 from webhooks.models import COTWebhookLog
+from webhooks.models.wire import show
 from webhooks.mongo import Document, insert_new, store_errors
 from webhooks.retry import Outcome
 
@@ -42,6 +44,9 @@ _INDEXES = [
     IndexModel([("attempt.event_id", ASCENDING), ("createdAt", DESCENDING)], name="event_newest"),
     IndexModel([("attempt.delivery_id", ASCENDING), ("createdAt", DESCENDING)], name="delivery_newest"),
 ]
+
+#: Logs that break the contract, and are passed over, before a reading gives up finding as many as were asked for.
+_SPARE = 1_000
 
 _INDEX_OPTIONS_CONFLICT = 85
 _UNAUTHORIZED = 13
@@ -131,7 +136,10 @@ class LogStore:
         query: Document = {"attempt.event_id": {"$in": list(event_ids)}, "attempt.next_at": None}
         with store_errors():
             found = self._collection.find(query, {"attempt.delivery_id": 1})
-            return {document["attempt"]["delivery_id"] for document in found}
+            # A log that somebody else wrote may have anything there, and tells nothing.
+            attempts = [document.get("attempt") for document in found]
+        ids = (attempt.get("delivery_id") for attempt in attempts if isinstance(attempt, dict))
+        return {delivery_id for delivery_id in ids if isinstance(delivery_id, str)}
 
     def read(self, query: LogQuery, limit: int) -> list[COTWebhookLog]:
         """Return the newest logs, newest first.
@@ -141,14 +149,21 @@ class LogStore:
             limit: how many at most.
         """
         with store_errors():
-            documents = list(self._collection.find(query.to_filter()).sort("createdAt", DESCENDING).limit(limit))
-        return list(_parse(documents))
+            cursor = self._collection.find(query.to_filter()).sort("createdAt", DESCENDING).limit(limit + _SPARE)
+            with cursor.batch_size(min(limit, _SPARE)):
+                # Not past the limit: the rest need not be read.
+                return list(islice(_parse(cursor), limit))
 
     def read_ids(self, query: LogQuery) -> dict[ObjectId, datetime]:
         """Return id and `createdAt` of every log that the query asks for."""
         with store_errors():
             documents = self._collection.find(query.to_filter(), {"createdAt": 1})
-            return {document["_id"]: document["createdAt"] for document in documents}
+            # Of logs that somebody else wrote also those with a list of dates, or one beyond the calendar.
+            return {
+                document["_id"]: document["createdAt"]
+                for document in documents
+                if isinstance(document["_id"], ObjectId) and isinstance(document.get("createdAt"), datetime)
+            }
 
     def get_many(self, log_ids: Sequence[ObjectId]) -> list[COTWebhookLog]:
         """Return the logs with these ids, oldest first."""
@@ -162,9 +177,9 @@ class LogStore:
             return self._collection.count_documents(query.to_filter(), limit=limit)
 
 
-def _parse(documents: list[Document]) -> Iterator[COTWebhookLog]:
+def _parse(documents: Iterable[Document]) -> Iterator[COTWebhookLog]:
     for document in documents:
         try:
             yield COTWebhookLog.model_validate(document)
         except ValidationError as error:
-            logger.warning("log %s breaks the contract in %d ways", document.get("_id"), error.error_count())
+            logger.warning("log %s breaks the contract in %d ways", show(document.get("_id")), error.error_count())
