@@ -55,6 +55,9 @@ class OneLineGroup(click.Group):
         except WebhooksError as error:
             complain(str(error))
             return 1
+        except UnicodeEncodeError:  # half a character on the command line; MongoDB cannot be asked for it
+            complain("what was typed is not UTF-8")
+            return 2
         except OperationalError as error:
             complain(f"the broker cannot be reached: {error}")
             return 1
