@@ -6,9 +6,10 @@ workers (`sweeper`) queues ``webhooks.deliver`` from it, and ``webhooks.deliver`
 deliveries.
 
 One document per event: ``_id`` (the event's id), ``body``, ``accepted_at``, ``queue_at`` (when it is to be queued, or
-queued again) and ``queued`` (how often it was).
+queued again; absent where it was set aside) and ``queued`` (how often it was).
 """
 
+import logging
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,10 @@ from pymongo.client_session import ClientSession
 from pymongo.database import Database
 
 from webhooks.models import COTEvent, now, parse_event
+from webhooks.models.wire import show
 from webhooks.mongo import Document, store_errors
+
+logger = logging.getLogger(__name__)
 
 #: How often the pause until an event is queued again is doubled at most.
 _MAX_DOUBLINGS = 10
@@ -81,7 +85,25 @@ class Outbox:
         """Return events that are to be queued by an instant, the longest due first."""
         with store_errors():
             found = list(self._collection.find({"queue_at": {"$lte": at}}).sort("queue_at", ASCENDING).limit(limit))
-        return [Accepted(document["_id"], document["body"], document["queued"]) for document in found]
+        events = []
+        for document in found:
+            fault = _why_unusable(document)
+            if fault:
+                self._set_aside(document["_id"], fault)
+            else:
+                queued = document.get("queued")
+                events.append(
+                    Accepted(document["_id"], document["body"], queued if isinstance(queued, int) and queued > 0 else 0)
+                )
+        return events
+
+    def _set_aside(self, event_id: object, fault: str) -> None:
+        """Keep a document that somebody wrote by hand and that is no event, out of the way of all others."""
+        logger.error(
+            "event %s in the outbox is set aside until it is mended and has a queue_at: %s", show(event_id), fault
+        )
+        with store_errors():
+            self._collection.update_one({"_id": event_id}, {"$unset": {"queue_at": ""}})
 
     def note_queued(self, events: Sequence[Accepted], at: datetime, pause: timedelta) -> None:
         """Note that events were queued, and when to do so again if their message is lost.
@@ -95,8 +117,10 @@ class Outbox:
             UpdateOne(
                 {"_id": event.event_id},
                 {
-                    "$set": {"queue_at": at + pause * 2 ** min(event.queued, _MAX_DOUBLINGS)},
-                    "$inc": {"queued": 1},
+                    "$set": {
+                        "queue_at": at + pause * 2 ** min(event.queued, _MAX_DOUBLINGS),
+                        "queued": event.queued + 1,
+                    }
                 },
             )
             for event in events
@@ -109,3 +133,12 @@ class Outbox:
         """Take an event out: the ledger has its deliveries."""
         with store_errors():
             self._collection.delete_one({"_id": event_id})
+
+
+def _why_unusable(document: Document) -> str | None:
+    """Say why a document cannot be queued; None when it can. Whether its body is an event is not asked here."""
+    if not isinstance(document["_id"], str) or not document["_id"]:
+        return "_id: must be text"
+    if not isinstance(document.get("body"), str):
+        return "body: must be the event's JSON text"
+    return None
