@@ -8,7 +8,8 @@ A letter holds the message's payload, as that is its purpose. Logs must not: wha
 
 import base64
 import hashlib
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -16,12 +17,13 @@ from typing import Any
 
 from bson import ObjectId
 from kombu.message import Message
-from kombu.utils.json import dumps, loads
+from kombu.utils.json import dumps
 from pymongo import ASCENDING, DESCENDING
 from pymongo.database import Database
 
 from webhooks.errors import CannotResend
 from webhooks.models import now
+from webhooks.models.wire import show
 from webhooks.mongo import Document, store_errors
 
 #: Bytes of a body that are kept. MongoDB takes 16 MB per document; base64 makes a third more of it.
@@ -37,6 +39,32 @@ _PROPERTIES = ("correlation_id", "reply_to", "delivery_mode", "priority", "messa
 
 #: Fields that tell about a letter without its payload.
 _SUMMARY = ("reason", "text", "task", "message_id", "queue", "created_at", "worker", "size_bytes", "is_cut", "times")
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_text_or_none(value: object) -> bool:
+    return value is None or isinstance(value, str)
+
+
+#: What each field of a document must be; any hand may have changed it.
+_FIELDS: Mapping[str, Callable[[object], bool]] = {
+    "reason": _is_text,
+    "text": _is_text,
+    "task": _is_text_or_none,
+    "message_id": _is_text_or_none,
+    "queue": _is_text_or_none,
+    "worker": _is_text_or_none,
+    "created_at": lambda value: isinstance(value, datetime),
+    "size_bytes": lambda value: isinstance(value, int),
+    "times": lambda value: isinstance(value, int),
+    "is_cut": lambda value: isinstance(value, bool),
+    "body": _is_text,
+    "body_is_base64": lambda value: isinstance(value, bool),
+    "envelope": _is_text,
+}
 
 
 class Reason(StrEnum):
@@ -135,14 +163,27 @@ class DeadLetter:
 
     @classmethod
     def from_document(cls, document: Document) -> "DeadLetter":
-        """Return the letter that a document keeps."""
-        body = document["body"]
-        return cls(
-            id=document["_id"],
-            **{field: document[field] for field in _SUMMARY},
-            body=base64.b64decode(body) if document["body_is_base64"] else body.encode(),
-            envelope=document["envelope"],
-        )
+        """Return the letter that a document keeps.
+
+        Raises:
+            CannotResend: somebody has changed it by hand; the text names the field.
+        """
+        wrong = [field for field, is_right in _FIELDS.items() if not is_right(document.get(field))]
+        if not wrong and not document["is_cut"] and not _is_envelope(document["envelope"]):
+            wrong = ["envelope"]
+        body = b""
+        try:
+            if not wrong:
+                body = base64.b64decode(document["body"]) if document["body_is_base64"] else document["body"].encode()
+        except ValueError:
+            wrong = ["body"]
+        if wrong:
+            raise CannotResend(
+                f"dead letter {show(document['_id'])} is not as a worker wrote it, and cannot be used: "
+                f"{', '.join(wrong)} was changed or is missing"
+            )
+        summary: dict[str, Any] = {field: document.get(field) for field in _SUMMARY}
+        return cls(id=document["_id"], **summary, body=body, envelope=document["envelope"])
 
     def publish(self, channel: Any) -> None:
         """Publish the message again as it was: same body, headers and task id, to its own queue.
@@ -158,7 +199,8 @@ class DeadLetter:
             raise CannotResend(f"dead letter {self.id} was too large to be kept whole: it cannot be sent again")
         if self.queue is None:
             raise CannotResend(f"dead letter {self.id} does not say which queue it came from: it cannot be sent again")
-        envelope = loads(self.envelope)
+        # Not kombu's way of reading JSON, which makes Python objects of some: it goes out again as it is.
+        envelope = json.loads(self.envelope)
         properties = envelope["properties"]
         message = channel.prepare_message(
             self.body,
@@ -269,3 +311,16 @@ def _name(value: object) -> str | None:
 
 def _of(reason: Reason | None) -> Document:
     return {} if reason is None else {"reason": reason.value}
+
+
+def _is_envelope(text: str) -> bool:
+    """Tell whether a text is what `DeadLetter.make` writes: what `publish` needs is there."""
+    try:
+        envelope = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return (
+        isinstance(envelope, dict)
+        and {"content_type", "content_encoding", "exchange"} <= envelope.keys()
+        and all(isinstance(envelope.get(part), dict) for part in ("headers", "properties"))
+    )

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Any, TypeVar
 
 import click
@@ -11,6 +12,7 @@ from kombu.connection import Connection
 
 from webhooks.app import app
 from webhooks.cli.common import (
+    MAX_LIMIT,
     Cell,
     IdParam,
     Table,
@@ -58,7 +60,12 @@ def dead() -> None:
 @dead.command("list")
 @click.option("--reason", type=_REASON, help="Only those of this reason.")
 @click.option(
-    "-n", "limit", type=click.IntRange(1), default=20, show_default=True, help="How many at most, the newest."
+    "-n",
+    "limit",
+    type=click.IntRange(1, MAX_LIMIT),
+    default=20,
+    show_default=True,
+    help="How many at most, the newest.",
 )
 @json_option
 def list_letters(reason: str | None, limit: int, as_json: bool) -> None:
@@ -75,13 +82,10 @@ def list_letters(reason: str | None, limit: int, as_json: bool) -> None:
     for document in found:
         rows.append(
             [
-                f"{document['created_at']:%Y-%m-%d %H:%M:%S}",
+                _describe_time(document.get("created_at")),
                 str(document["_id"]),
-                Cell(document["reason"], "red"),
-                document["task"] or "-",
-                document["queue"] or "-",
-                str(document["size_bytes"]),
-                document["text"],
+                Cell(str(document.get("reason") or "-"), "red"),
+                *(str(document.get(field) or "-") for field in ("task", "queue", "size_bytes", "text")),
             ]
         )
     Table(right=_RIGHT_ALIGNED, cut=True).print(rows)
@@ -142,6 +146,11 @@ def drop(letter_ids: tuple[ObjectId, ...], is_all: bool, reason: str | None, yes
         complain(_none(letter_id))
     click.echo(f"dropped: {len(chosen) - len(missing)}")
     _end(len(missing))
+
+
+def _describe_time(created_at: object) -> str:
+    """Write when a letter was made; whatever it is where somebody changed it by hand."""
+    return f"{created_at:%Y-%m-%d %H:%M:%S}" if isinstance(created_at, datetime) else str(created_at or "-")
 
 
 def _to_reason(value: str | None) -> Reason | None:
