@@ -1,6 +1,7 @@
 """Every exception that this package raises on purpose, and the kinds of "no response came".
 
-Owns the words that other modules share about failure. Never imports from the rest of the package.
+Owns the words that other modules share about failure, and which of them may be logged. Never imports from the rest
+of the package.
 
     WebhooksError
     ├── InvalidInput         somebody gave us something that the contract does not allow
@@ -18,6 +19,7 @@ Owns the words that other modules share about failure. Never imports from the re
     └── CannotStart          a program that we run, or wait for, does not come up
 """
 
+import traceback
 from enum import StrEnum
 
 
@@ -83,6 +85,21 @@ class ErrorKind(StrEnum):
     WEBHOOK_INACTIVE = "webhook_inactive"
     #: The webhook's document is gone, or was changed into one that breaks the contract; no request was made.
     WEBHOOK_UNUSABLE = "webhook_unusable"
+
+
+def trace(error: BaseException) -> str:
+    """Say where an error came from, for a log: its type and lines of code, and the same of what led to it.
+
+    Never its words, nor a value: those of a foreign error may hold what was being worked on, which is payload.
+    """
+    parts = []
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        parts.append(type(cause).__name__ + "\n" + "".join(traceback.format_tb(cause.__traceback__)).rstrip())
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    return "\ncaused by ".join(parts)
 
 
 class NoResponse(WebhooksError):

@@ -21,7 +21,7 @@ from kombu.exceptions import OperationalError
 
 from webhooks.app import Services, app, get_services, stopping
 from webhooks.config import Settings, get_settings
-from webhooks.errors import InvalidEvent, StoreUnavailable
+from webhooks.errors import InvalidEvent, StoreUnavailable, trace
 from webhooks.tasks import queue_accepted, queue_attempt
 
 logger = logging.getLogger(__name__)
@@ -61,8 +61,8 @@ def _run(name: str, job: Callable[[Services, Settings], int], pause_s: float) ->
             logger.warning("the %s waits: %s", name, error)
         except OperationalError as error:
             logger.warning("the %s waits: the broker cannot be reached (%s)", name, error)
-        except Exception:
-            logger.exception("the %s met a defect; it goes on", name)
+        except Exception as error:  # noqa: BLE001 - the next look may go well
+            logger.error("the %s met a defect; it goes on: %s", name, trace(error))  # noqa: TRY400
 
 
 def relay(services: Services, settings: Settings) -> int:

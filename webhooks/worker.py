@@ -29,7 +29,7 @@ from webhooks.app import get_services, stopping
 from webhooks.config import get_settings
 from webhooks.deadletters import DeadLetter, Reason
 from webhooks.delivery import describe_input
-from webhooks.errors import AttemptFailed, InvalidEvent, StoreUnavailable, TaskDefect, WorkersLost
+from webhooks.errors import AttemptFailed, InvalidEvent, StoreUnavailable, TaskDefect, WorkersLost, trace
 
 logger = logging.getLogger(__name__)
 
@@ -83,9 +83,9 @@ class Undertaker:
             burial = self._burials.get()
             try:
                 self._carry_out(burial)
-            except Exception:
+            except Exception as error:  # noqa: BLE001
                 # Such as an ack after the connection was lost: the message comes back, and its letter is the same.
-                logger.exception("dead letter %s: its message stays unacked", burial.letter.id)
+                logger.error("dead letter %s: its message stays unacked: %s", burial.letter.id, trace(error))  # noqa: TRY400
 
     def _carry_out(self, burial: _Burial) -> None:
         letter = burial.letter
@@ -166,17 +166,17 @@ class DurableConsumer(Consumer):
         """
         if stopping.is_set():
             raise error  # such as that of a pool that takes nothing more
-        logger.error("a message could not be taken", exc_info=error)
+        logger.error("a message could not be taken: %s", trace(error))
         if not message.acknowledged:
-            self._bury(message, Reason.INVALID_TASK, f"{type(error).__name__}: {error}")
+            self._bury(message, Reason.INVALID_TASK, f"cannot be taken: {type(error).__name__}")
 
     def _bury(self, message: Message, reason: Reason, text: str) -> None:
         def settle(settle: Callable[..., None], *args: object) -> None:
             try:
                 settle(logger, self.connection_errors, *args)
-            except Exception:
+            except Exception as error:  # noqa: BLE001
                 # In the event loop this would end the worker. The broker gives the message out again.
-                logger.exception("the message of a dead letter stays unacked")
+                logger.error("the message of a dead letter stays unacked: %s", trace(error))  # noqa: TRY400
 
         _undertaker.bury(
             DeadLetter.make(reason, text, message, self.hostname),
