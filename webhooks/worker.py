@@ -33,6 +33,10 @@ from webhooks.errors import AttemptFailed, InvalidEvent, StoreUnavailable, TaskD
 
 logger = logging.getLogger(__name__)
 
+#: Characters of a task's id; AMQP has no more room for one either.
+_MAX_NAME = 255
+#: More than any setting allows; a number beyond MongoDB's would fail the write that many others share.
+_MAX_RETRIES = 1_000_000
 #: Pool processes that one message may cost one worker.
 _MAX_LOSSES = 3
 
@@ -209,12 +213,12 @@ class DurableRequest(Request):
         """
         headers, (args, kwargs, embed) = self._request_dict, self._payload
         shadow, limits, eta = headers.get("shadow"), self.time_limits, self.eta
-        if not isinstance(headers["id"], str) or not headers["id"]:
-            return "its id is no text"
-        if shadow is not None and not isinstance(shadow, str):
-            return "its shadow is no text"
-        if not isinstance(headers.get("retries", 0), int):
-            return "its retries are no number"
+        if not _is_name(headers["id"]):
+            return f"its id is no text of 1 to {_MAX_NAME} characters that can be printed"
+        if shadow is not None and not _is_name(shadow):
+            return f"its shadow is no text of 1 to {_MAX_NAME} characters that can be printed"
+        if not isinstance(headers.get("retries", 0), int) or not 0 <= headers.get("retries", 0) <= _MAX_RETRIES:
+            return f"its retries are no number from 0 to {_MAX_RETRIES}"
         if not isinstance(limits, list | tuple) or len(limits) != 2 or not all(map(_is_limit, limits)):
             return "its time limits are no two numbers"
         if eta is not None and not datetime.min.year < eta.year < datetime.max.year:
@@ -227,7 +231,15 @@ class DurableRequest(Request):
             self._task.__header__(*args, **kwargs)
         except TypeError as error:
             return str(error)
-        return None
+        return None if self._can_take(*args, *kwargs.values()) else "an argument is no text that can be stored"
+
+    def _can_take(self, *arguments: object) -> bool:
+        """Tell whether arguments are what our tasks give each other: text.
+
+        Anything else would reach MongoDB as part of a query, where an object is an operator and where what cannot be
+        encoded fails the write that many others share.
+        """
+        return all(isinstance(argument, str) and _is_utf8(argument) for argument in arguments)
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:
         """Take note that the task failed; acks the message, unless it goes back to its queue."""
@@ -272,6 +284,19 @@ class DurableRequest(Request):
         self.acknowledge()
 
 
+def _is_name(value: object) -> bool:
+    """Tell whether a header is a name that can stand in logs, MongoDB and Flower as it is."""
+    return isinstance(value, str) and 0 < len(value) <= _MAX_NAME and value.isprintable()
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _is_limit(value: object) -> bool:
     return value is None or isinstance(value, int | float)
 
@@ -283,6 +308,10 @@ class DeliverRequest(DurableRequest):
         super().__init__(*args, **kwargs)
         # What the log of a task reads. Constant, as describing an event costs more than most messages need.
         self._request_dict["argsrepr"] = self._request_dict["kwargsrepr"] = "…"
+
+    def _can_take(self, *arguments: object) -> bool:
+        """Take anything: an event is checked, and refused in words, by its task."""
+        return True
 
     @property
     def argsrepr(self) -> str:
