@@ -206,7 +206,15 @@ def _read_json_as_it_is() -> None:
 
 
 def _loads(text: str | bytes) -> Any:
-    return json.loads(text, parse_int=_parse_int)
+    return json.loads(text, parse_int=_parse_int, object_pairs_hook=_no_key_twice)
+
+
+def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # Python takes the last one, other readers the first: what the producer meant cannot be told.
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return found
 
 
 def _parse_int(digits: str) -> int | float:
