@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import cache
 from typing import Annotated, Any, Self
 
 from bson import ObjectId
@@ -241,6 +242,8 @@ class WireModel(BaseModel):
                 model._wire = to_wire(value)
             except RecursionError:
                 raise ValueError("is nested too deeply") from None
+            except OverflowError:
+                raise ValueError("has a date that in UTC is not within the years 1 to 9999") from None
         return model
 
     @model_serializer(mode="plain")
@@ -260,13 +263,20 @@ class WireModel(BaseModel):
         return {key: self._stored(key, value) for key, value in self._wire.items()}
 
     def _stored(self, key: str, wire_value: Any) -> Any:
-        if key in type(self).model_fields or key == "_id":
-            typed = getattr(self, "id" if key == "_id" else key)
+        name = _names(type(self)).get(key)
+        if name is not None:
+            typed = getattr(self, name)
             if isinstance(typed, ObjectId | datetime):
                 return typed
             if isinstance(typed, WireModel):
                 return typed.to_bson()
         return wire_value
+
+
+@cache
+def _names(model: type[BaseModel]) -> dict[str, str]:
+    """Return the attribute of each key that a model names. Other keys may be called anything, such as ``_id``."""
+    return {field.alias or name: name for name, field in model.model_fields.items()}
 
 
 def explain(error: ValidationError) -> str:
