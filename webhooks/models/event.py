@@ -6,7 +6,7 @@ from typing import Any, Literal, NoReturn
 
 from bson import ObjectId
 from bson.dbref import DBRef
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, StrictStr, ValidationError, field_validator, model_validator
 
 from webhooks.errors import InvalidEvent
 from webhooks.models.wire import Id, Instant, WireModel, explain, find_unstorable, parse_object_id, show
@@ -23,11 +23,11 @@ class COTEvent(WireModel):
     event: EventName
     createdAt: Instant  # noqa: N815 - the contract's name
     #: The object itself, free in shape; None on logout.
-    data: dict[str, Any] | None
+    data: dict[StrictStr, Any] | None
     #: On logout ``{"userId": ObjectId, "timestamp": epoch}``, else anything.
     extraData: Any  # noqa: N815 - the contract's name
     #: JSON Pointer → ``{"previous": …, "changedTo": …}``; None, and no key, unless `event` is ``edit``.
-    diff: dict[str, dict[str, Any]] | None = Field(default=None, validate_default=False)
+    diff: dict[StrictStr, dict[StrictStr, Any]] | None = Field(default=None, validate_default=False)
 
     @field_validator("data", mode="before")
     @classmethod
