@@ -20,7 +20,7 @@ from webhooks.models import COTEvent, COTWebhook, parse_webhook
 from webhooks.models.webhook import why_bad_url
 from webhooks.mongo import open_database
 from webhooks.sender import Resolver, Sender
-from webhooks.sender.target import parse_target
+from webhooks.target import parse_target
 from webhooks.webhookstore import read_stored
 
 EVENT = COTEvent.model_validate(read_sample("event-task-create"))
