@@ -21,7 +21,7 @@ from http import HTTPStatus
 
 from bson import ObjectId
 
-from webhooks.errors import ErrorKind, SecretUnreadable
+from webhooks.errors import ErrorKind, SecretUnreadable, trace
 from webhooks.ledger import Claim, Delivery, Interrupted
 from webhooks.matching import match
 from webhooks.models import NO_RESPONSE_STATUS, AttemptDetails, COTEvent, COTWebhook, COTWebhookLog, now
@@ -172,10 +172,10 @@ class Attempter:
         except SecretUnreadable as error:
             logger.error("attempt of %s failed: a secret of webhook %s: %s", delivery.delivery_id, webhook.id, error)  # noqa: TRY400
             return _not_sent(ErrorKind.SECRET_UNREADABLE, "not sent: a secret of the webhook cannot be opened")
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is
             # A defect of ours must neither lose the delivery nor repeat it for ever: it counts as a failed attempt,
             # which is on record and has its retries.
-            logger.exception("attempt of %s failed by a defect", delivery.delivery_id)
+            logger.error("attempt of %s failed by a defect: %s", delivery.delivery_id, trace(error))  # noqa: TRY400
             elapsed_ms = (time.monotonic() - begun) * 1000
             return _not_sent(ErrorKind.INTERNAL, f"internal error: {type(error).__name__}", elapsed_ms)
 

@@ -8,8 +8,9 @@ nothing is owed is dropped, so that what is queued twice is sent once.
 ``deliveries``: ``_id`` (the delivery's id), ``event_id``, ``webhook_id``, ``company``, ``label``, ``body`` (absent
 where the event is stored beside), ``retry`` (number of the next attempt), ``due_at`` (absent where it was set aside),
 ``created_at``, and while an attempt is made its ``claim``: ``log_id``, ``retry``, ``worker``, ``at``, ``until``. A
-claim that ran out without an end on record moves to the list ``interrupted``. ``events``: ``_id`` (the event's id),
-``body``, ``created_at``.
+claim that ran out without an end on record moves to the list ``interrupted``. ``events``: ``_id`` (the event's id and
+its company, as a producer may choose the ids of its events), ``event_id``, ``body``, ``created_at``. Documents are read
+with care: one that somebody changed by hand must not spoil those that are read beside it.
 """
 
 import time
@@ -37,6 +38,10 @@ _INDEXES = [
 
 #: Seconds between two looks at MongoDB's clock: in that time no two clocks go far apart.
 _ASK_TIME_EVERY_S = 30.0
+
+
+#: A lease that lasts as many times what is asked for is no worker's, even where settings differ.
+_LONGEST_LEASE = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,13 +161,15 @@ class Ledger:
         """
         by_event: dict[str, list[Delivery]] = {}
         for delivery in deliveries:
-            by_event.setdefault(delivery.event_id, []).append(delivery)
+            by_event.setdefault(_shared_id(delivery.event_id, delivery.company), []).append(delivery)
         shared = [same for same in by_event.values() if len(same) > 1]
         # The events first: a delivery must never be without its body. One that is there is made new again, so that
         # the clean-up does not take it away just now.
         if shared:
-            fresh = [{"$set": {"body": same[0].body, "created_at": at}} for same in shared]
-            keys = [{"_id": same[0].event_id} for same in shared]
+            fresh = [
+                {"$set": {"event_id": same[0].event_id, "body": same[0].body, "created_at": at}} for same in shared
+            ]
+            keys = [{"_id": _shared_id(same[0].event_id, same[0].company)} for same in shared]
             with store_errors():
                 self._events.bulk_write(
                     [UpdateOne(key, change, upsert=True) for key, change in zip(keys, fresh, strict=True)],
@@ -195,7 +202,8 @@ class Ledger:
 
         Returns:
             For each claim the delivery, if the attempt is ours to make; None, if it was made already or the delivery
-            has ended; Blocked, if somebody else is at it; a LookupError, if its event is not stored.
+            has ended; Blocked, if somebody else is at it; a LookupError, if its event is not stored, or somebody
+            changed the delivery's document into none.
         """
         with store_errors():
             self._claims.bulk_write([self._take(claim) for claim in claims], ordered=False)
@@ -211,7 +219,7 @@ class Ledger:
         is_ours = {"$eq": ["$claim.log_id", claim.log_id]}
         # Whoever ends an attempt takes its claim away. One that is there still, and is not ours, has run out.
         is_left_over = {"$and": [{"$ne": [{"$type": "$claim"}, "missing"]}, {"$not": is_ours}]}
-        moved = {"$concatArrays": [{"$ifNull": ["$interrupted", []]}, ["$claim"]]}
+        moved = {"$concatArrays": [{"$cond": [{"$isArray": "$interrupted"}, "$interrupted", []]}, ["$claim"]]}
         ours = {
             "log_id": claim.log_id,
             "retry": claim.retry,
@@ -233,19 +241,33 @@ class Ledger:
         )
 
     def _read_bodies(self, documents: Iterable[Document]) -> dict[str, str]:
-        shared = list({document["event_id"] for document in documents if "body" not in document})
+        shared = {
+            _shared_id(document.get("event_id"), document.get("company"))
+            for document in documents
+            if "body" not in document
+        }
         if not shared:
             return {}
-        return {event["_id"]: event["body"] for event in self._events.find({"_id": {"$in": shared}}, {"body": 1})}
+        found = self._events.find({"_id": {"$in": list(shared)}}, {"body": 1})
+        return {event["_id"]: event["body"] for event in found if "body" in event}
 
     def _judge(
+        self, claim: Claim, document: Document | None, bodies: dict[str, str]
+    ) -> Claimed | Blocked | Exception | None:
+        try:
+            return self._read(claim, document, bodies)
+        except (KeyError, TypeError, AttributeError):
+            return LookupError(f"delivery {claim.delivery_id} was changed into something else")
+
+    def _read(
         self, claim: Claim, document: Document | None, bodies: dict[str, str]
     ) -> Claimed | Blocked | Exception | None:
         if document is None or document["retry"] > claim.retry:
             return None
         if document.get("claim", {}).get("log_id") != claim.log_id:
             return Blocked()
-        body = document["body"] if "body" in document else bodies.get(document["event_id"])
+        shared_id = _shared_id(document["event_id"], document["company"])
+        body = document["body"] if "body" in document else bodies.get(shared_id)
         if body is None:
             return LookupError(f"event {document['event_id']} is not stored")
         delivery = Delivery(
@@ -293,8 +315,16 @@ class Ledger:
         Returns:
             Whether the lease is the owner's now.
         """
-        is_free = {"$or": [{"$lte": [{"$ifNull": ["$until", "$$NOW"]}, "$$NOW"]}, {"$eq": ["$owner", owner]}]}
-        until = {"$add": ["$$NOW", int(seconds * 1000)]}
+        milliseconds = int(seconds * 1000)
+        until = {"$add": ["$$NOW", milliseconds]}
+        is_free = {
+            "$or": [
+                {"$lte": [{"$ifNull": ["$until", "$$NOW"]}, "$$NOW"]},
+                {"$eq": ["$owner", owner]},
+                # No worker takes it for as long: it was changed by hand, or the server's clock has gone back.
+                {"$gt": ["$until", {"$add": ["$$NOW", _LONGEST_LEASE * milliseconds]}]},
+            ]
+        }
         taken = {
             "owner": {"$cond": [is_free, owner, "$owner"]},
             "until": {"$cond": [is_free, until, "$until"]},
@@ -313,7 +343,7 @@ class Ledger:
         fields = {"label": 1, "retry": 1}
         with store_errors():
             documents = list(self._deliveries.find({"due_at": {"$lt": before}}, fields).sort("due_at", 1).limit(limit))
-        return [Overdue(document["_id"], document["label"], document["retry"]) for document in documents]
+        return [Overdue(d["_id"], d.get("label") or str(d["_id"]), d.get("retry") or 0) for d in documents]
 
     def postpone(self, delivery_ids: Sequence[str], due_at: datetime) -> None:
         """Note that the deliveries were queued again and are due from an instant on."""
@@ -341,14 +371,18 @@ class Ledger:
             How many were deleted.
         """
         with store_errors():
-            found = (
-                self._events.find({"created_at": {"$lt": older_than}}, {"_id": 1}).sort("created_at", 1).limit(limit)
-            )
-            old = {event["_id"] for event in found}
-            owed = set(self._deliveries.distinct("event_id", {"event_id": {"$in": list(old)}}))
-            return self._events.delete_many({"_id": {"$in": list(old - owed)}}).deleted_count
+            query = {"created_at": {"$lt": older_than}}
+            old = list(self._events.find(query, {"event_id": 1}).sort("created_at", 1).limit(limit))
+            event_ids = [event.get("event_id") for event in old]
+            owed = self._deliveries.distinct("event_id", {"event_id": {"$in": event_ids}})
+            forgotten = [event["_id"] for event in old if event.get("event_id") not in owed]
+            return self._events.delete_many({"_id": {"$in": forgotten}}).deleted_count
 
     def count(self) -> int:
         """Return how many deliveries are owed, as the collection's own count has it."""
         with store_errors():
             return self._deliveries.estimated_document_count()
+
+
+def _shared_id(event_id: object, company: object) -> str:
+    return f"{event_id}/{company}"

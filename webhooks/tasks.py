@@ -21,7 +21,7 @@ from webhooks import outbox
 from webhooks.app import Services, app, get_services, stopping
 from webhooks.config import get_settings
 from webhooks.delivery import describe_event, fan_out, summarize
-from webhooks.errors import AttemptFailed, InvalidEvent, StoreUnavailable, TaskDefect, WorkersLost
+from webhooks.errors import AttemptFailed, InvalidEvent, StoreUnavailable, TaskDefect, WorkersLost, trace
 from webhooks.ledger import Blocked, Claim, Claimed
 from webhooks.models import COTEvent, COTWebhook, COTWebhookLog, parse_event, parse_event_text
 from webhooks.retry import Outcome
@@ -56,16 +56,20 @@ class DurableTask(Task):
             return self.run(*args, **kwargs)
         except (AttemptFailed, InvalidEvent, TaskDefect, TaskPredicate):
             raise
-        except Exception as error:
-            logger.exception("%s %s met a defect", self.name, self.request.id)
-            settings, defect = get_settings(), TaskDefect(f"internal error: {type(error).__name__}")
-            options = {"countdown": settings.retry_delay_s, "max_retries": settings.max_retries}
-            try:
-                raise self.retry(exc=defect, throw=False, **options) from error
-            except Reject as rejected:
-                if isinstance(rejected.reason, OperationalError):
-                    raise Reject(rejected.reason, requeue=True) from error
-                raise defect from error  # the same defect meets who publishes it: it would go round and round
+        except Exception as error:  # noqa: BLE001 - whatever it is
+            logger.error("%s %s met a defect: %s", self.name, self.request.id, trace(error))  # noqa: TRY400
+            defect = TaskDefect(f"internal error: {type(error).__name__}")
+        # Outside of the handler: Celery logs what an error came from, whose words may hold payload.
+        settings = get_settings()
+        try:
+            retry = self.retry(
+                exc=defect, throw=False, countdown=settings.retry_delay_s, max_retries=settings.max_retries
+            )
+        except Reject as rejected:
+            if isinstance(rejected.reason, OperationalError):
+                raise Reject(rejected.reason, requeue=True) from None
+            raise defect from None  # the same defect meets who publishes it: it would go round and round
+        raise retry
 
 
 class DeliverTask(DurableTask):
@@ -296,8 +300,8 @@ def store_log(log: COTWebhookLog) -> None:
             get_services().books.record(log)
         except StoreUnavailable as error:
             logger.warning("log %s goes through the broker: %s", log.id, error)
-        except Exception:
-            logger.exception("log %s cannot be stored: %s", log.id, summarize(log))
+        except Exception as error:  # noqa: BLE001 - whatever it is
+            logger.error("log %s cannot be stored: %s: %s", log.id, summarize(log), trace(error))  # noqa: TRY400
             return
         else:
             return

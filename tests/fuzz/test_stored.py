@@ -300,8 +300,6 @@ RUINED_DELIVERIES: dict[str, dict[str, Any]] = {
     "due_beyond_the_calendar": {**LEDGER_FIELDS, "due_at": DatetimeMS(-(10**15))},
 }
 
-LEDGER_DEFECT = "Ledger reads its documents as if nobody else could write them: one spoils what is asked for with it"
-
 
 def make_delivery(number: int) -> Delivery:
     body = parse_event(make_event(), 100_000).to_json()
@@ -311,12 +309,7 @@ def make_delivery(number: int) -> Delivery:
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=pytest.mark.xfail(strict=True, reason=LEDGER_DEFECT))
-        if name in ("retry_gone", "label_gone")
-        else name
-        for name in RUINED_DELIVERIES
-    ],
+    RUINED_DELIVERIES,
 )
 def test_sweep_goes_on_past_a_ruined_delivery(ours: Documents, name: str) -> None:
     ours["deliveries"].insert_one(RUINED_DELIVERIES[name])
@@ -330,12 +323,7 @@ def test_sweep_goes_on_past_a_ruined_delivery(ours: Documents, name: str) -> Non
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=pytest.mark.xfail(strict=True, reason=LEDGER_DEFECT))
-        if name not in ("body_is_an_object", "claim_without_end", "due_beyond_the_calendar")
-        else name
-        for name in RUINED_DELIVERIES
-    ],
+    RUINED_DELIVERIES,
 )
 def test_claim_goes_on_past_a_ruined_delivery(ours: Documents, name: str) -> None:
     ours["deliveries"].insert_one(RUINED_DELIVERIES[name])
@@ -346,7 +334,6 @@ def test_claim_goes_on_past_a_ruined_delivery(ours: Documents, name: str) -> Non
     assert isinstance(healthy, Claimed)
 
 
-@pytest.mark.xfail(strict=True, reason="a lease that ends in the year 9999 keeps all workers from sweeping until then")
 @pytest.mark.parametrize("until", [datetime(9999, 1, 1, tzinfo=UTC), DatetimeMS(10**15)], ids=["9999", "beyond"])
 def test_lease_that_somebody_made_endless_is_taken(ours: Documents, until: Any) -> None:
     ours["leases"].insert_one({"_id": "sweep", "owner": "nobody", "until": until})
@@ -360,7 +347,6 @@ def test_any_lease_is_taken_or_left(ours: Documents, document: dict[str, Any]) -
     assert Ledger(ours, claim_s=25).take_lease("sweep", "us", 10) in (True, False)
 
 
-@pytest.mark.xfail(strict=True, reason="events of several webhooks are shared by the id of their message alone")
 def test_two_events_with_one_message_id_do_not_share_a_body(ours: Documents) -> None:
     ledger = Ledger(ours, claim_s=25)
     mine, other = (parse_event(make_event(company=owner), 100_000).to_json() for owner in (COMPANY, "6" * 24))

@@ -16,6 +16,7 @@ from webhooks.models import now
 
 Documents = Database[dict[str, Any]]
 CLAIM_S = 1.0
+COMPANY = ObjectId()
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def ledger(database: Documents) -> Ledger:
 
 
 def delivery(number: int, event_id: str = "e") -> Delivery:
-    return Delivery(f"msg_{number}", event_id, ObjectId(), ObjectId(), f"label {number}", f'{{"event":"{event_id}"}}')
+    return Delivery(f"msg_{number}", event_id, ObjectId(), COMPANY, f"label {number}", f'{{"event":"{event_id}"}}')
 
 
 def claim_one(
@@ -179,7 +180,7 @@ def test_shared_event_is_forgotten_when_nothing_of_it_is_owed(ledger: Ledger, da
     ledger.add([delivery(5, "young"), delivery(6, "young")], now())
     ledger.settle([failed(number, 0, is_last=True) for number in (1, 2, 3, 5, 6)])
     assert ledger.forget_events(now() - timedelta(minutes=10), 100) == 1
-    assert sorted(event["_id"] for event in database["events"].find()) == ["owed", "young"]
+    assert sorted(event["_id"] for event in database["events"].find()) == [f"owed/{COMPANY}", f"young/{COMPANY}"]
 
 
 def test_lease_is_held_by_one_until_it_ends(ledger: Ledger):

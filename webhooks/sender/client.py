@@ -77,9 +77,11 @@ class Sender:
             proxy: what all requests go through; ``None`` for none.
             resolver: for tests; ``None`` for the system's.
         """
-        # At DEBUG urllib3 logs each path with its query, where receivers' tokens stand. Here and not at import: a
-        # producer imports this package too, and its log is its own affair.
+        # urllib3 logs paths with their queries, where receivers' tokens stand: each one at DEBUG, and at WARNING those
+        # of responses with odd headers. Here and not at import: a producer imports this package too, and its log is
+        # its own affair.
         logging.getLogger("urllib3.connectionpool").setLevel(logging.INFO)
+        logging.getLogger("urllib3.connection").setLevel(logging.ERROR)
         self._allowed_ports = allowed_ports
         self._connect_timeout_s = connect_timeout_s
         self._total_timeout_s = total_timeout_s
