@@ -160,7 +160,8 @@ class Attempter:
 
     def _answer(self, webhook: COTWebhook | None, delivery: Delivery, started_at: datetime) -> Answer:
         """Get an answer from the webhook's receiver, or say why none was asked for."""
-        if webhook is None:
+        # Somebody may have given the webhook to another company since, whose this event is not.
+        if webhook is None or webhook.company != delivery.company:
             return _not_sent(ErrorKind.WEBHOOK_UNUSABLE, "webhook was removed or made unusable")
         if not webhook.isActive:
             return _not_sent(ErrorKind.WEBHOOK_INACTIVE, "webhook was deactivated before this attempt")

@@ -13,8 +13,9 @@ its company, as a producer may choose the ids of its events), ``event_id``, ``bo
 with care: one that somebody changed by hand must not spoil those that are read beside it.
 """
 
+import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -25,7 +26,10 @@ from pymongo.errors import BulkWriteError, DuplicateKeyError
 
 from webhooks.errors import ErrorKind
 from webhooks.models import COTWebhookLog
+from webhooks.models.wire import show
 from webhooks.mongo import Document, document_errors, insert_new, store_errors
+
+logger = logging.getLogger(__name__)
 
 _INDEXES = [
     # The sweep's question: what is overdue?
@@ -40,8 +44,19 @@ _INDEXES = [
 _ASK_TIME_EVERY_S = 30.0
 
 
-#: A lease that lasts as many times what is asked for is no worker's, even where settings differ.
-_LONGEST_LEASE = 100
+#: More than any setting makes of a claim and of a lease: what claims to hold longer was changed by hand, or the
+#: server's clock has gone back. It is over.
+_LONGEST_CLAIM_S = 3_600
+_LONGEST_LEASE_S = 10_000
+
+#: What a delivery needs to be attempted. Anybody may have written the document.
+_FIELDS: Mapping[str, type] = {
+    "retry": int,
+    "event_id": str,
+    "webhook_id": ObjectId,
+    "company": ObjectId,
+    "label": str,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +230,7 @@ class Ledger:
         return [self._judge(claim, found.get(claim.delivery_id), bodies) for claim in claims]
 
     def _take(self, claim: Claim) -> UpdateOne:
-        is_free = {"$lte": [{"$ifNull": ["$claim.until", "$$NOW"]}, "$$NOW"]}
+        is_free = _is_over("$claim.until", _LONGEST_CLAIM_S)
         is_ours = {"$eq": ["$claim.log_id", claim.log_id]}
         # Whoever ends an attempt takes its claim away. One that is there still, and is not ours, has run out.
         is_left_over = {"$and": [{"$ne": [{"$type": "$claim"}, "missing"]}, {"$not": is_ours}]}
@@ -249,26 +264,24 @@ class Ledger:
         if not shared:
             return {}
         found = self._events.find({"_id": {"$in": list(shared)}}, {"body": 1})
-        return {event["_id"]: event["body"] for event in found if "body" in event}
+        return {event["_id"]: event["body"] for event in found if isinstance(event.get("body"), str)}
 
     def _judge(
         self, claim: Claim, document: Document | None, bodies: dict[str, str]
     ) -> Claimed | Blocked | Exception | None:
-        try:
-            return self._read(claim, document, bodies)
-        except (KeyError, TypeError, AttributeError):
-            return LookupError(f"delivery {claim.delivery_id} was changed into something else")
-
-    def _read(
-        self, claim: Claim, document: Document | None, bodies: dict[str, str]
-    ) -> Claimed | Blocked | Exception | None:
-        if document is None or document["retry"] > claim.retry:
+        if document is None:
             return None
-        if document.get("claim", {}).get("log_id") != claim.log_id:
+        wrong = [field for field, kind in _FIELDS.items() if not isinstance(document.get(field), kind)]
+        if wrong:
+            return LookupError(f"delivery {claim.delivery_id} was changed by hand: {', '.join(wrong)}")
+        if document["retry"] > claim.retry:
+            return None
+        held = document.get("claim")
+        if not isinstance(held, dict) or held.get("log_id") != claim.log_id:
             return Blocked()
         shared_id = _shared_id(document["event_id"], document["company"])
         body = document["body"] if "body" in document else bodies.get(shared_id)
-        if body is None:
+        if not isinstance(body, str):
             return LookupError(f"event {document['event_id']} is not stored")
         delivery = Delivery(
             delivery_id=claim.delivery_id,
@@ -278,11 +291,13 @@ class Ledger:
             label=document["label"],
             body=body,
         )
-        interrupted = [
-            Interrupted(old["log_id"], old["retry"], old["worker"], old["at"])
-            for old in document.get("interrupted", [])
-        ]
-        return Claimed(delivery, document.get("due_at"), tuple(interrupted))
+        due_at, before = document.get("due_at"), document.get("interrupted")
+        interrupted = [_read_interrupted(old) for old in before] if isinstance(before, list) else []
+        return Claimed(
+            delivery,
+            due_at if isinstance(due_at, datetime) else None,
+            tuple(old for old in interrupted if old is not None),
+        )
 
     def settle(self, logs: Iterable[COTWebhookLog]) -> None:
         """Bring the ledger up to date with attempts that were made: what is owed next, or nothing any more.
@@ -315,16 +330,8 @@ class Ledger:
         Returns:
             Whether the lease is the owner's now.
         """
-        milliseconds = int(seconds * 1000)
-        until = {"$add": ["$$NOW", milliseconds]}
-        is_free = {
-            "$or": [
-                {"$lte": [{"$ifNull": ["$until", "$$NOW"]}, "$$NOW"]},
-                {"$eq": ["$owner", owner]},
-                # No worker takes it for as long: it was changed by hand, or the server's clock has gone back.
-                {"$gt": ["$until", {"$add": ["$$NOW", _LONGEST_LEASE * milliseconds]}]},
-            ]
-        }
+        is_free = {"$or": [_is_over("$until", _LONGEST_LEASE_S), {"$eq": ["$owner", owner]}]}
+        until = {"$add": ["$$NOW", int(seconds * 1000)]}
         taken = {
             "owner": {"$cond": [is_free, owner, "$owner"]},
             "until": {"$cond": [is_free, until, "$until"]},
@@ -336,21 +343,30 @@ class Ledger:
                 )
             except DuplicateKeyError:  # two were the first at the same time; the other one was faster
                 return False
-            return bool(lease) and lease["owner"] == owner
+            return bool(lease) and lease.get("owner") == owner
 
     def find_overdue(self, before: datetime, limit: int) -> list[Overdue]:
         """Return deliveries that were due before an instant, the longest overdue first."""
         fields = {"label": 1, "retry": 1}
         with store_errors():
             documents = list(self._deliveries.find({"due_at": {"$lt": before}}, fields).sort("due_at", 1).limit(limit))
-        return [Overdue(d["_id"], d.get("label") or str(d["_id"]), d.get("retry") or 0) for d in documents]
+        overdue = []
+        for document in documents:
+            delivery_id, label, retry = document["_id"], document.get("label"), document.get("retry")
+            if isinstance(delivery_id, str) and isinstance(label, str) and isinstance(retry, int) and retry >= 0:
+                overdue.append(Overdue(delivery_id, label, retry))
+            else:
+                # It must not keep the others from being found, now or the next time.
+                logger.error("delivery %s is set aside: somebody changed its label or retry", show(delivery_id))
+                self.set_aside(delivery_id)
+        return overdue
 
     def postpone(self, delivery_ids: Sequence[str], due_at: datetime) -> None:
         """Note that the deliveries were queued again and are due from an instant on."""
         with store_errors():
             self._deliveries.update_many({"_id": {"$in": list(delivery_ids)}}, {"$set": {"due_at": due_at}})
 
-    def set_aside(self, delivery_id: str) -> None:
+    def set_aside(self, delivery_id: object) -> None:
         """Keep a delivery that a defect of ours stops, but never queue it by ourselves again.
 
         An operator who does so begins anew: no claim stands in the way, and what was interrupted is forgotten.
@@ -382,6 +398,22 @@ class Ledger:
         """Return how many deliveries are owed, as the collection's own count has it."""
         with store_errors():
             return self._deliveries.estimated_document_count()
+
+
+def _is_over(until: str, longest_s: float) -> Document:
+    """Return the expression that says whether an instant is not ahead, or too far ahead to be one of ours."""
+    limit = {"$add": ["$$NOW", int(longest_s * 1000)]}
+    return {"$or": [{"$lte": [{"$ifNull": [until, "$$NOW"]}, "$$NOW"]}, {"$gt": [until, limit]}]}
+
+
+def _read_interrupted(old: object) -> Interrupted | None:
+    """Read an entry of the list; None for one that somebody put there by hand."""
+    if not isinstance(old, dict):
+        return None
+    log_id, retry, worker, at = (old.get(field) for field in ("log_id", "retry", "worker", "at"))
+    if not isinstance(log_id, ObjectId) or not isinstance(retry, int) or not isinstance(at, datetime):
+        return None
+    return Interrupted(log_id, retry, worker if isinstance(worker, str) else None, at)
 
 
 def _shared_id(event_id: object, company: object) -> str:

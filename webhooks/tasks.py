@@ -127,7 +127,7 @@ class SendTask(DurableTask):
             try:
                 get_services().ledger.set_aside(self.request.id)
             except Exception as error:  # noqa: BLE001 - the sweep queues it again then, and it ends here once more
-                logger.warning("delivery %s cannot be set aside: %s", self.request.id, error)
+                logger.warning("delivery %s cannot be set aside: %s", self.request.id, type(error).__name__)
 
     def _record(self) -> None:
         """Store the log of this request's attempt. Never raises: under threads Celery would keep the slot for ever."""

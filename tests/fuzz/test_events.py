@@ -110,6 +110,19 @@ def test_any_data_under_any_key_is_refused_in_words_or_sent_as_it_was_given(tree
     assert event.to_json() == as_json(value)
 
 
+@pytest.mark.parametrize("place", ["event", "data", "extraData", "diff", "nested"])
+def test_part_that_looks_like_a_reference_to_mongodb_is_sent_and_logged(place: str) -> None:
+    reference = {"$ref": "c", "$id": "1", "more": 2}
+    changes: dict[str, Any] = {
+        "event": reference,
+        "data": {"data": reference},
+        "extraData": {"extraData": reference},
+        "diff": {"diff": {"/a": {"$ref": "c", "$id": 1, "previous": 1, "changedTo": 2}}},
+        "nested": {"data": {"a": [reference]}},
+    }[place]
+    check_delivery(parse_event(make_event(**changes), LIMIT))
+
+
 @given(PYTHON_TREES)
 def test_anything_else_is_refused_in_words(value: object) -> None:
     with pytest.raises(InvalidEvent) as raised:

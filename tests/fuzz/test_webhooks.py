@@ -140,6 +140,9 @@ def sender(lookup: Refusing) -> Iterator[Sender]:
 
 
 @given(url=URLS)
+@example(url="http://127.0.0.1:9/")
+@example(url="http://017700000001:9/")
+@example(url="http://[::ffff:127.0.0.1]:9/")
 def test_any_url_ends_in_an_answer(sender: Sender, lookup: Refusing, url: str) -> None:
     assume("1.2.3.4" not in url)
     lookup.asked.clear()

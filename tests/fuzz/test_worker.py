@@ -100,12 +100,13 @@ def test_healthy_events_arrive_among_ruined_documents_of_each_kind(stack: Stack)
 
 # ── Messages ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
+FORGED = "\x1b[2J\r\n2026 CRITICAL forged"
 HEADERS = (
     "id task retries eta expires timelimit shadow argsrepr kwargsrepr root_id parent_id group group_index origin lang "
     "ignore_result stamps stamped_headers redelivered compression webhooks_outbox periodic_task_name".split()
 )
 HEADER_VALUES: list[Any] = [
-    *(True, 0, -1, 1.5, 10**30, -(10**30), "", "x", "\x1b[2J\r\n2026 CRITICAL forged", [], {}, [1], {"a": 1}),
+    *(True, 0, -1, 1.5, 10**30, -(10**30), "", "x", FORGED, [], {}, [1], {"a": 1}),
     *(nested(50), nested(50, key=None), "\ud800", "é" * 300, "2026-01-01T00:00:00", [None, "x"], [1, 2, 3], "null"),
 ]
 ARGUMENTS: list[Any] = [
@@ -164,6 +165,18 @@ PAYLOADS = [
 ]
 
 
+#: What chance may not hit upon: each way into a query, and each way into the log.
+CERTAIN: list[dict[str, Any]] = [
+    *(make_message([[], keywords, None], task="webhooks.send") for keywords in KEYWORDS if isinstance(keywords, dict)),
+    *(make_message([[text], {}, None], task="webhooks.write_log") for text in ({"$ne": None}, None, 5, "{}", "\ud800")),
+    *(
+        make_message(**dict[str, Any]({header: FORGED}))
+        for header in ("id", "task", "shadow", "argsrepr", "root_id", "origin", "eta")
+    ),
+    make_message([[], {"delivery_id": "msg_of_somebody_else"}, None], task="webhooks.send", retries=10**30),
+]
+
+
 @pytest.mark.parametrize("is_atomic", ["true", "false"], ids=["our_transport", "plain_transport"])
 def test_healthy_events_arrive_among_messages_of_any_shape(
     stack: Stack, redis_client: redis.Redis, is_atomic: str
@@ -175,6 +188,8 @@ def test_healthy_events_arrive_among_messages_of_any_shape(
         worker = stack.start_worker(
             WEBHOOKS_ATOMIC_TRANSPORT=is_atomic, WEBHOOKS_RETRY_DELAY_S="0.1", WEBHOOKS_MAX_RETRIES="1"
         )
+        for message in CERTAIN:
+            push(redis_client, message)
         count = 200 if is_atomic == "true" else 60  # kombu's own transport takes one at a time
         for number in range(count):
             # kombu's own transport ends at what is no message
@@ -198,7 +213,7 @@ def test_healthy_events_arrive_among_messages_of_any_shape(
     assert worker.log().count(f"{worker.name} ready") == 1
     assert worker.log().count("Connected to redis") == 1, worker.log()[-3000:]
     assert SECRET not in worker.log()
-    assert "forged" not in worker.log().replace("\\n2026 CRITICAL forged", "").replace(" 2026 CRITICAL forged", "")
+    assert not [line for line in worker.log().splitlines() if line.startswith("2026 CRITICAL")]
     assert not UNSAFE.search(worker.log().replace("\t", ""))
     assert all(not UNSAFE.search(letter["text"]) for letter in kept)
 

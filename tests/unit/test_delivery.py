@@ -164,6 +164,13 @@ def test_input_is_described_without_its_payload(arguments: list[object], words: 
     assert describe_input(arguments) == words
 
 
+def test_event_is_not_sent_to_a_webhook_that_was_given_to_another_company():
+    given_away = COTWebhook.model_validate({**WEBHOOK.to_wire(), "company": "6" * 24})
+    log, sender = attempt(answer(), webhook=given_away)
+    assert sender.sent == []
+    assert log.details.error_kind is ErrorKind.WEBHOOK_UNUSABLE
+
+
 # ── Secrets and headers ─────────────────────────────────────────────────────────────────────────────────────────────
 def sealed(text: str, webhook_id: ObjectId = WEBHOOK.id, **fields: Any) -> dict[str, Any]:
     scheme = "v1a" if text.startswith("whsk_") else "v1"
