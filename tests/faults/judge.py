@@ -96,7 +96,7 @@ class Verdict:
         """Say in words what must not be; empty when all is well.
 
         Args:
-            bound: how many repeats the fault explains.
+            bound: how many repeats the fault explains: attempts in flight. So many may be logged as interrupted, too.
             underlogged_why: why a request may have come of which no log tells; empty where each must have its log.
                 Such requests count as repeats, so the bound holds for them, too.
         """
@@ -111,6 +111,8 @@ class Verdict:
             found.append(f"{self.stuck} stuck")
         if self.repeats > bound:
             found.append(f"{self.repeats} repeats, where {bound} are explained")
+        if self.interrupted > bound:
+            found.append(f"{self.interrupted} logged as interrupted, where {bound} are explained")
         if self.unlogged:
             found.append(f"{len(self.unlogged)} received but not logged: {self.unlogged[:5]}")
         if self.underlogged and not underlogged_why:
