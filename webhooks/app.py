@@ -76,7 +76,7 @@ def get_services() -> Services:
     """
     settings = get_settings()
     database = open_database(settings.mongodb_url, settings.mongodb_timeout_s)
-    logs, ledger = LogStore(database), Ledger(database, settings.claim_s)
+    logs, ledger = LogStore(database), Ledger(database, settings.claim_s, settings.mongodb_timeout_s)
     sender = Sender(
         allowed_networks=settings.allowed_networks,
         allowed_ports=settings.allowed_ports,

@@ -15,6 +15,7 @@ with care: one that somebody changed by hand must not spoil those that are read 
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -48,6 +49,9 @@ _ASK_TIME_EVERY_S = 30.0
 #: server's clock has gone back. It is over.
 _LONGEST_CLAIM_S = 3_600
 _LONGEST_LEASE_S = 10_000
+
+#: Claims given up that are remembered while MongoDB is away. Those beyond are taken for interrupted attempts.
+_MAX_GIVEN_UP = 100_000
 
 #: What a delivery needs to be attempted. Anybody may have written the document.
 _FIELDS: Mapping[str, type] = {
@@ -125,7 +129,11 @@ class Ledger:
     """Keeps what is owed. Every method raises StoreUnavailable when MongoDB cannot serve us now."""
 
     def __init__(
-        self, database: Database[Document], claim_s: float, clock: Callable[[], float] = time.monotonic
+        self,
+        database: Database[Document],
+        claim_s: float,
+        timeout_s: float,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Use a database.
 
@@ -133,6 +141,7 @@ class Ledger:
             database: where.
             claim_s: seconds that a claim holds: longer than any attempt with the writing of its log, and shorter than
                 the time after which a dead worker's message comes back.
+            timeout_s: seconds within which MongoDB answers or is given up: what it does later is wanted by nobody.
             clock: seconds that never jump.
         """
         self._clock = clock
@@ -144,6 +153,9 @@ class Ledger:
         # A claim that a crash of MongoDB forgets costs one attempt made twice; its journal need not be waited for.
         self._claims = self._deliveries.with_options(write_concern=WriteConcern(w=1))
         self._claim_ms = int(claim_s * 1000)
+        self._timeout = timedelta(seconds=timeout_s)
+        #: Delivery and log id of claims that were given up before an attempt was made.
+        self._given_up: deque[tuple[str, ObjectId]] = deque(maxlen=_MAX_GIVEN_UP)
 
     def ensure_indexes(self) -> None:
         """Make the indexes, or find them made."""
@@ -220,8 +232,16 @@ class Ledger:
             has ended; Blocked, if somebody else is at it; a LookupError, if its event is not stored, or somebody
             changed the delivery's document into none.
         """
+        given_up = [self._given_up.popleft() for _ in range(len(self._given_up))]
+        try:
+            not_after = self.now() + self._timeout
+            with store_errors():
+                takes = [self._take(claim, not_after) for claim in claims]
+                self._claims.bulk_write([*_release(given_up), *takes], ordered=False)
+        except BaseException:
+            self._given_up.extend(given_up)
+            raise
         with store_errors():
-            self._claims.bulk_write([self._take(claim) for claim in claims], ordered=False)
             found = {
                 document["_id"]: document
                 for document in self._deliveries.find({"_id": {"$in": [claim.delivery_id for claim in claims]}})
@@ -229,7 +249,15 @@ class Ledger:
             bodies = self._read_bodies(found.values())
         return [self._judge(claim, found.get(claim.delivery_id), bodies) for claim in claims]
 
-    def _take(self, claim: Claim) -> UpdateOne:
+    def give_up(self, claim: Claim) -> None:
+        """Note that no attempt was made on a claim, whether we have it or not: MongoDB did not say.
+
+        Otherwise whoever comes next would take it for an attempt that was interrupted. MongoDB is told with the next
+        claims.
+        """
+        self._given_up.append((claim.delivery_id, claim.log_id))
+
+    def _take(self, claim: Claim, not_after: datetime) -> UpdateOne:
         is_free = _is_over("$claim.until", _LONGEST_CLAIM_S)
         is_ours = {"$eq": ["$claim.log_id", claim.log_id]}
         # Whoever ends an attempt takes its claim away. One that is there still, and is not ours, has run out.
@@ -247,7 +275,8 @@ class Ledger:
                 "_id": claim.delivery_id,
                 # The message of a retry may be faster than the write that says that it is due.
                 "retry": {"$lte": claim.retry},
-                "$expr": {"$or": [is_free, is_ours]},
+                # A server that was paused must not carry out what we have given up since.
+                "$expr": {"$and": [{"$lte": ["$$NOW", not_after]}, {"$or": [is_free, is_ours]}]},
             },
             [
                 {"$set": {"interrupted": {"$cond": [is_left_over, moved, {"$ifNull": ["$interrupted", "$$REMOVE"]}]}}},
@@ -404,6 +433,19 @@ def _is_over(until: str, longest_s: float) -> Document:
     """Return the expression that says whether an instant is not ahead, or too far ahead to be one of ours."""
     limit = {"$add": ["$$NOW", int(longest_s * 1000)]}
     return {"$or": [{"$lte": [{"$ifNull": [until, "$$NOW"]}, "$$NOW"]}, {"$gt": [until, limit]}]}
+
+
+def _release(given_up: Iterable[tuple[str, ObjectId]]) -> list[UpdateOne]:
+    """Return the writes that undo claims on which no attempt was made."""
+    writes = []
+    for delivery_id, log_id in given_up:
+        writes += [
+            UpdateOne({"_id": delivery_id, "claim.log_id": log_id}, {"$unset": {"claim": ""}}),
+            UpdateOne(
+                {"_id": delivery_id, "interrupted.log_id": log_id}, {"$pull": {"interrupted": {"log_id": log_id}}}
+            ),
+        ]
+    return writes
 
 
 def _read_interrupted(old: object) -> Interrupted | None:

@@ -141,6 +141,13 @@ class LogStore:
         ids = (attempt.get("delivery_id") for attempt in attempts if isinstance(attempt, dict))
         return {delivery_id for delivery_id in ids if isinstance(delivery_id, str)}
 
+    def find_ended_attempt(self, log_id: ObjectId) -> COTWebhookLog | None:
+        """Return an attempt's own log; None if there is none, or only one that says that it was interrupted."""
+        query = {"_id": log_id, "attempt.error_kind": {"$ne": ErrorKind.INTERRUPTED.value}}
+        with store_errors():
+            document = self._collection.find_one(query)
+        return None if document is None else next(iter(_parse([document])), None)
+
     def read(self, query: LogQuery, limit: int) -> list[COTWebhookLog]:
         """Return the newest logs, newest first.
 

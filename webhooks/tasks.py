@@ -215,7 +215,12 @@ def send(self: Task, *, delivery_id: str) -> str:
     """
     settings, services = get_settings(), get_services()
     claim = Claim(delivery_id, self.request.retries, ObjectId(), self.request.hostname)
-    claimed, webhook = _hold(lambda: _claim(services, claim))
+    try:
+        claimed, webhook = _hold(lambda: _claim(services, claim))
+        made_before = _see_to_interrupted(services, claim, claimed, webhook)
+    except BaseException:
+        services.ledger.give_up(claim)
+        raise
     if claimed is None:
         return "nothing is owed any more"
     if isinstance(claimed, Blocked):
@@ -224,10 +229,9 @@ def send(self: Task, *, delivery_id: str) -> str:
         _hold(lambda: queue_attempt(delivery_id, delivery_id, claim.retry, countdown=settings.claim_s))
         return f"somebody else is at it; looked at again in {settings.claim_s:g} s"
     services.progress.taken_due_at = claimed.due_at or services.progress.taken_due_at
-    for interrupted in claimed.interrupted:
-        store_log(services.attempter.describe_interrupted(claimed.delivery, webhook, interrupted))
-    if len(claimed.interrupted) >= _MAX_INTERRUPTED:
-        raise WorkersLost(f"{_MAX_INTERRUPTED} attempts in a row were interrupted: workers die of it")
+    if made_before is not None:
+        store_log(made_before)
+        return f"was made before: {summarize(made_before)}"
     log = services.attempter.attempt(claimed.delivery, webhook, claim)
     self.request.attempt_log = log
     delivery, summary = claimed.delivery, summarize(log)
@@ -261,6 +265,31 @@ def _claim(services: Services, claim: Claim) -> tuple[Claimed | Blocked | None, 
     """Claim the attempt and read its webhook; None when there is no usable one."""
     claimed = services.books.claim(claim)
     return claimed, services.webhooks.get(claimed.delivery.webhook_id) if isinstance(claimed, Claimed) else None
+
+
+def _see_to_interrupted(
+    services: Services, claim: Claim, claimed: Claimed | Blocked | None, webhook: COTWebhook | None
+) -> COTWebhookLog | None:
+    """Log the attempts of this delivery that others could not log.
+
+    Returns:
+        The log of the attempt that was claimed, if it was made and logged after all: its worker died between the log
+        and the ledger.
+
+    Raises:
+        WorkersLost: there were too many in a row.
+        Reject: MongoDB is away.
+    """
+    if not isinstance(claimed, Claimed):
+        return None
+    for interrupted in claimed.interrupted:
+        log = _hold(lambda log_id=interrupted.log_id: services.logs.find_ended_attempt(log_id))
+        if log is not None and interrupted.retry == claim.retry:
+            return log
+        store_log(services.attempter.describe_interrupted(claimed.delivery, webhook, interrupted))
+    if len(claimed.interrupted) >= _MAX_INTERRUPTED:
+        raise WorkersLost(f"{_MAX_INTERRUPTED} attempts in a row were interrupted: workers die of it")
+    return None
 
 
 def queue_attempt(delivery_id: str, label: str, retry: int, countdown: float | None = None) -> None:

@@ -62,6 +62,24 @@ def test_attempt_whose_worker_is_killed_is_made_again_and_both_are_logged(stack:
     wait_until(lambda: stack.database["deliveries"].count_documents({}) == 0, "settled")
 
 
+def test_attempt_whose_worker_died_between_log_and_ledger_is_not_made_again(stack: Stack):
+    with Receiver().then(reply(503)) as receiver:
+        stack.add_webhook(receiver.url)
+        stack.start_worker(**QUICK, WEBHOOKS_RETRY_DELAY_S="3")
+        stack.send_task(EVENT)
+        (log,) = stack.logs(1)
+        claim = {"log_id": ObjectId(), "retry": 1, "worker": "dead@host", "at": now(), "until": now()}
+        details = {**log["attempt"], "outcome": "success", "next_at": None}
+        stack.database["webhooklogs"].insert_one(
+            {**log, "_id": claim["log_id"], "status": 200, "retry": 1, "attempt": details}
+        )
+        stack.database["deliveries"].update_one({}, {"$set": {"claim": claim}})
+        wait_until(lambda: "was made before" in stack.worker_logs(), "seen")
+        wait_until(lambda: stack.database["deliveries"].count_documents({}) == 0, "settled")
+        assert len(receiver.requests) == 1
+    assert stack.database["webhooklogs"].count_documents({}) == 2
+
+
 def test_delivery_that_kills_workers_ends_as_a_dead_letter_and_can_be_sent_again(stack: Stack):
     with Receiver().then(reply(503)) as receiver:
         stack.add_webhook(receiver.url)

@@ -313,7 +313,7 @@ def make_delivery(number: int) -> Delivery:
 )
 def test_sweep_goes_on_past_a_ruined_delivery(ours: Documents, name: str) -> None:
     ours["deliveries"].insert_one(RUINED_DELIVERIES[name])
-    ledger = Ledger(ours, claim_s=25)
+    ledger = Ledger(ours, claim_s=25, timeout_s=10)
     ledger.add([make_delivery(1)], datetime.now(UTC) - timedelta(hours=1))
     for _ in range(2):
         overdue = [one.delivery_id for one in ledger.find_overdue(datetime.now(UTC), 10)]
@@ -327,7 +327,7 @@ def test_sweep_goes_on_past_a_ruined_delivery(ours: Documents, name: str) -> Non
 )
 def test_claim_goes_on_past_a_ruined_delivery(ours: Documents, name: str) -> None:
     ours["deliveries"].insert_one(RUINED_DELIVERIES[name])
-    ledger = Ledger(ours, claim_s=25)
+    ledger = Ledger(ours, claim_s=25, timeout_s=10)
     ledger.add([make_delivery(1)], datetime.now(UTC))
     claims = [Claim("msg_ruined", 0, ObjectId()), Claim("msg_1", 0, ObjectId())]
     _, healthy = ledger.claim(claims)
@@ -337,18 +337,18 @@ def test_claim_goes_on_past_a_ruined_delivery(ours: Documents, name: str) -> Non
 @pytest.mark.parametrize("until", [datetime(9999, 1, 1, tzinfo=UTC), DatetimeMS(10**15)], ids=["9999", "beyond"])
 def test_lease_that_somebody_made_endless_is_taken(ours: Documents, until: Any) -> None:
     ours["leases"].insert_one({"_id": "sweep", "owner": "nobody", "until": until})
-    assert Ledger(ours, claim_s=25).take_lease("sweep", "us", 10)
+    assert Ledger(ours, claim_s=25, timeout_s=10).take_lease("sweep", "us", 10)
 
 
 @FEWER
 @given(document=ruined({"_id": "sweep", "owner": "nobody", "until": NOON}, BSON_VALUES.filter(lambda v: v == v)))
 def test_any_lease_is_taken_or_left(ours: Documents, document: dict[str, Any]) -> None:
     store(ours["leases"], document)
-    assert Ledger(ours, claim_s=25).take_lease("sweep", "us", 10) in (True, False)
+    assert Ledger(ours, claim_s=25, timeout_s=10).take_lease("sweep", "us", 10) in (True, False)
 
 
 def test_two_events_with_one_message_id_do_not_share_a_body(ours: Documents) -> None:
-    ledger = Ledger(ours, claim_s=25)
+    ledger = Ledger(ours, claim_s=25, timeout_s=10)
     mine, other = (parse_event(make_event(company=owner), 100_000).to_json() for owner in (COMPANY, "6" * 24))
     for company, body, names in ((COMPANY, mine, "ab"), ("6" * 24, other, "cd")):
         ids: dict[str, Any] = {"webhook_id": ObjectId(), "company": ObjectId(company), "event_id": "chosen-by-producer"}

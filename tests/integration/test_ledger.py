@@ -16,12 +16,13 @@ from webhooks.models import now
 
 Documents = Database[dict[str, Any]]
 CLAIM_S = 1.0
+TIMEOUT_S = 10.0
 COMPANY = ObjectId()
 
 
 @pytest.fixture
 def ledger(database: Documents) -> Ledger:
-    made = Ledger(database, CLAIM_S)
+    made = Ledger(database, CLAIM_S, TIMEOUT_S)
     made.ensure_indexes()
     return made
 
@@ -102,6 +103,31 @@ def test_attempt_whose_claim_ran_out_is_known_as_interrupted_until_one_ends(ledg
     assert claimed.interrupted == ()
     ledger.settle([failed(1, 1, is_last=True)])
     assert database["deliveries"].count_documents({}) == 0
+
+
+def test_claim_that_was_given_up_is_no_interrupted_attempt(ledger: Ledger):
+    ledger.add([delivery(1), delivery(2)], now())
+    for number in (1, 2):
+        given_up = Claim(f"msg_{number}", 0, ObjectId())
+        ledger.claim([given_up])
+        if number == 2:
+            time.sleep(CLAIM_S + 0.1)
+            assert isinstance(claim_one(ledger, 2), Claimed)  # somebody was faster, and took it for interrupted
+        ledger.give_up(given_up)
+    free = claim_one(ledger, 1)
+    assert isinstance(free, Claimed), "at once"
+    assert free.interrupted == ()
+    time.sleep(CLAIM_S + 0.1)
+    later = claim_one(ledger, 2)
+    assert isinstance(later, Claimed)
+    assert len(later.interrupted) == 1, "the one that somebody made"
+
+
+def test_claim_that_mongodb_carries_out_too_late_is_none(database: Documents):
+    ledger = Ledger(database, CLAIM_S, timeout_s=-1)
+    ledger.add([delivery(1)], now())
+    assert isinstance(claim_one(ledger), Blocked)
+    assert database["deliveries"].count_documents({"claim": {"$exists": True}}) == 0
 
 
 def test_delivery_that_was_set_aside_begins_anew(ledger: Ledger):

@@ -217,7 +217,7 @@ def _ask_database(settings: Settings) -> Part:
     with database.client:
         part = Part(place_of(settings.mongodb_url), is_ok=True, text=f"MongoDB {server_version(database)}")
         dead = DeadLetterStore(database).count(_COUNT_LIMIT)
-        part.owed = Ledger(database, settings.claim_s).count()
+        part.owed = Ledger(database, settings.claim_s, settings.mongodb_timeout_s).count()
     if dead:
         many = _count(dead, "dead letter", "dead letters")
         part.warnings.append(f"{many}: messages that no worker could handle; webhooks dead list")

@@ -130,6 +130,10 @@ OVERDUE = f"""#!lua flags=allow-oom
 {_NOW}
 local reply = {{tostring(now)}}
 if ARGV[2] ~= '0' and not redis.call('SET', KEYS[3], '1', 'NX', 'PX', ARGV[2]) then return reply end
+-- Redis may have evicted the index alone: what it does not have is noted again, as if it were taken now.
+if redis.call('HLEN', KEYS[1]) > redis.call('ZCARD', KEYS[2]) then
+  for _, tag in ipairs(redis.call('HKEYS', KEYS[1])) do redis.call('ZADD', KEYS[2], 'NX', now, tag) end
+end
 local before = now - tonumber(ARGV[1])
 local found = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', before, 'WITHSCORES', 'LIMIT', 0, ARGV[3])
 for i = 1, #found, 2 do
