@@ -285,3 +285,20 @@ def test_resolver_dead_name_server_holds_one_thread_per_name_and_no_more_than_it
         release.set()
     # Once the hung ones are through, there is room again.
     assert resolver.resolve("c.example", 80, 5)[0].ip == "192.0.2.1"
+
+
+def test_resolver_uses_its_threads_again_and_lets_them_go() -> None:
+    threads: set[threading.Thread] = set()
+
+    def look_up(host: str, port: int) -> list[Any]:
+        threads.add(threading.current_thread())
+        return answers("192.0.2.1")
+
+    resolver = Resolver(look_up)
+    for number in range(10):
+        assert resolver.resolve(f"{number}.example", 80, 5)[0].ip == "192.0.2.1"
+    (thread,) = threads
+    resolver.close()
+    thread.join(5)
+    assert not thread.is_alive()
+    assert resolver.resolve("later.example", 80, 5)[0].ip == "192.0.2.1"

@@ -86,8 +86,9 @@ class Sender:
         self._connect_timeout_s = connect_timeout_s
         self._total_timeout_s = total_timeout_s
         self._max_response_bytes = max_response_bytes
+        self._resolver = resolver or Resolver()
         self._adapter = Adapter(
-            Connector(allowed_networks, resolver or Resolver(), proxy),
+            Connector(allowed_networks, self._resolver, proxy),
             make_tls_context(str(ca_bundle) if ca_bundle else certifi.where()),
             pool_size,
         )
@@ -120,8 +121,9 @@ class Sender:
             current_attempt.reset(token)
 
     def close(self) -> None:
-        """Close all idle connections."""
+        """Close all idle connections, and let go of idle threads."""
         self._adapter.close()
+        self._resolver.close()
 
     def _exchange(self, attempt: Attempt, headers: Mapping[str, str], body: bytes) -> tuple[int, str, bool]:
         request = _prepare(attempt.target.url, headers, body)
