@@ -12,6 +12,7 @@ from webhooks.config import Settings
 from webhooks.deadletters import Reason
 from webhooks.errors import ErrorKind
 from webhooks.models import TRIGGERS, AttemptDetails
+from webhooks.signing import sign
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -138,6 +139,17 @@ def test_links_within_the_text_lead_somewhere():
     titles = re.findall(r"^#+ (.*)$", PROSE, flags=re.MULTILINE)
     anchors = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
     assert set(re.findall(r"\]\(#([^)]+)\)", README)) - anchors == set()
+
+
+def test_request_that_is_shown_has_the_signature_of_its_secret():
+    head, _, body = re.search(r"^POST /hook .*?^```", README, re.DOTALL | re.MULTILINE)[0].partition("\n\n")  # pyright: ignore[reportOptionalSubscript]
+    headers = dict(line.split(": ", 1) for line in head.splitlines()[1:])
+    body = body.removesuffix("\n```").encode()
+    assert headers["Content-Length"] == str(len(body))
+    secret = re.search(r"the request shown above was\s+`(.*?)`", README)[1]  # pyright: ignore[reportOptionalSubscript]
+    assert (
+        sign([secret], headers["webhook-id"], int(headers["webhook-timestamp"]), body) == headers["webhook-signature"]
+    )
 
 
 def test_what_is_refused_is_what_is_tested():
