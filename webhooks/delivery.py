@@ -28,7 +28,7 @@ from webhooks.models import NO_RESPONSE_STATUS, AttemptDetails, COTEvent, COTWeb
 from webhooks.retry import Outcome, RetryPolicy, judge, next_delay_s, why_failed
 from webhooks.sender import Answer, Sender, Timings
 from webhooks.signing import sign
-from webhooks.vault import Vault
+from webhooks.vault import Use, Vault
 from webhooks.version import __version__
 from webhooks.webhookstore import WebhookStore
 
@@ -172,7 +172,7 @@ class Attempter:
             return self._sender.post(webhook.url, headers, body)
         except SecretUnreadable as error:
             logger.error("attempt of %s failed: a secret of webhook %s: %s", delivery.delivery_id, webhook.id, error)  # noqa: TRY400
-            return _not_sent(ErrorKind.SECRET_UNREADABLE, "not sent: a secret of the webhook cannot be opened")
+            return _not_sent(ErrorKind.SECRET_UNREADABLE, "not sent: a secret of the webhook cannot be used")
         except Exception as error:  # noqa: BLE001 - whatever it is
             # A defect of ours must neither lose the delivery nor repeat it for ever: it counts as a failed attempt,
             # which is on record and has its retries.
@@ -198,10 +198,10 @@ class Attempter:
             valid = [s for s in webhook.secrets if s.is_valid_at(started_at)]
             if not valid:
                 raise SecretUnreadable("all have expired")
-            secrets = [self._vault.open(secret.sealed, webhook.id) for secret in valid]
+            secrets = [self._vault.open(secret.sealed, webhook.id, Use.SIGN) for secret in valid]
             headers["webhook-signature"] = sign(secrets, delivery_id, timestamp, body)
         for header in webhook.headers:
-            headers[header.name] = header.value or self._vault.open(header.sealed or "", webhook.id)
+            headers[header.name] = header.value or self._vault.open(header.sealed or "", webhook.id, Use.HEADER)
         return headers
 
 

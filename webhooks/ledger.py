@@ -17,7 +17,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from bson import ObjectId
@@ -74,7 +74,7 @@ class Delivery:
     #: What people see of it in Flower and logs: which event goes to which webhook. Holds no payload.
     label: str
     #: The event's JSON text: what is sent, byte for byte.
-    body: str
+    body: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,7 +63,13 @@ class DurableTask(Task):
         settings = get_settings()
         try:
             retry = self.retry(
-                exc=defect, throw=False, countdown=settings.retry_delay_s, max_retries=settings.max_retries
+                exc=defect,
+                throw=False,
+                countdown=settings.retry_delay_s,
+                max_retries=settings.max_retries,
+                # Celery would describe the arguments by themselves, which are payload.
+                argsrepr=self.request.get("argsrepr") or "…",
+                kwargsrepr=self.request.get("kwargsrepr") or "",
             )
         except Reject as rejected:
             if isinstance(rejected.reason, OperationalError):

@@ -20,7 +20,7 @@ from webhooks import embedded
 from webhooks.config import Proxy, Settings
 from webhooks.errors import CannotStart
 from webhooks.supervisor import Program, Supervisor
-from webhooks.vault import new_key
+from webhooks.vault import Vault, new_key
 
 #: Seconds within which a server that somebody else runs has to answer: it may be starting just now.
 FOREIGN_SERVER_TIMEOUT_S = 60.0
@@ -94,7 +94,14 @@ def _with_key(settings: Settings, data_dir: Path) -> tuple[Settings, Path | None
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(descriptor, "w") as file:
                 file.write(new_key() + "\n")
-        return settings.model_copy(update={"encryption_key": (path.read_text().strip(),)}), path
+        key = path.read_text().strip()
+        Vault([key])
+        return settings.model_copy(update={"encryption_key": (key,)}), path
+    except ValueError:
+        raise CannotStart(
+            f"{path} holds no key: put back the one that was there, or remove the file for a new one; what the old one "
+            "sealed cannot be opened then"
+        ) from None
     except OSError as error:
         raise CannotStart(f"cannot keep the key of secrets in {path}: {error.strerror}") from None
 
@@ -146,7 +153,8 @@ def flower_program(env: Mapping[str, str], cwd: Path, port: int) -> Program:
     """Describe Flower on loopback. Arguments as for `worker_program`."""
     argv = [sys.executable, "-m", "celery", "-A", "webhooks", "flower"]
     argv += [f"--address={embedded.LOOPBACK}", f"--port={port}"]
-    return Program("flower", argv, env, cwd=cwd)
+    # It shows what others send, and needs no secret for that.
+    return Program("flower", argv, {k: v for k, v in env.items() if k != "WEBHOOKS_ENCRYPTION_KEY"}, cwd=cwd)
 
 
 def child_env(settings: Settings) -> dict[str, str]:
@@ -210,7 +218,7 @@ def _server(name: str, command: list[str], data_dir: Path, url: str) -> Program:
     return Program(
         name,
         command,
-        dict(os.environ),
+        {name: value for name, value in os.environ.items() if not name.startswith("WEBHOOKS_")},
         ready=lambda: embedded.answers(url),
         grace_s=SERVER_GRACE_S,
         log_path=data_dir / f"{name}.log",

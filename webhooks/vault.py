@@ -4,11 +4,12 @@ Owns encryption and the form of its keys; the cipher is Fernet (AES-128-CBC with
 ``cryptography``. Never stores anything. Called by `delivery`, which opens what it needs for an attempt, and by `cli`,
 which seals.
 
-What is sealed for one webhook opens for no other one: whoever can write into the collection cannot have company A's
-secret sent to company B.
+What is sealed for one webhook and one use opens for no other: whoever can write into the collection cannot have a
+secret signed with for another webhook, or sent in a header. (They can change where a webhook's headers go.)
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from enum import StrEnum
 from functools import lru_cache
 
 from bson import ObjectId
@@ -18,6 +19,13 @@ from webhooks.errors import SecretUnreadable
 
 #: Secrets that a process keeps open: opening one takes longer than signing with it.
 _CACHE_SIZE = 10_000
+
+
+class Use(StrEnum):
+    """What a secret is for."""
+
+    SIGN = "sign"
+    HEADER = "header"
 
 
 def new_key() -> str:
@@ -33,6 +41,9 @@ class Vault:
 
         Args:
             keys: the first one seals, each one opens; none: nothing can be sealed or opened.
+
+        Raises:
+            ValueError: one of them is no key.
         """
         self._fernet = MultiFernet([Fernet(key) for key in keys]) if keys else None
         self._open = lru_cache(_CACHE_SIZE)(self._open_now)
@@ -42,43 +53,46 @@ class Vault:
         """Whether anything can be sealed."""
         return self._fernet is not None
 
-    def seal(self, secret: str, webhook_id: ObjectId) -> str:
+    def seal(self, secret: str, webhook_id: ObjectId, use: Use) -> str:
         """Return a secret as it may be stored with a webhook.
 
         Raises:
             SecretUnreadable: there is no key.
         """
-        return self._need_key().encrypt(f"{webhook_id}:{secret}".encode()).decode()
+        return self._need_key().encrypt(f"{webhook_id}:{use}:{secret}".encode()).decode()
 
-    def open(self, sealed: str, webhook_id: ObjectId) -> str:
-        """Return the secret in what `seal` made for this webhook.
+    def open(self, sealed: str, webhook_id: ObjectId, use: Use) -> str:
+        """Return the secret in what `seal` made for this webhook and this use.
 
         Raises:
-            SecretUnreadable: there is no key, or not the one that it was sealed with; or it is another webhook's.
+            SecretUnreadable: there is no key, or not the one that it was sealed with; or it was sealed for another
+                webhook or use.
         """
-        return self._open(sealed, webhook_id)
+        return self._open(sealed, webhook_id, use)
 
-    def _open_now(self, sealed: str, webhook_id: ObjectId) -> str:
-        try:
-            owner, _, secret = self._need_key().decrypt(sealed.encode(errors="replace")).decode().partition(":")
-        except InvalidToken:
-            raise SecretUnreadable("it was sealed with a key that WEBHOOKS_ENCRYPTION_KEY does not have") from None
-        if owner != str(webhook_id):
-            raise SecretUnreadable("it was sealed for another webhook")
+    def _open_now(self, sealed: str, webhook_id: ObjectId, use: Use) -> str:
+        owner, _, rest = _decipher(self._need_key().decrypt, sealed).partition(":")
+        sealed_for, _, secret = rest.partition(":")
+        if (owner, sealed_for) != (str(webhook_id), use):
+            raise SecretUnreadable("it was sealed for another webhook or use")
         return secret
 
     def reseal(self, sealed: str) -> str:
         """Return the same, sealed with the first key.
 
         Raises:
-            SecretUnreadable: as `open`.
+            SecretUnreadable: there is no key, or not the one that it was sealed with.
         """
-        try:
-            return self._need_key().rotate(sealed.encode(errors="replace")).decode()
-        except InvalidToken:
-            raise SecretUnreadable("it was sealed with a key that WEBHOOKS_ENCRYPTION_KEY does not have") from None
+        return _decipher(self._need_key().rotate, sealed)
 
     def _need_key(self) -> MultiFernet:
         if self._fernet is None:
             raise SecretUnreadable("WEBHOOKS_ENCRYPTION_KEY is not set")
         return self._fernet
+
+
+def _decipher(act: Callable[[bytes], bytes], sealed: str) -> str:
+    try:
+        return act(sealed.encode(errors="replace")).decode()
+    except InvalidToken:
+        raise SecretUnreadable("it was sealed with a key that WEBHOOKS_ENCRYPTION_KEY does not have") from None

@@ -115,7 +115,7 @@ def test_worker_with_another_key_sends_nothing_unsigned(signed: SignedStack):
         worker.stop()
         assert receiver.requests == []
     assert (log["status"], log["attempt"]["error_kind"]) == (409, "secret_unreadable")
-    assert log["response"] == "not sent: a secret of the webhook cannot be opened"
+    assert log["response"] == "not sent: a secret of the webhook cannot be used"
     assert "was sealed with a key that WEBHOOKS_ENCRYPTION_KEY does not have" in worker.log()
 
 

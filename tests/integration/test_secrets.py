@@ -15,7 +15,7 @@ from webhooks.cli import cli
 from webhooks.config import get_settings
 from webhooks.models import now, parse_webhook
 from webhooks.signing import new_secret, public_key
-from webhooks.vault import Vault, new_key
+from webhooks.vault import Use, Vault, new_key
 
 KEY = new_key()
 
@@ -51,7 +51,7 @@ def stored(database: Documents) -> Any:
 
 def secrets_of(database: Documents, key: str = KEY) -> list[str]:
     webhook = stored(database)
-    return [Vault([key]).open(secret.sealed, webhook.id) for secret in webhook.secrets]
+    return [Vault([key]).open(secret.sealed, webhook.id, Use.SIGN) for secret in webhook.secrets]
 
 
 def test_webhook_that_is_added_gets_a_secret_that_is_shown_once(run: Run, database: Documents):
@@ -73,7 +73,7 @@ def test_json_of_a_new_webhook_has_its_secret(run: Run, database: Documents):
     assert [added["secret"]] == secrets_of(database)
 
 
-@pytest.mark.parametrize(("more", "key"), [(["--unsigned"], KEY), ([], "")])
+@pytest.mark.parametrize(("more", "key"), [(["--unsigned"], KEY), ([], "")], ids=["asked for", "no key"])
 def test_webhook_without_a_secret_says_so(run: Run, database: Documents, more: list[str], key: str):
     trigger = ["--trigger", "create-edit-delete-task", "--url", "https://www.server.example"]
     result = run("add", "--company", COMPANY, "--code", "one", *trigger, *more, key=key)
@@ -106,12 +106,18 @@ def test_schemes_rotate_by_themselves_and_public_keys_are_shown(run: Run, databa
     assert symmetric.startswith("whsec_")
     assert good(run("secret", "public-key", webhook_id)) == public_key(private) + "\n"
     assert "whsk_" not in good(run("secret", "list", webhook_id))
+    again = json.loads(good(run("secret", "rotate", webhook_id, "--scheme", "v1a", "--json")))
+    assert ("secret" in again, again["public"][:5]) == (False, "whpk_")
+    result = run("secret", "rotate", webhook_id, "--scheme", "v1a", "--stdin", stdin=new_secret() + "\n")
+    assert (result.exit_code, "is one of v1, not of v1a" in result.output) == (2, True)
 
 
 def test_secret_of_ones_own_is_read_from_standard_input(run: Run, database: Documents):
     webhook_id, mine = add(run, "one", COMPANY, "--unsigned"), new_secret()
-    good(run("secret", "rotate", webhook_id, "--stdin", stdin=mine + "\n"))
-    assert secrets_of(database) == [mine]
+    for more in ([], ["--json"]):
+        shown = good(run("secret", "rotate", webhook_id, "--stdin", "--overlap", "0s", *more, stdin=mine + "\n"))
+        assert mine not in shown, "who typed it has it"
+        assert secrets_of(database) == [mine]
     result = run("secret", "rotate", webhook_id, "--stdin", stdin="whsec_hunter2\n")
     assert result.exit_code == 1
     assert "hunter2" not in result.output
@@ -129,6 +135,62 @@ def test_secret_that_leaked_is_removed_at_once_but_not_the_last_by_mistake(run: 
     good(run("secret", "remove", webhook_id, new_one.id, "--unsigned"))
     assert stored(database).secrets == ()
     assert run("secret", "remove", webhook_id, "nosuch").exit_code == 1
+
+
+def test_removal_leaves_no_webhook_that_stops_when_an_overlap_ends(run: Run, database: Documents):
+    webhook_id = add(run)
+    good(run("secret", "rotate", webhook_id))
+    leaked = stored(database).secrets[0].id
+    result = run("secret", "remove", webhook_id, leaked)
+    assert (result.exit_code, "the others expire" in result.output) == (1, True)
+    good(run("secret", "remove", webhook_id, leaked, "--unsigned"))
+    assert stored(database).secrets == ()
+
+
+def test_rotation_with_another_key_is_refused_as_nothing_could_be_sent(run: Run, database: Documents):
+    webhook_id = add(run)
+    (before,) = stored(database).secrets
+    lost = new_key()
+    result = run("secret", "rotate", webhook_id, key=lost)
+    assert (result.exit_code, f"secret {before.id} cannot be opened" in result.output) == (1, True)
+    assert stored(database).secrets == (before,)
+    # What the error says to do works.
+    good(run("secret", "remove", webhook_id, before.id, "--unsigned", key=lost))
+    good(run("secret", "rotate", webhook_id, key=lost))
+    assert len(secrets_of(database, lost)) == 1
+
+
+@pytest.mark.parametrize("overlap", ["", "1", "-1h", "999999999w", "999999w"])
+def test_bad_overlap_is_refused_in_words(run: Run, database: Documents, overlap: str):
+    result = run("secret", "rotate", add(run), "--overlap", overlap)
+    assert (result.exit_code, "is no span of time" in result.output) == (2, True)
+    assert len(stored(database).secrets) == 1
+
+
+def test_check_counts_webhooks_whose_secrets_do_not_open(run: Run):
+    webhook_id = add(run)
+    good(run("header", "set", webhook_id, "X-Key", "--secret", stdin="x\n"))
+    add(run, "unsigned", COMPANY, "--unsigned")
+    assert "does not open" not in run("check").output
+    assert "1 webhook has secrets that WEBHOOKS_ENCRYPTION_KEY does not open" in run("check", key=new_key()).output
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"secrets": {"sealed": "hunter2"}},
+        {"secrets": ["hunter2"]},
+        {"secrets": [{"id": "1", "key": "hunter2"}]},
+        {"headers": ["X: hunter2"]},
+        {"headers": [{"name": "X-Key", "sealed": "hunter2"}]},
+        {"headers": "hunter2"},
+    ],
+)
+def test_what_somebody_stored_as_a_secret_is_not_shown(run: Run, database: Documents, fields: dict[str, Any]):
+    webhook_id = add(run, "one", COMPANY, "--unsigned")
+    database["webhooks"].update_one({}, {"$set": fields})
+    for look in (["show", webhook_id], ["show", webhook_id, "--json"], ["list", "--json"], ["list"]):
+        assert "hunter2" not in run(*look).output
 
 
 def test_rotation_is_refused_when_somebody_else_was_faster(run: Run, database: Documents, monkeypatch: Any):
@@ -153,7 +215,7 @@ def test_key_is_changed_in_three_steps(run: Run, database: Documents):
     assert good(run("secret", "reseal", key=f"{new},{KEY}")) == "sealed anew: 2\n"
     assert secrets_of(database, new) == [before]
     sealed = stored(database).headers[0].sealed
-    assert Vault([new]).open(sealed, stored(database).id) == "Bearer x"
+    assert Vault([new]).open(sealed, stored(database).id, Use.HEADER) == "Bearer x"
     result = run("secret", "reseal", key=KEY)
     assert (result.exit_code, "is left as it was" in result.output) == (1, True)
     assert run("secret", "reseal", key="").exit_code == 1

@@ -9,20 +9,22 @@ from typing import Any, cast
 import pytest
 from bson import ObjectId
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from responses import RequestsMock as HTTPMock
 
 from tests.samples_data import read_sample
 from webhooks.delivery import USER_AGENT, Attempter, describe_input, fan_out, make_delivery_id, summarize
 from webhooks.errors import ErrorKind
 from webhooks.ledger import Claim, Delivery, Interrupted
 from webhooks.models import COTEvent, COTWebhook
+from webhooks.models.headers import check_header_name
 from webhooks.retry import RetryPolicy
 from webhooks.sender import Answer, Sender, Timings
 from webhooks.signing import Scheme, new_secret, public_key
-from webhooks.vault import Vault, new_key
+from webhooks.vault import Use, Vault, new_key
 from webhooks.webhookstore import WebhookStore
 
 LOG_ID = ObjectId()
-VAULT = Vault([new_key()])
+VAULT, OTHER_VAULT = Vault([new_key()]), Vault([new_key()])
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 EVENT = COTEvent.model_validate(read_sample("event-task-create"))
 WEBHOOK = COTWebhook.model_validate({**read_sample("webhook-task"), "url": "https://host:8443/hook?token=secret"})
@@ -174,7 +176,12 @@ def test_event_is_not_sent_to_a_webhook_that_was_given_to_another_company():
 # ── Secrets and headers ─────────────────────────────────────────────────────────────────────────────────────────────
 def sealed(text: str, webhook_id: ObjectId = WEBHOOK.id, **fields: Any) -> dict[str, Any]:
     scheme = "v1a" if text.startswith("whsk_") else "v1"
-    item = {"id": "1", "scheme": scheme, "sealed": VAULT.seal(text, webhook_id), "createdAt": NOON - timedelta(days=9)}
+    item = {
+        "id": "1",
+        "scheme": scheme,
+        "sealed": VAULT.seal(text, webhook_id, Use.SIGN),
+        "createdAt": NOON - timedelta(days=9),
+    }
     return {**item, **fields}
 
 
@@ -211,10 +218,13 @@ def test_webhook_without_secrets_is_sent_unsigned():
     "fields",
     [
         pytest.param({"secrets": [sealed(new_secret(), ObjectId())]}, id="another webhook's"),
-        pytest.param({"secrets": [sealed(new_secret(), sealed=Vault([new_key()]).seal("x", WEBHOOK.id))]}, id="key"),
+        pytest.param(
+            {"secrets": [sealed(new_secret(), sealed=Vault([new_key()]).seal("x", WEBHOOK.id, Use.SIGN))]}, id="key"
+        ),
         pytest.param({"secrets": [sealed(new_secret(), sealed="ñ")]}, id="no token"),
         pytest.param({"secrets": [sealed(new_secret(), expiresAt=NOON)]}, id="expired"),
         pytest.param({"headers": [{"name": "X-Key", "sealed": ""}]}, id="header"),
+        pytest.param({"headers": [{"name": "X-Key", "sealed": VAULT.seal("x", WEBHOOK.id, Use.SIGN)}]}, id="use"),
     ],
 )
 def test_nothing_is_sent_without_its_signature_or_header(fields: dict[str, Any]):
@@ -225,8 +235,33 @@ def test_nothing_is_sent_without_its_signature_or_header(fields: dict[str, Any])
 
 
 def test_headers_of_the_webhook_are_sent():
-    value = VAULT.seal("Bearer hidden", WEBHOOK.id)
+    value = VAULT.seal("Bearer hidden", WEBHOOK.id, Use.HEADER)
     webhook = webhook_with(headers=[{"name": "X-Tenant", "value": "a b"}, {"name": "Authorization", "sealed": value}])
     headers = sent_headers(webhook)
     assert (headers["X-Tenant"], headers["Authorization"]) == ("a b", "Bearer hidden")
     assert headers["webhook-id"] == "msg_1"
+
+
+def test_headers_that_are_ours_cannot_be_set():
+    with HTTPMock() as mock:
+        mock.post(WEBHOOK.url.partition("?")[0])
+        sender = Sender(
+            allowed_networks=(),
+            connect_timeout_s=1,
+            total_timeout_s=1,
+            max_response_bytes=1,
+            ca_bundle=None,
+            pool_size=1,
+        )
+        attempter = Attempter(sender=sender, policy=RetryPolicy(30, 3), vault=VAULT, clock=lambda: NOON)
+        attempter.attempt(DELIVERY, webhook_with(secrets=[sealed(new_secret())]), Claim("msg_1", 0, LOG_ID))
+        (call,) = mock.calls
+    sent = {name.lower() for name in call.request.headers}
+    assert {"webhook-signature", "content-length", "accept"} <= sent
+    for name in sent:
+        with pytest.raises(ValueError, match=r"cannot be set|is set by"):
+            check_header_name(name)
+
+
+def test_delivery_hides_its_payload():
+    assert EVENT.to_json()[:20] not in repr(DELIVERY)

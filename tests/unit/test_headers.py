@@ -28,7 +28,8 @@ def test_header_is_taken(value: str):
         *("", "X Key", "X:Key", "X-Key\r\n", "X\r\nHost", "Ñ", "(x)", "x" * 101, "\0"),
         *("Host", "content-length", "CONTENT-TYPE", "User-Agent", "Accept", "Accept-Encoding", "Webhook-Id"),
         *("webhook-signature", "webhook-timestamp", "Connection", "Keep-Alive", "TE", "Trailer", "Transfer-Encoding"),
-        *("Upgrade", "Proxy-Authorization", "Expect", "Content-Encoding"),
+        *("Upgrade", "Proxy-Authorization", "Expect", "Content-Encoding", "Webhook_Signature", "Transfer_Encoding"),
+        *("x!y", "X.Key"),
     ],
 )
 def test_header_that_is_ours_or_none_is_refused(name: str):
@@ -52,6 +53,7 @@ def test_value_that_http_cannot_carry_is_refused_and_not_repeated(value: str):
         [{"name": "X-Key", "value": "x", "sealed": "y"}],
         [{"name": "X-Key", "value": 1}],
         [{"name": "X-Key", "value": "x"}, {"name": "x-key", "value": "y"}],
+        [{"name": "X-Key", "value": "x"}, {"name": "X_Key", "value": "y"}],
         [{"name": f"X-{number}", "value": "x"} for number in range(MAX_HEADERS + 1)],
         ["X-Key: x"],
         [None],

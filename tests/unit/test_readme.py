@@ -2,9 +2,12 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
+from cryptography.exceptions import InvalidSignature
+from flower.views.auth import authenticate
 
 from tests.integration.test_refused import to_markdown
 from webhooks.cli import cli
@@ -12,7 +15,7 @@ from webhooks.config import Settings
 from webhooks.deadletters import Reason
 from webhooks.errors import ErrorKind
 from webhooks.models import TRIGGERS, AttemptDetails
-from webhooks.signing import sign
+from webhooks.signing import Scheme, new_secret, public_key, sign
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -150,6 +153,24 @@ def test_request_that_is_shown_has_the_signature_of_its_secret():
     assert (
         sign([secret], headers["webhook-id"], int(headers["webhook-timestamp"]), body) == headers["webhook-signature"]
     )
+
+
+def test_oauth_example_lets_in_whom_it_says():
+    pattern = re.search(r"--auth='([^']+)'", README)[1]  # pyright: ignore[reportOptionalSubscript]
+    assert authenticate(pattern, "somebody@example.com")
+    for other in ("somebody@example.com.evil.test", "somebody@examplexcom", "somebody@evil.test"):
+        assert not authenticate(pattern, other)
+
+
+def test_check_of_v1a_that_is_shown_works():
+    code = next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "def check_v1a" in block)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    key, headers = new_secret(Scheme.V1A), {"webhook-id": "msg_1", "webhook-timestamp": "1795464325"}
+    headers["webhook-signature"] = sign([new_secret(), key], "msg_1", 1795464325, b"{}")
+    names["check_v1a"](public_key(key), headers, b"{}")
+    with pytest.raises(InvalidSignature):
+        names["check_v1a"](public_key(key), headers, b"[]")
 
 
 def test_what_is_refused_is_what_is_tested():

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from webhooks.errors import InvalidWebhook, SecretUnreadable
 from webhooks.signing import Scheme, find_scheme, new_secret, public_key, sign
-from webhooks.vault import Vault, new_key
+from webhooks.vault import Use, Vault, new_key
 
 NOW = int(datetime.now(UTC).timestamp())
 #: RFC 8032, 7.1, test 1.
@@ -110,38 +110,54 @@ OWNER = ObjectId()
 @given(st.text(st.characters(codec="utf-8")))
 def test_what_was_sealed_opens_again(secret: str):
     vault = Vault([new_key()])
-    token = vault.seal(secret, OWNER)
-    assert vault.open(token, OWNER) == vault.open(token, OWNER) == secret
+    token = vault.seal(secret, OWNER, Use.SIGN)
+    assert vault.open(token, OWNER, Use.SIGN) == vault.open(token, OWNER, Use.SIGN) == secret
     assert not secret or secret not in token or len(secret) < 4
 
 
 def test_key_is_changed_by_way_of_two():
     old, new = new_key(), new_key()
-    token = Vault([old]).seal("s", OWNER)
+    token = Vault([old]).seal("s", OWNER, Use.SIGN)
     both = Vault([new, old])
-    assert both.open(token, OWNER) == "s"
+    assert both.open(token, OWNER, Use.SIGN) == "s"
     again = both.reseal(token)
-    assert Vault([new]).open(again, OWNER) == "s"
+    assert Vault([new]).open(again, OWNER, Use.SIGN) == "s"
     with pytest.raises(SecretUnreadable):
-        Vault([old]).open(again, OWNER)
+        Vault([old]).open(again, OWNER, Use.SIGN)
 
 
 @pytest.mark.parametrize("token", ["", "x", "ñ", "gAAAAA", "\0", "=" * 100])
 def test_what_was_not_sealed_does_not_open(token: str):
-    for look in (lambda v: v.open(token, OWNER), lambda v: v.reseal(token)):
+    for look in (lambda v: v.open(token, OWNER, Use.SIGN), lambda v: v.reseal(token)):
         with pytest.raises(SecretUnreadable):
             look(Vault([new_key()]))
 
 
 def test_secret_of_one_webhook_opens_for_no_other():
     vault = Vault([new_key()])
-    token = vault.seal("s", OWNER)
+    token = vault.seal("s", OWNER, Use.SIGN)
     with pytest.raises(SecretUnreadable, match="another webhook"):
-        vault.open(token, ObjectId())
+        vault.open(token, ObjectId(), Use.SIGN)
+
+
+def test_secret_for_signing_cannot_be_sent_in_a_header():
+    vault = Vault([new_key()])
+    token = vault.seal("s", OWNER, Use.SIGN)
+    with pytest.raises(SecretUnreadable, match="another webhook or use"):
+        vault.open(token, OWNER, Use.HEADER)
+
+
+def test_secret_with_colons_opens_whole():
+    vault = Vault([new_key()])
+    assert vault.open(vault.seal("a:b:c", OWNER, Use.HEADER), OWNER, Use.HEADER) == "a:b:c"
 
 
 def test_nothing_is_sealed_or_opened_without_a_key():
-    token = Vault([new_key()]).seal("s", OWNER)
-    for look in (lambda v: v.seal("s", OWNER), lambda v: v.open(token, OWNER), lambda v: v.reseal(token)):
+    token = Vault([new_key()]).seal("s", OWNER, Use.SIGN)
+    for look in (
+        lambda v: v.seal("s", OWNER, Use.SIGN),
+        lambda v: v.open(token, OWNER, Use.SIGN),
+        lambda v: v.reseal(token),
+    ):
         with pytest.raises(SecretUnreadable, match="WEBHOOKS_ENCRYPTION_KEY is not set"):
             look(Vault([]))

@@ -6,7 +6,8 @@ import pytest
 
 from webhooks import up
 from webhooks.config import Settings
-from webhooks.vault import new_key
+from webhooks.errors import CannotStart
+from webhooks.vault import Vault, new_key
 
 
 def test_child_env_carries_every_setting_to_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,3 +53,27 @@ def test_make_folder_keeps_git_out_of_a_new_folder_only(tmp_path: Path) -> None:
 def test_flower_program_listens_on_loopback(tmp_path: Path) -> None:
     argv = up.flower_program({}, tmp_path, 7002).argv
     assert {"--address=127.0.0.1", "--port=7002"} <= set(argv)
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"junk", b"\xff"])
+def test_key_file_that_holds_no_key_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "encryption.key"
+    path.write_bytes(content)
+    with pytest.raises(CannotStart, match="holds no key"):
+        up._with_key(Settings.model_validate({}), tmp_path)
+
+
+def test_key_is_made_once_and_for_its_owner_alone(tmp_path: Path) -> None:
+    (first, path), (second, _) = (up._with_key(Settings.model_validate({}), tmp_path) for _ in range(2))
+    assert path is not None
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert first.encryption_key == second.encryption_key
+    assert Vault(first.encryption_key).has_key
+    own = Settings.model_validate({"encryption_key": new_key()})
+    assert up._with_key(own, tmp_path) == (own, None)
+
+
+def test_only_the_worker_gets_the_key(tmp_path: Path) -> None:
+    env = {"WEBHOOKS_ENCRYPTION_KEY": "k", "WEBHOOKS_BROKER_URL": "u"}
+    assert "WEBHOOKS_ENCRYPTION_KEY" in up.worker_program(env, tmp_path, grace_s=1).env
+    assert dict(up.flower_program(env, tmp_path, 1).env) == {"WEBHOOKS_BROKER_URL": "u"}

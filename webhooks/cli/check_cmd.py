@@ -16,12 +16,15 @@ from kombu.exceptions import OperationalError
 
 from webhooks.app import app
 from webhooks.cli.common import Cell, Table, json_option, place_of, print_json
+from webhooks.cli.secret_cmd import count_unreadable
 from webhooks.config import Settings, get_settings
 from webhooks.deadletters import DeadLetterStore
 from webhooks.errors import InvalidSettings, StoreUnavailable, WebhooksError
 from webhooks.ledger import Ledger
 from webhooks.mongo import open_database, server_version
 from webhooks.transport import PARKED_KEY, UNREADABLE_KEY
+from webhooks.vault import Vault
+from webhooks.webhookstore import WebhookStore
 
 _T = TypeVar("_T")
 
@@ -218,6 +221,10 @@ def _ask_database(settings: Settings) -> Part:
         part = Part(place_of(settings.mongodb_url), is_ok=True, text=f"MongoDB {server_version(database)}")
         dead = DeadLetterStore(database).count(_COUNT_LIMIT)
         part.owed = Ledger(database, settings.claim_s, settings.mongodb_timeout_s).count()
+        unreadable = count_unreadable(WebhookStore(database).list_all(), Vault(settings.encryption_key))
+    if unreadable:
+        many = _count(unreadable, "webhook has", "webhooks have")
+        part.warnings.append(f"{many} secrets that WEBHOOKS_ENCRYPTION_KEY does not open: workers with it send nothing")
     if dead:
         many = _count(dead, "dead letter", "dead letters")
         part.warnings.append(f"{many}: messages that no worker could handle; webhooks dead list")

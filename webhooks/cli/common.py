@@ -41,6 +41,10 @@ _AGO = re.compile(r"(\d{1,9})([smhdw])", re.ASCII)
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
+#: What of a webhook's secrets and headers is none.
+_SHOWN_OF = {"secrets": ("id", "scheme", "public", "createdAt", "expiresAt"), "headers": ("name", "value")}
+
+
 class Stores:
     """The collections, opened when a command first asks for one."""
 
@@ -205,13 +209,14 @@ def complain(text: str) -> None:
 
 
 def without_secrets(document: Mapping[str, Any]) -> Document:
-    """Return a stored webhook as people may see it: of what is sealed only that it is there."""
+    """Return a stored webhook as people may see it: of what is secret only that it is there, whoever wrote it."""
     shown = dict(document)
-    for field in ("secrets", "headers"):
-        if isinstance(shown.get(field), list):
+    for field, fields in _SHOWN_OF.items():
+        if field in shown and shown[field] is not None:
+            items = shown[field] if isinstance(shown[field], list) else [None]
             shown[field] = [
-                {**item, "sealed": "…"} if isinstance(item, Mapping) and "sealed" in item else item
-                for item in shown[field]
+                {key: item[key] for key in fields if key in item} if isinstance(item, Mapping) else "…"
+                for item in items
             ]
     return shown
 

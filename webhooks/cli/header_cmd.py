@@ -1,7 +1,6 @@
 """``webhooks header``: further headers of a webhook's requests, such as what a receiver's gateway asks for."""
 
 import json
-from typing import Any
 
 import click
 from bson import ObjectId
@@ -18,8 +17,9 @@ from webhooks.cli.common import (
 )
 from webhooks.cli.secret_cmd import change_webhook, get_vault, read_secret
 from webhooks.errors import InvalidWebhook
-from webhooks.models import parse_webhook
-from webhooks.models.headers import ExtraHeader, check_header
+from webhooks.models.headers import ExtraHeader, check_header, fold_name
+from webhooks.vault import Use
+from webhooks.webhookstore import read_stored
 
 
 @click.group(short_help="Add headers to a webhook's requests.")
@@ -45,15 +45,17 @@ def set_header(reference: str, name: str, value: str | None, company: ObjectId |
     if not is_secret and value is None:
         raise click.UsageError("give a value, or --secret")
     document = find_webhook(get_stores().webhooks, reference, company)
-    webhook = parse_webhook(document)
+    webhook = read_stored(document)
     text = read_secret(f"value of {name}") if value is None else value
     try:
         check_header(name, text)
     except ValueError as error:
         raise InvalidWebhook(f"invalid header: {error}") from None
-    stored: dict[str, Any] = {"sealed": get_vault().seal(text, webhook.id)} if is_secret else {"value": text}
-    others = [item for item in webhook.headers if item.name.lower() != name.lower()]
-    change_webhook(document, "headers", [*others, ExtraHeader(name=name, **stored)])
+    sealed = get_vault().seal(text, webhook.id, Use.HEADER) if is_secret else None
+    others = [item for item in webhook.headers if fold_name(item.name) != fold_name(name)]
+    change_webhook(
+        document, "headers", [*others, ExtraHeader(name=name, value=None if is_secret else text, sealed=sealed)]
+    )
     click.echo(f"{name} is set on {webhook.label} ({webhook.id})")
 
 
@@ -63,7 +65,7 @@ def set_header(reference: str, name: str, value: str | None, company: ObjectId |
 @json_option
 def list_headers(reference: str, company: ObjectId | None, as_json: bool) -> None:
     """List the headers of a webhook's requests; secret values are not shown. REF is an id or a code."""
-    webhook = parse_webhook(find_webhook(get_stores().webhooks, reference, company))
+    webhook = read_stored(find_webhook(get_stores().webhooks, reference, company))
     if as_json:
         for item in webhook.headers:
             print_json(json.dumps({"name": item.name, "value": item.value, "secret": item.sealed is not None}))
@@ -83,8 +85,8 @@ def list_headers(reference: str, company: ObjectId | None, as_json: bool) -> Non
 def remove(reference: str, name: str, company: ObjectId | None) -> None:
     """Take a header away. REF is an id or a code."""
     document = find_webhook(get_stores().webhooks, reference, company)
-    webhook = parse_webhook(document)
-    kept = [item for item in webhook.headers if item.name.lower() != name.lower()]
+    webhook = read_stored(document)
+    kept = [item for item in webhook.headers if fold_name(item.name) != fold_name(name)]
     if len(kept) == len(webhook.headers):
         raise click.ClickException(f"it has no header {name}; `webhooks header list {reference}` shows them")
     change_webhook(document, "headers", kept)

@@ -6,7 +6,7 @@ A secret is shown once, when it is made, and never read from the command line: t
 import json
 import secrets
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -25,11 +25,12 @@ from webhooks.cli.common import (
 )
 from webhooks.config import get_settings
 from webhooks.errors import InvalidWebhook, SecretUnreadable
-from webhooks.models import COTWebhook, format_instant, now, parse_webhook
+from webhooks.models import COTWebhook, format_instant, now
 from webhooks.models.webhook import MAX_SECRETS, SigningSecret
 from webhooks.mongo import Document
 from webhooks.signing import Scheme, find_scheme, new_secret, public_key
-from webhooks.vault import Vault, new_key
+from webhooks.vault import Use, Vault, new_key
+from webhooks.webhookstore import read_stored
 
 #: How long requests carry the old signature beside the new one, unless it is said otherwise.
 _OVERLAP = "24h"
@@ -52,7 +53,7 @@ def make_secret(text: str, webhook_id: ObjectId, vault: Vault) -> SigningSecret:
     return SigningSecret(
         id=secrets.token_hex(_ID_BYTES),
         scheme=scheme.value,
-        sealed=vault.seal(text, webhook_id),
+        sealed=vault.seal(text, webhook_id, Use.SIGN),
         public=public_key(text) if scheme is Scheme.V1A else None,
         createdAt=now(),
     )
@@ -72,7 +73,7 @@ def change_webhook(document: Document, field: str, value: Sequence[Any]) -> None
         InvalidWebhook: it cannot be stored; or somebody else changed it since it was read.
     """
     # Parsed before it is written: the rules of the whole field are checked there.
-    changed = parse_webhook({**document, field: [item.model_dump(exclude_none=True) for item in value]})
+    changed = read_stored({**document, field: [item.model_dump(exclude_none=True) for item in value]})
     if not get_stores().webhooks.replace(changed, field, document.get(field)):
         raise InvalidWebhook("somebody else has changed this webhook just now: look at it, and try again")
 
@@ -101,9 +102,7 @@ def make_key() -> None:
 @click.option(
     "--scheme",
     type=click.Choice([scheme.value for scheme in Scheme]),
-    default=Scheme.V1.value,
-    show_default=True,
-    help="v1: HMAC-SHA256 with a shared secret; v1a: Ed25519, checked with a public key.",
+    help="v1 (unless given): HMAC-SHA256 with a shared secret; v1a: Ed25519, checked with a public key.",
 )
 @click.option("--stdin", "is_given", is_flag=True, help="Use a secret of yours: whsec_… or whsk_…, asked for.")
 @click.option(
@@ -121,34 +120,57 @@ def rotate(reference: str, company: ObjectId | None, scheme: str, is_given: bool
     """
     try:
         lasts = parse_duration(overlap)
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--overlap") from None
+        expires_at = now() + lasts
+    except (ValueError, OverflowError):
+        raise click.BadParameter(f"{overlap!r} is no span of time, such as 30m 2h 7d", param_hint="--overlap") from None
     document = find_webhook(get_stores().webhooks, reference, company)
-    webhook = parse_webhook(document)
+    webhook = read_stored(document)
     vault = get_vault()
-    text = read_secret("secret") if is_given else new_secret(Scheme(scheme))
+    text = read_secret("secret") if is_given else new_secret(Scheme(scheme or Scheme.V1))
     made = make_secret(text, webhook.id, vault)
-    old = [_expire(old, made.createdAt + lasts) if old.scheme == made.scheme else old for old in webhook.secrets]
-    old = [item for item in old if item.is_valid_at(made.createdAt)]
+    if scheme not in (None, made.scheme):
+        raise click.UsageError(f"the secret is one of {made.scheme}, not of {scheme}")
+    old = [_expire(old, expires_at) if old.scheme == made.scheme else old for old in webhook.secrets]
+    old = [item for item in old if item.is_valid_at(made.createdAt) and (lasts or item.scheme != made.scheme)]
+    for item in old:
+        _check_opens(item, webhook, vault, reference)
     if len(old) >= MAX_SECRETS:
         raise InvalidWebhook(f"it has {MAX_SECRETS} valid secrets: take one away with `webhooks secret remove`")
     change_webhook(document, "secrets", [made, *old])
+    # Who typed it has it, and nobody but us ever needs a private key.
+    shown = text if not is_given and not made.public else None
     if as_json:
-        shown = {**_to_json(made), "webhook": str(webhook.id), "secret": text}
-        print_json(json.dumps({**shown, "older": [_to_json(item) for item in old]}))
+        values = {**_to_json(made), "webhook": str(webhook.id), **({"secret": shown} if shown else {})}
+        print_json(json.dumps({**values, "older": [_to_json(item) for item in old]}))
         return
-    rows = [["webhook", f"{webhook.label} ({webhook.id})"], *describe_new(made, text)]
+    rows = [["webhook", f"{webhook.label} ({webhook.id})"], *describe_new(made, shown)]
     rows += [["beside", f"{item.scheme}, secret {item.id}, {_describe_end(item)}"] for item in old]
     Table().print(rows)
 
 
-def describe_new(made: SigningSecret, text: str) -> list[list[str]]:
-    """Show a new secret, this once, in rows."""
-    signed = ["signed", f"{made.scheme}, secret {made.id}"]
+def describe_new(made: SigningSecret, text: str | None) -> list[list[str]]:
+    """Show a new secret, this once, in rows; ``text`` is None where it is not to be shown."""
+    rows = [["signed", f"{made.scheme}, secret {made.id}"]]
     if made.public:
-        # Nobody but us ever needs the private key.
-        return [signed, ["key", made.public], ["", "is the public key, with which the receiver checks signatures"]]
-    return [signed, ["secret", text], ["", "is shown this once; the receiver checks signatures with it"]]
+        rows += [["key", made.public], ["", "is the public key, with which the receiver checks signatures"]]
+    if text:
+        rows += [["secret", text], ["", "is shown this once; the receiver checks signatures with it"]]
+    return rows
+
+
+def _check_opens(item: SigningSecret, webhook: COTWebhook, vault: Vault, reference: str) -> None:
+    """Make sure that a secret that is to go on signing can be opened: else nothing would be sent.
+
+    Raises:
+        SecretUnreadable: with the remedy.
+    """
+    try:
+        vault.open(item.sealed, webhook.id, Use.SIGN)
+    except SecretUnreadable as error:
+        raise SecretUnreadable(
+            f"secret {item.id} cannot be opened: {error}. Have the workers another key than this? If it is lost, first "
+            f"`webhooks secret remove {reference} {item.id} --unsigned`"
+        ) from None
 
 
 def _expire(item: SigningSecret, at: datetime) -> SigningSecret:
@@ -161,7 +183,7 @@ def _expire(item: SigningSecret, at: datetime) -> SigningSecret:
 @json_option
 def list_secrets(reference: str, company: ObjectId | None, as_json: bool) -> None:
     """List a webhook's secrets, without the secrets themselves. REF is an id or a code."""
-    webhook = parse_webhook(find_webhook(get_stores().webhooks, reference, company))
+    webhook = read_stored(find_webhook(get_stores().webhooks, reference, company))
     if as_json:
         for item in webhook.secrets:
             print_json(json.dumps(_to_json(item)))
@@ -197,7 +219,7 @@ def _to_json(item: SigningSecret) -> dict[str, Any]:
 @company_option
 def show_public_key(reference: str, company: ObjectId | None) -> None:
     """Print the public keys with which a receiver checks v1a signatures, the newest first. REF is an id or a code."""
-    webhook = parse_webhook(find_webhook(get_stores().webhooks, reference, company))
+    webhook = read_stored(find_webhook(get_stores().webhooks, reference, company))
     keys = [item.public for item in webhook.secrets if item.public and item.is_valid_at(now())]
     if not keys:
         raise click.ClickException(f"it has none; `webhooks secret rotate {reference} --scheme v1a` makes one")
@@ -213,16 +235,19 @@ def show_public_key(reference: str, company: ObjectId | None) -> None:
 def remove(reference: str, secret_id: str, company: ObjectId | None, unsigned: bool) -> None:
     """Take a secret away at once, such as one that has leaked. REF is an id or a code, SECRET_ID as `list` shows it."""
     document = find_webhook(get_stores().webhooks, reference, company)
-    webhook = parse_webhook(document)
+    webhook = read_stored(document)
     kept = [item for item in webhook.secrets if item.id != secret_id]
     if len(kept) == len(webhook.secrets):
         raise click.ClickException(f"it has no secret {secret_id}; `webhooks secret list {reference}` shows them")
-    if not any(item.is_valid_at(now()) for item in kept) and not unsigned:
+    kept = [item for item in kept if item.is_valid_at(now())]
+    if not any(item.expiresAt is None for item in kept) and not unsigned:
+        left = "the others expire, and then nothing could be sent" if kept else "it is the last that signs"
         raise click.ClickException(
-            f"it is the last that signs: make another one first (`webhooks secret rotate {reference}`), "
-            "or give --unsigned"
+            f"{left}: make another one first (`webhooks secret rotate {reference}`), or give --unsigned"
         )
-    change_webhook(document, "secrets", [item for item in kept if item.is_valid_at(now())])
+    if unsigned and not any(item.expiresAt is None for item in kept):
+        kept = []  # requests go out unsigned from now on, and not from some day on not at all
+    change_webhook(document, "secrets", kept)
     click.echo(f"secret {secret_id} of {webhook.label} ({webhook.id}) is removed")
 
 
@@ -233,8 +258,6 @@ def reseal() -> None:
     Exits with 1 if something cannot be opened.
     """
     vault, stores = get_vault(), get_stores()
-    if not vault.has_key:
-        raise SecretUnreadable("WEBHOOKS_ENCRYPTION_KEY is not set")
     done = failed = 0
     for document in stores.webhooks.list_all():
         try:
@@ -242,7 +265,7 @@ def reseal() -> None:
         except (SecretUnreadable, InvalidWebhook) as error:
             failed += 1
             complain(f"webhook {document.get('_id')} is left as it was: {error}")
-    click.echo(f"sealed anew: {done}" + (f", left: webhooks {failed}" if failed else ""))
+    click.echo(f"sealed anew: {done}" + (f"; webhooks left as they were: {failed}" if failed else ""))
     if failed:
         raise click.exceptions.Exit(1)
 
@@ -250,7 +273,7 @@ def reseal() -> None:
 def _reseal_one(document: Document, vault: Vault) -> int:
     if not document.get("secrets") and not document.get("headers"):
         return 0
-    webhook: COTWebhook = parse_webhook(document)
+    webhook: COTWebhook = read_stored(document)
     count = 0
     for field in ("secrets", "headers"):
         items = getattr(webhook, field)
@@ -259,4 +282,24 @@ def _reseal_one(document: Document, vault: Vault) -> int:
         if sealed:
             change_webhook(document, field, fresh)
         count += sealed
+    return count
+
+
+def count_unreadable(documents: Iterable[Document], vault: Vault) -> int:
+    """Count webhooks of which something cannot be opened, so that nothing is sent to them."""
+    count = 0
+    for document in documents:
+        if not document.get("secrets") and not document.get("headers"):
+            continue
+        try:
+            webhook = read_stored(document)
+            for item in webhook.secrets:
+                vault.open(item.sealed, webhook.id, Use.SIGN)
+            for item in webhook.headers:
+                if item.sealed is not None:
+                    vault.open(item.sealed, webhook.id, Use.HEADER)
+        except SecretUnreadable:
+            count += 1
+        except InvalidWebhook:
+            continue  # `webhooks list` shows it
     return count

@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 MAX_HEADERS = 20
 MAX_VALUE_CHARS = 2048
 
-#: RFC 9110, 5.6.2: a token.
-_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}", re.ASCII)
+#: Of what RFC 9110, 5.6.2, calls a token, what people use.
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,100}", re.ASCII)
 #: RFC 9110, 5.5, without what is obsolete: ASCII that can be seen, with spaces and tabs inside.
 _VALUE = re.compile(r"[!-~](?:[\t -~]*[!-~])?", re.ASCII)
 
@@ -58,6 +58,11 @@ def check_header(name: str, value: str) -> None:
         raise ValueError(f"the value of {name} must be ASCII without line breaks or spaces at its ends, and not empty")
 
 
+def fold_name(name: str) -> str:
+    """Return a header's name as receivers compare it: without case, and with an underscore as a hyphen (CGI, WSGI)."""
+    return name.lower().replace("_", "-")
+
+
 def check_header_name(name: str) -> None:
     """Check a header's name alone.
 
@@ -65,10 +70,10 @@ def check_header_name(name: str) -> None:
         ValueError: in words fit for a user.
     """
     if not _NAME.fullmatch(name):
-        raise ValueError("a header's name must be letters, digits and - only, up to 100")
-    if name.lower() in _OURS:
+        raise ValueError("a header's name must be letters, digits, - and _ only, up to 100")
+    if fold_name(name) in _OURS:
         raise ValueError(f"{name} is set by this project")
-    if name.lower() in _HOP_BY_HOP:
+    if fold_name(name) in _HOP_BY_HOP:
         raise ValueError(f"{name} belongs to the connection and cannot be set")
 
 

@@ -10,7 +10,7 @@ from bson import ObjectId
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from webhooks.errors import InvalidWebhook, NoResponse
-from webhooks.models.headers import MAX_HEADERS, ExtraHeader
+from webhooks.models.headers import MAX_HEADERS, ExtraHeader, fold_name
 from webhooks.models.wire import Id, Instant, WireModel, explain, parse_object_id
 from webhooks.target import parse_target
 
@@ -140,7 +140,7 @@ class COTWebhook(WireModel):
     @field_validator("headers")
     @classmethod
     def _check_headers(cls, headers: tuple[ExtraHeader, ...]) -> tuple[ExtraHeader, ...]:
-        names = [header.name.lower() for header in headers]
+        names = [fold_name(header.name) for header in headers]
         if len(set(names)) < len(names):
             raise ValueError("one name stands there twice")
         if len(headers) > MAX_HEADERS:
