@@ -96,8 +96,9 @@ def test_rotation_takes_effect_within_5_s_and_overlaps(signed: SignedStack):
         new = json.loads(signed.run("secret", "rotate", "signed", "--overlap", "8s", "--json"))["secret"]
 
         def last_verifies(secret: str) -> bool:
+            count = len(receiver.requests)
             signed.stack.send_task(EVENT)
-            return verifies(receiver.wait_for(len(receiver.requests) + 1)[-1], secret)
+            return verifies(receiver.wait_for(count + 1)[-1], secret)
 
         wait_until(lambda: last_verifies(new), "signed with the new secret", 5)
         assert verifies(receiver.requests[-1], old), "the overlap has not ended"
