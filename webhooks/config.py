@@ -172,7 +172,7 @@ class Settings(BaseSettings):
         if not isinstance(value, str):
             return value
         try:
-            return tuple(ip_network(part.strip()) for part in value.split(",") if part.strip())
+            return tuple(ip_network(part) for part in _parts(value))
         except ValueError:
             raise ValueError("must be networks as 10.0.0.0/8, comma-separated, without host bits") from None
 
@@ -181,7 +181,7 @@ class Settings(BaseSettings):
     def _split_keys(cls, value: object) -> object:
         if not isinstance(value, str):
             return value
-        return tuple(part.strip() for part in value.split(",") if part.strip())
+        return tuple(_parts(value))
 
     @field_validator("encryption_key")
     @classmethod
@@ -198,7 +198,7 @@ class Settings(BaseSettings):
         if not value.strip():
             return None
         ports: set[int] = set()
-        for part in value.split(","):
+        for part in value.split(","):  # strict: what is left out here opens all ports
             match = _PORTS.fullmatch(part.strip())
             first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
             if not 0 < first <= last <= _MAX_PORT:
@@ -243,6 +243,10 @@ def get_settings() -> Settings:
     except ValidationError as error:
         reasons = [f"WEBHOOKS_{str(e['loc'][0]).upper()}: {_words(e['msg'])}" for e in error.errors()]
         raise InvalidSettings("; ".join(reasons)) from None
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _is_key(text: str) -> bool:

@@ -140,6 +140,7 @@ class Attempter:
         """
         # First of all: a body that cannot be logged must not be sent.
         event = _read_event(delivery)
+        webhook = _own(delivery, webhook)
         started_at = self._clock()
         answer = self._answer(webhook, delivery, started_at)
         next_s = next_delay_s(judge(answer.status), claim.retry, self._policy)
@@ -156,12 +157,12 @@ class Attempter:
         text = "interrupted: the worker died before the end was on record; the receiver may have got it"
         answer, present = _not_sent(ErrorKind.INTERRUPTED, text), self._clock()
         started_at, event = interrupted.started_at, _read_event(delivery)
+        webhook = _own(delivery, webhook)
         return _make_log(delivery, event, webhook, interrupted, answer, started_at, present, next_at=present)
 
     def _answer(self, webhook: COTWebhook | None, delivery: Delivery, started_at: datetime) -> Answer:
         """Get an answer from the webhook's receiver, or say why none was asked for."""
-        # Somebody may have given the webhook to another company since, whose this event is not.
-        if webhook is None or webhook.company != delivery.company:
+        if webhook is None:
             return _not_sent(ErrorKind.WEBHOOK_UNUSABLE, "webhook was removed or made unusable")
         if not webhook.isActive:
             return _not_sent(ErrorKind.WEBHOOK_INACTIVE, "webhook was deactivated before this attempt")
@@ -203,6 +204,14 @@ class Attempter:
         for header in webhook.headers:
             headers[header.name] = header.value or self._vault.open(header.sealed or "", webhook.id, Use.HEADER)
         return headers
+
+
+def _own(delivery: Delivery, webhook: COTWebhook | None) -> COTWebhook | None:
+    """Return the webhook, unless somebody has given it to another company since.
+
+    The event is not that company's, nor are the webhook's name and address this one's any more.
+    """
+    return webhook if webhook is not None and webhook.company == delivery.company else None
 
 
 def _read_event(delivery: Delivery) -> COTEvent:

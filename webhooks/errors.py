@@ -75,7 +75,7 @@ class ErrorKind(StrEnum):
     PROXY = "proxy"
     #: The webhook's URL cannot be requested at all.
     BAD_URL = "bad_url"
-    #: A secret of the webhook could not be opened, so no request was made.
+    #: A secret of the webhook could not be opened, or all have expired, so no request was made.
     SECRET_UNREADABLE = "secret_unreadable"  # noqa: S105 - a word, no password
     #: A fault of our own, such as a defect; the worker's log has the traceback.
     INTERNAL = "internal"

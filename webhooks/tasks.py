@@ -223,7 +223,7 @@ def send(self: Task, *, delivery_id: str) -> str:
     claim = Claim(delivery_id, self.request.retries, ObjectId(), self.request.hostname)
     try:
         claimed, webhook = _hold(lambda: _claim(services, claim))
-        made_before = _see_to_interrupted(services, claim, claimed, webhook)
+        made_before = _see_to_interrupted(services, claim, claimed, webhook) if isinstance(claimed, Claimed) else None
     except BaseException:
         services.ledger.give_up(claim)
         raise
@@ -274,7 +274,7 @@ def _claim(services: Services, claim: Claim) -> tuple[Claimed | Blocked | None, 
 
 
 def _see_to_interrupted(
-    services: Services, claim: Claim, claimed: Claimed | Blocked | None, webhook: COTWebhook | None
+    services: Services, claim: Claim, claimed: Claimed, webhook: COTWebhook | None
 ) -> COTWebhookLog | None:
     """Log the attempts of this delivery that others could not log.
 
@@ -286,13 +286,12 @@ def _see_to_interrupted(
         WorkersLost: there were too many in a row.
         Reject: MongoDB is away.
     """
-    if not isinstance(claimed, Claimed):
-        return None
     for interrupted in claimed.interrupted:
         log = _hold(lambda log_id=interrupted.log_id: services.logs.find_ended_attempt(log_id))
-        if log is not None and interrupted.retry == claim.retry:
+        if log is None:
+            store_log(services.attempter.describe_interrupted(claimed.delivery, webhook, interrupted))
+        elif interrupted.retry == claim.retry:
             return log
-        store_log(services.attempter.describe_interrupted(claimed.delivery, webhook, interrupted))
     if len(claimed.interrupted) >= _MAX_INTERRUPTED:
         raise WorkersLost(f"{_MAX_INTERRUPTED} attempts in a row were interrupted: workers die of it")
     return None

@@ -177,6 +177,20 @@ def test_what_a_dead_worker_held_comes_back_once_without_an_event_loop(url: str,
     assert (held(redis_client), redis_client.llen("a")) == (0, 0)
 
 
+def test_what_a_dead_worker_held_comes_back_though_redis_evicted_its_index(url: str, redis_client: Any):
+    publish(url, "a", *range(10))
+    dead = Party(url, "a")
+    dead.drain(10)
+    dead.die()
+    redis_client.delete("unacked_index")
+    with party(url, "a", visibility_timeout=SHORT) as one:
+        wait_until(lambda: (one.poll(), len(one.got) >= 10)[1], "back")
+        for message in one.got:
+            message.ack()
+        assert sorted(message.payload for message in one.got) == list(range(10))
+    assert (held(redis_client), redis_client.llen("a")) == (0, 0)
+
+
 def test_late_ack_leaves_the_next_holder_alone(url: str, redis_client: Any):
     publish(url, "a", "x")
     with party(url, "a") as slow, party(url, "a", visibility_timeout=SHORT) as next_one:

@@ -171,6 +171,7 @@ def test_event_is_not_sent_to_a_webhook_that_was_given_to_another_company():
     log, sender = attempt(answer(), webhook=given_away)
     assert sender.sent == []
     assert log.details.error_kind is ErrorKind.WEBHOOK_UNUSABLE
+    assert (log.details.webhook, log.details.origin) == (str(WEBHOOK.id), ""), "what the other company made of it"
 
 
 # ── Secrets and headers ─────────────────────────────────────────────────────────────────────────────────────────────

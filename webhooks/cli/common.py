@@ -23,7 +23,7 @@ from webhooks.config import get_settings
 from webhooks.deadletters import DeadLetterStore
 from webhooks.errors import InvalidWebhook
 from webhooks.logstore import LogStore
-from webhooks.models.wire import parse_object_id, to_wire
+from webhooks.models.wire import make_safe, parse_object_id, to_wire
 from webhooks.mongo import Document, open_database
 from webhooks.webhookstore import WebhookStore, read_stored
 
@@ -41,7 +41,7 @@ _AGO = re.compile(r"(\d{1,9})([smhdw])", re.ASCII)
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
-#: What of a webhook's secrets and headers is none.
+#: What of a webhook's secrets and headers is not secret.
 _SHOWN_OF = {"secrets": ("id", "scheme", "public", "createdAt", "expiresAt"), "headers": ("name", "value")}
 
 
@@ -194,13 +194,6 @@ def why_unusable(document: Document) -> str | None:
 
 
 # ── Output ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def make_safe(text: str) -> str:
-    """Write what is not printable, such as terminal escapes, line ends and changes of direction, as Python does."""
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def complain(text: str) -> None:

@@ -106,9 +106,9 @@ class COTWebhook(WireModel):
     code: str = ""
     context: Context = Context()
     #: This project's own. Requests are signed with each one that is valid; empty: they are not signed.
-    secrets: tuple[SigningSecret, ...] = ()
+    secrets: tuple[SigningSecret, ...] = Field(default=(), max_length=MAX_SECRETS)
     #: This project's own: further headers of its requests.
-    headers: tuple[ExtraHeader, ...] = ()
+    headers: tuple[ExtraHeader, ...] = Field(default=(), max_length=MAX_HEADERS)
 
     @field_validator("url")
     @classmethod
@@ -130,21 +130,12 @@ class COTWebhook(WireModel):
     def _none(cls, value: object) -> object:
         return () if value is None else value
 
-    @field_validator("secrets")
-    @classmethod
-    def _check_secrets(cls, secrets: tuple[SigningSecret, ...]) -> tuple[SigningSecret, ...]:
-        if len(secrets) > MAX_SECRETS:
-            raise ValueError(f"are more than {MAX_SECRETS}")
-        return secrets
-
     @field_validator("headers")
     @classmethod
     def _check_headers(cls, headers: tuple[ExtraHeader, ...]) -> tuple[ExtraHeader, ...]:
         names = [fold_name(header.name) for header in headers]
         if len(set(names)) < len(names):
             raise ValueError("one name stands there twice")
-        if len(headers) > MAX_HEADERS:
-            raise ValueError(f"are more than {MAX_HEADERS}")
         return headers
 
     @field_validator("context", mode="before")

@@ -113,13 +113,17 @@ def to_wire(value: object) -> Any:
     return str(value)
 
 
-def show(value: object, max_chars: int = _MAX_SHOWN) -> str:
+def make_safe(text: str) -> str:
+    """Write what is not printable, such as terminal escapes, line ends and changes of direction, as Python does."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def show(value: object) -> str:
     """Write what a stranger chose, such as a key or an id, such that it can neither fill a log nor steer a terminal."""
     text = str(value)
-    cut = text[:max_chars]
-    if not cut.isprintable():
-        cut = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in cut)
-    return cut if len(text) <= max_chars else cut + "…"
+    return make_safe(text[:_MAX_SHOWN]) + ("…" if len(text) > _MAX_SHOWN else "")
 
 
 #: Where something stands: its parent's place and its own key; None for the root. Written out only where needed, as the

@@ -1,8 +1,8 @@
 """One HTTP request, to an address that was judged first.
 
 Re-exports what others use: `client` has the request, `connection` the guarded connections and their deadline,
-`resolver` the look-up, `proxy` the way through one, `target` the URL, `ports` the rule about ports, `response` what
-counts as HTTP, `readable` the response as text.
+`resolver` the look-up, `proxy` the way through one, `ports` the rule about ports, `response` what counts as HTTP,
+`readable` the response as text.
 """
 
 from webhooks.sender.attempt import Timings

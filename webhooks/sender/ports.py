@@ -3,9 +3,9 @@
 Owns the rule and its text. Never resolves a name; pure. Called by `client` for every attempt, before any look-up.
 
 Real receivers stand at 8443, 9443, 4443 and wherever a gateway puts them, so without a setting all ports are allowed
-but those at which something else than HTTP listens. An HTTP request, which a
-customer writes much of, is then never sent to a mail server or a Redis that would read commands in it. The rule holds
-for addresses in ``WEBHOOKS_ALLOWED_NETWORKS`` as well: there our own database and broker may stand.
+but those at which something else than HTTP listens. An HTTP request, which a customer writes much of, is then never
+sent to a mail server or a Redis that would read commands in it. The rule holds for addresses in
+``WEBHOOKS_ALLOWED_NETWORKS`` as well: there our own database and broker may stand.
 """
 
 from webhooks.errors import ErrorKind, NoResponse
