@@ -116,6 +116,12 @@ class WebhookStore:
             query = {} if company is None else {"company": company}
             return list(self._collection.find(query).sort([("company", 1), ("code", 1), ("_id", 1)]))
 
+    def list_sealed(self, limit: int) -> list[Document]:
+        """Return stored documents in which something is sealed, at most so many; never from the cache."""
+        sealed: list[Document] = [{f"{field}.sealed": {"$exists": True}} for field in ("secrets", "headers")]
+        with store_errors():
+            return list(self._collection.find({"$or": sealed}).limit(limit))
+
     def find(self, reference: str, company: ObjectId | None = None) -> list[Document]:
         """Return the stored documents that a person may mean: by id, or by code (in one company, or in any)."""
         query: Document = {"code": reference}
