@@ -9,7 +9,7 @@ import pytest
 from cryptography.exceptions import InvalidSignature
 from flower.views.auth import authenticate
 
-from tests.integration.test_refused import to_markdown
+from tests.refused import to_markdown
 from webhooks.cli import cli
 from webhooks.config import Settings
 from webhooks.deadletters import Reason
