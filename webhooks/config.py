@@ -97,6 +97,38 @@ class Settings(BaseSettings):
         default=30, ge=0, le=86_400, description="seconds from a failed attempt to the next one"
     )
     max_retries: int = Field(default=3, ge=0, le=100, description="how often a failed attempt is tried again")
+    max_retry_after_s: float = Field(
+        default=3600,
+        ge=0,
+        le=86_400,
+        description="seconds that a receiver may ask us to wait with `Retry-After`, at most; 0: it is not heeded",
+    )
+    pause_after_s: float = Field(
+        default=600,
+        ge=1,
+        le=86_400,
+        description="seconds for which an endpoint must have failed before its webhook is paused",
+    )
+    pause_share: float = Field(
+        default=0.9, gt=0, le=1, description="share of the attempts of that time that must have failed"
+    )
+    pause_min_attempts: int = Field(
+        default=20, ge=1, le=10_000, description="attempts that must have been made in that time"
+    )
+    probe_interval_s: float = Field(
+        default=60, gt=0, le=86_400, description="seconds between two attempts to reach a paused endpoint"
+    )
+    operators_url: str | None = Field(
+        default=None,
+        repr=False,
+        description="where operators are told of webhooks that are paused, recover, stop or are deactivated: "
+        "`http://…` or `https://…`, also inside your network; empty: nowhere",
+    )
+    operators_secret: str | None = Field(
+        default=None,
+        repr=False,
+        description="secret that these messages are signed with: `whsec_…`; empty: they are not signed",
+    )
     connect_timeout_s: float = Field(default=5, gt=0, le=300, description="seconds that a TCP connection may take")
     total_timeout_s: float = Field(
         default=15,
@@ -212,6 +244,23 @@ class Settings(BaseSettings):
         if not isinstance(value, str):
             return value
         return Proxy.parse(value.strip()) if value.strip() else None
+
+    @field_validator("operators_url", "operators_secret", mode="before")
+    @classmethod
+    def _none_when_empty(cls, value: object) -> object:
+        return None if value == "" else value
+
+    @field_validator("operators_url")
+    @classmethod
+    def _is_url(cls, value: str | None) -> str | None:
+        try:
+            parts = urlsplit(value or "http://host")
+            is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            is_url = False
+        if not is_url:
+            raise ValueError("must be http://… or https://…")
+        return value
 
     @field_validator("ca_bundle", mode="before")
     @classmethod

@@ -49,8 +49,11 @@ class ErrorKind(StrEnum):
     Logged with status 409 (contract), so this is what tells them from a receiver's own 409.
     """
 
-    #: The host name has no address (``getaddrinfo ENOTFOUND``) or could not be looked up now (``EAI_AGAIN``).
+    #: The host name has no address (``getaddrinfo ENOTFOUND``).
     LOOKUP = "lookup"
+    #: The host name could not be looked up now (``EAI_AGAIN`` and others). The name server's fault, or ours: nothing
+    #: that the receiver is to blame for.
+    RESOLVER = "resolver"
     #: No TCP connection within the connect deadline.
     CONNECT_TIMEOUT = "connect_timeout"
     #: The address refused the TCP connection.
@@ -81,6 +84,8 @@ class ErrorKind(StrEnum):
     INTERNAL = "internal"
     #: The worker died before the end of the attempt was on record. The receiver may have got it; it is made again.
     INTERRUPTED = "interrupted"
+    #: An operator gave the delivery up; no request was made.
+    SKIPPED = "skipped"
     #: The webhook was deactivated after the event was accepted; no request was made.
     WEBHOOK_INACTIVE = "webhook_inactive"
     #: The webhook's document is gone, or was changed into one that breaks the contract; no request was made.

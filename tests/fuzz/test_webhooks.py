@@ -149,7 +149,7 @@ def test_any_url_ends_in_an_answer(sender: Sender, lookup: Refusing, url: str) -
     with at_most(3):
         answer = sender.post(url, {}, b"x")
     assert answer.status is None
-    assert answer.error_kind in (ErrorKind.BAD_URL, ErrorKind.LOOKUP, ErrorKind.NOT_ALLOWED)
+    assert answer.error_kind in (ErrorKind.BAD_URL, ErrorKind.LOOKUP, ErrorKind.RESOLVER, ErrorKind.NOT_ALLOWED)
     assert not UNSAFE.search(answer.text)
     assert answer.peer is None
     query = url.partition("#")[0].partition("?")[2]

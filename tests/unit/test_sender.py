@@ -253,17 +253,18 @@ def raising(error: Exception) -> Resolver:
 
 
 @pytest.mark.parametrize(
-    ("resolver", "code"),
+    ("resolver", "code", "kind"),
     [
-        pytest.param(raising(socket.gaierror(socket.EAI_NONAME, "")), "ENOTFOUND", id="noname"),
-        pytest.param(raising(UnicodeError()), "EAI_FAIL", id="unexpected"),
-        pytest.param(Resolver(lambda host, port: []), "ENOTFOUND", id="empty"),
+        pytest.param(raising(socket.gaierror(socket.EAI_NONAME, "")), "ENOTFOUND", ErrorKind.LOOKUP, id="noname"),
+        pytest.param(raising(socket.gaierror(socket.EAI_AGAIN, "")), "EAI_AGAIN", ErrorKind.RESOLVER, id="again"),
+        pytest.param(raising(UnicodeError()), "EAI_FAIL", ErrorKind.RESOLVER, id="unexpected"),
+        pytest.param(Resolver(lambda host, port: []), "ENOTFOUND", ErrorKind.LOOKUP, id="empty"),
     ],
 )
-def test_resolver_words_errors(resolver: Resolver, code: str) -> None:
+def test_resolver_words_errors(resolver: Resolver, code: str, kind: ErrorKind) -> None:
     with pytest.raises(NoResponse, match=f"^getaddrinfo {code} a.example$") as caught:
         resolver.resolve("a.example", 80, 5)
-    assert caught.value.kind is ErrorKind.LOOKUP
+    assert caught.value.kind is kind
 
 
 def test_resolver_dead_name_server_holds_one_thread_per_name_and_no_more_than_its_bound() -> None:

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from bson import ObjectId
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from webhooks.errors import InvalidWebhook, NoResponse
 from webhooks.models.headers import MAX_HEADERS, ExtraHeader, fold_name
@@ -46,6 +46,9 @@ TRIGGERS: Mapping[str, Trigger] = {
 
 #: Each makes a signature of 50 to 100 characters in every request, and a rotation needs two.
 MAX_SECRETS = 5
+
+#: Attempts per second, and in a burst. More than one endpoint gets from any number of workers we know of.
+MAX_RATE = 10_000
 
 _CODE = re.compile(r"[a-z0-9_]+", re.ASCII)
 
@@ -110,6 +113,16 @@ class COTWebhook(WireModel):
     #: This project's own: further headers of its requests.
     headers: tuple[ExtraHeader, ...] = Field(default=(), max_length=MAX_HEADERS)
 
+    #: This project's own: its events arrive in the order in which they were accepted, one at a time.
+    ordered: bool = Field(default=False, strict=True)
+    #: This project's own, for an ordered one: what comes after a delivery whose retries are used up. ``stop`` waits for
+    #: an operator.
+    on_exhausted: Literal["next", "stop"] = "next"
+    #: This project's own: attempts per second at most, over all workers; None: no limit.
+    rate_limit: float | None = Field(default=None, gt=0, le=MAX_RATE)
+    #: This project's own: attempts that may be made at once where none was made for a while.
+    rate_burst: int = Field(default=1, ge=1, le=MAX_RATE)
+
     @field_validator("url")
     @classmethod
     def _check_url(cls, url: str) -> str:
@@ -129,6 +142,19 @@ class COTWebhook(WireModel):
     @classmethod
     def _none(cls, value: object) -> object:
         return () if value is None else value
+
+    @field_validator("ordered", "on_exhausted", "rate_burst", mode="before")
+    @classmethod
+    def _default(cls, value: object, info: ValidationInfo) -> object:
+        """Take None, which hand-written documents hold, for a field that is not there."""
+        return cls.model_fields[info.field_name or ""].default if value is None else value
+
+    @field_validator("rate_limit", "rate_burst", mode="before")
+    @classmethod
+    def _no_bool(cls, value: object) -> object:
+        if isinstance(value, bool | str):
+            raise ValueError("must be a number")  # noqa: TRY004 - pydantic's way to refuse
+        return value
 
     @field_validator("headers")
     @classmethod

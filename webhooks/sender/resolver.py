@@ -28,6 +28,7 @@ _EAI_NAMES = {
     for name in ("EAI_AGAIN", "EAI_FAIL", "EAI_FAMILY", "EAI_MEMORY", "EAI_SERVICE", "EAI_SOCKTYPE", "EAI_SYSTEM")
     if hasattr(socket, name)
 }
+_NO_HOST = "ENOTFOUND"
 _NOT_FOUND = {getattr(socket, name) for name in ("EAI_NONAME", "EAI_NODATA") if hasattr(socket, name)}
 
 
@@ -84,7 +85,7 @@ class Resolver:
         resolver as well, so what is judged is what would be connected to.
 
         Raises:
-            NoResponse: kind LOOKUP: no such host, or no answer in time, which is ``EAI_AGAIN``.
+            NoResponse: kind LOOKUP: no such host. Kind RESOLVER: nobody could tell, or not in time (``EAI_AGAIN``).
         """
         try:
             numeric = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
@@ -141,9 +142,9 @@ class Resolver:
         try:
             flight.endpoints = _endpoints(self._lookup(*key))
             if not flight.endpoints:
-                flight.error = "ENOTFOUND"
+                flight.error = _NO_HOST
         except socket.gaierror as error:
-            flight.error = "ENOTFOUND" if error.errno in _NOT_FOUND else _EAI_NAMES.get(error.errno or 0, "EAI_FAIL")
+            flight.error = _NO_HOST if error.errno in _NOT_FOUND else _EAI_NAMES.get(error.errno or 0, "EAI_FAIL")
         except Exception:  # noqa: BLE001 - whatever a resolver does must reach the waiting caller as a failed look-up
             flight.error = "EAI_FAIL"
         finally:
@@ -160,4 +161,5 @@ def _endpoints(answers: list[Any]) -> tuple[Endpoint, ...]:
 
 
 def _lookup_failed(code: str, host: str) -> NoResponse:
-    return NoResponse(ErrorKind.LOOKUP, f"getaddrinfo {code} {host}")
+    kind = ErrorKind.LOOKUP if code == _NO_HOST else ErrorKind.RESOLVER
+    return NoResponse(kind, f"getaddrinfo {code} {host}")
