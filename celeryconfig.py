@@ -5,8 +5,9 @@ Only options. What users tune are the `WEBHOOKS_…` settings of the README; thi
 
 from kombu.entity import Queue
 
+from webhooks import lanes
 from webhooks.config import get_settings
-from webhooks.transport import OPTION
+from webhooks.transport import LANES_OPTION, OPTION, Lanes
 
 _settings = get_settings()
 _on_redis = _settings.broker_url.startswith("redis")
@@ -22,6 +23,8 @@ broker_transport_options = (
     {
         # Taking, acking and waiting that no kill can lose: see webhooks.transport.
         OPTION: _settings.atomic_transport,
+        # One customer's events, or one endpoint's deliveries, do not hold up the others': see webhooks.lanes.
+        LANES_OPTION: Lanes(lanes.QUEUES, lanes.lane_of_message),
         # Follows from the deadlines: see Settings.visibility_timeout_s.
         "visibility_timeout": _settings.visibility_timeout_s,
         # Retries that come due must not starve new events, nor the other way round.

@@ -22,9 +22,11 @@ from webhooks.app import Services, app, get_services, stopping
 from webhooks.config import get_settings
 from webhooks.delivery import describe_event, fan_out, summarize
 from webhooks.errors import AttemptFailed, InvalidEvent, StoreUnavailable, TaskDefect, WorkersLost, trace
+from webhooks.lanes import lane_of_event
 from webhooks.ledger import Blocked, Claim, Claimed
 from webhooks.models import COTEvent, COTWebhook, COTWebhookLog, parse_event, parse_event_text
 from webhooks.retry import Outcome
+from webhooks.transport import LANE_HEADER
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +103,7 @@ class DeliverTask(DurableTask):
         event = _read_event(given[0])
         options.setdefault("argsrepr", f"{describe_event(event)}, company {event.company}")
         options.setdefault("kwargsrepr", "")
+        options["headers"] = {LANE_HEADER: lane_of_event(event.to_wire()), **(options.get("headers") or {})}
         return super().apply_async((event.to_json(),), {}, **options)
 
 

@@ -27,6 +27,7 @@ LAYERS = {
     "sender": 2,
     "webhookstore": 2,
     "logstore": 2,
+    "lanes": 2,
     "batching": 2,
     "ledger": 2,
     "outbox": 2,

@@ -27,6 +27,8 @@ INSIDES: list[tuple[Any, str, list[str]]] = [
     (plain.Channel, "_close_clients", ["self"]),
     (plain.Channel, "_purge", ["self", "queue"]),
     (plain.Channel, "_delete", ["self", "queue", "exchange", "routing_key", "pattern", "args", "kwargs"]),
+    (plain.Channel, "_size", ["self", "queue"]),
+    (plain.Channel, "_has_queue", ["self", "queue", "kwargs"]),
     (plain.Channel, "_q_for_pri", ["self", "queue", "pri"]),
     (plain.Channel, "priority", ["self", "n"]),
     (plain.Channel, "close", ["self"]),

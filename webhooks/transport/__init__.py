@@ -32,10 +32,30 @@ from celery.app import amqp
 from kombu import connection
 from kombu.transport import redis as plain
 
-from webhooks.transport.channel import Channel, Poller, QoS
+from webhooks.transport.channel import LANES_OPTION, Channel, Poller, QoS, hold_lane, report
+from webhooks.transport.lanes import LANE_HEADER, RATE_HEADER, SERIAL_HEADER, Lanes
+from webhooks.transport.messages import LaneState
 from webhooks.transport.scripts import PARKED_KEY, UNREADABLE_KEY
 
-__all__ = ["AMQP", "OPTION", "PARKED_KEY", "UNREADABLE_KEY", "Channel", "Connection", "Poller", "QoS", "Transport"]
+__all__ = [
+    "AMQP",
+    "LANES_OPTION",
+    "LANE_HEADER",
+    "OPTION",
+    "PARKED_KEY",
+    "RATE_HEADER",
+    "SERIAL_HEADER",
+    "UNREADABLE_KEY",
+    "Channel",
+    "Connection",
+    "LaneState",
+    "Lanes",
+    "Poller",
+    "QoS",
+    "Transport",
+    "hold_lane",
+    "report",
+]
 
 #: In ``broker_transport_options``: true chooses this transport where the broker is a Redis.
 OPTION = "webhooks_atomic"

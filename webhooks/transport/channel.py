@@ -1,8 +1,7 @@
 """kombu's channel, its acks and its poller, each with the parts that `webhooks.transport` promises otherwise."""
 
-import base64
-import json
 import logging
+import re
 import threading
 import time
 import uuid
@@ -18,7 +17,9 @@ from kombu.utils.json import dumps, loads
 from kombu.utils.scheduling import priority_cycle
 from redis.exceptions import NoScriptError, ResponseError
 
+from webhooks.transport.lanes import LANE_HEADER, RATE_HEADER, SERIAL, SERIAL_HEADER, Lanes, whole_of
 from webhooks.transport.messages import (
+    LaneState,
     Message,
     Outbox,
     Settlement,
@@ -29,16 +30,21 @@ from webhooks.transport.messages import (
     without_eta,
 )
 from webhooks.transport.scripts import (
+    ALIVE,
+    COUNT,
+    LOOK,
     OVERDUE,
     PARKED_KEY,
     PUT,
     RESTORING_KEY,
+    SERIALIZE,
     SETTLE,
     SHAS,
     TAKE,
     UNREADABLE_KEY,
     WAKE_KEY,
 )
+from webhooks.transport.sorter import sort, unreadable
 
 logger = logging.getLogger(__name__)
 
@@ -53,11 +59,47 @@ _BATCH = 500
 _LONGEST_WAIT_MS = 10
 #: Seconds between two looks for overdue messages, at least; otherwise a tenth of the visibility timeout.
 _RESTORE_EVERY_S = 1.0
+#: Seconds between two times that a worker says that it is there, and how many threads it has.
+_ALIVE_EVERY_S = 1.0
+#: Seconds between two looks for messages that are in no lane yet, where no take comes to tell of them.
+_SORT_EVERY_S = 0.1
+#: In ``broker_transport_options``: a `Lanes`.
+LANES_OPTION = "webhooks_lanes"
+#: The name of a lane: no more than this, and nothing that would end it in a key.
+_LANE = re.compile(r"[\w.-]+(?:/[\w.-]+)*", re.ASCII)
+_MAX_LANE = 200
 #: Milliseconds for which one worker's look for overdue messages keeps the others from theirs.
 _RESTORING_MS = 900
 
 #: By broker: all channels of this process to one Redis share one.
 _outboxes: dict[object, Outbox] = {}
+
+
+def report(
+    queue: str, lane: str, *, ms: float | None, is_good: bool | None, rate: tuple[float, int] | None = None
+) -> None:
+    """Tell of an attempt, with the next settlements: what its endpoint may have at one time follows from it.
+
+    Args:
+        queue: of the attempt's message.
+        lane: of it.
+        ms: milliseconds that the attempt took; None: that says nothing.
+        is_good: False has the lane's share halved; None: the endpoint is not to blame, nor to praise.
+        rate: the lane's limit, attempts per second and burst; None for none.
+    """
+    verdict = "" if is_good is None else "good" if is_good else "bad"
+    limit = f"{rate[0]} {rate[1]}" if rate else ""
+    _tell(Settlement(lane, "report", "" if ms is None else f"{ms:.3f}", verdict, limit, queue))
+
+
+def hold_lane(queue: str, lane: str, seconds: float) -> None:
+    """Have a lane give out nothing for so long; told with the next settlements. A later call counts instead."""
+    _tell(Settlement(lane, "hold", f"{seconds:.3f}", "", "", queue))
+
+
+def _tell(settlement: Settlement) -> None:
+    for outbox in list(_outboxes.values()):  # a worker has one broker
+        outbox.reports.append(settlement)
 
 
 class QoS(plain.QoS):
@@ -135,6 +177,8 @@ class Channel(plain.Channel):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._take: Take | None = None
         self._take_prefix = uuid.uuid4().hex
+        self._unsorted = False
+        self._sort_at = self._alive_at = 0.0
         self._take_count = 0
         self._wait_ms = 0
         self._consumer_callbacks: dict[str, tuple[Any, bool]] = {}
@@ -144,6 +188,7 @@ class Channel(plain.Channel):
         client = self.connection.client
         broker = (client.hostname, client.port, client.virtual_host, self.global_keyprefix, self.unacked_key)
         self.outbox = _outboxes.setdefault(broker, Outbox())
+        self._lanes: Lanes | None = client.transport_options.get(LANES_OPTION)
 
     # ── Publishing ──────────────────────────────────────────────────────────────────────────────────────────────────
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
@@ -158,7 +203,10 @@ class Channel(plain.Channel):
         delay_s = "" if eta is None or eta <= time.time() else repr(eta - time.time())
         priority = self.priority(self._get_message_priority(message))
         keys = [self._q_for_pri(queue, priority), PARKED_KEY.format(queue), WAKE_KEY.format(queue)]
-        self._run(PUT, keys, [dumps(without_eta(message)), priority, delay_s])
+        lane = self.lane_of(message) if self._has_lanes(queue) else ""
+        rate, burst = _rate_of(message)
+        lane_arguments = [lane, whole_of(lane), rate, burst]
+        self.run(PUT, keys, [self.prefixed(""), queue, dumps(without_eta(message)), priority, delay_s, *lane_arguments])
 
     # ── Taking ──────────────────────────────────────────────────────────────────────────────────────────────────────
     def basic_consume(self, queue: str, no_ack: bool, callback: Any, consumer_tag: str, **kwargs: Any) -> None:
@@ -170,7 +218,7 @@ class Channel(plain.Channel):
     def basic_get(self, queue: str, no_ack: bool = False, **_: Any) -> Message | None:
         """Take one message; None where there is none."""
         take = self._new_take([queue], 1)
-        for message in self._unpack(take, self._run(TAKE, *self._take_arguments(take))):
+        for message in self._unpack(take, self.run(TAKE, *self._take_arguments(take))):
             self._hold(message, no_ack)
             return message
         return None
@@ -178,14 +226,13 @@ class Channel(plain.Channel):
     def _brpop_start(self, timeout: float | None = None) -> None:
         """Send a take, with the settlements that wait; or, where nothing was found before, wait for a wake-up first."""
         queues = self._queue_cycle.consume(len(self.active_queues))
-        room = self.qos.can_consume_max_estimate()
-        most = _MOST_AT_ONCE if room is None else min(room, _MOST_AT_ONCE)
+        most = self._room()
         if not queues or not most:
             return
         settlements = self._next_settlements()
         commands: list[tuple[Any, ...]] = []
         if settlements:
-            commands.append(self._evalsha(SETTLE, self._notes, _flatten(settlements)))
+            commands.append(self._evalsha(SETTLE, self._notes, self._flatten(settlements)))
         elif self._wait_ms:
             wakes = [self.global_keyprefix + WAKE_KEY.format(queue) for queue in queues]
             commands.append(("BRPOP", *wakes, f"{self._wait_ms / 1000:.3f}"))
@@ -240,25 +287,36 @@ class Channel(plain.Channel):
         keys += [self._q_for_pri(queue, priority) for priority in self.priority_steps for queue in take.queues]
         # As many in a row as there are, where the user's strategy wants one queue before the other.
         row = take.most if isinstance(self._queue_cycle, priority_cycle) else 1
-        ends = [end_of_entry(queue) for queue in take.queues]
-        return keys, [take.id, take.most, row, len(take.queues), _BATCH, *ends, *self.priority_steps]
+        about = [part for queue in take.queues for part in (queue, end_of_entry(queue), self._kind_of(queue))]
+        room, held_s = max(take.most, self._room(bound=False)), 2 * self.visibility_timeout
+        numbers = [take.most, room, row, len(take.queues), _BATCH, held_s]
+        return keys, [self.prefixed(""), take.id, *numbers, *about, *self.priority_steps]
+
+    def _room(self, *, bound: bool = True) -> int:
+        """Say how many messages may be taken now; as one take bounds it, or as it is."""
+        room = self.qos.can_consume_max_estimate()
+        return _MOST_AT_ONCE if room is None else min(room, _MOST_AT_ONCE) if bound else room
 
     def _unpack(self, take: Take, reply: list[Any]) -> list[Message]:
         """Make messages of a take's reply; park those that are not due, and set aside what is none."""
-        now, next_due_ms, found = float(reply[0]), int(reply[1]), reply[2:]
+        now, next_due_ms, found = float(reply[0]), int(reply[1]), reply[3:]
+        self._unsorted = int(reply[2]) > 0
         messages = []
-        for number, (queue_number, raw) in enumerate(zip(found[::2], found[1::2], strict=True), start=1):
+        taken = zip(found[::3], found[1::3], found[2::3], strict=True)
+        for number, (queue_number, lane, raw) in enumerate(taken, start=1):
             tag, queue = f"{take.id}:{number}", take.queues[int(queue_number) - 1]
             try:
                 payload = loads(bytes_to_str(raw))
                 eta = due_at(payload)
                 payload = without_eta(payload)
                 payload["properties"]["delivery_tag"] = tag
+                if bytes_to_str(lane).endswith(SERIAL):
+                    payload["headers"][SERIAL_HEADER] = True
                 message = self.Message(payload, channel=self)
             except Exception as error:  # noqa: BLE001 - whatever it is, the next message may be good
                 self._set_aside(tag, queue, raw, now, error)
                 continue
-            if eta is not None and eta > now:
+            if eta is not None and eta > now and not lane:
                 priority = self.priority(self._get_message_priority(payload))
                 parked = self.global_keyprefix + PARKED_KEY.format(queue)
                 self.settle(Settlement(tag, "park", repr(eta), parked, f"{priority}:{dumps(payload)}"))
@@ -267,9 +325,9 @@ class Channel(plain.Channel):
             messages.append(message)
         if found:
             # The one served longest ago comes first next time.
-            for queue_number in reversed(dict.fromkeys(reversed(found[::2]))):
+            for queue_number in reversed(dict.fromkeys(reversed(found[::3]))):
                 self._queue_cycle.rotate(take.queues[int(queue_number) - 1])
-        self._choose_wait(len(found) // 2 == take.most, bool(found), next_due_ms)
+        self._choose_wait(len(messages) == take.most, bool(found), next_due_ms)
         return messages
 
     def _choose_wait(self, is_full: bool, is_fruitful: bool, next_due_ms: int) -> None:
@@ -304,8 +362,57 @@ class Channel(plain.Channel):
 
     def _set_aside(self, tag: str, queue: str, raw: bytes, now: float, reason: object) -> None:
         logger.warning("set a message of queue %s aside in %s, it cannot be read: %r", queue, UNREADABLE_KEY, reason)
-        record = {"queue": queue, "found_at": now, "payload_base64": base64.b64encode(raw).decode()}
-        self.settle(Settlement(tag, "aside", "", self.global_keyprefix + UNREADABLE_KEY, json.dumps(record)))
+        self.settle(Settlement(tag, "aside", "", self.prefixed(UNREADABLE_KEY), unreadable(queue, raw, now)))
+
+    # ── Lanes ───────────────────────────────────────────────────────────────────────────────────────────────────────
+    def _has_lanes(self, queue: str) -> bool:
+        return self._lanes is not None and queue in self._lanes.queues
+
+    def _kind_of(self, queue: str) -> str:
+        if self._lanes is None or queue not in self._lanes.queues:
+            return ""
+        return "bounded" if self._lanes.queues[queue] else "lanes"
+
+    def lane_of(self, message: dict[str, Any]) -> str:
+        """Say which lane a message belongs to: by its header, else as the user's options say."""
+        lane = (message.get("headers") or {}).get(LANE_HEADER)
+        if not isinstance(lane, str) and self._lanes is not None:
+            lane = self._lanes.lane_of(message)
+        return lane if isinstance(lane, str) and len(lane) <= _MAX_LANE and _LANE.fullmatch(lane) else "-"
+
+    def list_of(self, queue: str, priority: int) -> str:
+        """Name the list of a queue for a priority."""
+        return self._q_for_pri(queue, priority)
+
+    def prefixed(self, key: str) -> str:
+        """Put the user's prefix before a key."""
+        return self.global_keyprefix + key
+
+    def serialize(self, whole: str, *, is_serial: bool = True) -> None:
+        """Have all lanes that are parts of something be one serial lane from now on, or not any more."""
+        if self._lanes is not None:
+            self.run(SERIALIZE, [], [self.prefixed(""), whole, int(is_serial), *self._lanes.queues])
+
+    def look_at(self, queue: str, lanes: Sequence[str]) -> list[LaneState]:
+        """Say how it stands with lanes of a queue, in their order."""
+        found = self.run(LOOK, [], [self.prefixed(""), queue, *lanes])
+        rows = zip(found[::4], found[1::4], found[2::4], found[3::4], strict=True)
+        return [LaneState(int(row[0]), int(row[1]), int(row[2]), float(row[3]) if row[3] else None) for row in rows]
+
+    def _count_in_lanes(self, queue: str, *, empties: bool = False) -> int:
+        return int(self.run(COUNT, [], [self.prefixed(""), queue, int(empties)])) if self._has_lanes(queue) else 0
+
+    def _size(self, queue: str) -> Any:
+        """Count what waits in a queue, in lanes as well."""
+        return cast("int", super()._size(queue)) + self._count_in_lanes(queue)
+
+    def _has_queue(self, queue: str, **kwargs: Any) -> bool:
+        """Say whether there is anything in a queue: Redis knows no empty ones."""
+        return super()._has_queue(queue, **kwargs) or self._count_in_lanes(queue) > 0
+
+    def _say_alive(self, threads: int) -> None:
+        self._alive_at = time.monotonic() + _ALIVE_EVERY_S
+        self.run(ALIVE, [], [self.prefixed(""), self._take_prefix, threads])
 
     # ── Settling ────────────────────────────────────────────────────────────────────────────────────────────────────
     def settle(self, settlement: Settlement) -> None:
@@ -326,13 +433,17 @@ class Channel(plain.Channel):
         """Tell Redis all that waits to be told; on an error it goes on waiting."""
         while settlements := self._next_settlements():
             try:
-                self._run(SETTLE, self._notes, _flatten(settlements))
+                self.run(SETTLE, self._notes, self._flatten(settlements))
             except BaseException:
                 self.outbox.settlements.extendleft(reversed(settlements))
                 raise
 
+    def _flatten(self, settlements: Iterable[Settlement]) -> list[str | bytes]:
+        return [self.prefixed(""), *(part for settlement in settlements for part in settlement)]
+
     def _next_settlements(self) -> list[Settlement]:
-        waiting, batch = self.outbox.settlements, []
+        batch = self.outbox.next_reports(_BATCH)
+        waiting = self.outbox.settlements
         try:
             while len(batch) < _BATCH:
                 batch.append(waiting.popleft())
@@ -354,7 +465,7 @@ class Channel(plain.Channel):
         """Give back what was taken longer ago than the visibility timeout, unless another worker is just doing it."""
         keys, pause_ms = [*self._notes, RESTORING_KEY], _RESTORING_MS
         while True:
-            now, *found = self._run(OVERDUE, keys, [self.visibility_timeout, pause_ms, _BATCH])
+            now, *found = self.run(OVERDUE, keys, [self.visibility_timeout, pause_ms, _BATCH])
             entries = list(zip(found[::3], found[1::3], found[2::3], strict=True))
             for tag, score, entry in reversed(entries):  # the oldest is to be taken first
                 self._give_back_entry(bytes_to_str(tag), entry, float(now), "stale", bytes_to_str(score))
@@ -399,9 +510,19 @@ class Channel(plain.Channel):
     # ── Life of a channel ───────────────────────────────────────────────────────────────────────────────────────────
     def look_after(self) -> None:
         """Do what is due besides taking: overdue messages, and takes whose reply was lost."""
-        if self.active_queues:
-            self.qos.restore_visible()
-            self._give_back_lost_takes()
+        if not self.active_queues:
+            return
+        self.qos.restore_visible()
+        self._give_back_lost_takes()
+        queues = [queue for queue in self.active_queues if self._has_lanes(queue)]
+        if not queues:
+            return
+        present = time.monotonic()
+        if present >= self._alive_at:
+            self._say_alive(self.qos.prefetch_count or _MOST_AT_ONCE)
+        if self._unsorted or present >= self._sort_at:
+            self._sort_at = present + _SORT_EVERY_S
+            self._unsorted = sort(self, queues, self._take_prefix)
 
     def is_about_to_take(self) -> bool:
         """Say whether a take comes soon, and can carry what waits in the outbox."""
@@ -422,6 +543,8 @@ class Channel(plain.Channel):
             if self._qos is not None:
                 self._qos.restore_unacked_once()
             self.flush()
+            if self._alive_at:
+                self._say_alive(0)
         except (ResponseError, *self.connection_errors) as error:
             logger.warning("messages in hand come back after the visibility timeout: %s", error)
         super().close()
@@ -448,12 +571,13 @@ class Channel(plain.Channel):
         client, parked = self._script_client, self.global_keyprefix + PARKED_KEY.format(queue)
         count = client.zcard(parked)
         client.delete(parked)
-        return super()._purge(queue) + count
+        return super()._purge(queue) + count + self._count_in_lanes(queue, empties=True)
 
     def _delete(self, queue: str, exchange: str, routing_key: str, pattern: str, *args: Any, **kwargs: Any) -> None:
         """Delete a queue, with what is parked."""
         super()._delete(queue, exchange, routing_key, pattern, *args, **kwargs)
         self._script_client.delete(self.global_keyprefix + PARKED_KEY.format(queue))
+        self._count_in_lanes(queue, empties=True)
 
     # ── Talking to Redis ────────────────────────────────────────────────────────────────────────────────────────────
     @property
@@ -482,7 +606,8 @@ class Channel(plain.Channel):
     def _evalsha(self, script: str, keys: Sequence[str], arguments: Sequence[Any]) -> tuple[Any, ...]:
         return "EVALSHA", SHAS[script], len(keys), *(self.global_keyprefix + key for key in keys), *arguments
 
-    def _run(self, script: str, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
+    def run(self, script: str, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
+        """Run a script, now; keys get the user's prefix."""
         command = self._evalsha(script, keys, arguments)
         try:
             return self._script_client.execute_command(*command)
@@ -508,8 +633,12 @@ def _as_connection_error(error: ResponseError) -> redis.ConnectionError:
     return redis.ConnectionError(f"Redis refuses: {error}")
 
 
-def _flatten(settlements: Iterable[Settlement]) -> list[str | bytes]:
-    return [part for settlement in settlements for part in settlement]
+def _rate_of(message: dict[str, Any]) -> tuple[float | str, float | str]:
+    """Read the limit that a message's lane has: attempts per second, burst; or two empty ones."""
+    limit = (message.get("headers") or {}).get(RATE_HEADER)
+    if isinstance(limit, list | tuple) and len(limit) == 2 and all(isinstance(n, int | float) and n > 0 for n in limit):
+        return limit[0], limit[1]
+    return "", ""
 
 
 def _nothing() -> None:

@@ -40,6 +40,23 @@ class Take:
         return [f"{self.id}:{number}" for number in range(1, self.most + 1)]
 
 
+class LaneState(NamedTuple):
+    """How it stands with one lane."""
+
+    #: Messages in it.
+    waiting: int
+    #: Messages of it in workers' hands.
+    in_flight: int
+    #: How many may be in hand at one time, if threads are free.
+    share: int
+    #: Since when the oldest one waits, in seconds since 1970 on Redis's clock; None where none does.
+    oldest_at: float | None
+
+
+#: Reports that wait to be told: in a process that never tells them, as a child of the prefork pool, no more than this.
+_MAX_REPORTS = 10_000
+
+
 @dataclass(frozen=True, slots=True)
 class Outbox:
     """What this process has yet to tell one Redis. It outlives connections, so that nothing of it is lost with one."""
@@ -47,6 +64,18 @@ class Outbox:
     settlements: deque[Settlement] = field(default_factory=deque)
     #: Takes whose reply never came: Redis may have done them.
     lost_takes: deque[Take] = field(default_factory=deque)
+    #: What attempts tell of their endpoints. Of these it does no harm to lose one.
+    reports: deque[Settlement] = field(default_factory=lambda: deque(maxlen=_MAX_REPORTS))
+
+    def next_reports(self, most: int) -> list[Settlement]:
+        """Take out those that are to be told now."""
+        batch: list[Settlement] = []
+        try:
+            while len(batch) < most:
+                batch.append(self.reports.popleft())
+        except IndexError:  # another thread may have been quicker, so asking first would be no use
+            pass
+        return batch
 
 
 class Message(virtual.Message):

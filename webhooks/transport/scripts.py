@@ -6,6 +6,8 @@ byte. Most have the flag ``allow-oom``: they only move what Redis holds already,
 
 from hashlib import sha1
 
+from webhooks.transport.lanes import FIRST_SHARE, LUA, LUA_ALIVE, LUA_REPORT, LUA_TAKE, SERIAL
+
 #: A list. Each entry is JSON: ``queue``, ``found_at`` (seconds since 1970, Redis's clock) and ``payload_base64``, the
 #: bytes as they were found. `LPOP` gives the newest.
 UNREADABLE_KEY = "webhooks.unreadable"
@@ -28,99 +30,282 @@ local function wake(key)
 end
 """
 
-#: KEYS: the list, its queue's parked set, its queue's wake-up. ARGV: message, priority, seconds to wait or "".
+#: KEYS: the list, its queue's parked set, its queue's wake-up. ARGV: prefix, queue, message, priority, seconds to wait
+#: or "", lane or "", what the lane is a part of or "", its rate limit and burst or "".
 PUT = f"""#!lua
-{_NOW}{_WAKE}
-if ARGV[3] == '' then
-  redis.call('LPUSH', KEYS[1], ARGV[1])
+{_NOW}{_WAKE}{LUA}
+local q, message, lane = ARGV[2], ARGV[3], ARGV[6]
+if ARGV[8] ~= '' then redis.call('HSET', key('state.' .. q .. '/' .. lane), 'rate', ARGV[8], 'burst', ARGV[9]) end
+if ARGV[5] ~= '' then
+  local head = lane == '' and ARGV[4] or ARGV[4] .. '@' .. lane
+  redis.call('ZADD', KEYS[2], now + tonumber(ARGV[5]), head .. ':' .. message)
+elseif lane == '' then
+  redis.call('LPUSH', KEYS[1], message)
   wake(KEYS[3])
 else
-  redis.call('ZADD', KEYS[2], now + tonumber(ARGV[3]), ARGV[2] .. ':' .. ARGV[1])
+  enter(q, choose(lane, ARGV[7]), next_place(), message)
+  wake(KEYS[3])
 end
 """
 
 #: KEYS: unacked, unacked_index, parked set and wake-up of each queue, then the lists: all queues' of the first
-#: priority, all of the next. ARGV: id of this take, most messages, messages of one queue in a row, number of queues, a
-#: batch, what ends each queue's entry in unacked, then the priorities.
-#: Returns the time, milliseconds until the next parked message is due or -1, then a queue's number and a message each.
+#: priority, all of the next. ARGV: prefix, id of this take, most messages, threads of this worker that have nothing in
+#: hand, messages of one queue in a row, number of queues, a batch, the longest that a message is in hand, then for each
+#: queue its name, what ends its entry in unacked, and "" or "lanes" or "bounded", then the priorities.
+#: Returns the time, milliseconds until a parked message or a lane is due or -1, how many messages of queues with lanes
+#: are in none yet, then for each message its queue's number, lane or "", and itself.
 TAKE = f"""#!lua flags=allow-oom
-{_NOW}{_WAKE}
-local id, most, row, queues = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-local priorities = #ARGV - 5 - queues
+{_NOW}{_WAKE}{LUA}
+local id, most, room, row, queues = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+local batch, held_s = ARGV[7], tonumber(ARGV[8])
+local name, ending, kind = {{}}, {{}}, {{}}
+for q = 1, queues do name[q], ending[q], kind[q] = ARGV[6 + 3 * q], ARGV[7 + 3 * q], ARGV[8 + 3 * q] end
+local priorities = #ARGV - 8 - 3 * queues
 local function list(priority, queue) return KEYS[2 + 2 * queues + (priority - 1) * queues + queue] end
 local level = {{}}
-for p = 1, priorities do level[ARGV[5 + queues + p]] = p end
-
+for p = 1, priorities do level[ARGV[8 + 3 * queues + p]] = p end
+-- What a dead worker holds counts until it comes back, so this worker's own room is the least that is free.
+local threads = tonumber(redis.call('GET', key('threads')) or '0')
+local free = math.max(threads - redis.call('HLEN', KEYS[1]), room)
+{LUA_TAKE}
 local next_due = -1
+local function note_due(at)
+  local wait = math.max(0, math.ceil((tonumber(at) - now) * 1000))
+  if next_due < 0 or wait < next_due then next_due = wait end
+end
+
+local unsorted = 0
 for q = 1, queues do
   local parked = KEYS[1 + 2 * q]
-  local due = redis.call('ZRANGEBYSCORE', parked, '-inf', now, 'LIMIT', 0, ARGV[5])
+  local due = redis.call('ZRANGEBYSCORE', parked, '-inf', now, 'LIMIT', 0, batch)
   for _, member in ipairs(due) do
-    local colon = string.find(member, ':', 1, true)
-    local priority = level[string.sub(member, 1, colon - 1)] or 1
-    redis.call('LPUSH', list(priority, q), string.sub(member, colon + 1))
+    local head, message = string.match(member, '^([^:]*):(.*)$')
+    local priority, lane = string.match(head, '^([^@]*)@(.*)$')
+    if lane and kind[q] ~= '' then
+      enter(name[q], lane, next_place(), message)
+    else
+      redis.call('LPUSH', list(level[priority or head] or 1, q), message)
+    end
   end
   if #due > 0 then redis.call('ZREM', parked, unpack(due)) end
   local first = redis.call('ZRANGE', parked, 0, 0, 'WITHSCORES')
-  if first[2] then
-    local wait = math.max(0, math.ceil((tonumber(first[2]) - now) * 1000))
-    if next_due < 0 or wait < next_due then next_due = wait end
+  if first[2] then note_due(first[2]) end
+  if kind[q] ~= '' then
+    for _, lane in ipairs(redis.call('ZRANGEBYSCORE', key('later.' .. name[q]), '-inf', now, 'LIMIT', 0, batch)) do
+      line_up(name[q], lane, 1)
+    end
+    for p = 1, priorities do unsorted = unsorted + redis.call('LLEN', list(p, q)) end
   end
 end
 
-local reply, taken = {{tostring(now), next_due}}, 0
+local reply, taken = {{tostring(now), next_due, unsorted}}, 0
+local function take(q, lane, place, message)
+  taken = taken + 1
+  free = free - 1
+  local tag = id .. ':' .. taken
+  redis.call('HSET', KEYS[1], tag, '[' .. message .. ending[q])
+  redis.call('ZADD', KEYS[2], now, tag)
+  if lane ~= '' then note(name[q], lane, place, tag, kind[q] == 'bounded') end
+  reply[#reply + 1] = q
+  reply[#reply + 1] = lane
+  reply[#reply + 1] = message
+end
 for p = 1, priorities do
   local found = true
   while found and taken < most do
     found = false
     for q = 1, queues do
       for _ = 1, row do
-        local message = taken < most and redis.call('RPOP', list(p, q))
-        if not message then break end
-        found = true
-        taken = taken + 1
-        local tag = id .. ':' .. taken
-        redis.call('HSET', KEYS[1], tag, '[' .. message .. ARGV[5 + q])
-        redis.call('ZADD', KEYS[2], now, tag)
-        reply[#reply + 1] = q
-        reply[#reply + 1] = message
+        if taken == most then break end
+        if kind[q] == '' then
+          local message = redis.call('RPOP', list(p, q))
+          if not message then break end
+          found = true
+          take(q, '', '', message)
+        elseif p == 1 then
+          local message, lane, place = take_in_turn(name[q], kind[q] == 'bounded')
+          if not message then break end
+          found = true
+          take(q, lane, place, message)
+        else
+          break
+        end
       end
     end
   end
 end
 
+for q = 1, queues do
+  if kind[q] ~= '' then
+    local first = redis.call('ZRANGE', key('later.' .. name[q]), 0, 0, 'WITHSCORES')
+    if first[2] then note_due(first[2]) end
+  end
+end
+reply[2] = next_due
 if taken == most then
   for q = 1, queues do
-    for p = 1, priorities do
-      if redis.call('EXISTS', list(p, q)) == 1 then wake(KEYS[2 + 2 * q]) end
-    end
+    local is_more = kind[q] ~= '' and redis.call('EXISTS', key('ring.' .. name[q])) == 1
+    for p = 1, priorities do is_more = is_more or redis.call('EXISTS', list(p, q)) == 1 end
+    if is_more then wake(KEYS[2 + 2 * q]) end
   end
 end
 return reply
 """
 
-#: KEYS: unacked, unacked_index. ARGV, for each message: tag, what to do ("ack", "next", "stale", "also", "park",
-#: "aside"), a number, key, value, wake-up. What is to be done besides removing the note is done only by who removed it.
+#: KEYS: unacked, unacked_index. ARGV: prefix, then for each message: tag, what to do ("ack", "next", "stale", "also",
+#: "park", "aside"), a number, key, value, wake-up. What is to be done besides removing the note is done only by who
+#: removed it. A message that came out of a lane goes back to its place there. Instead of a message, "report": what an
+#: attempt tells of its endpoint; then the six are lane, "report", milliseconds, verdict, rate and burst with a space
+#: between, queue; and "hold": lane, "hold", seconds, "", "", queue.
 SETTLE = f"""#!lua flags=allow-oom
-{_WAKE}
+{_NOW}{_WAKE}{LUA}{LUA_REPORT}
 local is_ours = false
-for i = 1, #ARGV, 6 do
-  local tag, act, number, key, value = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4]
-  if act == 'stale' and redis.call('ZSCORE', KEYS[2], tag) ~= number then
+local q, lane, place
+for i = 2, #ARGV, 6 do
+  local tag, act, number, where, value = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4]
+  if act == 'report' then
+    local rate, burst = string.match(value, '^(%S*) ?(.*)$')
+    report(ARGV[i + 5], tag, number, where, rate, burst)
+    is_ours = false
+  elseif act == 'hold' then
+    local state = key('state.' .. ARGV[i + 5] .. '/' .. tag)
+    redis.call('HSET', state, 'held', string.format('%.3f', now + tonumber(number)))
+    is_ours = false
+  elseif act == 'stale' and redis.call('ZSCORE', KEYS[2], tag) ~= number then
     is_ours = false  -- it was overdue with this score a moment ago; now it is another worker's hold
   elseif act ~= 'also' then  -- that one goes with the message before it
     redis.call('ZREM', KEYS[2], tag)
     is_ours = redis.call('HDEL', KEYS[1], tag) == 1
+    q, lane, place = leave(tag)
   end
   if is_ours and (act == 'next' or act == 'stale' or act == 'also') then
-    redis.call('RPUSH', key, value)
+    if q and act ~= 'also' then
+      enter(q, choose(lane, string.match(lane, '^([^/]*/[^/]*)/') or ''), place, value)
+    else
+      redis.call('RPUSH', where, value)
+    end
     wake(ARGV[i + 5])
   elseif is_ours and act == 'park' then
-    redis.call('ZADD', key, number, value)
+    redis.call('ZADD', where, number, value)
   elseif is_ours and act == 'aside' then
-    redis.call('LPUSH', key, value)
+    redis.call('LPUSH', where, value)
   end
 end
+"""
+
+#: KEYS: the lists of queues with lanes. ARGV: prefix, who asks, milliseconds for which nobody else sorts, how many
+#: messages. Returns, of the first list that has any, its number and its oldest messages, the oldest last.
+UNSORTED = f"""#!lua flags=allow-oom
+{_NOW}{LUA}
+for i = 1, #KEYS do
+  if redis.call('EXISTS', KEYS[i]) == 1 then
+    if redis.call('GET', key('sorting')) ~= ARGV[2] then
+      if not redis.call('SET', key('sorting'), ARGV[2], 'NX', 'PX', ARGV[3]) then return {{}} end
+    end
+    redis.call('PEXPIRE', key('sorting'), ARGV[3])
+    local reply = redis.call('LRANGE', KEYS[i], -tonumber(ARGV[4]), -1)
+    table.insert(reply, 1, i)
+    return reply
+  end
+end
+return {{}}
+"""
+
+#: KEYS: the list, its queue's wake-up, its queue's parked set, what cannot be read. ARGV: prefix, who sorts, queue,
+#: then for each message, the oldest first: its SHA-1, lane, what that is a part of, how to file it ("lane", "park",
+#: "aside"), the seconds that it waits, and what stands for it ("" for itself). Stops at one that is not as it was.
+SORT = f"""#!lua flags=allow-oom
+{_NOW}{_WAKE}{LUA}
+if redis.call('GET', key('sorting')) ~= ARGV[2] then return 0 end
+local q, sorted = ARGV[3], 0
+for i = 4, #ARGV, 6 do
+  local message = redis.call('RPOP', KEYS[1])
+  if not message then break end
+  if redis.sha1hex(message) ~= ARGV[i] then
+    redis.call('RPUSH', KEYS[1], message)
+    break
+  end
+  local lane, act, filed = ARGV[i + 1], ARGV[i + 3], ARGV[i + 5]
+  if filed == '' then filed = message end
+  if act == 'lane' then
+    enter(q, choose(lane, ARGV[i + 2]), next_place(), filed)
+  elseif act == 'park' then
+    redis.call('ZADD', KEYS[3], now + tonumber(ARGV[i + 4]), filed)
+  else
+    redis.call('LPUSH', KEYS[4], filed)
+  end
+  sorted = sorted + 1
+end
+if sorted > 0 then wake(KEYS[2]) end
+redis.call('DEL', key('sorting'))
+return sorted
+"""
+
+#: ARGV: prefix, what is to be one serial lane from now on, "1" or "0" for not any more, then names of queues.
+SERIALIZE = f"""#!lua flags=allow-oom
+{_NOW}{LUA}
+local whole = ARGV[2]
+if ARGV[3] == '0' then return redis.call('SREM', key('serial'), whole) end
+redis.call('SADD', key('serial'), whole)
+for i = 4, #ARGV do
+  local q, all = ARGV[i], whole .. '{SERIAL}'
+  for _, lane in ipairs(redis.call('SMEMBERS', key('lanes.' .. q))) do
+    if string.sub(lane, 1, #whole + 1) == whole .. '/' then
+      local line, dest = key('lane.' .. q .. '/' .. lane), key('lane.' .. q .. '/' .. all)
+      redis.call('ZUNIONSTORE', dest, 2, dest, line)
+      redis.call('DEL', line)
+      redis.call('SREM', key('lanes.' .. q), lane)
+      redis.call('ZREM', key('later.' .. q), lane)
+      step_out(q, lane)
+      redis.call('SADD', key('lanes.' .. q), all)
+      line_up(q, all, 1)
+    end
+  end
+end
+return 1
+"""
+
+#: ARGV: prefix, queue, lanes. Returns for each one how many messages wait in it, how many are in hand, its share, and
+#: since when the oldest one waits, in seconds since 1970, or "". Lines up those that were forgotten.
+LOOK = f"""#!lua flags=allow-oom
+{_NOW}{LUA}
+local q, reply = ARGV[2], {{}}
+for i = 3, #ARGV do
+  local lane = ARGV[i]
+  local line = key('lane.' .. q .. '/' .. lane)
+  local first = redis.call('ZRANGE', line, 0, 0, 'WITHSCORES')
+  if first[1] and not redis.call('ZSCORE', key('later.' .. q), lane) then
+    redis.call('SADD', key('lanes.' .. q), lane)
+    line_up(q, lane, 1)
+  end
+  reply[#reply + 1] = redis.call('ZCARD', line)
+  reply[#reply + 1] = redis.call('ZCARD', key('flight.' .. q .. '/' .. lane))
+  reply[#reply + 1] = tonumber(redis.call('HGET', key('state.' .. q .. '/' .. lane), 'share') or '{FIRST_SHARE}')
+  reply[#reply + 1] = first[2] and string.format('%.6f', tonumber(first[2]) / 1000000) or ''
+end
+return reply
+"""
+
+#: ARGV: prefix, queue, "1" to empty it. Returns how many messages are in its lanes.
+COUNT = f"""#!lua flags=allow-oom
+{_NOW}{LUA}
+local q, sum = ARGV[2], 0
+for _, lane in ipairs(redis.call('SMEMBERS', key('lanes.' .. q))) do
+  local line = key('lane.' .. q .. '/' .. lane)
+  sum = sum + redis.call('ZCARD', line)
+  if ARGV[3] == '1' then
+    redis.call('DEL', line)
+    redis.call('ZREM', key('later.' .. q), lane)
+    step_out(q, lane)
+  end
+end
+if ARGV[3] == '1' then redis.call('DEL', key('lanes.' .. q)) end
+return sum
+"""
+
+#: ARGV: prefix, who it is, threads, or 0 when it stops.
+ALIVE = f"""#!lua flags=allow-oom
+{_NOW}{LUA}{LUA_ALIVE}
 """
 
 #: KEYS: unacked, unacked_index, restoring. ARGV: visibility timeout in seconds, milliseconds for which no other worker
@@ -150,4 +335,7 @@ return reply
 """
 
 #: What Redis knows each script by.
-SHAS = {script: sha1(script.encode(), usedforsecurity=False).hexdigest() for script in (PUT, TAKE, SETTLE, OVERDUE)}
+SHAS = {
+    script: sha1(script.encode(), usedforsecurity=False).hexdigest()
+    for script in (PUT, TAKE, SETTLE, OVERDUE, UNSORTED, SORT, SERIALIZE, LOOK, COUNT, ALIVE)
+}

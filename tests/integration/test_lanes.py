@@ -1,0 +1,438 @@
+"""Lanes at the level of channels, with a real Redis: whose turn it is, and how much of one is in hand."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import redis
+from celery import Celery
+from kombu.messaging import Producer
+
+from tests.integration.test_transport import LONG, Party
+from tests.worker import wait_until
+from webhooks.lanes import QUEUES, lane_of_message
+from webhooks.transport import (
+    AMQP,
+    LANE_HEADER,
+    LANES_OPTION,
+    OPTION,
+    RATE_HEADER,
+    SERIAL_HEADER,
+    UNREADABLE_KEY,
+    Connection,
+    Lanes,
+    hold_lane,
+    report,
+)
+
+SEND, DELIVER = "webhooks.send", "webhooks.deliver"
+OPTIONS = {OPTION: True, LANES_OPTION: Lanes(QUEUES, lane_of_message)}
+COMPANY = "a" * 24
+
+
+@pytest.fixture
+def url(redis_url: str, redis_client: redis.Redis) -> str:
+    """Give the URL of an empty Redis."""
+    return redis_url
+
+
+@contextmanager
+def worker(url: str, queue: str, threads: int = 100, **options: Any) -> Iterator[Party]:
+    made = Party(url, queue, prefetch=threads, **{**OPTIONS, **options})
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def put(url: str, queue: str, lane: str, *bodies: Any, **headers: Any) -> None:
+    """Publish to a lane."""
+    with Connection(url, transport_options=OPTIONS) as connection:
+        producer = Producer(connection.default_channel)
+        for body in bodies:
+            about = {"id": "x", "eta": None, LANE_HEADER: lane, **headers}
+            producer.publish(body, exchange="", routing_key=queue, serializer="json", headers=about)
+
+
+def settle(party: Party, count: int, *, is_good: bool | None = True, ms: float = 5, lane: str = "") -> None:
+    """End the oldest attempts in hand, as a worker does: first what they tell of their endpoint, then the ack."""
+    for _ in range(count):
+        message = party.got.pop(0)
+        report(SEND, lane or message.headers[LANE_HEADER], ms=ms, is_good=is_good)
+        message.ack()
+
+
+def state(url: str, lane: str, queue: str = SEND) -> Any:
+    with Connection(url, transport_options=OPTIONS) as connection:
+        channel: Any = connection.default_channel
+        return channel.look_at(queue, [lane])[0]
+
+
+def send_plainly(url: str, *events: Mapping[str, Any], queue: str = "celery", **options: Any) -> None:
+    """Send events from an app that knows nothing of this project."""
+    app = Celery("plain", broker=url, set_as_current=False)
+    for event in events:
+        app.send_task("webhooks.deliver", [event], queue=queue, **options)
+    app.close()
+
+
+def event(company: str = COMPANY, number: int = 0, **more: Any) -> dict[str, Any]:
+    return {"company": company, "type": "COTTask", "data": {"n": number}, **more}
+
+
+def numbers(party: Party) -> list[Any]:
+    return [body[0][0]["data"]["n"] for body in party.bodies]
+
+
+# ── Whose turn it is ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_lanes_take_turns_and_so_do_groups(url: str):
+    put(url, DELIVER, "loud/x", *range(50))
+    put(url, DELIVER, "loud/y", *range(100, 110))
+    put(url, DELIVER, "quiet/x", *range(200, 205))
+    with worker(url, DELIVER, threads=10) as party:
+        bodies = party.drain(10)
+    assert sorted(body // 100 for body in bodies) == [0, 0, 0, 1, 1, 2, 2, 2, 2, 2]
+    assert [body for body in bodies if body < 100] == [0, 1, 2], "within a lane the oldest comes first"
+
+
+def test_lane_that_comes_late_is_next_though_another_has_a_thousand(url: str):
+    put(url, DELIVER, "loud/x", *range(1000))
+    with worker(url, DELIVER, threads=4) as party:
+        for _ in range(20):
+            party.drain(4)
+            party.got.pop(0).ack()
+        party.drain(4)
+        put(url, DELIVER, "late/x", "late")
+        in_hand, party.got = party.got, []
+        for message in in_hand[:2]:
+            message.ack()
+        wait_until(lambda: party.poll() or "late" in party.bodies, "the late one among the next")
+        assert len(party.got) <= 2
+
+
+def test_late_lanes_without_end_do_not_starve_one(url: str):
+    """Each newcomer is served soon; the one that is there all the time gets its turn all the same."""
+    put(url, DELIVER, "steady/x", *["steady"] * 30)
+    with worker(url, DELIVER, threads=1) as party:
+        for number in range(120):
+            put(url, DELIVER, f"new{number}/x", "new")
+            party.drain(number + 1)
+            party.got[-1].ack()
+        assert party.bodies.count("steady") >= 5
+
+
+def test_queue_is_as_long_as_its_lanes_and_purging_empties_them(url: str, redis_client: Any):
+    put(url, DELIVER, "a/x", 1, 2, 3)
+    put(url, DELIVER, "b/x", 4)
+    with Connection(url, transport_options=OPTIONS) as connection:
+        channel: Any = connection.default_channel
+        assert channel.queue_declare(queue=DELIVER, passive=True).message_count == 4
+        assert channel.queue_purge(DELIVER) == 4
+        assert channel._size(DELIVER) == 0
+    left = [key for key in redis_client.keys("webhooks.*") if b"place" not in key and b"wake" not in key]
+    assert left == []
+
+
+# ── How much of one is in hand ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_lane_of_which_nothing_is_known_gets_four(url: str):
+    put(url, SEND, "c/w", *range(100))
+    with worker(url, SEND, threads=64) as party:
+        assert party.drain(4) == [0, 1, 2, 3]
+        party.poll(0.5)
+        assert len(party.got) == 4
+        assert state(url, "c/w")[:3] == (96, 4, 4)
+
+
+def test_share_grows_with_good_answers_while_it_is_used(url: str):
+    put(url, SEND, "c/w", *range(1000))
+    with worker(url, SEND, threads=64) as party:
+        held = 4
+        while held < 32:
+            party.drain(held)
+            settle(party, 1)
+            before, held = held, state(url, "c/w").share
+            assert held <= before + 1
+        party.drain(32)
+
+
+def test_bad_answers_halve_the_share_down_to_one(url: str):
+    put(url, SEND, "c/w", *range(100))
+    with worker(url, SEND, threads=64) as party:
+        party.drain(4)
+        settle(party, 4, is_good=False)
+        party.drain(1)
+        party.poll(0.6)
+        assert len(party.got) == 1
+        assert state(url, "c/w").share == 1
+
+
+def test_slow_and_unknown_lanes_together_leave_a_quarter_of_the_threads(url: str):
+    with worker(url, SEND, threads=16) as party:
+        party.poll()  # says how many threads there are
+        for number in range(20):
+            put(url, SEND, f"c{number}/hangs", *range(10))
+        wait_until(lambda: party.poll() or len(party.got) >= 11, "what they may have")
+        party.poll(0.6)
+        assert len(party.got) == 12
+        for number in range(3):
+            settle(party, 1)  # now this one is quick
+            put(url, SEND, f"q{number}/fine", "fine")
+        assert len(party.got) <= 12
+
+
+def test_one_lane_never_gets_all_threads(url: str):
+    put(url, SEND, "c/w", *range(500))
+    with worker(url, SEND, threads=20) as party:
+        for _ in range(60):
+            party.poll(0.05)
+            if party.got:
+                settle(party, 1)
+        party.poll(0.5)
+        assert len(party.got) == 16
+
+
+def test_share_of_a_lane_that_needs_little_shrinks_to_it(url: str, monkeypatch: pytest.MonkeyPatch):
+    put(url, SEND, "c/w", *range(200))
+    with worker(url, SEND, threads=64) as party:
+        while state(url, "c/w").share < 20:
+            party.poll(0.05)
+            settle(party, 1)
+        with Connection(url, transport_options=OPTIONS) as connection:
+            connection.default_channel.queue_purge(SEND)
+        settle(party, len(party.got))
+        party.poll()
+        for _ in range(8):  # one at a time is all it needs now
+            put(url, SEND, "c/w", "one")
+            party.drain(1)
+            settle(party, 1)
+            time.sleep(1.5)
+        party.poll()
+        assert state(url, "c/w").share <= 8
+
+
+def test_what_a_dead_worker_held_counts_until_it_comes_back(url: str):
+    put(url, SEND, "c/w", *range(10))
+    dead = Party(url, SEND, prefetch=64, **OPTIONS, visibility_timeout=2)
+    dead.drain(4)
+    dead.die()
+    with worker(url, SEND, visibility_timeout=2) as party:
+        party.poll(0.5)
+        assert party.got == []
+        assert party.drain(4, timeout_s=15) == [0, 1, 2, 3], "in their old places"
+
+
+def test_message_given_back_has_its_old_place(url: str):
+    put(url, DELIVER, "c/x", *range(5))
+    with worker(url, DELIVER, threads=3) as party:
+        assert party.drain(3) == [0, 1, 2]
+        for message in party.got[:]:
+            message.requeue()
+        party.got.clear()
+        assert party.drain(3) == [0, 1, 2]
+
+
+# ── Limits and holds ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(("rate", "burst"), [(20, 1), (50, 10)])
+def test_rate_limit_is_kept(url: str, rate: float, burst: int):
+    put(url, SEND, "c/w", *range(300), **{RATE_HEADER: [rate, burst]})
+    with worker(url, SEND, threads=64) as party:
+        begun, count = time.monotonic(), 0
+        while time.monotonic() - begun < 3:
+            party.poll(0.005)
+            count += len(party.got)
+            for message in party.got:
+                report(SEND, "c/w", ms=5, is_good=True, rate=(rate, burst))
+                message.ack()
+            party.got.clear()
+        assert count == pytest.approx(3 * rate + burst, rel=0.05, abs=2)
+
+
+def test_rate_limit_that_was_taken_away_is_forgotten_with_the_next_attempt(url: str):
+    put(url, SEND, "c/w", *range(10), **{RATE_HEADER: [0.2, 1]})
+    with worker(url, SEND) as party:
+        party.drain(1)
+        settle(party, 1)
+        party.drain(4)
+
+
+def test_held_lane_gives_out_nothing_until_then_and_the_others_go_on(url: str):
+    put(url, SEND, "c/held", *range(3))
+    put(url, SEND, "c/free", "a", "b", "c")
+    with worker(url, SEND, threads=1) as party:
+        party.drain(1)
+        lane = party.got[0].headers[LANE_HEADER]
+        hold_lane(SEND, lane, 1.5)
+        held_at = time.monotonic()
+        party.got.pop().ack()
+        while True:
+            party.drain(1)
+            message = party.got.pop()
+            message.ack()
+            if message.headers[LANE_HEADER] == lane:
+                break
+        assert time.monotonic() - held_at >= 1.45
+        assert state(url, "c/free").waiting == 0
+
+
+# ── Serial lanes ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def serialize(url: str, whole: str, *, is_serial: bool = True) -> None:
+    with Connection(url, transport_options=OPTIONS) as connection:
+        channel: Any = connection.default_channel
+        channel.serialize(whole, is_serial=is_serial)
+
+
+def test_serial_lane_gives_out_one_at_a_time_in_the_order_in_which_all_came(url: str):
+    for number in range(6):
+        put(url, DELIVER, f"c/COTTask/part{number % 2}", number)
+    put(url, DELIVER, "c/COTNote/-", "another type")
+    serialize(url, "c/COTTask")
+    put(url, DELIVER, "c/COTTask/part0", 6)
+    with worker(url, DELIVER) as party:
+        assert set(party.drain(2)) == {0, "another type"}
+        party.got.pop(party.bodies.index("another type")).ack()
+        for number in range(7):
+            party.drain(1)
+            party.poll(0.05)
+            assert party.bodies == [number]
+            assert party.got[0].headers[SERIAL_HEADER] is True
+            party.got.pop().ack()
+
+
+def test_messages_taken_before_a_lane_became_serial_go_back_to_their_places(url: str):
+    put(url, DELIVER, "c/COTTask/-", *range(5))
+    with worker(url, DELIVER, threads=3) as party:
+        party.drain(3)
+        serialize(url, "c/COTTask")
+        for message in party.got[:]:
+            message.requeue()
+        party.got.clear()
+        for number in range(5):
+            assert party.drain(1) == [number]
+            party.got.pop().ack()
+
+
+def test_lane_is_serial_no_more(url: str):
+    serialize(url, "c/COTTask")
+    serialize(url, "c/COTTask", is_serial=False)
+    put(url, DELIVER, "c/COTTask/-", *range(5))
+    with worker(url, DELIVER) as party:
+        assert len(party.drain(5)) == 5
+        assert SERIAL_HEADER not in party.got[0].headers
+
+
+# ── Producers with nothing but Celery ───────────────────────────────────────────────────────────────────────────────
+
+
+def test_events_of_plain_producers_are_put_into_lanes(url: str, redis_client: Any):
+    loud, quiet = "a" * 24, "b" * 24
+    send_plainly(url, *(event(loud, number) for number in range(400)))
+    send_plainly(url, event(quiet, 1000))
+    with worker(url, "celery", threads=4) as party:
+        got: list[int] = []
+        while 1000 not in got:
+            party.drain(1)
+            got += numbers(party)
+            for message in party.got:
+                message.ack()
+            party.got.clear()
+        assert len(got) <= 30
+        wait_until(lambda: party.poll() or redis_client.llen("celery") == 0, "all sorted")
+
+
+def test_order_of_a_plain_producer_is_kept_in_its_lane(url: str):
+    send_plainly(url, *(event(number=number) for number in range(600)))
+    with worker(url, "celery", threads=1) as party:
+        for number in range(600):
+            party.drain(1)
+            assert numbers(party) == [number]
+            party.got.pop().ack()
+
+
+def test_event_of_a_plain_producer_with_a_countdown_waits(url: str, redis_client: Any):
+    send_plainly(url, event(number=1), countdown=1.2)
+    with worker(url, "celery") as party:
+        party.poll(0.4)
+        assert party.got == []
+        assert redis_client.zcard("webhooks.parked.celery") == 1
+        party.drain(1)
+        assert state(url, f"{COMPANY}/COTTask/-", "celery").in_flight == 0  # not bounded, so not counted
+
+
+@pytest.mark.parametrize("raw", [b"\xff", b"{}", b"[]", b'{"properties": 1, "headers": {"task": "x"}}'])
+def test_what_is_no_message_is_set_aside_and_the_next_one_comes(url: str, redis_client: Any, raw: bytes):
+    redis_client.lpush("celery", raw)
+    send_plainly(url, event(number=7))
+    with worker(url, "celery") as party:
+        party.drain(1)
+        assert numbers(party) == [7]
+        wait_until(lambda: party.poll() or redis_client.llen(UNREADABLE_KEY) == 1, "set aside")
+
+
+def test_plain_messages_of_other_tasks_come_as_well(url: str):
+    app = Celery("plain", broker=url, set_as_current=False)
+    app.send_task("something.else", [1], queue="celery")
+    app.close()
+    with worker(url, "celery") as party:
+        party.drain(1)
+
+
+def test_two_sort_and_each_message_comes_once(url: str):
+    send_plainly(url, *(event(number=number) for number in range(700)))
+    with worker(url, "celery", threads=1000) as one, worker(url, "celery", threads=1000) as other:
+        wait_until(lambda: one.poll(0.01) or other.poll(0.01) or len(one.got) + len(other.got) >= 700, "all")
+        assert sorted(numbers(one) + numbers(other)) == list(range(700))
+
+
+def test_own_producer_names_the_lane_by_itself(url: str):
+    app = Celery("own", broker=url, set_as_current=False, amqp=AMQP)
+    app.conf.broker_transport_options = OPTIONS
+    app.send_task("webhooks.deliver", [event(number=1)], queue=DELIVER)
+    app.close()
+    assert state(url, f"{COMPANY}/COTTask/-", DELIVER).waiting == 1
+
+
+# ── Redis loses something ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("lost", ["webhooks.ring*", "webhooks.lanes.*", "webhooks.taken", "webhooks.flight*"])
+def test_lane_goes_on_though_redis_evicted_what_belongs_to_it(url: str, redis_client: Any, lost: str):
+    put(url, SEND, "c/w", *range(20))
+    with worker(url, SEND, visibility_timeout=LONG) as party:
+        party.drain(4)
+        for key in redis_client.keys(lost):
+            redis_client.delete(key)
+        got = 0
+        state(url, "c/w")  # the sweep's look
+        deadline = time.monotonic() + 10
+        while got < 20 and time.monotonic() < deadline:
+            party.poll(0.05)
+            got += len(party.got)
+            if party.got:
+                settle(party, len(party.got))
+            if lost == "webhooks.taken" and got == 4:
+                break
+        assert got == (4 if lost == "webhooks.taken" else 20)
+
+
+def test_all_keys_have_the_users_prefix(url: str, redis_client: Any):
+    options = {**OPTIONS, "global_keyprefix": "team."}
+    with Connection(url, transport_options=options) as connection:
+        producer = Producer(connection.default_channel)
+        for lane in ("c/w", "c/v"):
+            about = {"id": "x", "eta": None, LANE_HEADER: lane}
+            producer.publish(1, exchange="", routing_key=SEND, serializer="json", headers=about)
+    with worker(url, SEND, threads=1, global_keyprefix="team.") as party:
+        party.drain(1)
+        settle(party, 1)
+        party.drain(1)
+        assert all(key.startswith(b"team.") for key in redis_client.keys("*"))
