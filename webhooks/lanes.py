@@ -13,13 +13,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from webhooks.models import TRIGGERS
+from webhooks.transport import OTHERS
 
 SEND_QUEUE = "webhooks.send"
 #: Queues with lanes, and whether what is in hand of one of them is bounded: the fan-out is over in milliseconds.
 QUEUES: Mapping[str, bool] = {"celery": False, "webhooks.deliver": False, SEND_QUEUE: True}
 
-#: Of what is no event: its task will say so.
-_OTHERS = "-"
 #: Hexadecimal digits that stand for the ids that narrow: they may be of any length, and need not be ids.
 _DIGITS = 12
 
@@ -28,10 +27,10 @@ _NARROWING = {trigger.type: tuple(trigger.narrowed_by.values()) for trigger in T
 
 
 def lane_of_event(event: Mapping[str, Any]) -> str:
-    """Return the lane of an event as JSON holds it, whatever it is."""
+    """Return the lane of an event as JSON holds it; of what is none, that of all others: its task will say so."""
     company, kind, data = event.get("company"), event.get("type"), event.get("data")
     if not isinstance(company, str) or not company.isalnum() or not isinstance(kind, str) or kind not in _NARROWING:
-        return _OTHERS
+        return OTHERS
     ids = [data.get(key) for key in _NARROWING[kind]] if isinstance(data, Mapping) else []
     if not any(ids):
         return f"{company}/{kind}/-"
@@ -53,7 +52,7 @@ def lane_of_message(message: Mapping[str, Any]) -> str:
     """Return the lane of a message of a producer with nothing but Celery, whatever it is. Never raises."""
     try:
         if message["headers"]["task"] != "webhooks.deliver":
-            return _OTHERS
+            return OTHERS
         body = message["body"]
         if message["properties"].get("body_encoding") == "base64":
             body = base64.b64decode(body)
@@ -61,4 +60,4 @@ def lane_of_message(message: Mapping[str, Any]) -> str:
         event = args[0] if args else next(iter(kwargs.values()))
         return lane_of_event(json.loads(event) if isinstance(event, str) else event)
     except Exception:  # noqa: BLE001 - anybody may have published it; its task, or the worker, says what is wrong
-        return _OTHERS
+        return OTHERS

@@ -53,6 +53,9 @@ _LONGEST_LEASE_S = 10_000
 #: Claims given up that are remembered while MongoDB is away. Those beyond are taken for interrupted attempts.
 _MAX_GIVEN_UP = 100_000
 
+#: Any webhook.
+_ANY = object()
+
 #: What a delivery needs to be attempted. Anybody may have written the document.
 _FIELDS: Mapping[str, type] = {
     "retry": int,
@@ -123,6 +126,15 @@ class Overdue:
     delivery_id: str
     label: str
     retry: int
+
+
+@dataclass(frozen=True, slots=True)
+class Oldest:
+    """The delivery to a webhook that has been due for the longest time. Its ids may be anything."""
+
+    webhook_id: object
+    company: object
+    due_at: datetime
 
 
 class Ledger:
@@ -374,11 +386,32 @@ class Ledger:
                 return False
             return bool(lease) and lease.get("owner") == owner
 
-    def find_overdue(self, before: datetime, limit: int) -> list[Overdue]:
-        """Return deliveries that were due before an instant, the longest overdue first."""
-        fields = {"label": 1, "retry": 1}
+    def find_oldest_overdue(self, before: datetime, limit: int) -> list[Oldest]:
+        """Return, of each webhook to which anything was due before an instant, since when the oldest was.
+
+        Args:
+            before: by `now`.
+            limit: of how many webhooks; which ones is not said.
+        """
+        oldest = []
         with store_errors():
-            documents = list(self._deliveries.find({"due_at": {"$lt": before}}, fields).sort("due_at", 1).limit(limit))
+            # Goes from webhook to webhook in the index, whatever is owed to each.
+            webhook_ids = self._deliveries.distinct("webhook_id", {"due_at": {"$lt": before}})
+            for webhook_id in webhook_ids[:limit]:
+                query = {"webhook_id": webhook_id, "due_at": {"$lt": before}}
+                document = self._deliveries.find_one(query, {"company": 1, "due_at": 1}, sort=[("due_at", ASCENDING)])
+                if document and isinstance(document["due_at"], datetime):
+                    oldest.append(Oldest(webhook_id, document.get("company"), document["due_at"]))
+        return oldest
+
+    def find_overdue(self, before: datetime, limit: int, webhook_id: object = _ANY) -> list[Overdue]:
+        """Return deliveries that were due before an instant, the longest overdue first; to one webhook or to all."""
+        fields = {"label": 1, "retry": 1}
+        query: Document = {"due_at": {"$lt": before}}
+        if webhook_id is not _ANY:  # which may be None, in a document that somebody changed
+            query["webhook_id"] = webhook_id
+        with store_errors():
+            documents = list(self._deliveries.find(query, fields).sort("due_at", 1).limit(limit))
         overdue = []
         for document in documents:
             delivery_id, label, retry = document["_id"], document.get("label"), document.get("retry")

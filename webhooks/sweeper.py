@@ -1,10 +1,10 @@
 """The sweep: deliveries that are owed and overdue, but whose message is lost, are queued again; and the outbox's relay.
 
 Owns the question which message is lost. Redis may have been flushed, put back to an old state or made to evict keys;
-a backlog, however long, is no loss. What tells them apart is the order: the queue hands out attempts in the order in
-which they became due, so a delivery that was due long before those that workers take now is not in the queue any more;
-nor is one that is overdue while the queue is empty. What is queued again although its message was there is sent once
-all the same: the ledger lets only one of them make the attempt.
+a backlog, however long, is no loss. What tells them apart is the order: a webhook's lane hands out attempts in the
+order in which they became due, so a delivery that was due long before the oldest message in its lane is not there any
+more; nor is one that is overdue while its lane is empty. A broker without lanes has that order over all. What is queued
+again although its message was there is sent once all the same: the ledger lets only one of them make the attempt.
 
 Runs as a thread in each worker; a lease lets one of them at a time do it. Started by Celery with the worker.
 """
@@ -15,6 +15,7 @@ import socket
 import threading
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from typing import Any
 
 from celery.signals import worker_ready
 from kombu.exceptions import OperationalError
@@ -22,13 +23,17 @@ from kombu.exceptions import OperationalError
 from webhooks.app import Services, app, get_services, stopping
 from webhooks.config import Settings, get_settings
 from webhooks.errors import InvalidEvent, StoreUnavailable, trace
+from webhooks.lanes import SEND_QUEUE, lane_of_webhook
+from webhooks.ledger import Overdue
 from webhooks.tasks import queue_accepted, queue_attempt
+from webhooks.transport import Channel
 
 logger = logging.getLogger(__name__)
 
-_QUEUE = "webhooks.send"
 #: Deliveries queued again in one look; the next look goes on.
 _MAX_PER_SWEEP = 5_000
+#: Webhooks with something overdue that one look asks about, the longest overdue first.
+_MAX_LANES_PER_SWEEP = 10_000
 #: Seconds between two looks into the outbox, and events queued in one.
 _RELAY_PAUSE_S = 0.5
 _MAX_PER_RELAY = 500
@@ -98,11 +103,7 @@ def sweep(services: Services, settings: Settings) -> int:
     """
     present = services.ledger.now()
     services.ledger.forget_events(present - _EVENT_KEPT, _MAX_EVENTS_PER_SWEEP)
-    reached = find_reached(present, services.progress.taken_due_at, is_queue_empty=_count_queued() == 0)
-    if reached is None:
-        return 0
-    in_hand = timedelta(seconds=settings.visibility_timeout_s + _CLOCK_SLACK_S)
-    lost = services.ledger.find_overdue(reached - in_hand, _MAX_PER_SWEEP)
+    lost = _find_lost(services, present, timedelta(seconds=settings.visibility_timeout_s + _CLOCK_SLACK_S))
     for delivery in lost:
         queue_attempt(delivery.delivery_id, delivery.label, delivery.retry)
     if lost:
@@ -110,6 +111,34 @@ def sweep(services: Services, settings: Settings) -> int:
         services.ledger.postpone([delivery.delivery_id for delivery in lost], present)
         logger.warning("queued %d deliveries again whose messages were lost", len(lost))
     return len(lost)
+
+
+def _find_lost(services: Services, present: datetime, in_hand: timedelta) -> list[Overdue]:
+    """Return deliveries whose message is not in its queue any more.
+
+    Args:
+        services: this process's own.
+        present: now, by the ledger.
+        in_hand: the longest that a worker may have a message.
+    """
+    with app.connection_for_read() as connection:
+        connection.ensure_connection(max_retries=1, timeout=5)
+        channel = connection.default_channel
+        if not isinstance(channel, Channel):
+            waiting = _count_queued(connection)
+            reached = find_reached(present, services.progress.taken_due_at, is_queue_empty=waiting == 0)
+            return [] if reached is None else services.ledger.find_overdue(reached - in_hand, _MAX_PER_SWEEP)
+        lost: list[Overdue] = []
+        # Each lane has an order of its own, and each webhook a lane.
+        oldest = services.ledger.find_oldest_overdue(present - in_hand, _MAX_LANES_PER_SWEEP)
+        lanes = [lane_of_webhook(delivery.company, delivery.webhook_id) for delivery in oldest]
+        states = channel.look_at(SEND_QUEUE, lanes) if lanes else []
+    for delivery, state in zip(oldest, states, strict=True):
+        reached = present if state.waited_s is None else present - timedelta(seconds=state.waited_s)
+        room = _MAX_PER_SWEEP - len(lost)
+        if room and delivery.due_at < reached - in_hand:
+            lost += services.ledger.find_overdue(reached - in_hand, room, delivery.webhook_id)
+    return lost
 
 
 def find_reached(present: datetime, taken_due_at: datetime | None, *, is_queue_empty: bool) -> datetime | None:
@@ -128,10 +157,8 @@ def find_reached(present: datetime, taken_due_at: datetime | None, *, is_queue_e
     return None if taken_due_at is None else min(taken_due_at, present)
 
 
-def _count_queued() -> int:
-    with app.connection_for_read() as connection:
-        connection.ensure_connection(max_retries=1, timeout=5)
-        try:
-            return connection.default_channel.queue_declare(queue=_QUEUE, passive=True).message_count
-        except connection.channel_errors:
-            return 0  # Redis has no empty lists: such a queue is not there
+def _count_queued(connection: Any) -> int:
+    try:
+        return connection.default_channel.queue_declare(queue=SEND_QUEUE, passive=True).message_count
+    except connection.channel_errors:
+        return 0  # Redis has no empty lists: such a queue is not there

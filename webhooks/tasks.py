@@ -22,11 +22,11 @@ from webhooks.app import Services, app, get_services, stopping
 from webhooks.config import get_settings
 from webhooks.delivery import describe_event, fan_out, summarize
 from webhooks.errors import AttemptFailed, InvalidEvent, StoreUnavailable, TaskDefect, WorkersLost, trace
-from webhooks.lanes import lane_of_event
+from webhooks.lanes import lane_of_event, whole_lane
 from webhooks.ledger import Blocked, Claim, Claimed
-from webhooks.models import COTEvent, COTWebhook, COTWebhookLog, parse_event, parse_event_text
+from webhooks.models import TRIGGERS, COTEvent, COTWebhook, COTWebhookLog, parse_event, parse_event_text
 from webhooks.retry import Outcome
-from webhooks.transport import LANE_HEADER
+from webhooks.transport import LANE_HEADER, SERIAL_HEADER, Channel
 
 logger = logging.getLogger(__name__)
 
@@ -166,6 +166,7 @@ def deliver(self: Task, event: dict[str, Any] | str | COTEvent) -> str:
         logger.warning("event %s is refused, nothing of it is sent: %s", event_id, error)
         raise
     services = get_services()
+    _hold(lambda: _keep_order(self, services, parsed))
     owed = _hold(lambda: services.books.accept(fan_out(parsed, event_id, services.webhooks)))
     for delivery in owed:
         _hold(lambda d=delivery: queue_attempt(d.delivery_id, d.label, retry=0))
@@ -174,6 +175,32 @@ def deliver(self: Task, event: dict[str, Any] | str | COTEvent) -> str:
     logger.info("event %s (%s): %d deliveries", event_id, describe_event(parsed), len(owed))
     count = "1 delivery" if len(owed) == 1 else f"{len(owed)} deliveries"
     return f"{count}: " + ", ".join(d.label.partition(" → ")[2] for d in owed[:10])
+
+
+def _keep_order(task: Task, services: Services, event: COTEvent) -> None:
+    """See to it that events for an ordered webhook go through here one at a time, in the order of acceptance.
+
+    The transport does so for what it is told of: all events of a company of one type, as which of them a webhook wants
+    is known only here. One that came beside others goes back to its place.
+
+    Raises:
+        Reject: this one goes back.
+        StoreUnavailable: the webhooks cannot be read now.
+        kombu.exceptions.OperationalError: the broker cannot be reached.
+    """
+    is_serial = task.request.get(SERIAL_HEADER)
+    if is_serial is None:  # this broker has no lanes
+        return
+    webhooks = services.webhooks.of_company(event.company)
+    is_ordered = any(webhook.ordered and TRIGGERS[webhook.trigger].type == event.type for webhook in webhooks)
+    if is_ordered == is_serial:
+        return
+    with app.connection_or_acquire() as connection:
+        channel = connection.default_channel
+        if isinstance(channel, Channel):
+            channel.serialize(whole_lane(event.company, event.type), is_serial=is_ordered)
+    if is_ordered:
+        raise Reject("its turn has not come", requeue=True)
 
 
 def accept(event: Mapping[str, Any] | COTEvent, database: Database[Any], session: ClientSession | None = None) -> str:

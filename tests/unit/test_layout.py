@@ -55,6 +55,7 @@ WITHIN_A_LAYER = {
     ("logstore", "mongo"),
     ("ledger", "mongo"),
     ("outbox", "mongo"),
+    ("lanes", "transport"),
     ("tasks", "app"),
     ("sweeper", "app"),
     ("sweeper", "tasks"),

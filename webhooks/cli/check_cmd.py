@@ -176,7 +176,8 @@ def _connect(url: str) -> Connection:
     """
     deadlines = {"socket_connect_timeout": _BROKER_TIMEOUT_S, "socket_timeout": _BROKER_TIMEOUT_S}
     try:
-        connection = Connection(
+        # The app's own kind of connection: it knows what waits in lanes.
+        connection = app.connection_for_read(
             url,
             connect_timeout=_BROKER_TIMEOUT_S,
             transport_options=deadlines if url.startswith("redis") else {},

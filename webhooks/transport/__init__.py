@@ -33,7 +33,7 @@ from kombu import connection
 from kombu.transport import redis as plain
 
 from webhooks.transport.channel import LANES_OPTION, Channel, Poller, QoS, hold_lane, report
-from webhooks.transport.lanes import LANE_HEADER, RATE_HEADER, SERIAL_HEADER, Lanes
+from webhooks.transport.lanes import LANE_HEADER, OTHERS, RATE_HEADER, SERIAL_HEADER, Lanes
 from webhooks.transport.messages import LaneState
 from webhooks.transport.scripts import PARKED_KEY, UNREADABLE_KEY
 
@@ -42,6 +42,7 @@ __all__ = [
     "LANES_OPTION",
     "LANE_HEADER",
     "OPTION",
+    "OTHERS",
     "PARKED_KEY",
     "RATE_HEADER",
     "SERIAL_HEADER",

@@ -5,7 +5,7 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from queue import Empty
 from typing import Any, cast
 
@@ -13,11 +13,12 @@ import redis
 from kombu.transport import redis as plain
 from kombu.transport import virtual
 from kombu.utils.encoding import bytes_to_str
+from kombu.utils.imports import symbol_by_name
 from kombu.utils.json import dumps, loads
 from kombu.utils.scheduling import priority_cycle
 from redis.exceptions import NoScriptError, ResponseError
 
-from webhooks.transport.lanes import LANE_HEADER, RATE_HEADER, SERIAL, SERIAL_HEADER, Lanes, whole_of
+from webhooks.transport.lanes import LANE_HEADER, OTHERS, RATE_HEADER, SERIAL, SERIAL_HEADER, Lanes, whole_of
 from webhooks.transport.messages import (
     LaneState,
     Message,
@@ -188,7 +189,9 @@ class Channel(plain.Channel):
         client = self.connection.client
         broker = (client.hostname, client.port, client.virtual_host, self.global_keyprefix, self.unacked_key)
         self.outbox = _outboxes.setdefault(broker, Outbox())
-        self._lanes: Lanes | None = client.transport_options.get(LANES_OPTION)
+        lanes: Lanes | None = client.transport_options.get(LANES_OPTION)
+        self._lanes: Mapping[str, bool] = lanes["queues"] if lanes else {}
+        self._lane_of = cast("Callable[[object], str]", symbol_by_name(lanes["lane_of"]) if lanes else _no_lane)
 
     # ── Publishing ──────────────────────────────────────────────────────────────────────────────────────────────────
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
@@ -310,8 +313,8 @@ class Channel(plain.Channel):
                 eta = due_at(payload)
                 payload = without_eta(payload)
                 payload["properties"]["delivery_tag"] = tag
-                if bytes_to_str(lane).endswith(SERIAL):
-                    payload["headers"][SERIAL_HEADER] = True
+                if lane:
+                    payload["headers"][SERIAL_HEADER] = bytes_to_str(lane).endswith(SERIAL)
                 message = self.Message(payload, channel=self)
             except Exception as error:  # noqa: BLE001 - whatever it is, the next message may be good
                 self._set_aside(tag, queue, raw, now, error)
@@ -366,19 +369,19 @@ class Channel(plain.Channel):
 
     # ── Lanes ───────────────────────────────────────────────────────────────────────────────────────────────────────
     def _has_lanes(self, queue: str) -> bool:
-        return self._lanes is not None and queue in self._lanes.queues
+        return queue in self._lanes
 
     def _kind_of(self, queue: str) -> str:
-        if self._lanes is None or queue not in self._lanes.queues:
+        if queue not in self._lanes:
             return ""
-        return "bounded" if self._lanes.queues[queue] else "lanes"
+        return "bounded" if self._lanes[queue] else "lanes"
 
     def lane_of(self, message: dict[str, Any]) -> str:
         """Say which lane a message belongs to: by its header, else as the user's options say."""
         lane = (message.get("headers") or {}).get(LANE_HEADER)
-        if not isinstance(lane, str) and self._lanes is not None:
-            lane = self._lanes.lane_of(message)
-        return lane if isinstance(lane, str) and len(lane) <= _MAX_LANE and _LANE.fullmatch(lane) else "-"
+        if not isinstance(lane, str):
+            lane = self._lane_of(message)
+        return lane if isinstance(lane, str) and len(lane) <= _MAX_LANE and _LANE.fullmatch(lane) else OTHERS
 
     def list_of(self, queue: str, priority: int) -> str:
         """Name the list of a queue for a priority."""
@@ -390,8 +393,8 @@ class Channel(plain.Channel):
 
     def serialize(self, whole: str, *, is_serial: bool = True) -> None:
         """Have all lanes that are parts of something be one serial lane from now on, or not any more."""
-        if self._lanes is not None:
-            self.run(SERIALIZE, [], [self.prefixed(""), whole, int(is_serial), *self._lanes.queues])
+        if self._lanes:
+            self.run(SERIALIZE, [], [self.prefixed(""), whole, int(is_serial), *self._lanes])
 
     def look_at(self, queue: str, lanes: Sequence[str]) -> list[LaneState]:
         """Say how it stands with lanes of a queue, in their order."""
@@ -643,3 +646,7 @@ def _rate_of(message: dict[str, Any]) -> tuple[float | str, float | str]:
 
 def _nothing() -> None:
     pass
+
+
+def _no_lane(message: object) -> str:
+    return OTHERS

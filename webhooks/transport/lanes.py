@@ -22,9 +22,8 @@ may not go now, and when to look again), ``state.q/name``, ``flight.q/name`` (wh
 each message in hand came), ``place``, ``serial``, ``threads``, ``workers``.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from typing import TypedDict
 
 #: Attempts at one time that an endpoint begins with, and does not fall below for want of work.
 FIRST_SHARE = 4
@@ -42,23 +41,25 @@ _STATE_KEPT_S = 86_400
 _MOST_LOOKS = 64
 #: Seconds after which a worker that was not heard of is gone.
 _WORKER_GONE_S = 5
+#: The lane of what has none of its own, such as a log on its way to MongoDB. Is never bounded.
+OTHERS = "-"
 #: Ends the name of a serial lane.
 SERIAL = "!"
 #: In a message's headers: the lane that it belongs to, and of a webhook with a limit, attempts per second and burst.
 LANE_HEADER = "webhooks_lane"
 RATE_HEADER = "webhooks_rate"
-#: In the headers of a message as the worker gets it: it came out of a serial lane.
+#: In the headers of a message as the worker gets it: whether the lane that it came out of is serial; not there if it
+#: came out of none.
 SERIAL_HEADER = "webhooks_serial"
 
 
-@dataclass(frozen=True, slots=True)
-class Lanes:
-    """Which queues have lanes; the value of ``webhooks_lanes`` in ``broker_transport_options``."""
+class Lanes(TypedDict):
+    """Which queues have lanes: the value of ``webhooks_lanes`` in ``broker_transport_options``, which tools show."""
 
     #: Names of the queues, and whether what is in hand of one lane is bounded.
     queues: Mapping[str, bool]
-    #: Message → lane, of one that has no `LANE_HEADER`. Must not raise.
-    lane_of: Callable[[dict[str, Any]], str]
+    #: ``module:function``: message → lane, of one that has no `LANE_HEADER`. Must not raise.
+    lane_of: str
 
 
 def whole_of(lane: str) -> str:
@@ -146,7 +147,7 @@ local function why_not(q, lane, is_bounded)
     base = math.max(tat, s[5] and math.max(tonumber(s[5]), now - 0.25) or now)
   end
   local is_serial = string.sub(lane, -1) == '{SERIAL}'
-  if is_bounded or is_serial then
+  if is_serial or is_bounded and lane ~= '{OTHERS}' then
     local flight = key('flight.' .. q .. '/' .. lane)
     redis.call('ZREMRANGEBYSCORE', flight, '-inf', now - held_s)
     local in_flight, limit = redis.call('ZCARD', flight), 1
@@ -202,7 +203,7 @@ end
 -- Notes in whose hands a message is now.
 local function note(q, lane, place, tag, is_bounded)
   redis.call('HSET', key('taken'), tag, q .. '\\n' .. lane .. '\\n' .. place)
-  if is_bounded or string.sub(lane, -1) == '{SERIAL}' then
+  if string.sub(lane, -1) == '{SERIAL}' or is_bounded and lane ~= '{OTHERS}' then
     local flight = key('flight.' .. q .. '/' .. lane)
     redis.call('ZADD', flight, now, tag)
     redis.call('EXPIRE', flight, math.ceil(held_s))

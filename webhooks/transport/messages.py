@@ -49,8 +49,8 @@ class LaneState(NamedTuple):
     in_flight: int
     #: How many may be in hand at one time, if threads are free.
     share: int
-    #: Since when the oldest one waits, in seconds since 1970 on Redis's clock; None where none does.
-    oldest_at: float | None
+    #: Seconds that the oldest one has waited; None where none does.
+    waited_s: float | None
 
 
 #: Reports that wait to be told: in a process that never tells them, as a child of the prefork pool, no more than this.

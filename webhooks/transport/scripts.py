@@ -266,7 +266,7 @@ return 1
 """
 
 #: ARGV: prefix, queue, lanes. Returns for each one how many messages wait in it, how many are in hand, its share, and
-#: since when the oldest one waits, in seconds since 1970, or "". Lines up those that were forgotten.
+#: for how many seconds the oldest one has waited, or "". Lines up those that were forgotten.
 LOOK = f"""#!lua flags=allow-oom
 {_NOW}{LUA}
 local q, reply = ARGV[2], {{}}
@@ -281,7 +281,7 @@ for i = 3, #ARGV do
   reply[#reply + 1] = redis.call('ZCARD', line)
   reply[#reply + 1] = redis.call('ZCARD', key('flight.' .. q .. '/' .. lane))
   reply[#reply + 1] = tonumber(redis.call('HGET', key('state.' .. q .. '/' .. lane), 'share') or '{FIRST_SHARE}')
-  reply[#reply + 1] = first[2] and string.format('%.6f', tonumber(first[2]) / 1000000) or ''
+  reply[#reply + 1] = first[2] and string.format('%.6f', math.max(0, now - tonumber(first[2]) / 1000000)) or ''
 end
 return reply
 """
