@@ -87,7 +87,7 @@ def get_services() -> Services:
         ca_bundle=settings.ca_bundle,
         pool_size=settings.concurrency,
     )
-    policy = RetryPolicy(delay_s=settings.retry_delay_s, max_retries=settings.max_retries)
+    policy = RetryPolicy(settings.retry_delay_s, settings.max_retries, settings.max_retry_after_s)
     return Services(
         webhooks=WebhookStore(database),
         logs=logs,

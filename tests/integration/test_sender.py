@@ -42,6 +42,26 @@ def test_post_arrives_as_sent(make_sender: MakeSender) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("lines", "seconds"),
+    [
+        ([("Retry-After", "120")], 120),
+        ([("rEtRy-aFtEr", "\t120 ")], 120),
+        ([("Retry-After", "Sun, 06 Nov 1994 08:49:37 GMT")], 0),
+        ([("Retry-After", "120"), ("Retry-After", "120")], None),
+        ([("Retry-After", "120\r\n 0")], None),
+        ([("Retry-After", "9" * 30_000)], None),
+        ([("Retry-After", "\xb2")], None),
+        ([("X-Retry-After", "120")], None),
+    ],
+    ids=["seconds", "spaces", "date", "twice", "folded", "huge", "superscript", "other"],
+)
+def test_retry_after_off_the_wire(make_sender: MakeSender, lines: list[tuple[str, str]], seconds: float | None) -> None:
+    with Receiver().then(r.reply(503, b"later", lines)) as receiver:
+        answer = make_sender().post(receiver.url, {}, b"{}")
+    assert (answer.status, answer.text, answer.retry_after_s) == (503, "later", seconds)
+
+
 def test_post_timings(make_sender: MakeSender, authority: Authority, ca_file: Path) -> None:
     with Receiver(tls=authority.context()).then(r.reply(delay_s=0.1)) as receiver:
         sender = make_sender(ca_bundle=ca_file)

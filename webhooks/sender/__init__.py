@@ -2,7 +2,7 @@
 
 Re-exports what others use: `client` has the request, `connection` the guarded connections and their deadline,
 `resolver` the look-up, `proxy` the way through one, `ports` the rule about ports, `response` what counts as HTTP,
-`readable` the response as text.
+`readable` the response as text, `retry_after` how long it asks us to wait.
 """
 
 from webhooks.sender.attempt import Timings

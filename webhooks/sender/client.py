@@ -19,12 +19,14 @@ from requests.structures import CaseInsensitiveDict
 from webhooks.config import Proxy
 from webhooks.errors import ErrorKind, NoResponse
 from webhooks.guard import Network
+from webhooks.models.wire import now
 from webhooks.sender.attempt import Attempt, Phase, Timings, current_attempt, hang_up
 from webhooks.sender.connection import Adapter, Connector, make_tls_context
 from webhooks.sender.ports import check_port
 from webhooks.sender.readable import BodyCollector, to_text
 from webhooks.sender.resolver import Resolver
 from webhooks.sender.response import bad_response
+from webhooks.sender.retry_after import read_retry_after
 from webhooks.target import Target, parse_target
 
 #: Bytes asked for at a time.
@@ -46,6 +48,8 @@ class Answer:
     #: ``ip:port`` or ``[ipv6]:port`` of the connection; ``None`` when none was made.
     peer: str | None
     timings: Timings
+    #: Seconds that the receiver asks us to wait, 0 or more, however many; ``None``: it asks for nothing that we know.
+    retry_after_s: float | None = None
 
 
 class Sender:
@@ -113,8 +117,10 @@ class Sender:
         try:
             attempt.target = parse_target(url)
             check_port(attempt.target.port, self._allowed_ports)
-            status, text, cut = self._exchange(attempt, headers, body)
-            return Answer(status, text, None, cut, attempt.peer, attempt.timings())
+            response, text, cut = self._exchange(attempt, headers, body)
+            status = response.status_code
+            retry_after_s = read_retry_after(status, response.headers.get("Retry-After"), now())
+            return Answer(status, text, None, cut, attempt.peer, attempt.timings(), retry_after_s)
         except NoResponse as error:
             return Answer(None, error.text, error.kind, False, attempt.peer, attempt.timings())
         finally:
@@ -125,7 +131,7 @@ class Sender:
         self._adapter.close()
         self._resolver.close()
 
-    def _exchange(self, attempt: Attempt, headers: Mapping[str, str], body: bytes) -> tuple[int, str, bool]:
+    def _exchange(self, attempt: Attempt, headers: Mapping[str, str], body: bytes) -> tuple[Response, str, bool]:
         request = _prepare(attempt.target.url, headers, body)
         try:
             response = self._send(request)
@@ -139,7 +145,7 @@ class Sender:
             response = self._send(request)
         with attempt.timing(Phase.READ):
             text, cut = self._read(response)
-        return response.status_code, text, cut
+        return response, text, cut
 
     def _send(self, request: PreparedRequest) -> Response:
         try:
