@@ -25,12 +25,8 @@ from pymongo.database import Database
 from pymongo.errors import DuplicateKeyError
 
 from webhooks.errors import StoreUnavailable
+from webhooks.health import FULL_RATE, START_RATE
 from webhooks.mongo import Document, store_errors
-
-#: Deliveries per second that are let out when an endpoint has just come back.
-START_RATE = 1.0
-#: The same when an operator wants all of it out: more than any endpoint takes.
-FULL_RATE = 10_000.0
 
 #: Notices that a gate keeps.
 _MAX_NOTICES = 20
@@ -419,12 +415,6 @@ class GateStore:
         query = {"_id": gate.webhook_id, "state": State.PAUSED, "by": By.HEALTH, "probe_at": gate.probe_at}
         with store_errors():
             return self._collection.update_one(query, [{"$set": {"probe_at": _in(next_in_s)}}]).matched_count == 1
-
-    def put_off_probe(self, webhook_id: ObjectId, seconds: float) -> None:
-        """Try a paused endpoint no sooner than some time from now."""
-        query = {"_id": webhook_id, "state": State.PAUSED, "by": By.HEALTH}
-        with store_errors():
-            self._collection.update_one(query, [{"$set": {"probe_at": {"$max": ["$probe_at", _in(seconds)]}}}])
 
     def set_rate(self, gate: Gate, rate: float) -> None:
         """Note how fast a recovering webhook's deliveries are let out now, for people and for the next steward."""

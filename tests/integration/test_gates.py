@@ -7,7 +7,8 @@ import pytest
 from bson import ObjectId
 from pymongo.database import Database
 
-from webhooks.gates import FULL_RATE, START_RATE, By, Gate, GateStore, NoticeType, State
+from webhooks.gates import By, Gate, GateStore, NoticeType, State
+from webhooks.health import FULL_RATE, START_RATE
 from webhooks.models import now
 
 Documents = Database[dict[str, Any]]
@@ -62,7 +63,6 @@ def test_health_does_not_undo_what_an_operator_did(gates: GateStore):
     assert not gates.pause(WEBHOOK, By.OPERATOR, "maintenance")
     assert gates.find_due(now() + SOON, 10) == []
     assert not gates.take_probe(before, 60)
-    gates.put_off_probe(WEBHOOK, 0)
     assert not gates.recover(WEBHOOK, "answered")
     assert not gates.open(WEBHOOK)
     assert not gates.open(WEBHOOK, from_state=State.PAUSED)
@@ -118,10 +118,7 @@ def test_probe_is_taken_by_one(gates: GateStore):
     (due,) = gates.find_due(now() + SOON, 10)
     assert gates.take_probe(due, 60)
     assert not gates.take_probe(due, 60)
-    gates.put_off_probe(WEBHOOK, 10)
-    assert gates.find_due(now() + timedelta(seconds=50), 10) == [], "never sooner"
-    gates.put_off_probe(WEBHOOK, 100)
-    assert gates.find_due(now() + timedelta(seconds=90), 10) == []
+    assert gates.find_due(now() + timedelta(seconds=50), 10) == []
 
 
 def test_hold_is_never_made_shorter(gates: GateStore):
