@@ -163,9 +163,14 @@ class WebhookStore:
             return self._collection.update_one(query, {"$set": {field: stored}}).matched_count == 1
 
     def change(self, webhook: COTWebhook, fields: frozenset[str]) -> None:
-        """Store the given fields of a webhook that exists, and no others: somebody else may be changing those."""
+        """Store the given fields of a webhook that exists, and no others: somebody else may be changing those.
+
+        Those of them that the webhook does not have are taken out.
+        """
         stored = webhook.to_bson()
+        update: Document = {}
+        for field in sorted(fields):
+            operator, value = ("$set", stored[field]) if field in stored else ("$unset", "")
+            update.setdefault(operator, {})[field] = value
         with store_errors():
-            self._collection.update_one(
-                {"_id": webhook.id}, {"$set": {field: stored[field] for field in sorted(fields)}}
-            )
+            self._collection.update_one({"_id": webhook.id}, update)

@@ -207,6 +207,102 @@ def test_edit_writes_what_changed_and_nothing_else(run: Callable[..., Result], d
     assert after["context"] == {"survey": "", "group": "", "taskGroup": ""}
 
 
+def test_add_stores_of_how_to_send_only_what_is_not_the_default(
+    run: Callable[..., Result], database: Documents
+) -> None:
+    usual = set(database["webhooks"].find_one({"_id": ObjectId(add(run, "usual"))}) or {})
+    add(run, "same", COMPANY, "--unordered", "--rate-limit", "none")
+    add(run, "burst", COMPANY, "--ordered", "--on-exhausted", "next", "--rate-limit", "5", "--rate-burst", "1")
+    add(run, "all", COMPANY, "--ordered", "--on-exhausted", "stop", "--rate-limit", "0.5", "--rate-burst", "10")
+    found = {document["code"]: document for document in database["webhooks"].find()}
+    more = {
+        code: {field: value for field, value in document.items() if field not in usual}
+        for code, document in found.items()
+    }
+    assert more == {
+        "usual": {},
+        "same": {},
+        "burst": {"ordered": True, "rate_limit": 5},
+        "all": {"ordered": True, "on_exhausted": "stop", "rate_limit": 0.5, "rate_burst": 10},
+    }
+
+
+def test_how_events_are_sent_is_said_in_words(run: Callable[..., Result]) -> None:
+    new = ["--company", COMPANY, "--trigger", "logout-user", "--url", "https://a.example/", "--unsigned"]
+    out = run("add", *new, "--code", "usual").stdout
+    assert "order" not in out
+    assert "rate" not in out
+    out = run("add", *new, "--code", "a", "--ordered", "--on-exhausted", "stop", "--rate-limit", "1").stdout
+    assert "order   in order, one at a time; stops when a delivery fails for good\n" in out
+    assert "rate    at most 1 attempt per second\n" in out
+    out = run("edit", "a", "--on-exhausted", "next", "--rate-limit", "2.50", "--rate-burst", "10").stdout
+    order = "in order, one at a time; goes on with the next when a delivery fails for good\n"
+    rate = "at most 2.5 attempts per second, bursts of 10\n"
+    assert f"order    {order}" in out
+    assert f"rate     {rate}" in out
+    out = run("show", "a").stdout
+    assert f" {order}" in out
+    assert f" {rate}" in out
+    out = run("edit", "a", "--unordered", "--rate-limit", "none").stdout
+    assert "order" not in out
+    assert "rate" not in out
+
+
+@pytest.mark.parametrize(
+    ("before", "args", "after"),
+    [
+        ({}, ["--ordered"], {"ordered": True}),
+        ({}, ["--unordered"], {}),
+        ({}, ["--rate-limit", "none"], {}),
+        ({"ordered": True}, ["--unordered"], {}),
+        ({"ordered": True}, ["--on-exhausted", "stop"], {"ordered": True, "on_exhausted": "stop"}),
+        ({"ordered": True, "on_exhausted": "stop"}, ["--on-exhausted", "next"], {"ordered": True}),
+        ({"ordered": True, "on_exhausted": "stop"}, ["--unordered"], {"on_exhausted": "stop"}),
+        ({"rate_limit": 5}, ["--rate-burst", "10"], {"rate_limit": 5, "rate_burst": 10}),
+        ({"rate_limit": 5, "rate_burst": 10}, ["--rate-limit", "0.25"], {"rate_limit": 0.25, "rate_burst": 10}),
+        ({"rate_limit": 5, "rate_burst": 10}, ["--rate-limit", "none"], {"rate_burst": 10}),
+        ({"rate_limit": 5, "rate_burst": 10}, ["--rate-burst", "1"], {"rate_limit": 5}),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_edit_of_how_to_send_leaves_all_else(
+    run: Callable[..., Result],
+    database: Documents,
+    before: dict[str, Any],
+    args: list[str],
+    after: dict[str, Any],
+) -> None:
+    webhook_id = add(run)
+    stored = database["webhooks"].find_one() or {}
+    if before:
+        database["webhooks"].update_one({}, {"$set": before})
+    result = run("edit", webhook_id, "--json", *args)
+    assert result.exit_code == 0, result.stderr
+    assert database["webhooks"].find_one() == {**stored, **after}
+    assert json.loads(result.stdout).items() >= after.items()
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--on-exhausted", "stop"], "--on-exhausted goes with an ordered webhook only: give --ordered"),
+        (["--rate-burst", "5"], "--rate-burst goes with a limit only: give --rate-limit"),
+        (["--rate-burst", "5", "--rate-limit", "none"], "--rate-burst goes with a limit only: give --rate-limit"),
+        (["--unordered", "--on-exhausted", "next"], "--on-exhausted goes with an ordered webhook only"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_edit_that_would_do_nothing_is_a_usage_error(
+    run: Callable[..., Result], database: Documents, args: list[str], said: str
+) -> None:
+    add(run)
+    before = database["webhooks"].find_one()
+    result = run("edit", "wo_update", *args)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert said in result.stderr
+    assert database["webhooks"].find_one() == before
+
+
 def test_edit_that_breaks_the_contract_changes_nothing(run: Callable[..., Result], database: Documents) -> None:
     add(run)
     before = database["webhooks"].find_one()

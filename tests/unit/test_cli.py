@@ -41,6 +41,16 @@ def run(*args: str, stdin: bytes | None = None, env: dict[str, str] | None = Non
         ([*ADD, "create-edit-delete-survey", "--task-group", COMPANY], "only create-edit-delete-task"),
         (["edit", "a"], "nothing to change"),
         (["edit", "a", "--code", "b"], "No such option '--code'"),
+        ([*ADD, "logout-user", "--on-exhausted", "stop"], "goes with an ordered webhook only: give --ordered"),
+        ([*ADD, "logout-user", "--on-exhausted", "next", "--unordered"], "goes with an ordered webhook only"),
+        ([*ADD, "logout-user", "--ordered", "--on-exhausted", "wait"], "is not one of 'next', 'stop'"),
+        ([*ADD, "logout-user", "--rate-burst", "5"], "goes with a limit only: give --rate-limit"),
+        ([*ADD, "logout-user", "--rate-limit", "none", "--rate-burst", "5"], "goes with a limit only"),
+        ([*ADD, "logout-user", "--rate-limit", "5", "--rate-burst", "0"], "0 is not in the range 1<=x<=10000"),
+        *(
+            ([*ADD, "logout-user", "--rate-limit", rate], "is no number from 0.001 to 10000, nor none")
+            for rate in ("0", "-1", "nan", "inf", "1e3", "1_0", "١", "0.0009", "10000.1", "", " 5", "5/s", "None")
+        ),
         (["logs", "--since", "yesterday"], "such as 90s 30m 2h 7d"),
         (["logs", "-n", "-1"], "-1"),
         (["logs", "--follow", "--until", "2h"], "does not go with --until"),

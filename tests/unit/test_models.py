@@ -8,7 +8,7 @@ from typing import Any
 
 import bson
 import pytest
-from bson import ObjectId
+from bson import Decimal128, Int64, ObjectId
 from bson.codec_options import CodecOptions
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -277,6 +277,67 @@ def test_bad_webhook_is_refused_in_words(changes: dict[str, Any], words: str):
         parse_webhook(webhook(**changes))
     assert words in str(raised.value)
     assert "secret" not in str(raised.value)
+
+
+SENDING = {"ordered": False, "on_exhausted": "next", "rate_limit": None, "rate_burst": 1}
+
+
+def sending_of(made: COTWebhook) -> dict[str, Any]:
+    return {field: getattr(made, field) for field in SENDING}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, {}),
+        (dict.fromkeys(SENDING), {}),
+        ({"ordered": True, "on_exhausted": "stop"}, {"ordered": True, "on_exhausted": "stop"}),
+        ({"rate_limit": 5, "rate_burst": 10}, {"rate_limit": 5.0, "rate_burst": 10}),
+        ({"rate_limit": 0.001}, {"rate_limit": 0.001}),
+        ({"rate_limit": 10_000, "rate_burst": 10_000}, {"rate_limit": 10_000.0, "rate_burst": 10_000}),
+        ({"rate_limit": Int64(5), "rate_burst": Int64(10)}, {"rate_limit": 5.0, "rate_burst": 10}),
+        ({"rate_limit": 2.5, "rate_burst": 10.0}, {"rate_limit": 2.5, "rate_burst": 10}),  # a shell's numbers
+    ],
+    ids=["none", "null", "ordered", "rate", "least", "most", "int64", "float"],
+)
+def test_how_a_webhooks_events_are_sent(changes: dict[str, Any], expected: dict[str, Any]):
+    made = parse_webhook(stored({**parse_webhook(webhook()).to_bson(), **changes}))
+    assert sending_of(made) == {**SENDING, **expected}
+    assert [type(value) for value in sending_of(made).values() if value is not None][-1] is int  # no Int64
+    assert sending_of(parse_webhook(stored(made.to_bson()))) == sending_of(made)
+    assert json.loads(made.to_json()) == {**webhook(), **changes}
+
+
+@pytest.mark.parametrize("field", ["rate_limit", "rate_burst"])
+@pytest.mark.parametrize(
+    "value",
+    [True, False, "5", "", math.nan, math.inf, -math.inf, 0, -1, 10_001, 2**63 - 1, 1e308, [5], {}, Decimal128("5")],
+    ids=repr,
+)
+def test_rate_that_is_none_is_refused(field: str, value: object):
+    document = stored({**parse_webhook(webhook()).to_bson(), field: value})
+    with pytest.raises(InvalidWebhook, match=f"^invalid webhook: {field}: [^;]*$"):
+        parse_webhook(document)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"rate_limit": 0.0009}, "rate_limit"),
+        ({"rate_limit": 5e-324}, "rate_limit"),
+        ({"rate_burst": 1.5}, "rate_burst"),
+        ({"ordered": 1}, "ordered"),
+        ({"ordered": "true"}, "ordered"),
+        ({"ordered": []}, "ordered"),
+        ({"on_exhausted": "Stop"}, "on_exhausted"),
+        ({"on_exhausted": ""}, "on_exhausted"),
+        ({"on_exhausted": True}, "on_exhausted"),
+    ],
+    ids=str,
+)
+def test_bad_way_of_sending_is_refused(changes: dict[str, Any], field: str):
+    with pytest.raises(InvalidWebhook, match=f"^invalid webhook: {field}: "):
+        parse_webhook(webhook(**changes))
 
 
 def test_webhook_written_by_hand_may_lack_what_only_people_read():

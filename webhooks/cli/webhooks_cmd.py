@@ -1,6 +1,7 @@
 """``webhooks add``, ``list``, ``show``, ``edit``, ``deactivate``, ``activate``: who wants which events."""
 
 import json
+import re
 import socket
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -30,18 +31,25 @@ from webhooks.errors import InvalidWebhook, NoResponse
 from webhooks.guard import classify
 from webhooks.logstore import LogQuery, LogStore
 from webhooks.models import TRIGGERS, COTWebhook, format_instant, now, parse_webhook
-from webhooks.models.webhook import TriggerName
+from webhooks.models.webhook import MAX_RATE, MIN_RATE, TriggerName
 from webhooks.models.wire import to_wire
 from webhooks.mongo import Document
 from webhooks.retry import Outcome
 from webhooks.sender.ports import check_port
 from webhooks.signing import new_secret
 from webhooks.target import parse_target
+from webhooks.webhookstore import read_stored
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 #: Options that narrow a webhook → the field of its context.
 _CONTEXT_OPTIONS = {"survey": "survey", "group": "group", "task_group": "taskGroup"}
+#: Options that say how its events are sent, and the fields that they set. What is the default is not stored.
+_SENDING_FIELDS = ("ordered", "on_exhausted", "rate_limit", "rate_burst")
+#: What an ordered webhook does after a delivery whose retries are used up.
+_THEN = {"next": "goes on with the next", "stop": "stops"}
+#: Decimals as people write them; Python takes much more for a number.
+_NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 #: How many attempts `show` shows.
 _SHOWN_ATTEMPTS = 5
 #: Characters of a response that `show` quotes.
@@ -56,6 +64,20 @@ class _IdOrNone(IdParam):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:  # pyright: ignore[reportIncompatibleMethodOverride] - text here
         """Read 24 hexadecimal digits or nothing."""
         return "" if value == "" else str(super().convert(value, param, ctx))
+
+
+class _RateParam(click.ParamType):
+    """Attempts per second; "none" becomes 0, as click takes None for an option that is not there."""
+
+    name = "rate"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Read a number, or ``none``."""
+        if value == "none" or not isinstance(value, str):
+            return 0 if value == "none" else value
+        if not _NUMBER.fullmatch(value) or not MIN_RATE <= float(value) <= MAX_RATE:
+            self.fail(f"{value!r} is no number from {MIN_RATE:g} to {MAX_RATE}, nor none", param, ctx)
+        return float(value) if "." in value else int(value)
 
 
 def _triggers_narrowed_by(field: str) -> list[str]:
@@ -89,6 +111,32 @@ def _fields(*, is_new: bool) -> Callable[[_F], _F]:
                     help=f"Only events of this {option.replace('_', ' ')} ({triggers}).{any_}",
                 )
             )
+        options += [
+            click.option(
+                "--ordered/--unordered",
+                default=None,
+                help="Its events arrive in the order in which they were accepted, one at a time; or as they come.",
+            ),
+            click.option(
+                "--on-exhausted",
+                type=click.Choice(["next", "stop"]),
+                help="Of an ordered one, when all attempts of a delivery have failed: go on with the next, or stop and "
+                "wait for an operator.",
+            ),
+            click.option(
+                "--rate-limit",
+                type=_RateParam(),
+                metavar="N",
+                help="At most so many attempts per second, over all workers; decimals are allowed."
+                + ("" if is_new else " none: no limit."),
+            ),
+            click.option(
+                "--rate-burst",
+                type=click.IntRange(1, MAX_RATE),
+                metavar="N",
+                help="Of one with a limit: so many attempts at once, where none was made for a while.",
+            ),
+        ]
         for option in reversed(options):
             function = option(function)
         return function
@@ -104,12 +152,14 @@ def _fields(*, is_new: bool) -> Callable[[_F], _F]:
 @_fields(is_new=True)
 @click.option("--unsigned", is_flag=True, help="Make no secret: its requests are not signed.")
 @json_option
-def add(company: ObjectId, code: str, unsigned: bool, as_json: bool, **fields: str | None) -> None:
+def add(company: ObjectId, code: str, unsigned: bool, as_json: bool, **fields: Any) -> None:
     """Add a webhook; it gets events within 5 s.
 
     Its requests are signed with a secret that is made and shown now, if WEBHOOKS_ENCRYPTION_KEY is set.
     """
     _check_context(fields, str(fields["trigger"]))
+    sending = _read_sending(fields)
+    _check_sending(fields, sending)
     webhook_id, vault, text = ObjectId(), get_vault(), new_secret()
     made = make_secret(text, webhook_id, vault) if vault.has_key and not unsigned else None
     webhook = parse_webhook(
@@ -125,6 +175,7 @@ def add(company: ObjectId, code: str, unsigned: bool, as_json: bool, **fields: s
             "context": {field: fields[option] or "" for option, field in _CONTEXT_OPTIONS.items()},
             "__v": 0,
             "description": fields["description"] or "",
+            **{field: value for field, value in sending.items() if value is not None},
             **({"secrets": [made.model_dump(exclude_none=True)]} if made else {}),
         }
     )
@@ -211,6 +262,7 @@ def show(reference: str, company: ObjectId | None, as_json: bool) -> None:
         [
             *([[Cell("INVALID", "red"), Cell(f"gets no events: {reason}", "red")]] if reason else []),
             *_describe_fields(to_wire(without_secrets(document))),
+            *([] if reason else _describe_sending(read_stored(document))),
         ]
     )
     click.echo()
@@ -261,7 +313,7 @@ def _describe_counts(counts: Mapping[str, int]) -> str:
 @company_option
 @_fields(is_new=False)
 @json_option
-def edit(reference: str, company: ObjectId | None, as_json: bool, **fields: str | None) -> None:
+def edit(reference: str, company: ObjectId | None, as_json: bool, **fields: Any) -> None:
     """Change a webhook. REF is an id or a code.
 
     Only what is given is written. Company and code never change: receivers and other services know a webhook by them.
@@ -272,13 +324,14 @@ def edit(reference: str, company: ObjectId | None, as_json: bool, **fields: str 
     store = get_stores().webhooks
     document = to_wire(find_webhook(store, reference, company))
     _check_context(given, given.get("trigger") or str(document.get("trigger")))
-    changes: dict[str, Any] = {name: value for name, value in given.items() if name not in _CONTEXT_OPTIONS}
+    sending = _read_sending(given)
+    _check_sending(given, {**document, **sending})
+    changes = {name: value for name, value in given.items() if name not in _CONTEXT_OPTIONS} | sending
     context = {field: given[option] for option, field in _CONTEXT_OPTIONS.items() if option in given}
     if context:
         stored = document.get("context")
         changes["context"] = {**(stored if isinstance(stored, Mapping) else {}), **context}
-    webhook = parse_webhook({**document, **changes})
-    _store_change(webhook, document, changes)
+    webhook = _change(document, changes)
     _warn_of_idle_context(webhook)
     _warn_of_refusal(webhook.url)
     if as_json:
@@ -311,19 +364,56 @@ def activate(reference: str, company: ObjectId | None) -> None:
 
 def _switch(reference: str, company: ObjectId | None, *, is_active: bool) -> None:
     document = to_wire(find_webhook(get_stores().webhooks, reference, company))
-    changes = {"isActive": is_active}
-    webhook = parse_webhook({**document, **changes})
-    _store_change(webhook, document, changes)
+    webhook = _change(document, {"isActive": is_active})
     click.echo(
         f"{webhook.label} ({webhook.id}) of company {webhook.company} is {'active' if is_active else 'inactive'}"
     )
 
 
-def _store_change(webhook: COTWebhook, before: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
-    """Write the fields that differ from what is stored, if any."""
-    changed = frozenset(field for field, value in changes.items() if field not in before or before[field] != value)
+def _change(document: Mapping[str, Any], changes: Mapping[str, Any]) -> COTWebhook:
+    """Write what differs from what is stored, if anything does.
+
+    Args:
+        document: the webhook's wire form, as it is stored.
+        changes: the new value of each field; None takes the field out.
+
+    Returns:
+        The webhook as it is now.
+
+    Raises:
+        InvalidWebhook: it would not be a usable one; nothing was written.
+    """
+    wanted = {field: value for field, value in changes.items() if value is not None}
+    kept = {field: value for field, value in document.items() if field not in changes or field in wanted}
+    webhook = parse_webhook({**kept, **wanted})
+    changed = frozenset(field for field, value in changes.items() if document.get(field) != value)
     if changed:
         get_stores().webhooks.change(webhook, changed)
+    return webhook
+
+
+def _read_sending(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields that say how events are sent, of the options that were given; None for a default."""
+    found = {field: given[field] for field in _SENDING_FIELDS if given.get(field) is not None}
+    return {
+        field: None if value in (0, COTWebhook.model_fields[field].default) else value for field, value in found.items()
+    }
+
+
+def _check_sending(given: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Refuse an option that would be stored and do nothing.
+
+    Args:
+        given: the options.
+        wanted: the fields of the webhook as it would be.
+
+    Raises:
+        click.UsageError: says what it goes with.
+    """
+    if given.get("on_exhausted") is not None and not wanted.get("ordered"):
+        raise click.UsageError("--on-exhausted goes with an ordered webhook only: give --ordered")
+    if given.get("rate_burst") is not None and wanted.get("rate_limit") is None:
+        raise click.UsageError("--rate-burst goes with a limit only: give --rate-limit")
 
 
 def _check_context(given: Mapping[str, str | None], trigger: str) -> None:
@@ -373,8 +463,22 @@ def _describe_wish(webhook: COTWebhook) -> list[list[str]]:
     ]
     wish = f"{trigger.type} {', '.join(events)} of company {webhook.company}"
     rows = [["code", webhook.label], ["gets", " ".join([wish, " and ".join(narrowed)]).strip()], ["at", webhook.url]]
+    rows += _describe_sending(webhook)
     if not webhook.isActive:
         rows.append(["but", f"is inactive: webhooks activate {webhook.id}"])
+    return rows
+
+
+def _describe_sending(webhook: COTWebhook) -> list[list[str]]:
+    """Say how its events are sent, in rows; none where that is as usual."""
+    rows = []
+    if webhook.ordered:
+        then = _THEN[webhook.on_exhausted]
+        rows.append(["order", f"in order, one at a time; {then} when a delivery fails for good"])
+    if webhook.rate_limit is not None:
+        burst = f", bursts of {webhook.rate_burst}" if webhook.rate_burst > 1 else ""
+        attempts = "attempt" if webhook.rate_limit == 1 else "attempts"
+        rows.append(["rate", f"at most {webhook.rate_limit:.10g} {attempts} per second{burst}"])
     return rows
 
 

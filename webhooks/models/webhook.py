@@ -49,6 +49,9 @@ MAX_SECRETS = 5
 
 #: Attempts per second, and in a burst. More than one endpoint gets from any number of workers we know of.
 MAX_RATE = 10_000
+#: Attempts per second at least, as a limit: one in 17 minutes. With much less, the next attempt would be due on no day
+#: that a clock knows.
+MIN_RATE = 0.001
 
 _CODE = re.compile(r"[a-z0-9_]+", re.ASCII)
 
@@ -119,7 +122,7 @@ class COTWebhook(WireModel):
     #: an operator.
     on_exhausted: Literal["next", "stop"] = "next"
     #: This project's own: attempts per second at most, over all workers; None: no limit.
-    rate_limit: float | None = Field(default=None, gt=0, le=MAX_RATE)
+    rate_limit: float | None = Field(default=None, ge=MIN_RATE, le=MAX_RATE)
     #: This project's own: attempts that may be made at once where none was made for a while.
     rate_burst: int = Field(default=1, ge=1, le=MAX_RATE)
 
