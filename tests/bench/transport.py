@@ -1,5 +1,7 @@
 """No-op tasks through Celery's own Redis transport and through ours, in one run: `python -m tests.bench.transport`.
 
+Ours both without lanes and with: 150 webhooks in 50 companies, bounded.
+
 Both in a real worker with threads. Figures of a shared machine mean something only beside each other.
 """
 
@@ -21,7 +23,7 @@ from tests.servers import Server
 from tests.worker import wait_until
 from webhooks import embedded
 from webhooks.supervisor import kill_group, spawn
-from webhooks.transport import AMQP, OPTION
+from webhooks.transport import AMQP, LANE_HEADER, LANES_OPTION, OPTION, Lanes
 
 URL = os.environ.get("BENCH_BROKER_URL", "")
 QUEUES = ("first", "second", "third")
@@ -32,11 +34,24 @@ MESSAGES = int(os.environ.get("BENCH_MESSAGES", "10000"))
 SINGLE_MESSAGES = 60
 
 
+TRANSPORTS: tuple[str, ...] = ("plain", "atomic", "lanes")
+
+
+def no_lane(message: object) -> str:
+    """Have what names no lane stand in that of all others."""
+    return "-"
+
+
 def make_app(name: str, url: str) -> Celery:
-    """Make an app on a transport: ``plain`` or ``atomic``."""
+    """Make an app on one of `TRANSPORTS`."""
+    lanes = Lanes(queues=dict.fromkeys(QUEUES, True), lane_of="tests.bench.transport:no_lane")
     made = Celery("bench", broker=url, amqp=AMQP, set_as_current=False)
     made.conf.update(
-        broker_transport_options={OPTION: name == "atomic", "visibility_timeout": 60},
+        broker_transport_options={
+            OPTION: name != "plain",
+            "visibility_timeout": 60,
+            **({LANES_OPTION: lanes} if name == "lanes" else {}),
+        },
         task_acks_late=True,
         task_ignore_result=True,
         task_default_queue=QUEUES[0],
@@ -79,7 +94,8 @@ def measure(name: str, url: str) -> dict[str, float]:
     client.flushall()
     producer, bare = make_app(name, url), make_app("plain", url)
     for number in range(MESSAGES):
-        producer.send_task("noop", [PAYLOAD], queue=QUEUES[number % 3])
+        headers = {LANE_HEADER: f"company{number % 50}/webhook{number % 150}"}
+        producer.send_task("noop", [PAYLOAD], queue=QUEUES[number % 3], headers=headers)
     env = {**os.environ, "BENCH_TRANSPORT": name, "BENCH_BROKER_URL": url}
     argv = [sys.executable, "-m", "celery", "-A", "tests.bench.transport", "worker", "-l", "WARNING"]
     argv += ["-Q", ",".join(QUEUES), "--without-mingle", "--without-gossip"]
@@ -106,7 +122,7 @@ def measure(name: str, url: str) -> dict[str, float]:
 
 def published_per_s(url: str) -> dict[str, float]:
     """Publish through both in turns, as what else the machine does changes by the second."""
-    took_s: dict[str, float] = {"plain": 0.0, "atomic": 0.0}
+    took_s: dict[str, float] = dict.fromkeys(TRANSPORTS, 0.0)
     apps = {name: make_app(name, url) for name in took_s}
     turns, messages = 8, 200
     for turn in range(turns + 1):
@@ -142,13 +158,17 @@ def main() -> None:
         server.start()
         try:
             published = published_per_s(server.url)
-            plain, atomic = measure("plain", server.url), measure("atomic", server.url)
+            figures = {n: {"published per second": published[n], **measure(n, server.url)} for n in TRANSPORTS}
         finally:
             server.discard()
-    print(f"{'':52}{'plain':>10}{'atomic':>10}{'ratio':>10}")
-    plain, atomic = ({"published per second": published[n], **f} for n, f in (("plain", plain), ("atomic", atomic)))
-    for what, before in plain.items():
-        print(f"{what:52}{before:10.2f}{atomic[what]:10.2f}{atomic[what] / before if before else math.nan:10.2f}")
+    print(f"{'':52}" + "".join(f"{name:>20}" for name in TRANSPORTS))
+    for what, plain in figures["plain"].items():
+        print(f"{what:52}" + "".join(_shown(figures[name][what], plain) for name in TRANSPORTS))
+
+
+def _shown(figure: float, plain: float) -> str:
+    """Show a figure, and its ratio to that of Celery's own transport."""
+    return f"{figure:12.2f} ({figure / plain if plain else math.nan:5.2f})"
 
 
 if __name__ == "__main__":
