@@ -29,6 +29,8 @@ from webhooks.config import get_settings
 from webhooks.deadletters import DeadLetterStore
 from webhooks.delivery import Attempter
 from webhooks.errors import InvalidSettings, StoreUnavailable
+from webhooks.gates import GateStore
+from webhooks.kept import KeptDeliveries
 from webhooks.ledger import Ledger
 from webhooks.logstore import LogStore
 from webhooks.mongo import open_database
@@ -61,6 +63,8 @@ class Services:
     logs: LogStore
     dead_letters: DeadLetterStore
     ledger: Ledger
+    kept: KeptDeliveries
+    gates: GateStore
     outbox: Outbox
     books: Books
     attempter: Attempter
@@ -88,14 +92,22 @@ def get_services() -> Services:
         pool_size=settings.concurrency,
     )
     policy = RetryPolicy(settings.retry_delay_s, settings.max_retries, settings.max_retry_after_s)
+    kept, gates, webhooks = KeptDeliveries(database, ledger), GateStore(database), WebhookStore(database)
     return Services(
-        webhooks=WebhookStore(database),
+        webhooks=webhooks,
         logs=logs,
         dead_letters=DeadLetterStore(database),
         ledger=ledger,
+        kept=kept,
+        gates=gates,
         outbox=Outbox(database),
-        books=Books(ledger, logs),
-        attempter=Attempter(sender=sender, policy=policy, vault=Vault(settings.encryption_key)),
+        books=Books(ledger, kept, logs, gates, webhooks),
+        attempter=Attempter(
+            sender=sender,
+            policy=policy,
+            vault=Vault(settings.encryption_key),
+            probe_interval_s=settings.probe_interval_s,
+        ),
         progress=Progress(),
     )
 
@@ -151,7 +163,7 @@ def _prepare_command(*_: object) -> None:
 
 
 # Not the current app: a producer that imports us keeps its own.
-app = Celery("webhooks", set_as_current=False, amqp=AMQP, include=["webhooks.sweeper"])
+app = Celery("webhooks", set_as_current=False, amqp=AMQP, include=["webhooks.sweeper", "webhooks.steward"])
 app.config_from_object(_LazyConfig())
 # Celery adds these to each of its commands, Flower's included. This one is only there for its callback, which comes
 # before Celery reads its options.
@@ -231,6 +243,8 @@ def _make_indexes() -> None:
             services.webhooks.ensure_indexes()
             services.logs.ensure_indexes(get_settings().log_ttl_days)
             services.ledger.ensure_indexes()
+            services.kept.ensure_indexes()
+            services.gates.ensure_indexes()
             services.outbox.ensure_indexes()
             services.dead_letters.ensure_indexes()
         except StoreUnavailable as error:

@@ -1,49 +1,92 @@
-"""Ledger and logs kept together: what many threads ask for at one time shares a write.
+"""Ledger, gates and logs kept together: what many threads ask for at one time shares a write.
 
-Owns the order of the writes. Each caller goes on, and its message is acked, only after its own write is confirmed
-(`mongo.open_database` says by what). Used by `tasks`.
+Owns the order of the writes, and what a gate means for a delivery that is written down, claimed or attempted. Each
+caller goes on, and its message is acked, only after its own write is confirmed (`mongo.open_database` says by what).
+Used by `tasks`.
 """
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from bson import ObjectId
 
 from webhooks.batching import Batcher
+from webhooks.errors import ErrorKind
+from webhooks.gates import Gate, GateStore, State
+from webhooks.kept import KeptDeliveries
 from webhooks.ledger import Blocked, Claim, Claimed, Delivery, Ledger
 from webhooks.logstore import LogStore
 from webhooks.models import COTWebhookLog
+from webhooks.retry import Outcome, ends_webhook
+from webhooks.webhookstore import WebhookStore
 
 #: Items that share a write. A batch gathers while the one before is written, so it is seldom as large; the bound keeps
 #: one write well under MongoDB's 48 MB, with events of the largest size allowed by default in each log.
 MAX_BATCH = 100
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A delivery that may not be sent now and is kept: its message is to be dropped."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PutOff:
+    """A delivery whose receiver asked for nothing to be sent now: its message is to be queued again."""
+
+    delivery: Delivery
+    #: From now.
+    seconds: float
+
+
 class Books:
     """What is owed and what was done. Every method raises StoreUnavailable when MongoDB cannot serve us now."""
 
-    def __init__(self, ledger: Ledger, logs: LogStore) -> None:
+    def __init__(
+        self, ledger: Ledger, kept: KeptDeliveries, logs: LogStore, gates: GateStore, webhooks: WebhookStore
+    ) -> None:
         self._ledger = ledger
+        self._kept = kept
         self._logs = logs
+        self._gates = gates
+        self._webhooks = webhooks
         self._accepts: Batcher[list[Delivery], list[Delivery]] = Batcher("accept", self._accept_all, MAX_BATCH)
-        self._claims: Batcher[Claim, Claimed | Blocked | None] = Batcher("claim", ledger.claim, MAX_BATCH)
+        self._claims: Batcher[Claim, Claimed | Blocked | Held | PutOff | None] = Batcher(
+            "claim", self._claim_all, MAX_BATCH
+        )
         self._records: Batcher[COTWebhookLog, None] = Batcher("record", self._record_all, MAX_BATCH)
 
     def accept(self, deliveries: list[Delivery]) -> list[Delivery]:
         """Write down the deliveries of one event.
 
         Returns:
-            Those that are owed now: all but the ones that ended when the event's message was handled before.
+            Those that are owed now: all but the ones that ended when the event's message was handled before. The ones
+            that are kept say so, and are not to be queued.
         """
         return self._accepts(deliveries) if deliveries else []
 
-    def claim(self, claim: Claim) -> Claimed | Blocked | None:
-        """Ask for an attempt, as `Ledger.claim` does.
+    def claim(self, claim: Claim) -> Claimed | Blocked | Held | PutOff | None:
+        """Ask for an attempt, as `Ledger.claim` does, and keep what may not be sent now.
 
         Raises:
             LookupError: the delivery's event is not stored.
         """
         return self._claims(claim)
 
+    def keep_unless_head(self, claimed: Claimed) -> Held | None:
+        """Keep a delivery of an ordered webhook that was claimed and is not the next in line."""
+        if self._kept.is_head(claimed):
+            return None
+        self._gates.note_held([claimed.delivery.webhook_id])
+        self._kept.keep([claimed])
+        return Held("others are before it")
+
     def record(self, log: COTWebhookLog) -> None:
-        """Write an attempt's log, and what is owed next.
+        """Write an attempt's log, what it means for its webhook, and what is owed next.
 
         Raises:
             pymongo.errors.WriteError: MongoDB cannot hold this log; what is owed is written all the same.
@@ -55,12 +98,101 @@ class Books:
         # old state) must not bring back what has ended since. The logs know.
         ended = self._logs.find_ended([deliveries[0].event_id for deliveries in events])
         owed = [[delivery for delivery in deliveries if delivery.delivery_id not in ended] for deliveries in events]
+        # An old state of a gate is good enough here: the claim asks again, and the steward looks for what is kept
+        # although its gate is open.
+        gates = self._gates.get_many(delivery.webhook_id for deliveries in owed for delivery in deliveries)
+        self._gates.note_held(
+            delivery.webhook_id
+            for deliveries in owed
+            for delivery in deliveries
+            if not delivery.is_ordered and not gates[delivery.webhook_id].is_open
+        )
+        in_line = Counter(one.webhook_id for deliveries in owed for one in deliveries if one.is_ordered)
+        # One that is written down already keeps its place: its new one is taken for nothing.
+        places = {webhook_id: self._gates.take_places(webhook_id, count) for webhook_id, count in in_line.items()}
+
+        def stand(delivery: Delivery) -> Delivery:
+            if delivery.is_ordered:
+                place = places[delivery.webhook_id]
+                places[delivery.webhook_id] += 1
+                return replace(delivery, place=place, is_held=True)
+            return delivery if gates[delivery.webhook_id].is_open else replace(delivery, is_held=True)
+
+        owed = [[stand(delivery) for delivery in deliveries] for deliveries in owed]
         self._ledger.add((delivery for deliveries in owed for delivery in deliveries), self._ledger.now())
         return owed
 
+    def _claim_all(self, claims: Sequence[Claim]) -> list[Claimed | Blocked | Held | PutOff | Exception | None]:
+        results = self._ledger.claim(claims)
+        # After the claim and from no cache: a pause holds at once, on all workers.
+        gates = self._gates.get_many(one.delivery.webhook_id for one in results if isinstance(one, Claimed))
+        present = self._ledger.now()
+        judged: list[Claimed | Blocked | Held | PutOff | Exception | None] = []
+        held = []
+        for result in results:
+            if not isinstance(result, Claimed):
+                judged.append(result)
+                continue
+            gate = gates[result.delivery.webhook_id]
+            verdict = _judge(result, gate, present)
+            judged.append(verdict)
+            if isinstance(verdict, Held):
+                held.append(result)
+            elif isinstance(verdict, PutOff):
+                self._kept.put_off([result], gate.hold_until or present)
+        # Noted before it is done: if we die in between, the steward looks for nothing.
+        self._gates.note_held(result.delivery.webhook_id for result in held)
+        self._kept.keep(held)
+        return judged
+
     def _record_all(self, logs: Sequence[COTWebhookLog]) -> list[Exception | None]:
-        # The log first. If we die in between, the attempt is made again and leaves a second log with the same
+        # First what it means for the webhook: it is not to be lost with us, and does no harm if the attempt is made
+        # again.
+        self._note_on_gates(logs)
+        # Then the log. If we die in between, the attempt is made again and leaves a second log with the same
         # delivery id: a repeat that can be seen. The other way round an attempt could be without a log.
         faults = self._logs.write(logs)
         self._ledger.settle(logs)
         return [faults.get(place) for place in range(len(logs))]
+
+    def _note_on_gates(self, logs: Sequence[COTWebhookLog]) -> None:
+        asked: dict[ObjectId, float] = {}
+        ownerless: set[ObjectId] = set()
+        for log in logs:
+            attempt = log.details
+            if attempt.error_kind is None and ends_webhook(log.status):
+                self._webhooks.deactivate(log.subscription, f"its receiver answered {log.status} Gone")
+            if attempt.kept:
+                self._gates.note_held([log.subscription])
+                self._gates.stop(log.subscription, f"the retries of {attempt.delivery_id} are used up: {_last(log)}")
+            if attempt.probe and attempt.outcome == Outcome.SUCCESS:
+                self._gates.recover(log.subscription, f"a probe was answered with {log.status}")
+            if attempt.error_kind in (ErrorKind.WEBHOOK_INACTIVE, ErrorKind.WEBHOOK_UNUSABLE):
+                ownerless.add(log.subscription)
+            if attempt.retry_after_s:
+                # A log that comes late through the broker asks for what is left of it.
+                passed_s = max(0.0, (self._ledger.now() - log.createdAt).total_seconds())
+                asked[log.subscription] = max(asked.get(log.subscription, 0.0), attempt.retry_after_s - passed_s)
+        for webhook_id, seconds in asked.items():
+            if seconds > 0:
+                self._gates.hold(webhook_id, seconds)
+        for webhook_id in ownerless:
+            # What is kept for it ends with its next attempts, and not one at each probe.
+            self._gates.open(webhook_id, from_state=State.PAUSED)
+
+
+def _judge(claimed: Claimed, gate: Gate, present: datetime) -> Claimed | Held | PutOff:
+    """Say what becomes of a delivery that was claimed."""
+    if not gate.lets_through(is_probe=claimed.is_probe, is_let_out=claimed.due_at is not None):
+        return Held(f"its webhook is {gate.state}")
+    if gate.hold_until is not None and gate.is_held_back(present):
+        if gate.is_probed:
+            return Held("its receiver asked us to wait")
+        return PutOff(claimed.delivery, (gate.hold_until - present).total_seconds())
+    # A probe of before the webhook was paused no more is an attempt like any other.
+    return claimed if gate.is_probed else replace(claimed, is_probe=False)
+
+
+def _last(log: COTWebhookLog) -> str:
+    """Say in a word what came of an attempt."""
+    return str(log.details.error_kind or log.status)

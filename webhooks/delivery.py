@@ -2,9 +2,9 @@
 
     tasks.deliver → fan_out    webhookstore → matching     one delivery per webhook that asked for the event
                     books      → ledger                    written down before the event's message is acked
-    tasks.send    → books      → ledger                    the attempt is ours to make, and of what
+    tasks.send    → books      → ledger, gates (kept)      the attempt is ours to make, of what, and may be made now
                     attempt    sender (guard) → retry      one request (signing, vault), judged, as a log
-    tasks' hooks  → books      → logstore, ledger          both written before the attempt's message is acked
+    tasks' hooks  → books      → gates, logstore, ledger   all written before the attempt's message is acked
 
 Owns that path and what identifies a delivery. Never talks to Celery: `tasks` hands in what came out of a message, and
 carries out what is returned.
@@ -15,7 +15,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from http import HTTPStatus
 
@@ -25,7 +25,7 @@ from webhooks.errors import ErrorKind, SecretUnreadable, trace
 from webhooks.ledger import Claim, Delivery, Interrupted
 from webhooks.matching import match
 from webhooks.models import NO_RESPONSE_STATUS, AttemptDetails, COTEvent, COTWebhook, COTWebhookLog, now
-from webhooks.retry import Outcome, RetryPolicy, judge, next_delay_s, why_failed
+from webhooks.retry import Outcome, RetryPolicy, ends_webhook, judge, next_delay_s, why_failed
 from webhooks.sender import Answer, Sender, Timings
 from webhooks.signing import sign
 from webhooks.vault import Use, Vault
@@ -79,9 +79,11 @@ def summarize(log: COTWebhookLog) -> str:
     attempt = log.details
     came_back = log.response if attempt.error_kind else f"{log.status} {_phrase(log.status)}".strip()
     took = "" if attempt.total_ms is None else f" in {attempt.total_ms:.0f} ms"
-    line = f"{came_back}{took}, retry {log.retry}"
+    line = f"{came_back}{took}, {'probe at ' if attempt.probe else ''}retry {log.retry}"
     if attempt.next_at is not None:
         line += f", next at {attempt.next_at:%H:%M:%S}Z"
+    elif attempt.kept:
+        line += ", was the last; kept for an operator to decide"
     elif attempt.outcome == Outcome.FAILED:
         line += ", was the last"
     return line
@@ -92,6 +94,13 @@ def _phrase(status: int) -> str:
         return HTTPStatus(status).phrase
     except ValueError:
         return ""
+
+
+def read_rate(webhook: COTWebhook | None) -> tuple[float, int] | None:
+    """Return a webhook's attempts per second with those in a burst; None where it has no limit."""
+    if webhook is None or webhook.rate_limit is None:
+        return None
+    return webhook.rate_limit, webhook.rate_burst
 
 
 def fan_out(event: COTEvent, event_id: str, webhooks: WebhookStore) -> list[Delivery]:
@@ -109,6 +118,8 @@ def fan_out(event: COTEvent, event_id: str, webhooks: WebhookStore) -> list[Deli
             company=event.company,
             label=f"{describe_event(event)} → {webhook.label} ({webhook.origin})",
             body=body,
+            is_ordered=webhook.ordered,
+            rate=read_rate(webhook),
         )
         for webhook in match(event, webhooks.of_company(event.company))
     ]
@@ -123,32 +134,54 @@ class Attempter:
         sender: Sender,
         policy: RetryPolicy,
         vault: Vault,
+        probe_interval_s: float = 0,
         clock: Callable[[], datetime] = now,
     ) -> None:
         self._sender = sender
+        self._probe_interval_s = probe_interval_s
         self._policy = policy
         self._vault = vault
         self._clock = clock
 
-    def attempt(self, delivery: Delivery, webhook: COTWebhook | None, claim: Claim) -> COTWebhookLog:
+    def attempt(
+        self, delivery: Delivery, webhook: COTWebhook | None, claim: Claim, *, is_probe: bool = False
+    ) -> COTWebhookLog:
         """Make one attempt of a delivery, start to finish, and return its log; the log is not written yet.
 
         Args:
             delivery: what to send.
             webhook: where to; None when there is no usable one any more.
             claim: on this attempt.
+            is_probe: whether it is made to try a paused endpoint, and uses up no retry.
         """
         # First of all: a body that cannot be logged must not be sent.
         event = _read_event(delivery)
         webhook = _own(delivery, webhook)
         started_at = self._clock()
         answer = self._answer(webhook, delivery, started_at)
-        next_s = next_delay_s(judge(answer.status), claim.retry, self._policy)
-        if answer.error_kind is ErrorKind.WEBHOOK_INACTIVE:
-            next_s = None  # retired for good; a webhook that cannot be used may be mended in time
+        outcome = judge(answer.status)
+        # Where there is no webhook to try, it is an attempt like any other.
+        is_probe = is_probe and webhook is not None and webhook.isActive
+        next_s = next_delay_s(outcome, claim.retry, self._policy, answer.retry_after_s)
+        if is_probe and outcome is Outcome.FAILED:
+            next_s = max(self._probe_interval_s, self._bound(answer.retry_after_s) or 0)
+        # Retired for good, by an operator or by its receiver; a webhook that cannot be used may be mended in time.
+        is_retired = answer.error_kind is ErrorKind.WEBHOOK_INACTIVE or ends_webhook(answer.status)
+        is_used_up = outcome is Outcome.FAILED and next_s is None and not is_retired
         ended_at = self._clock()
-        next_at = None if next_s is None else ended_at + timedelta(seconds=next_s)
-        return _make_log(delivery, event, webhook, claim, answer, started_at, ended_at, next_at)
+        made = _Made(
+            started_at=started_at,
+            ended_at=ended_at,
+            next_at=None if next_s is None or is_retired else ended_at + timedelta(seconds=next_s),
+            retry_after_s=self._bound(answer.retry_after_s),
+            probe=is_probe,
+            kept=is_used_up and webhook is not None and webhook.ordered and webhook.on_exhausted == "stop",
+        )
+        return _make_log(delivery, event, webhook, claim, answer, made)
+
+    def _bound(self, retry_after_s: float | None) -> float | None:
+        """Return how long the receiver asked us to wait, as far as the settings let it."""
+        return None if retry_after_s is None else min(retry_after_s, self._policy.max_retry_after_s)
 
     def describe_interrupted(
         self, delivery: Delivery, webhook: COTWebhook | None, interrupted: Interrupted
@@ -158,7 +191,7 @@ class Attempter:
         answer, present = _not_sent(ErrorKind.INTERRUPTED, text), self._clock()
         started_at, event = interrupted.started_at, _read_event(delivery)
         webhook = _own(delivery, webhook)
-        return _make_log(delivery, event, webhook, interrupted, answer, started_at, present, next_at=present)
+        return _make_log(delivery, event, webhook, interrupted, answer, _Made(started_at, present, present))
 
     def _answer(self, webhook: COTWebhook | None, delivery: Delivery, started_at: datetime) -> Answer:
         """Get an answer from the webhook's receiver, or say why none was asked for."""
@@ -218,24 +251,34 @@ def _read_event(delivery: Delivery) -> COTEvent:
     return COTEvent.model_validate(json.loads(delivery.body))
 
 
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """When an attempt was made, and what comes of it; as in its log's details."""
+
+    started_at: datetime
+    ended_at: datetime
+    next_at: datetime | None
+    retry_after_s: float | None = None
+    probe: bool = False
+    kept: bool = False
+
+
 def _make_log(
     delivery: Delivery,
     event: COTEvent,
     webhook: COTWebhook | None,
-    made: Claim | Interrupted,
+    asked: Claim | Interrupted,
     answer: Answer,
-    started_at: datetime,
-    ended_at: datetime,
-    next_at: datetime | None,
+    made: _Made,
 ) -> COTWebhookLog:
     timings: dict[str, float | None] = asdict(answer.timings)
-    if isinstance(made, Interrupted):
+    if isinstance(asked, Interrupted):
         timings["total_ms"] = None  # nobody saw its end
     return COTWebhookLog.make(
-        log_id=made.log_id,
-        created_at=ended_at,
+        log_id=asked.log_id,
+        created_at=made.ended_at,
         status=NO_RESPONSE_STATUS if answer.status is None else answer.status,
-        retry=made.retry,
+        retry=asked.retry,
         response=answer.text,
         event=event,
         webhook_id=delivery.webhook_id,
@@ -248,10 +291,13 @@ def _make_log(
             webhook=webhook.label if webhook else str(delivery.webhook_id),
             origin=webhook.origin if webhook else "",
             peer=answer.peer,
-            started_at=started_at,
-            next_at=next_at,
+            started_at=made.started_at,
+            next_at=made.next_at,
             response_cut=answer.cut,
-            worker=made.worker,
+            worker=asked.worker,
+            retry_after_s=made.retry_after_s,
+            probe=made.probe,
+            kept=made.kept,
             **timings,
         ),
     )

@@ -6,9 +6,11 @@ the truth: whatever it says is owed and overdue is queued again (`sweeper`), and
 nothing is owed is dropped, so that what is queued twice is sent once.
 
 ``deliveries``: ``_id`` (the delivery's id), ``event_id``, ``webhook_id``, ``company``, ``label``, ``body`` (absent
-where the event is stored beside), ``retry`` (number of the next attempt), ``due_at`` (absent where it was set aside),
-``created_at``, and while an attempt is made its ``claim``: ``log_id``, ``retry``, ``worker``, ``at``, ``until``. A
-claim that ran out without an end on record moves to the list ``interrupted``. ``events``: ``_id`` (the event's id and
+where the event is stored beside), ``retry`` (number of the next attempt), ``due_at`` (absent where it was set aside or
+is kept), ``held`` (true: it is kept, has no message, and waits to be let out: see `kept`), ``place`` (in the line of an
+ordered webhook), ``probe`` (true: it was let out to try a paused endpoint), ``created_at``, and while an attempt is
+made its ``claim``: ``log_id``, ``retry``, ``worker``, ``at``, ``until``. A claim that ran out without an end on record
+moves to the list ``interrupted``. ``events``: ``_id`` (the event's id and
 its company, as a producer may choose the ids of its events), ``event_id``, ``body``, ``created_at``. Documents are read
 with care: one that somebody changed by hand must not spoil those that are read beside it.
 """
@@ -26,6 +28,7 @@ from pymongo.database import Database
 from pymongo.errors import BulkWriteError, DuplicateKeyError
 
 from webhooks.errors import ErrorKind
+from webhooks.lanes import lane_of_webhook
 from webhooks.models import COTWebhookLog
 from webhooks.models.wire import show
 from webhooks.mongo import Document, document_errors, insert_new, store_errors
@@ -78,6 +81,19 @@ class Delivery:
     label: str
     #: The event's JSON text: what is sent, byte for byte.
     body: str = field(repr=False)
+    #: Whether its webhook's events arrive in order. Not stored: the webhook has it.
+    is_ordered: bool = False
+    #: Its place in the line of an ordered webhook; None: it stands in none.
+    place: int | None = None
+    #: Whether it is written down as one that is kept.
+    is_held: bool = False
+    #: Attempts per second of its webhook, and those in a burst; None: no limit, or not known. Not stored likewise.
+    rate: tuple[float, int] | None = None
+
+    @property
+    def lane(self) -> str:
+        """What the broker keeps apart from others: one webhook's attempts."""
+        return lane_of_webhook(self.company, self.webhook_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +129,12 @@ class Claimed:
     due_at: datetime | None
     #: Attempts since the last one that ended, oldest first.
     interrupted: tuple[Interrupted, ...]
+    #: The claim's.
+    log_id: ObjectId
+    #: When it was written down; None, if somebody changed that.
+    created_at: datetime | None = None
+    #: Whether it was let out to try a paused endpoint.
+    is_probe: bool = False
 
 
 class Blocked:
@@ -121,11 +143,34 @@ class Blocked:
 
 @dataclass(frozen=True, slots=True)
 class Overdue:
-    """A delivery whose message is lost."""
+    """A delivery that is to be queued: its message is lost, or it was kept and has none."""
 
     delivery_id: str
     label: str
     retry: int
+    company: ObjectId
+    webhook_id: ObjectId
+
+    @property
+    def lane(self) -> str:
+        """As `Delivery.lane`."""
+        return lane_of_webhook(self.company, self.webhook_id)
+
+
+#: What `read_overdue` reads.
+OVERDUE_FIELDS = {"label": 1, "retry": 1, "company": 1, "webhook_id": 1}
+
+
+def read_overdue(document: Document) -> Overdue | None:
+    """Read what is needed to queue a delivery; None when somebody changed it."""
+    delivery_id, label, retry, company, webhook_id = (
+        document.get(field) for field in ("_id", "label", "retry", "company", "webhook_id")
+    )
+    if not isinstance(delivery_id, str) or not isinstance(label, str) or not isinstance(retry, int) or retry < 0:
+        return None
+    if not isinstance(company, ObjectId) or not isinstance(webhook_id, ObjectId):
+        return None
+    return Overdue(delivery_id, label, retry, company, webhook_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +270,8 @@ class Ledger:
                     "label": delivery.label,
                     **({} if len(same) > 1 else {"body": delivery.body}),
                     "retry": 0,
-                    "due_at": at,
+                    **({"held": True} if delivery.is_held else {"due_at": at}),
+                    **({} if delivery.place is None else {"place": delivery.place}),
                     "created_at": at,
                 }
                 for same in by_event.values()
@@ -331,13 +377,18 @@ class Ledger:
             company=document["company"],
             label=document["label"],
             body=body,
+            place=place if isinstance(place := document.get("place"), int) else None,
+            is_held=document.get("held") is True,
         )
-        due_at, before = document.get("due_at"), document.get("interrupted")
+        due_at, before, created_at = (document.get(field) for field in ("due_at", "interrupted", "created_at"))
         interrupted = [_read_interrupted(old) for old in before] if isinstance(before, list) else []
         return Claimed(
             delivery,
             due_at if isinstance(due_at, datetime) else None,
             tuple(old for old in interrupted if old is not None),
+            claim.log_id,
+            created_at if isinstance(created_at, datetime) else None,
+            document.get("probe") is True,
         )
 
     def settle(self, logs: Iterable[COTWebhookLog]) -> None:
@@ -352,11 +403,19 @@ class Ledger:
                 continue
             # Never back: a log that was written late must not undo what came after it.
             query = {"_id": attempt.delivery_id, "retry": {"$lte": log.retry}}
-            if attempt.next_at is None:
+            done = {"claim": "", "interrupted": ""}
+            keep = {"$set": {"held": True}, "$unset": {**done, "due_at": "", "probe": ""}}
+            if attempt.kept:
+                changes.append(UpdateOne(query, keep))
+            elif attempt.next_at is None:
                 changes.append(DeleteOne(query))
+            elif attempt.probe:
+                # It is kept as before. Only while it is let out: a log that was written late must not take back what
+                # was let out since.
+                changes.append(UpdateOne({**query, "probe": True}, keep))
             else:
                 next_one = {"retry": log.retry + 1, "due_at": self.now() + (attempt.next_at - log.createdAt)}
-                changes.append(UpdateOne(query, {"$set": next_one, "$unset": {"claim": "", "interrupted": ""}}))
+                changes.append(UpdateOne(query, {"$set": next_one, "$unset": {**done, "held": "", "probe": ""}}))
         if not changes:
             return
         with store_errors():
@@ -406,27 +465,32 @@ class Ledger:
 
     def find_overdue(self, before: datetime, limit: int, webhook_id: object = _ANY) -> list[Overdue]:
         """Return deliveries that were due before an instant, the longest overdue first; to one webhook or to all."""
-        fields = {"label": 1, "retry": 1}
         query: Document = {"due_at": {"$lt": before}}
         if webhook_id is not _ANY:  # which may be None, in a document that somebody changed
             query["webhook_id"] = webhook_id
         with store_errors():
-            documents = list(self._deliveries.find(query, fields).sort("due_at", 1).limit(limit))
-        overdue = []
+            documents = list(self._deliveries.find(query, OVERDUE_FIELDS).sort("due_at", 1).limit(limit))
+        return self.read_sound(documents)
+
+    def read_sound(self, documents: Iterable[Document]) -> list[Overdue]:
+        """Read deliveries that are to be queued, and set aside those that somebody changed."""
+        sound = []
         for document in documents:
-            delivery_id, label, retry = document["_id"], document.get("label"), document.get("retry")
-            if isinstance(delivery_id, str) and isinstance(label, str) and isinstance(retry, int) and retry >= 0:
-                overdue.append(Overdue(delivery_id, label, retry))
+            overdue = read_overdue(document)
+            if overdue is not None:
+                sound.append(overdue)
             else:
                 # It must not keep the others from being found, now or the next time.
-                logger.error("delivery %s is set aside: somebody changed its label or retry", show(delivery_id))
-                self.set_aside(delivery_id)
-        return overdue
+                logger.error("delivery %s is set aside: somebody changed what it needs", show(document["_id"]))
+                self.set_aside(document["_id"])
+        return sound
 
     def postpone(self, delivery_ids: Sequence[str], due_at: datetime) -> None:
         """Note that the deliveries were queued again and are due from an instant on."""
         with store_errors():
-            self._deliveries.update_many({"_id": {"$in": list(delivery_ids)}}, {"$set": {"due_at": due_at}})
+            # One that a worker keeps by now is not due.
+            query = {"_id": {"$in": list(delivery_ids)}, "due_at": {"$exists": True}}
+            self._deliveries.update_many(query, {"$set": {"due_at": due_at}})
 
     def set_aside(self, delivery_id: object) -> None:
         """Keep a delivery that a defect of ours stops, but never queue it by ourselves again.
@@ -435,7 +499,8 @@ class Ledger:
         """
         with store_errors():
             self._deliveries.update_one(
-                {"_id": delivery_id}, {"$unset": {"due_at": "", "claim": "", "interrupted": ""}}
+                {"_id": delivery_id},
+                {"$unset": {"due_at": "", "claim": "", "interrupted": "", "held": "", "probe": ""}},
             )
 
     def forget_events(self, older_than: datetime, limit: int) -> int:

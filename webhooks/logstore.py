@@ -6,7 +6,7 @@ Owns writing logs, the indexes that answer what people ask, and reading them bac
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import islice
 from typing import Any
 
@@ -17,7 +17,7 @@ from pymongo.database import Database
 from pymongo.errors import OperationFailure, WriteError
 
 from webhooks.errors import ErrorKind
-from webhooks.models import COTWebhookLog
+from webhooks.models import NO_RESPONSE_STATUS, COTWebhookLog
 from webhooks.models.wire import show
 from webhooks.mongo import Document, insert_new, store_errors
 from webhooks.retry import Outcome
@@ -77,6 +77,31 @@ class LogQuery:
         span = {"$gte": self.since, "$lt": self.until}
         wanted["createdAt"] = {operator: at for operator, at in span.items() if at is not None} or None
         return {field: value for field, value in wanted.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptCount:
+    """Attempts of one webhook that ended alike in one slice of time."""
+
+    #: 0 is the newest.
+    slice: int
+    outcome: str
+    error_kind: ErrorKind | None
+    count: int
+    #: When the oldest of them ended, and the newest one's status.
+    oldest_at: datetime
+    status: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How an attempt ended."""
+
+    delivery_id: str
+    retry: int
+    outcome: str
+    error_kind: ErrorKind | None
+    is_probe: bool
 
 
 class LogStore:
@@ -178,10 +203,106 @@ class LogStore:
             documents = list(self._collection.find({"_id": {"$in": log_ids}}).sort("createdAt", ASCENDING))
         return list(_parse(documents))
 
+    def find_webhooks(self, outcome: Outcome, since: datetime, limit: int) -> dict[ObjectId, set[ErrorKind | None]]:
+        """Return the webhooks that had attempts with this outcome since an instant, and the kinds of error of those.
+
+        Args:
+            outcome: of the attempts.
+            since: when they ended at the earliest.
+            limit: how many logs to look at, the newest first.
+        """
+        pipeline: list[Document] = [
+            {"$match": {"attempt.outcome": outcome.value, "createdAt": {"$gte": since}}},
+            {"$sort": {"createdAt": DESCENDING}},
+            {"$limit": limit},
+            {"$group": {"_id": "$subscription", "kinds": {"$addToSet": {"$ifNull": ["$attempt.error_kind", None]}}}},
+        ]
+        with store_errors():
+            found = list(self._collection.aggregate(pipeline))
+        return {
+            group["_id"]: {_read_kind(kind) for kind in group["kinds"]}
+            for group in found
+            if isinstance(group["_id"], ObjectId)
+        }
+
+    def count_attempts(
+        self, webhook_id: ObjectId, until: datetime, slice_s: float, slices: int, limit: int
+    ) -> list[AttemptCount]:
+        """Count a webhook's attempts, the newest slice first.
+
+        Args:
+            webhook_id: whose.
+            until: now; logs of a worker whose clock is ahead count as of now.
+            slice_s: seconds of a slice.
+            slices: how many.
+            limit: attempts to count, the newest first.
+        """
+        since = until - timedelta(seconds=slice_s * slices)
+        age_ms = {"$max": [0, {"$subtract": [until, "$createdAt"]}]}
+        pipeline: list[Document] = [
+            # A list of dates, which only somebody else writes, would fail it all.
+            {"$match": {"subscription": webhook_id, "createdAt": {"$gte": since, "$not": {"$type": "array"}}}},
+            {"$sort": {"createdAt": DESCENDING}},
+            {"$limit": limit},
+            {
+                "$group": {
+                    "_id": {
+                        "slice": {"$floor": {"$divide": [age_ms, slice_s * 1000]}},
+                        "outcome": "$attempt.outcome",
+                        "kind": "$attempt.error_kind",
+                    },
+                    "count": {"$sum": 1},
+                    "oldest_at": {"$min": "$createdAt"},
+                    "status": {"$first": "$status"},
+                }
+            },
+        ]
+        with store_errors():
+            found = list(self._collection.aggregate(pipeline))
+        counts = [
+            AttemptCount(
+                int(group["_id"]["slice"]),
+                group["_id"]["outcome"],
+                _read_kind(group["_id"].get("kind")),
+                group["count"],
+                group["oldest_at"],
+                group["status"] if isinstance(group["status"], int) else NO_RESPONSE_STATUS,
+            )
+            for group in found
+            if group["_id"].get("outcome") in list(Outcome)
+        ]
+        return sorted(counts, key=lambda one: one.slice)
+
+    def find_ends(self, delivery_ids: Sequence[str]) -> list[Ended]:
+        """Return how the attempts of some deliveries ended, whenever that was."""
+        fields = {
+            "retry": 1,
+            "attempt.delivery_id": 1,
+            "attempt.outcome": 1,
+            "attempt.error_kind": 1,
+            "attempt.probe": 1,
+        }
+        with store_errors():
+            documents = list(self._collection.find({"attempt.delivery_id": {"$in": list(delivery_ids)}}, fields))
+        ends = []
+        for document in documents:
+            attempt, retry = document.get("attempt"), document.get("retry")
+            if not isinstance(attempt, dict) or not isinstance(retry, int):
+                continue
+            delivery_id, outcome = attempt.get("delivery_id"), attempt.get("outcome")
+            if isinstance(delivery_id, str) and isinstance(outcome, str):
+                kind = _read_kind(attempt.get("error_kind"))
+                ends.append(Ended(delivery_id, retry, outcome, kind, attempt.get("probe") is True))
+        return ends
+
     def count(self, query: LogQuery, limit: int) -> int:
         """Return how many logs the query asks for; counting ends at the limit."""
         with store_errors():
             return self._collection.count_documents(query.to_filter(), limit=limit)
+
+
+def _read_kind(value: object) -> ErrorKind | None:
+    return ErrorKind(value) if value in list(ErrorKind) else None
 
 
 def _parse(documents: Iterable[Document]) -> Iterator[COTWebhookLog]:

@@ -13,6 +13,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
@@ -39,6 +40,8 @@ _RELAY_PAUSE_S = 0.5
 _MAX_PER_RELAY = 500
 #: Added to a lease, as a job takes some time itself.
 _LEASE_SLACK_S = 2.0
+#: Seconds between two looks at a lease at least.
+_LEASE_EVERY_S = 0.5
 #: Shared events looked at for deletion in one look.
 _MAX_EVENTS_PER_SWEEP = 1_000
 #: How long a shared event is kept at least: its deliveries may be about to be written.
@@ -50,17 +53,28 @@ _CLOCK_SLACK_S = 5.0
 @worker_ready.connect
 def _start(**_: object) -> None:
     for name, job, pause_s in (("sweep", sweep, get_settings().sweep_interval_s), ("relay", relay, _RELAY_PAUSE_S)):
-        threading.Thread(target=_run, args=(name, job, pause_s), name=name, daemon=True).start()
+        start_job(name, job, pause_s)
+
+
+def start_job(name: str, job: Callable[[Services, Settings], int], pause_s: float) -> None:
+    """Do a job again and again with a pause in between, in one worker at a time, in a thread of its own."""
+    threading.Thread(target=_run, args=(name, job, pause_s), name=name, daemon=True).start()
 
 
 def _run(name: str, job: Callable[[Services, Settings], int], pause_s: float) -> None:
-    """Do a job again and again, in one worker at a time."""
     settings = get_settings()
     owner = f"{socket.gethostname()}:{os.getpid()}"
+    # Each look at the lease is a write: a job that is done often is not worth one each time.
+    lease_every_s = max(pause_s, _LEASE_EVERY_S)
+    is_ours, look_at = False, 0.0
     while not stopping.wait(pause_s):
         try:
-            # A lease a little longer than the pause: the one who has it keeps it, and a dead one's ends soon.
-            if get_services().ledger.take_lease(name, owner, pause_s * 2 + _LEASE_SLACK_S):
+            if time.monotonic() >= look_at:
+                is_ours = False
+                # A lease a little longer than the pause: the one who has it keeps it, and a dead one's ends soon.
+                is_ours = get_services().ledger.take_lease(name, owner, lease_every_s * 2 + _LEASE_SLACK_S)
+                look_at = time.monotonic() + (lease_every_s if lease_every_s > pause_s else 0)
+            if is_ours:
                 job(get_services(), settings)
         except StoreUnavailable as error:
             logger.warning("the %s waits: %s", name, error)
@@ -105,7 +119,7 @@ def sweep(services: Services, settings: Settings) -> int:
     services.ledger.forget_events(present - _EVENT_KEPT, _MAX_EVENTS_PER_SWEEP)
     lost = _find_lost(services, present, timedelta(seconds=settings.visibility_timeout_s + _CLOCK_SLACK_S))
     for delivery in lost:
-        queue_attempt(delivery.delivery_id, delivery.label, delivery.retry)
+        queue_attempt(delivery.delivery_id, delivery.label, delivery.retry, delivery.lane)
     if lost:
         # They stand at the end of the queue now, and so they must in the ledger.
         services.ledger.postpone([delivery.delivery_id for delivery in lost], present)

@@ -19,14 +19,15 @@ from pymongo.database import Database
 
 from webhooks import outbox
 from webhooks.app import Services, app, get_services, stopping
+from webhooks.books import Held, PutOff
 from webhooks.config import get_settings
-from webhooks.delivery import describe_event, fan_out, summarize
+from webhooks.delivery import describe_event, fan_out, read_rate, summarize
 from webhooks.errors import AttemptFailed, InvalidEvent, StoreUnavailable, TaskDefect, WorkersLost, trace
-from webhooks.lanes import lane_of_event, whole_lane
-from webhooks.ledger import Blocked, Claim, Claimed
+from webhooks.lanes import SEND_QUEUE, lane_of_event, whole_lane
+from webhooks.ledger import Blocked, Claim, Claimed, Overdue
 from webhooks.models import TRIGGERS, COTEvent, COTWebhook, COTWebhookLog, parse_event, parse_event_text
-from webhooks.retry import Outcome
-from webhooks.transport import LANE_HEADER, SERIAL_HEADER, Channel
+from webhooks.retry import Outcome, Verdict, judge_endpoint
+from webhooks.transport import LANE_HEADER, RATE_HEADER, SERIAL_HEADER, Channel, hold_lane, report
 
 logger = logging.getLogger(__name__)
 
@@ -141,8 +142,16 @@ class SendTask(DurableTask):
     def _record(self) -> None:
         """Store the log of this request's attempt. Never raises: under threads Celery would keep the slot for ever."""
         log: COTWebhookLog | None = getattr(self.request, "attempt_log", None)
-        if log is not None:  # None when the message was no delivery, so that nothing was attempted
-            store_log(log)
+        if log is None:  # the message was no delivery, so that nothing was attempted
+            return
+        store_log(log)
+        webhook: COTWebhook | None = getattr(self.request, "attempt_webhook", None)
+        if webhook is None or not webhook.ordered or log.details.next_at is not None or log.details.kept:
+            return
+        try:
+            queue_next(get_services(), webhook)
+        except Exception as error:  # noqa: BLE001 - the steward finds a line that stands still
+            logger.warning("the line of webhook %s waits for the steward: %s", webhook.id, type(error).__name__)
 
 
 @app.task(base=DeliverTask, bind=True, name="webhooks.deliver")
@@ -169,7 +178,10 @@ def deliver(self: Task, event: dict[str, Any] | str | COTEvent) -> str:
     _hold(lambda: _keep_order(self, services, parsed))
     owed = _hold(lambda: services.books.accept(fan_out(parsed, event_id, services.webhooks)))
     for delivery in owed:
-        _hold(lambda d=delivery: queue_attempt(d.delivery_id, d.label, retry=0))
+        if not delivery.is_held:
+            _hold(lambda d=delivery: queue_attempt(d.delivery_id, d.label, 0, d.lane, rate=d.rate))
+    for webhook_id in {delivery.webhook_id for delivery in owed if delivery.is_ordered}:
+        _hold(lambda w=webhook_id: queue_next(services, services.webhooks.get(w)))
     if (self.request.headers or {}).get(FROM_OUTBOX):
         _hold(lambda: services.outbox.remove(event_id))
     logger.info("event %s (%s): %d deliveries", event_id, describe_event(parsed), len(owed))
@@ -259,17 +271,27 @@ def send(self: Task, *, delivery_id: str) -> str:
         raise
     if claimed is None:
         return "nothing is owed any more"
+    if isinstance(claimed, Held):
+        return f"kept: {claimed.reason}"
+    if isinstance(claimed, PutOff):
+        put_off, lane, rate = claimed, claimed.delivery.lane, read_rate(webhook)
+        hold_lane(SEND_QUEUE, lane, put_off.seconds)
+        label = claimed.delivery.label
+        _hold(lambda: queue_attempt(delivery_id, label, claim.retry, lane, put_off.seconds, rate))
+        return f"its receiver asked us to wait; tried again in {claimed.seconds:.1f} s"
     if isinstance(claimed, Blocked):
         # Either a second message of the same attempt, or the worker that held it was killed. When its claim has run
         # out the ledger knows which.
-        _hold(lambda: queue_attempt(delivery_id, delivery_id, claim.retry, countdown=settings.claim_s))
+        lane, rate = _headers_of(self)
+        _hold(lambda: queue_attempt(delivery_id, delivery_id, claim.retry, lane, settings.claim_s, rate))
         return f"somebody else is at it; looked at again in {settings.claim_s:g} s"
     services.progress.taken_due_at = claimed.due_at or services.progress.taken_due_at
     if made_before is not None:
         store_log(made_before)
         return f"was made before: {summarize(made_before)}"
-    log = services.attempter.attempt(claimed.delivery, webhook, claim)
-    self.request.attempt_log = log
+    log = services.attempter.attempt(claimed.delivery, webhook, claim, is_probe=claimed.is_probe)
+    self.request.attempt_log, self.request.attempt_webhook = log, webhook
+    _tell_lane(claimed.delivery.lane, webhook, log)
     delivery, summary = claimed.delivery, summarize(log)
     is_success = log.details.outcome == Outcome.SUCCESS
     is_given_up = not is_success and log.details.next_at is None
@@ -280,12 +302,13 @@ def send(self: Task, *, delivery_id: str) -> str:
     if is_success:
         return summary
     failure = AttemptFailed(summary)
-    if is_given_up:
+    # A probe has no retry: it is kept again, as it was, and the steward lets one out when it is time.
+    if is_given_up or log.details.probe or log.details.next_at is None:
         raise failure
     try:
         raise self.retry(
             exc=failure,
-            countdown=settings.retry_delay_s,
+            countdown=(log.details.next_at - log.createdAt).total_seconds(),
             max_retries=settings.max_retries,
             throw=False,
             argsrepr=delivery.label,
@@ -297,10 +320,23 @@ def send(self: Task, *, delivery_id: str) -> str:
         raise
 
 
-def _claim(services: Services, claim: Claim) -> tuple[Claimed | Blocked | None, COTWebhook | None]:
+def _tell_lane(lane: str, webhook: COTWebhook | None, log: COTWebhookLog) -> None:
+    """Tell the broker how an attempt went: what the endpoint may have at one time follows from it."""
+    attempt = log.details
+    verdict = judge_endpoint(None if attempt.error_kind else log.status, attempt.error_kind)
+    is_good = None if verdict is Verdict.NEUTRAL else verdict is Verdict.GOOD
+    report(SEND_QUEUE, lane, ms=attempt.total_ms, is_good=is_good, rate=read_rate(webhook))
+
+
+def _claim(services: Services, claim: Claim) -> tuple[Claimed | Blocked | Held | PutOff | None, COTWebhook | None]:
     """Claim the attempt and read its webhook; None when there is no usable one."""
     claimed = services.books.claim(claim)
-    return claimed, services.webhooks.get(claimed.delivery.webhook_id) if isinstance(claimed, Claimed) else None
+    if not isinstance(claimed, Claimed | PutOff):
+        return claimed, None
+    webhook = services.webhooks.get(claimed.delivery.webhook_id)
+    if isinstance(claimed, Claimed) and webhook is not None and webhook.ordered:
+        return services.books.keep_unless_head(claimed) or claimed, webhook
+    return claimed, webhook
 
 
 def _see_to_interrupted(
@@ -327,20 +363,65 @@ def _see_to_interrupted(
     return None
 
 
-def queue_attempt(delivery_id: str, label: str, retry: int, countdown: float | None = None) -> None:
+def queue_attempt(
+    delivery_id: str,
+    label: str,
+    retry: int,
+    lane: str | None,
+    countdown: float | None = None,
+    rate: Sequence[float] | None = None,
+) -> None:
     """Queue an attempt of a delivery.
 
     Args:
         delivery_id: also the id of the message: Flower and `celery inspect` find it by what the receiver knows.
         label: what Flower shows as arguments.
         retry: the attempt's number, from 0.
+        lane: `Delivery.lane`; None when it is not known.
         countdown: seconds to wait; None for none.
+        rate: `read_rate` of its webhook; None for no limit, or when it is not known.
 
     Raises:
         kombu.exceptions.OperationalError: the broker cannot be reached.
     """
-    options = {"argsrepr": label, "retries": retry, "countdown": countdown}
+    given = {LANE_HEADER: lane, RATE_HEADER: None if rate is None else list(rate)}
+    headers = {name: value for name, value in given.items() if value is not None}
+    options = {"argsrepr": label, "retries": retry, "countdown": countdown, "headers": headers}
     send.apply_async(kwargs={"delivery_id": delivery_id}, task_id=delivery_id, **options)  # pyright: ignore[reportFunctionMemberAccess]
+
+
+def queue_released(owed: Overdue, webhook: COTWebhook | None) -> None:
+    """Queue a delivery that was let out.
+
+    Raises:
+        kombu.exceptions.OperationalError: the broker cannot be reached; the sweep finds it.
+    """
+    queue_attempt(owed.delivery_id, owed.label, owed.retry, owed.lane, rate=read_rate(webhook))
+
+
+def queue_next(services: Services, webhook: COTWebhook | None) -> bool:
+    """Let out and queue the head of an ordered webhook's line, if nothing of it is out and its gate is open.
+
+    Returns:
+        Whether one was queued.
+
+    Raises:
+        StoreUnavailable: MongoDB is away.
+        kombu.exceptions.OperationalError: the broker cannot be reached; the sweep finds what was let out.
+    """
+    if webhook is None or not services.gates.get(webhook.id).is_open:
+        return False
+    head = services.kept.release_next(webhook.id, services.ledger.now())
+    if head is not None:
+        queue_released(head, webhook)
+    return head is not None
+
+
+def _headers_of(task: Task) -> tuple[str | None, Sequence[float] | None]:
+    """Return the lane and the rate of a task's message, for another one like it."""
+    headers = task.request.headers or {}
+    lane, rate = headers.get(LANE_HEADER), headers.get(RATE_HEADER)
+    return lane if isinstance(lane, str) else None, rate if isinstance(rate, list) else None
 
 
 @app.task(base=DurableTask, name="webhooks.write_log")

@@ -6,7 +6,8 @@ collection as well, so a document may be anything: one that breaks the contract 
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from threading import Lock
 from typing import Any
 
@@ -26,6 +27,15 @@ logger = logging.getLogger(__name__)
 CACHE_S = 2.0
 #: Entries that a worker remembers; past that all are forgotten, as they cost one read each.
 _CACHE_SIZE = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Deactivated:
+    """A webhook that we have deactivated, and that nobody was told of."""
+
+    webhook_id: ObjectId
+    notice_id: ObjectId
+    reason: str
 
 
 def read_stored(document: Document) -> COTWebhook:
@@ -58,6 +68,9 @@ class WebhookStore:
         """Make the indexes, or find them made."""
         with store_errors():
             self._collection.create_index([("company", 1), ("isActive", 1)], name="company_active")
+            self._collection.create_index(
+                [("deactivated.told", 1)], name="deactivated", partialFilterExpression={"deactivated.told": False}
+            )
             try:
                 self._collection.create_index(
                     [("company", 1), ("code", 1)],
@@ -90,6 +103,24 @@ class WebhookStore:
         webhook = self._parse(document) if document is not None else None
         self._remember(self._by_id, webhook_id, webhook)
         return webhook
+
+    def get_many(self, webhook_ids: Collection[ObjectId]) -> dict[ObjectId, COTWebhook | None]:
+        """Return webhooks as `get` does, with one question for all that are not remembered."""
+        found: dict[ObjectId, COTWebhook | None] = {}
+        present = self._clock()
+        for webhook_id in webhook_ids:
+            cached = self._by_id.get(webhook_id)
+            if cached is not None and cached[0] > present:
+                found[webhook_id] = cached[1]
+        missing = [webhook_id for webhook_id in webhook_ids if webhook_id not in found]
+        if missing:
+            with store_errors():
+                documents = {one["_id"]: one for one in self._collection.find({"_id": {"$in": missing}})}
+            for webhook_id in missing:
+                document = documents.get(webhook_id)
+                found[webhook_id] = None if document is None else self._parse(document)
+                self._remember(self._by_id, webhook_id, found[webhook_id])
+        return found
 
     def _remember(self, cache: dict[ObjectId, Any], key: ObjectId, value: object) -> None:
         with self._lock:
@@ -174,3 +205,55 @@ class WebhookStore:
             update.setdefault(operator, {})[field] = value
         with store_errors():
             self._collection.update_one({"_id": webhook.id}, update)
+
+    def deactivate(self, webhook_id: ObjectId, reason: str) -> bool:
+        """Retire a webhook whose receiver wants nothing more, with the reason on it.
+
+        Told to operators is what `list_deactivated` returns: it stands in the same document, so neither is without the
+        other.
+
+        Returns:
+            Whether it was active until now.
+        """
+        deactivated = {"at": "$$NOW", "reason": {"$literal": reason}, "notice_id": ObjectId(), "told": False}
+        with store_errors():
+            done = self._collection.update_one(
+                {"_id": webhook_id, "isActive": True},
+                # In two steps: what is there may be no object.
+                [{"$unset": "deactivated"}, {"$set": {"isActive": False, "deactivated": deactivated}}],
+            )
+        self._by_id.pop(webhook_id, None)
+        return done.matched_count == 1
+
+    def activate(self, webhook_id: ObjectId) -> bool:
+        """Make a webhook active again, and forget why it was not.
+
+        Returns:
+            Whether there is such a webhook.
+        """
+        with store_errors():
+            done = self._collection.update_one(
+                {"_id": webhook_id}, {"$set": {"isActive": True}, "$unset": {"deactivated": ""}}
+            )
+        self._by_id.pop(webhook_id, None)
+        return done.matched_count == 1
+
+    def list_deactivated(self, limit: int) -> list[Deactivated]:
+        """Return webhooks that `deactivate` retired and that nobody was told of."""
+        with store_errors():
+            documents = list(self._collection.find({"deactivated.told": False}, {"deactivated": 1}).limit(limit))
+        found = []
+        for document in documents:
+            webhook_id, value = document["_id"], document.get("deactivated")
+            notice_id, reason = (
+                (value.get("notice_id"), value.get("reason")) if isinstance(value, dict) else (None, None)
+            )
+            if isinstance(webhook_id, ObjectId) and isinstance(notice_id, ObjectId) and isinstance(reason, str):
+                found.append(Deactivated(webhook_id, notice_id, reason))
+        return found
+
+    def note_deactivation_told(self, deactivated: Deactivated) -> None:
+        """Note that the notice of it is written."""
+        query = {"_id": deactivated.webhook_id, "deactivated.notice_id": deactivated.notice_id}
+        with store_errors():
+            self._collection.update_one(query, {"$set": {"deactivated.told": True}})

@@ -112,7 +112,7 @@ def fill(count: int) -> None:
 
 def _message_maker(client: "redis.Redis") -> Any:
     """Return a function from a delivery's id to its message: a copy of one that Celery made, as that takes its time."""
-    queue_attempt("DELIVERY", "waits", retry=0)
+    queue_attempt("DELIVERY", "waits", 0, None)
     made: Any = client.rpop(_QUEUE)
     frame = json.loads(made)
     arguments = base64.b64decode(frame["body"]).decode()

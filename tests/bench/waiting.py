@@ -47,7 +47,7 @@ def fill(count: int) -> None:
         ]
         services.ledger.add(made, now())
         for delivery in made:
-            queue_attempt(delivery.delivery_id, delivery.label, retry=1, countdown=_RETRY_IN_S)
+            queue_attempt(delivery.delivery_id, delivery.label, 1, delivery.lane, _RETRY_IN_S)
         print(f"\r{start + len(made):,} wait", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
 

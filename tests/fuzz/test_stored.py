@@ -303,7 +303,7 @@ RUINED_DELIVERIES: dict[str, dict[str, Any]] = {
 
 def make_delivery(number: int) -> Delivery:
     body = parse_event(make_event(), 100_000).to_json()
-    ids = {"webhook_id": ObjectId(WEBHOOK_ID), "company": ObjectId(COMPANY)}
+    ids: Any = {"webhook_id": ObjectId(WEBHOOK_ID), "company": ObjectId(COMPANY)}
     return Delivery(delivery_id=f"msg_{number}", event_id=f"e{number}", label="COTNote edit → x", body=body, **ids)
 
 

@@ -10,9 +10,12 @@ from pymongo.database import Database
 
 from tests.logs import make_attempt, make_log
 from webhooks.books import Books
-from webhooks.ledger import Blocked, Claim, Claimed, Delivery, Ledger, Overdue
+from webhooks.gates import GateStore
+from webhooks.kept import KeptDeliveries
+from webhooks.ledger import Blocked, Claim, Claimed, Delivery, Ledger
 from webhooks.logstore import LogStore
 from webhooks.models import now
+from webhooks.webhookstore import WebhookStore
 
 Documents = Database[dict[str, Any]]
 CLAIM_S = 1.0
@@ -25,6 +28,11 @@ def ledger(database: Documents) -> Ledger:
     made = Ledger(database, CLAIM_S, TIMEOUT_S)
     made.ensure_indexes()
     return made
+
+
+def make_books(database: Documents, ledger: Ledger) -> Books:
+    gates, webhooks = GateStore(database), WebhookStore(database)
+    return Books(ledger, KeptDeliveries(database, ledger), LogStore(database), gates, webhooks)
 
 
 def delivery(number: int, event_id: str = "e") -> Delivery:
@@ -142,7 +150,7 @@ def test_delivery_that_was_set_aside_begins_anew(ledger: Ledger):
 def test_log_of_an_interrupted_attempt_settles_nothing_and_gives_way_to_the_real_one(
     ledger: Ledger, database: Documents
 ):
-    books = Books(ledger, LogStore(database))
+    books = make_books(database, ledger)
     books.accept([delivery(1)])
     real = failed(1, 0)
     attempt = make_attempt(delivery_id="msg_1", event_id="e", error_kind="interrupted", next_at=now())
@@ -190,9 +198,12 @@ def test_overdue_are_found_oldest_first_and_postponed(ledger: Ledger):
     for number, age_s in [(1, 10), (2, 30), (3, 20), (4, 0)]:
         ledger.add([delivery(number, f"e{number}")], at - timedelta(seconds=age_s))
     before = at - timedelta(seconds=5)
-    assert ledger.find_overdue(before, 2) == [Overdue("msg_2", "label 2", 0), Overdue("msg_3", "label 3", 0)]
+    second, third = ledger.find_overdue(before, 2)
+    assert (second.delivery_id, second.label, second.retry) == ("msg_2", "label 2", 0)
+    assert second.lane == f"{COMPANY}/{second.webhook_id}"
+    assert third.delivery_id == "msg_3"
     ledger.postpone(["msg_2", "msg_3"], at)
-    assert ledger.find_overdue(before, 2) == [Overdue("msg_1", "label 1", 0)]
+    assert [one.delivery_id for one in ledger.find_overdue(before, 2)] == ["msg_1"]
     ledger.set_aside("msg_1")
     assert ledger.find_overdue(before, 2) == []
     claimed = claim_one(ledger, 1)
@@ -232,7 +243,7 @@ def test_retry_is_due_by_the_servers_clock_whatever_the_workers_says(ledger: Led
 
 
 def test_books_write_log_and_ledger(ledger: Ledger, database: Documents):
-    books = Books(ledger, LogStore(database))
+    books = make_books(database, ledger)
     assert len(books.accept([delivery(1), delivery(2)])) == 2
     assert isinstance(books.claim(Claim("msg_1", 0, ObjectId())), Claimed)
     books.record(failed(1, 0))
@@ -241,7 +252,7 @@ def test_books_write_log_and_ledger(ledger: Ledger, database: Documents):
 
 
 def test_event_handled_again_brings_back_nothing_that_has_ended(ledger: Ledger, database: Documents):
-    books = Books(ledger, LogStore(database))
+    books = make_books(database, ledger)
     both = [delivery(1), delivery(2)]
     books.accept(both)
     books.record(failed(1, 3, is_last=True))
@@ -252,7 +263,7 @@ def test_event_handled_again_brings_back_nothing_that_has_ended(ledger: Ledger, 
 
 def test_log_that_mongodb_cannot_hold_is_its_callers_error_and_the_ledger_goes_on(ledger: Ledger, database: Documents):
     database.create_collection("webhooklogs", validator={"status": {"$ne": 599}})
-    books = Books(ledger, LogStore(database))
+    books = make_books(database, ledger)
     books.accept([delivery(1)])
     attempt = make_attempt(delivery_id="msg_1", event_id="e", next_at=None)
     with pytest.raises(Exception, match="error 121"):

@@ -50,6 +50,12 @@ class AttemptDetails(BaseModel):
     response_cut: bool = False
     #: Which worker made the attempt: Celery's node name.
     worker: str | None = None
+    #: Seconds that the receiver asked us to wait, as far as the settings let it; None: it did not.
+    retry_after_s: float | None = None
+    #: True when it was made to try a paused endpoint: it uses up no retry.
+    probe: bool = False
+    #: True when the retries are used up and the delivery waits for an operator, as its webhook wants it.
+    kept: bool = False
 
 
 class COTWebhookLog(WireModel):
