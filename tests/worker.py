@@ -29,6 +29,11 @@ def wait_until(look: Callable[[], T], what: str, timeout_s: float = TIMEOUT_S) -
         time.sleep(0.05)
 
 
+def environment() -> dict[str, str]:
+    """Return our own environment without settings: a developer's must not change what is measured."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("WEBHOOKS_")}
+
+
 class Worker:
     """One worker with settings of its own; its output goes to a file."""
 

@@ -5,10 +5,8 @@ Owns the processes and what is read from them. Knows nothing of the single fault
 """
 
 import json
-import os
 import shutil
 import signal
-import socket
 import struct
 import subprocess
 import sys
@@ -26,8 +24,9 @@ from pymongo.errors import PyMongoError
 
 from tests.faults.judge import Evidence, Key, Logged, Receipts
 from tests.faults.producer import event_id, number_of
+from tests.quick_http import command
 from tests.servers import Server, Servers
-from tests.worker import Worker, wait_until
+from tests.worker import Worker, environment, wait_until
 from webhooks import embedded
 from webhooks.config import Settings
 from webhooks.delivery import make_delivery_id
@@ -100,7 +99,7 @@ class Stage:
                     "WEBHOOKS_TEST_CLOCK": str(clock),
                 }
             worker = Worker(folder, {**self.settings, **extra}, f"worker{number}")
-            worker.env = {**_environment(), **self.settings, **extra}
+            worker.env = {**environment(), **self.settings, **extra}
             self.workers.append(worker)
         self.mongo: pymongo.MongoClient[dict[str, Any]] = pymongo.MongoClient(
             self.servers.mongod.url, tz_aware=True, serverSelectionTimeoutMS=3_000, socketTimeoutMS=20_000
@@ -162,9 +161,9 @@ class Stage:
             wait_until(lambda w=worker: f"{w.name} ready" in w.log(), f"ready: {worker.log_path}", 120)
 
     def _run(self, arguments: list[str], name: str, stdout: int | None = None) -> "subprocess.Popen[bytes]":
-        environment = {**_environment(), **self.settings, "PYTHONPATH": str(_ROOT)}
+        env = {**environment(), **self.settings, "PYTHONPATH": str(_ROOT)}
         with (self.folder / f"{name}.log").open("ab") as log:
-            return spawn([sys.executable, "-m", *arguments], env=environment, cwd=_ROOT, stdout=stdout or log)
+            return spawn([sys.executable, "-m", *arguments], env=env, cwd=_ROOT, stdout=stdout or log)
 
     # ── The load ────────────────────────────────────────────────────────────────────────────────────────────────────
     def start_load(self, events_per_s: float) -> None:
@@ -202,10 +201,7 @@ class Stage:
         }
 
     def _ask_receiver(self, mode: str | None) -> Any:
-        with socket.create_connection(("127.0.0.1", self._control_port), timeout=60) as link:
-            link.sendall(json.dumps({"mode": mode}).encode() + b"\n")
-            with link.makefile() as lines:
-                return json.loads(lines.readline())
+        return command(self._control_port, {"mode": mode})
 
     # ── Time ────────────────────────────────────────────────────────────────────────────────────────────────────────
     def run_for(self, seconds: float) -> None:
@@ -431,8 +427,3 @@ class Stage:
 #: What a worker's log says at each start: written by the harness.
 _STARTED = "──── started again"
 _OWED = {"due_at": {"$ne": None}}
-
-
-def _environment() -> dict[str, str]:
-    """Return our own environment without settings: a developer's must not change the rows."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("WEBHOOKS_")}

@@ -30,11 +30,11 @@ def number_of(an_event_id: str) -> int:
     return int(an_event_id.removeprefix("event-"))
 
 
-def make_event(number: int, company: str) -> dict[str, Any]:
+def make_event(number: int, company: str, kind: str = "COTTask") -> dict[str, Any]:
     """Return an event of some 700 bytes that has a number."""
     return {
         "company": company,
-        "type": "COTTask",
+        "type": kind,
         "extraData": None,
         "createdAt": "2022-05-05T19:54:29.924Z",
         "data": {"number": number, "name": "Equipment", "followers": ["6261612d9fa3b40007c2ecc1"] * 20},

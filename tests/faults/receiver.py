@@ -21,8 +21,9 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.quick_http import RequestProtocol, port_of, serve_commands
+
 _NUMBER = re.compile(rb'"number":(\d+)')
-_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _ID = re.compile(rb"\r\nwebhook-id: *(\S+)", re.IGNORECASE)
 
 #: Seconds until a request is answered: as long as a quick receiver takes somewhere on the net, so that at every
@@ -109,35 +110,27 @@ class Receiver:
         if is_ok:
             counted.first_ok_at = counted.first_ok_at or time.time()
 
-    async def obey(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def obey(self, order: Any) -> Any:
         """Carry out the command of one connection to the second port."""
-        command = json.loads(await reader.readline())
-        answer: Any = "done"
-        if command["mode"] is None:
-            answer = [
-                [number, path, c.ok, c.failed, c.first_ok_at, sorted(c.ids)]
-                for (number, path), c in self.counted.items()
-            ]
-        else:
-            await self.switch(command["mode"])
-        writer.write(json.dumps(answer).encode() + b"\n")
-        await writer.drain()
-        writer.close()
+        if order["mode"] is not None:
+            await self.switch(order["mode"])
+            return "done"
+        return [
+            [number, path, c.ok, c.failed, c.first_ok_at, sorted(c.ids)] for (number, path), c in self.counted.items()
+        ]
 
 
-class _Connection(asyncio.Protocol):
+class _Connection(RequestProtocol):
     """One kept-alive connection."""
 
     def __init__(self, receiver: Receiver) -> None:
+        super().__init__()
         self._receiver = receiver
-        self._buffer = b""
-        self._transport: asyncio.Transport | None = None
         self._number = receiver.accepted
         receiver.accepted += 1
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        super().connection_made(transport)
         self._receiver.connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -145,29 +138,18 @@ class _Connection(asyncio.Protocol):
 
     def reset(self) -> None:
         """Close so that the peer gets a RST: linger on, no seconds."""
-        if self._transport is not None:
-            sock = self._transport.get_extra_info("socket")
+        if self.transport is not None:
+            sock = self.transport.get_extra_info("socket")
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self._transport.abort()
+            self.transport.abort()
 
-    def data_received(self, data: bytes) -> None:
-        self._buffer += data
-        while self._transport is not None and not self._transport.is_closing():
-            head, separator, rest = self._buffer.partition(b"\r\n\r\n")
-            length = _LENGTH.search(head)
-            size = int(length[1]) if length else 0
-            if not separator or len(rest) < size:
-                return
-            body, self._buffer = rest[:size], rest[size:]
-            self._answer(head, body)
-
-    def _answer(self, head: bytes, body: bytes) -> None:
-        assert self._transport is not None
+    def answer(self, head: bytes, body: bytes) -> None:
+        assert self.transport is not None
         is_resetting = self._receiver.mode == "reset_half"
         path = head.split(b" ", 2)[1].decode()
         number, webhook_id = _NUMBER.search(body), _ID.search(head)
         if number is None or webhook_id is None:
-            self._transport.write(b"HTTP/1.1 400 No\r\nContent-Length: 0\r\n\r\n")
+            self.transport.write(b"HTTP/1.1 400 No\r\nContent-Length: 0\r\n\r\n")
             return
         is_doomed = is_resetting and self._number % 2 == 0
         key = (int(number[1]), path)
@@ -175,24 +157,23 @@ class _Connection(asyncio.Protocol):
         asyncio.get_running_loop().call_later(ANSWER_AFTER_S, self._reply, key, status, is_resetting)
 
     def _reply(self, key: tuple[int, str], status: int | None, is_resetting: bool) -> None:
-        is_gone = self._transport is None or self._transport.is_closing()
-        self._receiver.end(key, is_ok=status == 200 and not is_gone)
-        if self._transport is None or is_gone:
+        self._receiver.end(key, is_ok=status == 200 and self.is_open)
+        if self.transport is None or not self.is_open:
             return
         if status is None:
             self.reset()
             return
         close = b"Connection: close\r\n" if is_resetting else b""  # so that the lucky half does not serve all
-        self._transport.write(b"HTTP/1.1 %d Said\r\n%sContent-Length: 2\r\n\r\nok" % (status, close))
+        self.transport.write(b"HTTP/1.1 %d Said\r\n%sContent-Length: 2\r\n\r\nok" % (status, close))
         if close:
-            self._transport.close()
+            self.transport.close()
 
 
 async def _main() -> None:
     receiver = Receiver()
     await receiver.switch("ok")
-    control = await asyncio.start_server(receiver.obey, "127.0.0.1", 0)
-    print(json.dumps([receiver.port, control.sockets[0].getsockname()[1]]), flush=True)
+    control = await serve_commands(receiver.obey)
+    print(json.dumps([receiver.port, port_of(control)]), flush=True)
     await control.serve_forever()
 
 
