@@ -1,0 +1,1 @@
+"""Nobody notices a neighbour: real workers under load that is unfair, and figures of how the others fare."""
