@@ -1,8 +1,8 @@
 """A receiver of many endpoints, each of which behaves as it is told, and which notes every request with its times.
 
-A process of its own: ``python -m tests.fairness.receiver``. It prints its two ports as a line of JSON, then serves until
-it is killed. Requests come to the first port; an endpoint is a path. The second one takes a command per connection, a
-line of JSON, and answers with one:
+A process of its own: ``python -m tests.fairness.receiver``. It prints its two ports as a line of JSON, then serves
+until it is killed. Requests come to the first port; an endpoint is a path. The second one takes a command per
+connection, a line of JSON, and answers with one:
 
 ``{"do": "set", "paths": {PATH: BEHAVIOUR}}``  these endpoints behave so from now on: see `Behaviour`, as a JSON object
 ``{"do": "counts"}``   ``{PATH: COUNTS}``: see `Counts`, as a JSON object. Cheap

@@ -29,8 +29,8 @@ class Size:
     #: Until figures count, and while they do.
     hanging_warm_s: float
     hanging_s: float
-    #: Events per second that are more than one worker can do.
-    overload_per_s: float
+    #: A backlog has so many events for each second of a run: more than one worker can do.
+    backlog_per_s: float
 
     # ── loud-company ──
     loud_events: int
@@ -73,7 +73,7 @@ FULL = Size(
     # Twice the time-out: the first attempts have run into it, and what was learnt of that has had time to tell.
     hanging_warm_s=35,
     hanging_s=30,
-    overload_per_s=600,
+    backlog_per_s=400,
     loud_events=100_000,
     loud_s=60,
     quiet_every_s=0.2,
@@ -95,7 +95,7 @@ CI = replace(
     mongodb_timeout_s=3,
     hanging=(5,),
     hanging_warm_s=4,
-    hanging_s=4,
+    hanging_s=3,
     loud_events=3_000,
     loud_s=5,
     rate_s=5,

@@ -1,7 +1,7 @@
 """The stage of a scenario: servers, receiver, workers and producers of its own.
 
-Owns the processes and what is read from them. Knows nothing of the scenarios (`scenarios`), nor what is right (`judge`).
-A stage belongs to the thread that makes it: Linux ends its processes with that thread.
+Owns the processes and what is read from them. Knows nothing of the `scenarios`, nor what is right (`judge`). A
+stage belongs to the thread that makes it: Linux ends its processes with that thread.
 """
 
 import json
@@ -66,7 +66,7 @@ class Hook:
             "url": f"http://127.0.0.1:{port}{self.path}",
             "name": self.path,
             "description": "",
-            "code": self.path.strip("/").replace("/", "_").replace("-", "_"),
+            "code": self.path.strip("/").replace("/", "_").lower(),
             "context": {},
             "__v": 0,
             **self.fields,

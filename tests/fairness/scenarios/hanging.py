@@ -1,7 +1,7 @@
 """Endpoints of which some hang: what the others notice of it.
 
-One worker process. Each run begins with nothing: none of the endpoints hang, then one, then more, under more load than
-the worker can do, and under 70 % of what it could do when none hung.
+One worker process. Each run begins with nothing: none of the endpoints hang, then one, then more. First with a backlog
+for all of them that outlasts the run, then under 70 % of the load that the worker could do when none hung.
 """
 
 import time
@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.fairness.judge import Arrival, most_in_flight, percentile, rate_of, waits_of
 from tests.fairness.producer import Plan
 from tests.fairness.receiver import Behaviour
-from tests.fairness.rows import Row, at_least, at_most, known
+from tests.fairness.rows import Row, at_least, at_most, known, must
 from tests.fairness.sizes import Size, Tell
 from tests.fairness.stage import Hook, Stage
 
@@ -23,7 +23,7 @@ _HANGS = Behaviour("hang")
 #: Share of what the worker can do that it is offered.
 _LOAD = 0.7
 #: For the last events of the window to arrive.
-_GRACE_S = 3.0
+_GRACE_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,8 @@ class Run:
     in_flight: int
     #: Arrivals per second in all.
     per_s: float
+    #: Events for the healthy that had not arrived in the end.
+    left: int
 
 
 def run(folder: Path, size: Size, tell: Tell) -> list[Row]:
@@ -45,10 +47,13 @@ def run(folder: Path, size: Size, tell: Tell) -> list[Row]:
     settings = {"total_timeout_s": size.total_timeout_s, "mongodb_timeout_s": size.mongodb_timeout_s}
     rows: list[Row] = []
     with Stage(folder, settings) as stage:
-        saturated = {hanging: _run(stage, size, hanging, size.overload_per_s, tell) for hanging in (0, *size.hanging)}
+        saturated = {hanging: _run(stage, size, hanging, None, tell) for hanging in (0, *size.hanging)}
         load_per_s = _LOAD * saturated[0].per_s
         loaded = {hanging: _run(stage, size, hanging, load_per_s, tell) for hanging in (0, *size.hanging)}
     rows.append(known(NAME, "deliveries/s of one worker, none hangs", saturated[0].per_s))
+    # Otherwise it was no backlog, and nothing is shown.
+    left = min(run.left for run in saturated.values())
+    rows.append(must(NAME, "backlog left at the end of each run", left, left > 0))
     for hanging in size.hanging:
         of = f"{hanging} of {size.endpoints} hang"
         before, after = loaded[0], loaded[hanging]
@@ -57,14 +62,23 @@ def run(folder: Path, size: Size, tell: Tell) -> list[Row]:
                      without=before.healthy_per_s),
             at_most(NAME, f"{of}, 70 % load: healthy p99, s", after.p99_s, 2, noisy=20, without=before.p99_s),
             known(NAME, f"{of}, 70 % load: most in flight at one", after.in_flight),
-            at_least(NAME, f"{of}, overload: healthy/s", saturated[hanging].healthy_per_s, 0.9, noisy=0.5,
+            at_least(NAME, f"{of}, backlog: healthy/s", saturated[hanging].healthy_per_s, 0.9, noisy=0.5,
                      without=saturated[0].healthy_per_s),
-            known(NAME, f"{of}, overload: most in flight at one", saturated[hanging].in_flight),
+            known(NAME, f"{of}, backlog: most in flight at one", saturated[hanging].in_flight),
         ]  # fmt: skip
     return rows
 
 
-def _run(stage: Stage, size: Size, hanging: int, per_s: float, tell: Tell) -> Run:
+def _run(stage: Stage, size: Size, hanging: int, per_s: float | None, tell: Tell) -> Run:
+    """Run once.
+
+    Args:
+        stage: which is emptied first.
+        size: how much of everything.
+        hanging: how many hang.
+        per_s: events per second on offer; None for a backlog.
+        tell: gets a line.
+    """
     stage.reset()
     hooks = [Hook(f"/endpoint/{number}") for number in range(size.endpoints)]
     stage.add(hooks)
@@ -74,20 +88,29 @@ def _run(stage: Stage, size: Size, hanging: int, per_s: float, tell: Tell) -> Ru
     stage.behave(_HEALTHY, *(hook.path for hook in hooks))
     if hang:
         stage.behave(_HANGS, *hang)
+    streams = tuple(hook.stream() for hook in hooks)
+    sent: dict[int, float] = {}
+    producer = None
+    if per_s is None:
+        sent, _ = stage.queue(streams, round(size.backlog_per_s * (size.hanging_warm_s + size.hanging_s)))
     stage.start_workers(1)
-    producer = stage.start_producer(Plan(tuple(hook.stream() for hook in hooks), per_s))
+    if per_s is not None:
+        producer = stage.start_producer(Plan(streams, per_s))
     if not stage.run_until(lambda: sum(counts["came"] for counts in stage.counts().values()) > 0, 30):
         raise AssertionError(f"nothing arrived; see {stage.folder}")
     stage.run_for(size.hanging_warm_s)
     since = time.monotonic()
     stage.run_for(size.hanging_s)
     until = time.monotonic()
-    stage.run_for(_GRACE_S)
-    sent = producer.stop()
+    if producer is not None:
+        stage.run_for(_GRACE_S)
+        sent = producer.stop()
     found = _judge(stage.arrivals(), sent, hooks, healthy=healthy, hang=hang, since=since, until=until)
+    load = "a backlog" if per_s is None else f"{per_s:.0f} events/s"
+    p99 = "" if per_s is None else f", p99 {found.p99_s:.3f} s"
     tell(
-        f"{NAME}: {hanging} hang, {per_s:.0f} events/s: {found.per_s:.0f}/s arrived, {found.healthy_per_s:.0f}/s at the "
-        f"healthy, p99 {found.p99_s:.3f} s, at most {found.in_flight} in flight at one that hangs"
+        f"{NAME}: {hanging} hang, {load}: {found.per_s:.0f}/s arrived, {found.healthy_per_s:.0f}/s at the healthy{p99}"
+        f", at most {found.in_flight} in flight at one that hangs"
     )
     return found
 
@@ -111,4 +134,5 @@ def _judge(
             (most_in_flight((a for a in arrivals if a.path == path), since, until) for path in hang), default=0
         ),
         per_s=rate_of(arrivals, since, until),
+        left=len(of_healthy.keys() - {arrival.number for arrival in at_healthy}),
     )

@@ -1,7 +1,7 @@
 """An endpoint that is down for long: its webhook is paused, and drains at a growing rate when the endpoint is back.
 
-One worker. The endpoint is down under load until its webhook is paused; then many more events come for it. It comes back
-as receivers do that have been down: it bears only so many requests a second as it is used to, and three times that.
+One worker. The endpoint is down under load until its webhook is paused; then many more events come for it. It comes
+back as receivers do that have been down: it bears only so many requests a second as it is used to, and some more.
 """
 
 import time

@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 
 from tests.fairness.judge import Arrival, busiest_second, rate_of
+from tests.fairness.producer import Plan
 from tests.fairness.receiver import Behaviour
 from tests.fairness.rows import Row, known
 from tests.fairness.sizes import Size, Tell
@@ -16,6 +17,9 @@ _LIMITS = ((20, 1), (100, 10))
 _WORKERS = (1, 4)
 _WITHIN = 0.05
 _NOISY_WITHIN = 0.25
+#: What is offered, of the limit: more, so that it is always reached, and not so much that the workers have to fan out
+#: more than they can.
+_OFFERED = 1.25
 #: Until the burst is over and all workers are at it.
 _WARM_S = 3.0
 
@@ -41,15 +45,19 @@ def _run(stage: Stage, size: Size, tell: Tell, workers: int) -> list[Row]:
     ]
     stage.add(hooks)
     stage.behave(Behaviour(delay_s=0.01), *(hook.path for hook in hooks))
-    # More than enough for each of them all the time.
-    needed = (_WARM_S + size.rate_s + 2) * max(limit for limit, _ in _LIMITS)
-    stage.queue([hook.stream() for hook in hooks], round(2 * needed))
+    # Streams take turns: one with five times the limit has five of them.
+    slowest = min(limit for limit, _ in _LIMITS)
+    streams = tuple(
+        hook.stream() for hook, (limit, _) in zip(hooks, _LIMITS, strict=True) for _ in range(limit // slowest)
+    )
     stage.start_workers(workers)
+    producer = stage.start_producer(Plan(streams, _OFFERED * slowest * len(streams)))
     came = stage.run_until(lambda: all(stage.count(hook.path) for hook in hooks), 60)
     stage.run_for(_WARM_S)
     since = time.monotonic()
     stage.run_for(size.rate_s)
     arrivals = stage.arrivals()
+    producer.stop()
     rows: list[Row] = []
     for hook, (limit, burst) in zip(hooks, _LIMITS, strict=True):
         mine = [arrival for arrival in arrivals if arrival.path == hook.path]

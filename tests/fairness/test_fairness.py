@@ -1,0 +1,33 @@
+"""Every scenario at the size that fits CI. Figures are reported; a busy machine fails only by the coarse bars."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.fairness.conftest import ROWS
+from tests.fairness.scenarios import SCENARIOS
+from tests.fairness.sizes import CI, Scenario
+from webhooks import embedded
+from webhooks.errors import ServerMissing
+
+# Each takes up to a minute on two cores.
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _servers():
+    try:
+        embedded.find_valkey()
+        embedded.find_mongod()
+    except ServerMissing as missing:
+        if os.environ.get("CI"):
+            pytest.fail(str(missing))
+        pytest.skip(str(missing))
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
+def test_scenario(scenario: Scenario, tmp_path: Path, pytestconfig: pytest.Config):
+    rows = scenario.run(tmp_path / scenario.name, CI, print)
+    pytestconfig.stash.setdefault(ROWS, []).extend(rows)
+    assert [(row.what, row.found, row.bar) for row in rows if CI.has_failed(row)] == []
