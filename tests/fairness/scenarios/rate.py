@@ -1,9 +1,15 @@
-"""A rate limit holds for all workers together: attempts per second at the receiver, with one worker and with four."""
+"""A rate limit holds for all workers together: attempts per second at the receiver, with one worker and with four.
+
+One webhook at a time, so that a small machine can reach its limit. At full size the highest is run without a limit,
+too: where fewer come then, it is not the limit that was measured.
+"""
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from tests.fairness.judge import Arrival, busiest_second, rate_of
+from tests.fairness.judge import busiest_second, rate_of
 from tests.fairness.producer import Plan
 from tests.fairness.receiver import Behaviour
 from tests.fairness.rows import Row, known
@@ -16,12 +22,23 @@ NAME = "rate-limit"
 _LIMITS = ((20, 1), (100, 10))
 _WORKERS = (1, 4)
 _WITHIN = 0.05
-_NOISY_WITHIN = 0.25
-#: What is offered, of the limit: more, so that it is always reached, and not so much that the workers have to fan out
-#: more than they can.
+#: On a busy machine fewer may come, of the limit. A few more come only after a hiccup, and never all that is on offer.
+_NOISY_LEAST, _NOISY_MOST = 0.6, 1.1
+#: What is offered, of the limit: more, so that it is always reached, and not so much that the worker has more to fan
+#: out than it can.
 _OFFERED = 1.25
 #: Until the burst is over and all workers are at it.
-_WARM_S = 3.0
+_WARM_S = 2.5
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What was seen."""
+
+    #: Attempts per second.
+    per_s: float
+    #: Attempts in any one second, at most.
+    busiest: int
 
 
 def run(folder: Path, size: Size, tell: Tell) -> list[Row]:
@@ -33,45 +50,46 @@ def run(folder: Path, size: Size, tell: Tell) -> list[Row]:
     }
     rows: list[Row] = []
     with Stage(folder, settings) as stage:
+        limit, _ = _LIMITS[-1]
+        if not size.is_noisy:
+            found = _run(stage, size, 1, limit, {})
+            rows.append(known(NAME, f"no limit, {_OFFERED * limit:.0f}/s on offer, 1 worker: attempts/s", found.per_s))
         for workers in _WORKERS:
-            rows += _run(stage, size, tell, workers)
+            for limit, burst in _LIMITS:
+                found = _run(stage, size, workers, limit, {"rate_limit": float(limit), "rate_burst": burst})
+                about = f"{limit}/s, burst {burst}, {workers} worker{'s' if workers > 1 else ''}"
+                tell(f"{NAME}: {about}: {found.per_s:.2f}/s")
+                ratio = found.per_s / limit
+                rows += [
+                    Row(NAME, f"{about}: attempts/s", found.per_s, limit, ratio, f"within {_WITHIN:.0%}",
+                        abs(ratio - 1) <= _WITHIN, _NOISY_LEAST <= ratio <= _NOISY_MOST),
+                    known(NAME, f"{about}: most in any one second", found.busiest),
+                ]  # fmt: skip
     return rows
 
 
-def _run(stage: Stage, size: Size, tell: Tell, workers: int) -> list[Row]:
+def _run(stage: Stage, size: Size, workers: int, limit: int, fields: dict[str, Any]) -> Run:
+    """Run once, with a stage that is emptied first.
+
+    Args:
+        stage: which.
+        size: how much of everything.
+        workers: how many.
+        limit: attempts per second; more events than that are on offer.
+        fields: of the webhook.
+    """
     stage.reset()
-    hooks = [
-        Hook(f"/limit/{limit}", fields={"rate_limit": float(limit), "rate_burst": burst}) for limit, burst in _LIMITS
-    ]
-    stage.add(hooks)
-    stage.behave(Behaviour(delay_s=0.01), *(hook.path for hook in hooks))
-    # Streams take turns: one with five times the limit has five of them.
-    slowest = min(limit for limit, _ in _LIMITS)
-    streams = tuple(
-        hook.stream() for hook, (limit, _) in zip(hooks, _LIMITS, strict=True) for _ in range(limit // slowest)
-    )
+    hook = Hook("/endpoint", fields=fields)
+    stage.add([hook])
+    stage.behave(Behaviour(delay_s=0.01), hook.path)
     stage.start_workers(workers)
-    producer = stage.start_producer(Plan(streams, _OFFERED * slowest * len(streams)))
-    came = stage.run_until(lambda: all(stage.count(hook.path) for hook in hooks), 60)
+    producer = stage.start_producer(Plan((hook.stream(),), _OFFERED * limit))
+    if not stage.run_until(lambda: stage.count(hook.path) > 0, 30):
+        raise AssertionError(f"nothing arrived; see {stage.folder}")
     stage.run_for(_WARM_S)
     since = time.monotonic()
     stage.run_for(size.rate_s)
+    until = time.monotonic()
     arrivals = stage.arrivals()
     producer.stop()
-    rows: list[Row] = []
-    for hook, (limit, burst) in zip(hooks, _LIMITS, strict=True):
-        mine = [arrival for arrival in arrivals if arrival.path == hook.path]
-        about = f"{limit}/s, burst {burst}, {workers} worker{'s' if workers > 1 else ''}"
-        rows += _judge(about, mine, limit, since, since + size.rate_s)
-        tell(f"{NAME}: {about}: {rows[-2].found:.2f}/s" if came else f"{NAME}: {about}: nothing came")
-    return rows
-
-
-def _judge(about: str, arrivals: list[Arrival], limit: int, since: float, until: float) -> list[Row]:
-    found = rate_of(arrivals, since, until)
-    off = abs(found / limit - 1)
-    return [
-        Row(NAME, f"{about}: attempts/s", found, limit, found / limit, f"within {_WITHIN:.0%}", off <= _WITHIN,
-            off <= _NOISY_WITHIN),
-        known(NAME, f"{about}: most in any one second", busiest_second(arrivals)),
-    ]  # fmt: skip
+    return Run(rate_of(arrivals, since, until), busiest_second(arrivals))
