@@ -5,7 +5,7 @@ values on; modules of lower layers get them as arguments.
 """
 
 import re
-from base64 import urlsafe_b64decode
+from base64 import b64decode, urlsafe_b64decode
 from dataclasses import dataclass, field
 from functools import cache
 from ipaddress import IPv4Network, IPv6Network, ip_network
@@ -16,12 +16,15 @@ from urllib.parse import quote, unquote, urlsplit
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from webhooks.errors import InvalidSettings
+from webhooks.errors import InvalidSettings, NoResponse
+from webhooks.target import parse_target
 
 Network = IPv4Network | IPv6Network
 
 #: Of a key of the cipher that `vault` uses.
 _KEY_BYTES = 32
+#: Of a secret of Standard Webhooks, which `signing` reads; both are in layers above this one.
+_SECRET_PREFIX, _SECRET_BYTES = "whsec_", range(24, 65)
 _PORTS = re.compile(r"([0-9]{1,5})(?:\s*-\s*([0-9]{1,5}))?")
 _MAX_PORT = 65535
 
@@ -254,12 +257,19 @@ class Settings(BaseSettings):
     @classmethod
     def _is_url(cls, value: str | None) -> str | None:
         try:
-            parts = urlsplit(value or "http://host")
-            is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        except ValueError:
-            is_url = False
-        if not is_url:
-            raise ValueError("must be http://… or https://…")
+            parse_target(value or "http://host")
+        except NoResponse as error:
+            raise ValueError(f"must be http://… or https://…; {error.text}") from None
+        return value
+
+    @field_validator("operators_secret")
+    @classmethod
+    def _is_secret(cls, value: str | None) -> str | None:
+        if value is not None and not _is_signing_secret(value):
+            raise ValueError(
+                f"must be {_SECRET_PREFIX} and {_SECRET_BYTES[0]} to {_SECRET_BYTES[-1]} bytes in base64, such as "
+                '`echo "whsec_$(openssl rand -base64 32)"` makes'
+            )
         return value
 
     @field_validator("ca_bundle", mode="before")
@@ -303,6 +313,14 @@ def _is_key(text: str) -> bool:
         return len(urlsafe_b64decode(text)) == _KEY_BYTES
     except ValueError:
         return False
+
+
+def _is_signing_secret(text: str) -> bool:
+    try:
+        raw = b64decode(text.removeprefix(_SECRET_PREFIX), validate=True)
+    except ValueError:
+        return False
+    return text.startswith(_SECRET_PREFIX) and len(raw) in _SECRET_BYTES
 
 
 def _words(pydantic_message: str) -> str:

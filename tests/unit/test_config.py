@@ -1,5 +1,6 @@
 """Settings out of the environment: parsed, checked in words without values, and what follows from them."""
 
+from base64 import b64encode
 from ipaddress import ip_network
 
 import pytest
@@ -7,6 +8,7 @@ from pydantic import ValidationError
 
 from webhooks.config import Proxy, Settings, get_settings
 from webhooks.errors import InvalidSettings
+from webhooks.signing import sign
 
 
 def test_networks_are_split_at_commas(monkeypatch: pytest.MonkeyPatch):
@@ -91,6 +93,23 @@ def test_empty_ca_bundle_is_none(monkeypatch: pytest.MonkeyPatch):
         ("PROXY_URL", "http://us%3aer:secret@proxy.example:3128"),
         ("PROXY_URL", "http://:secret@proxy.example:3128"),
         ("CA_BUNDLE", "/nowhere/secret.pem"),
+        ("OPERATORS_URL", "ftp://host/secret"),
+        ("OPERATORS_URL", "host/secret"),
+        ("OPERATORS_URL", "https://"),
+        ("OPERATORS_URL", "https://user:secret@host/"),
+        ("OPERATORS_URL", "https://host:0/secret"),
+        ("OPERATORS_URL", "https://host:65536/secret"),
+        ("OPERATORS_URL", "https://ho st/secret"),
+        ("OPERATORS_URL", "https://[::1/secret"),
+        ("OPERATORS_SECRET", "secret"),
+        ("OPERATORS_SECRET", "whsec_"),
+        ("OPERATORS_SECRET", "c2VjcmV0" * 5),
+        ("OPERATORS_SECRET", "whsec_secret-" + "c2VjcmV0" * 5),
+        ("OPERATORS_SECRET", "whsec_" + "secrets_" * 5),
+        ("OPERATORS_SECRET", "whsec_" + "c2VjcmV0" * 5 + "\n"),
+        ("OPERATORS_SECRET", "whsec_" + b64encode(b"secret".ljust(23)).decode()),
+        ("OPERATORS_SECRET", "whsec_" + b64encode(b"secret".ljust(65)).decode()),
+        ("OPERATORS_SECRET", "whsk_" + "c2VjcmV0" * 5),
         ("MAX_EVENT_BYTES", "10"),
         ("CONCURRENCY", "0"),
     ],
@@ -102,6 +121,26 @@ def test_bad_value_is_named_and_not_repeated(name: str, value: str, monkeypatch:
     assert str(raised.value).startswith(f"WEBHOOKS_{name}: ")
     assert "secret" not in str(raised.value)
     assert "proxy.example" not in str(raised.value)
+    assert "c2VjcmV0" not in str(raised.value)  # "secret" in base64
+
+
+def test_operators_url_may_lead_inside(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WEBHOOKS_OPERATORS_URL", "http://10.0.0.1:6379/hook?key=1")
+    assert get_settings().operators_url == "http://10.0.0.1:6379/hook?key=1"
+
+
+@pytest.mark.parametrize("size", [24, 32, 64])
+def test_operators_secret_is_one_that_signs(size: int, monkeypatch: pytest.MonkeyPatch):
+    secret = "whsec_" + b64encode(bytes(size)).decode()
+    monkeypatch.setenv("WEBHOOKS_OPERATORS_SECRET", secret)
+    assert get_settings().operators_secret == secret
+    assert sign([secret], "a", 1, b"").startswith("v1,")
+
+
+@pytest.mark.parametrize("name", ["OPERATORS_URL", "OPERATORS_SECRET"])
+def test_empty_setting_for_operators_is_none(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(f"WEBHOOKS_{name}", "")
+    assert getattr(get_settings(), name.lower()) is None
 
 
 def test_all_bad_values_are_named_at_once(monkeypatch: pytest.MonkeyPatch):
@@ -115,7 +154,10 @@ def test_urls_with_passwords_are_not_in_the_repr(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("WEBHOOKS_BROKER_URL", "redis://:secret@host/0")
     monkeypatch.setenv("WEBHOOKS_MONGODB_URL", "mongodb://user:secret@host/db")
     monkeypatch.setenv("WEBHOOKS_PROXY_URL", "http://user:secret@host:3128")
+    monkeypatch.setenv("WEBHOOKS_OPERATORS_URL", "https://host/secret")
+    monkeypatch.setenv("WEBHOOKS_OPERATORS_SECRET", "whsec_" + "c2VjcmV0" * 5)
     assert "secret" not in repr(get_settings())
+    assert "c2VjcmV0" not in repr(get_settings())
     assert "secret" not in repr(get_settings().proxy_url)
 
 

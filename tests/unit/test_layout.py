@@ -39,6 +39,7 @@ LAYERS = {
     "supervisor": 2,
     "transport": 2,
     "delivery": 3,
+    "operators": 3,
     "books": 3,
     "app": 4,
     "tasks": 4,
@@ -52,6 +53,7 @@ LAYERS = {
 }
 WITHIN_A_LAYER = {
     ("config", "errors"),
+    ("config", "target"),
     ("models", "errors"),
     ("models", "target"),
     ("target", "errors"),
