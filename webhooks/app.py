@@ -25,7 +25,7 @@ from kombu import serialization
 from kombu.utils.json import dumps
 
 from webhooks.books import Books
-from webhooks.config import get_settings
+from webhooks.config import Settings, get_settings
 from webhooks.deadletters import DeadLetterStore
 from webhooks.delivery import Attempter
 from webhooks.errors import InvalidSettings, StoreUnavailable
@@ -34,6 +34,7 @@ from webhooks.kept import KeptDeliveries
 from webhooks.ledger import Ledger
 from webhooks.logstore import LogStore
 from webhooks.mongo import open_database
+from webhooks.operators import Operators
 from webhooks.outbox import Outbox
 from webhooks.retry import RetryPolicy
 from webhooks.sender import Sender
@@ -69,6 +70,8 @@ class Services:
     books: Books
     attempter: Attempter
     progress: Progress
+    #: None when no URL is set to tell operators at.
+    operators: Operators | None = None
 
 
 @cache
@@ -109,6 +112,17 @@ def get_services() -> Services:
             probe_interval_s=settings.probe_interval_s,
         ),
         progress=Progress(),
+        operators=None if settings.operators_url is None else _open_operators(settings, settings.operators_url),
+    )
+
+
+def _open_operators(settings: Settings, url: str) -> Operators:
+    return Operators(
+        url,
+        settings.operators_secret,
+        connect_timeout_s=settings.connect_timeout_s,
+        total_timeout_s=settings.total_timeout_s,
+        ca_bundle=settings.ca_bundle,
     )
 
 

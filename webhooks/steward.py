@@ -362,18 +362,17 @@ def tell(services: Services, settings: Settings) -> int:
         if notice.tries == 0:
             label = str(notice.webhook_id) if webhook is None else f"{webhook.label} ({webhook.origin})"
             logger.warning("webhook %s of %s %s: %s", notice.webhook_id, label, notice.type.value, notice.reason)
-        if _tell(notice, webhook, settings):
+        fault = None
+        if services.operators is not None:
+            fault = services.operators.tell(notice.notice_id, make_message(notice, webhook))
+        if fault is None:
             services.gates.note_told(notice)
             done += 1
         else:
-            pause_s = _TELL_AGAIN_S * 2 ** min(notice.tries, _MAX_DOUBLINGS)
-            services.gates.note_not_told(notice, min(pause_s, _MAX_TELL_AGAIN_S))
+            pause_s = min(_MAX_TELL_AGAIN_S, _TELL_AGAIN_S * 2 ** min(notice.tries, _MAX_DOUBLINGS))
+            logger.warning("operators cannot be told, tried again in %.0f s: %s", pause_s, fault)
+            services.gates.note_not_told(notice, pause_s)
     return done
-
-
-def _tell(notice: Notice, webhook: COTWebhook | None, settings: Settings) -> bool:
-    """Send a notice to the operators' URL; return whether there is nothing left to tell."""
-    return settings.operators_url is None
 
 
 def make_message(notice: Notice, webhook: COTWebhook | None) -> dict[str, object]:
