@@ -184,6 +184,24 @@ class KeptDeliveries:
         at = None if document is None else document.get("created_at")
         return at if isinstance(at, datetime) else None
 
+    def find_first(self, webhook_id: ObjectId) -> tuple[Overdue, datetime | None] | None:
+        """Return the delivery that is first in line or the oldest of those owed to a webhook, kept or not.
+
+        Returns:
+            The delivery, and since when it is owed; None when nothing is. What was set aside does not count.
+        """
+        fields = {**OVERDUE_FIELDS, "place": 1, "created_at": 1}
+        with store_errors():
+            found = [
+                self._deliveries.find_one({"webhook_id": webhook_id, **owed}, fields, sort=_IN_LINE)
+                for owed in ({"held": True}, {"due_at": {"$gte": _EVER}})
+            ]
+        documents = sorted((one for one in found if one is not None), key=_line_key)
+        for document in documents:
+            for first in self._ledger.read_sound([document]):
+                return first, at if isinstance(at := document.get("created_at"), datetime) else None
+        return None
+
     def restart_head(self, webhook_id: ObjectId) -> Overdue | None:
         """Have the first attempt of the first delivery that is kept for a webhook made anew; before it is let out.
 
@@ -195,3 +213,13 @@ class KeptDeliveries:
             with store_errors():
                 self._deliveries.update_one({"_id": head.delivery_id, "held": True}, {"$set": {"retry": 0}})
         return head
+
+
+def _line_key(document: Document) -> tuple[float, datetime, str]:
+    """Return what sorts deliveries as `_IN_LINE` does."""
+    place, created_at = document.get("place"), document.get("created_at")
+    return (
+        place if isinstance(place, int) else float("-inf"),
+        created_at if isinstance(created_at, datetime) else _EVER,
+        str(document["_id"]),
+    )

@@ -40,6 +40,7 @@ LAYERS = {
     "transport": 2,
     "delivery": 3,
     "operators": 3,
+    "skipping": 3,
     "books": 3,
     "app": 4,
     "tasks": 4,

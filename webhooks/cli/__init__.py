@@ -15,6 +15,7 @@ from webhooks.cli.check_cmd import check
 from webhooks.cli.common import complain
 from webhooks.cli.dead_cmd import dead
 from webhooks.cli.demo_cmd import demo
+from webhooks.cli.gate_cmd import drain, pause, resume, skip_deliveries
 from webhooks.cli.header_cmd import header
 from webhooks.cli.logs_cmd import logs
 from webhooks.cli.secret_cmd import secret
@@ -73,6 +74,8 @@ def cli() -> None:
 
 
 for command in (add, list_webhooks, show, edit, secret, header, deactivate, activate):
+    cli.add_command(command)
+for command in (pause, resume, drain, skip_deliveries):
     cli.add_command(command)
 for command in (send, logs, dead, check, demo, up):
     cli.add_command(command)

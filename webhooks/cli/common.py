@@ -22,6 +22,9 @@ from rich.text import Text
 from webhooks.config import get_settings
 from webhooks.deadletters import DeadLetterStore
 from webhooks.errors import InvalidWebhook
+from webhooks.gates import GateStore
+from webhooks.kept import KeptDeliveries
+from webhooks.ledger import Ledger
 from webhooks.logstore import LogStore
 from webhooks.models.wire import make_safe, parse_object_id, to_wire
 from webhooks.mongo import Document, open_database
@@ -66,6 +69,21 @@ class Stores:
     def dead_letters(self) -> DeadLetterStore:
         """One document per message that no worker could handle."""
         return DeadLetterStore(self._database)
+
+    @cached_property
+    def gates(self) -> GateStore:
+        """What lets each webhook's deliveries through."""
+        return GateStore(self._database)
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """What is still owed."""
+        return Ledger(self._database, get_settings().claim_s, get_settings().mongodb_timeout_s)
+
+    @cached_property
+    def kept(self) -> KeptDeliveries:
+        """Of what is owed, what is kept."""
+        return KeptDeliveries(self._database, self.ledger)
 
     def close(self) -> None:
         """Close the connections, if any was opened."""

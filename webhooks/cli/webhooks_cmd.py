@@ -3,6 +3,7 @@
 import json
 import re
 import socket
+import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any, TypeVar, get_args
@@ -24,8 +25,10 @@ from webhooks.cli.common import (
     why_unusable,
     without_secrets,
 )
+from webhooks.cli.gate_cmd import let_through
 from webhooks.cli.logs_cmd import first_line, print_logs
 from webhooks.cli.secret_cmd import describe_new, get_vault, make_secret
+from webhooks.cli.standing import describe_notices, describe_standing, describe_state, read_gates, read_standing
 from webhooks.config import get_settings
 from webhooks.errors import InvalidWebhook, NoResponse
 from webhooks.guard import classify
@@ -38,7 +41,7 @@ from webhooks.retry import Outcome
 from webhooks.sender.ports import check_port
 from webhooks.signing import new_secret
 from webhooks.target import parse_target
-from webhooks.webhookstore import read_stored
+from webhooks.webhookstore import CACHE_S, read_stored
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -50,6 +53,8 @@ _SENDING_FIELDS = ("ordered", "on_exhausted", "rate_limit", "rate_burst")
 _THEN = {"next": "goes on with the next", "stop": "stops"}
 #: Decimals as people write them; Python takes much more for a number.
 _NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
+#: Seconds for which a worker may take a webhook for what it was: its cache, and the read that fills it.
+_KNOWN_FOR_S = CACHE_S + 1
 #: How many attempts `show` shows.
 _SHOWN_ATTEMPTS = 5
 #: Characters of a response that `show` quotes.
@@ -208,31 +213,31 @@ def list_webhooks(company: ObjectId | None, with_inactive: bool, as_json: bool) 
 
     Other services may write webhooks, too: one that breaks the contract is listed with the reason, and gets no events.
     """
-    documents = get_stores().webhooks.list_all(company)
+    stores = get_stores()
+    documents = stores.webhooks.list_all(company)
     if not with_inactive:
         documents = [document for document in documents if document.get("isActive") is not False]
+    states = [
+        describe_state(document, gate) for document, gate in zip(documents, read_gates(stores, documents), strict=True)
+    ]
     if as_json:
-        for document in documents:
-            print_json(document_json(without_secrets(_with_reason(document))))
+        for document, state in zip(documents, states, strict=True):
+            print_json(document_json({**without_secrets(_with_reason(document)), "state": state.text}))
         return
     if not documents:
         complain("there are none" if with_inactive else "there are no active ones; --all shows the others")
         return
     rows: dict[str, list[list[str | Cell]]] = {}
-    for document in documents:
-        rows.setdefault(str(document.get("company")), []).append(_list_row(document))
+    for document, state in zip(documents, states, strict=True):
+        rows.setdefault(str(document.get("company")), []).append(_list_row(document, state))
     table = Table(indent="  ")
     for owner, owned in rows.items():
         Table().print([[Cell(f"company {owner}", "bold")]])
         table.print(owned)
 
 
-def _list_row(document: Document) -> list[str | Cell]:
+def _list_row(document: Document, state: Cell) -> list[str | Cell]:
     reason = why_unusable(document)
-    if reason:
-        state = Cell("INVALID", "red")
-    else:
-        state = Cell("active", "green") if document["isActive"] else Cell("inactive", "dim")
     code, trigger, url = (str(document.get(key) or "-") for key in ("code", "trigger", "url"))
     return [Cell(code, "bold"), str(document["_id"]), state, trigger, Cell(reason, "red") if reason else url]
 
@@ -242,16 +247,18 @@ def _list_row(document: Document) -> list[str | Cell]:
 @company_option
 @json_option
 def show(reference: str, company: ObjectId | None, as_json: bool) -> None:
-    """Show a webhook, all of it, and how its last attempts went. REF is an id or a code."""
+    """Show a webhook, all of it, what is owed to it, and how its last attempts went. REF is an id or a code."""
     stores = get_stores()
     document = find_webhook(stores.webhooks, reference, company)
     # A reference finds ids that somebody stored as something else; they have no logs.
     query = LogQuery(webhook_id=document["_id"])
     attempts = stores.logs.read(query, _SHOWN_ATTEMPTS)[::-1]
     counts = _count_last_day(stores.logs, document["_id"])
+    standing = read_standing(stores, document)
     if as_json:
         wire = {
             "webhook": without_secrets(_with_reason(document)),
+            "standing": None if standing is None else standing.to_wire(),
             "last_24_h": counts,
             "logs": [log.to_wire() for log in attempts],
         }
@@ -267,7 +274,8 @@ def show(reference: str, company: ObjectId | None, as_json: bool) -> None:
     )
     click.echo()
     last = {outcome: stores.logs.read(LogQuery(webhook_id=document["_id"], outcome=outcome), 1) for outcome in Outcome}
-    summary: list[list[str | Cell]] = [["last 24 h", _describe_counts(counts)]]
+    summary = [] if standing is None else describe_standing(document, standing)
+    summary.append(["last 24 h", _describe_counts(counts)])
     for name, outcome, style in (("last success", Outcome.SUCCESS, "green"), ("last failure", Outcome.FAILED, "red")):
         text = "none on record"
         for log in last[outcome]:
@@ -276,6 +284,9 @@ def show(reference: str, company: ObjectId | None, as_json: bool) -> None:
                 text += f": {first_line(log.response)[:_SHOWN_RESPONSE]}"
         summary.append([name, Cell(text, style if last[outcome] else "")])
     Table().print(summary)
+    if standing is not None and standing.gate.notices:
+        click.echo("\nLast changes:")
+        Table().print(describe_notices(standing.gate))
     if attempts:
         click.echo("\nLast attempts:")
         print_logs(attempts)
@@ -346,9 +357,17 @@ def edit(reference: str, company: ObjectId | None, as_json: bool, **fields: Any)
 def deactivate(reference: str, company: ObjectId | None) -> None:
     """Stop sending to a webhook. REF is an id or a code.
 
-    It takes effect within 5 s, also for deliveries that wait for their next attempt. The webhook and its logs stay.
+    It takes effect within 5 s, also for deliveries that wait for their next attempt or are kept: they end, and their
+    logs say so. The webhook and its logs stay.
     """
-    _switch(reference, company, is_active=False)
+    stores = get_stores()
+    document = to_wire(find_webhook(stores.webhooks, reference, company))
+    webhook = _change(document, {"isActive": False})
+    if document.get("isActive") is not False:
+        if not stores.gates.get(webhook.id).is_open:
+            time.sleep(_KNOWN_FOR_S)  # what is let out while workers take it for active would be sent
+        stores.gates.deactivate(webhook.id, ObjectId(), "an operator deactivated it")
+    _say_active(webhook)
 
 
 @click.command()
@@ -357,17 +376,19 @@ def deactivate(reference: str, company: ObjectId | None) -> None:
 def activate(reference: str, company: ObjectId | None) -> None:
     """Send to a webhook again. REF is an id or a code.
 
-    It gets events within 5 s; those of the time in between are not made up for.
+    It gets events within 5 s; those of the time in between are not made up for. If it is paused or has stopped, it goes
+    on as with `webhooks resume`.
     """
-    _switch(reference, company, is_active=True)
+    stores = get_stores()
+    document = to_wire(find_webhook(stores.webhooks, reference, company))
+    webhook = _change(document, {"isActive": True, "deactivated": None})
+    let_through(stores, webhook.id)
+    _say_active(webhook)
 
 
-def _switch(reference: str, company: ObjectId | None, *, is_active: bool) -> None:
-    document = to_wire(find_webhook(get_stores().webhooks, reference, company))
-    webhook = _change(document, {"isActive": is_active})
-    click.echo(
-        f"{webhook.label} ({webhook.id}) of company {webhook.company} is {'active' if is_active else 'inactive'}"
-    )
+def _say_active(webhook: COTWebhook) -> None:
+    state = "active" if webhook.isActive else "inactive"
+    click.echo(f"{webhook.label} ({webhook.id}) of company {webhook.company} is {state}")
 
 
 def _change(document: Mapping[str, Any], changes: Mapping[str, Any]) -> COTWebhook:

@@ -1,0 +1,131 @@
+"""Giving deliveries up as an operator wants it: claimed as a worker does, and on record before they are forgotten.
+
+Owns what such a record says. Never decides which deliveries, and never lets another one out: the steward sees a line
+that stands still. Called by `cli`.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from bson import ObjectId
+
+from webhooks.errors import ErrorKind
+from webhooks.ledger import Blocked, Claim, Claimed, Delivery, Interrupted, Ledger, Overdue
+from webhooks.logstore import LogStore
+from webhooks.models import NO_RESPONSE_STATUS, AttemptDetails, COTEvent, COTWebhook, COTWebhookLog, now
+from webhooks.retry import Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """What became of deliveries that were to be given up."""
+
+    #: The record of each that is owed no more.
+    logs: list[COTWebhookLog] = field(default_factory=list)
+    #: Ids of those that somebody else is attempting.
+    busy: list[str] = field(default_factory=list)
+    #: Ids of those that cannot be put on record, and why; they are owed as before.
+    broken: dict[str, str] = field(default_factory=dict)
+
+
+def skip(owed: Sequence[Overdue], webhook: COTWebhook | None, ledger: Ledger, logs: LogStore) -> Skipped:
+    """Give deliveries up; one that has ended or gone on meanwhile is passed over.
+
+    Args:
+        owed: at least one; all of one webhook, as they were read.
+        webhook: theirs; None when there is no usable one any more.
+        ledger: where they are owed.
+        logs: where they are put on record.
+
+    Raises:
+        StoreUnavailable: MongoDB cannot serve us now. Some may be given up, and those are on record.
+    """
+    done = Skipped()
+    records: list[COTWebhookLog] = []
+    ended: list[COTWebhookLog] = []
+    claims = {one.delivery_id: Claim(one.delivery_id, one.retry, ObjectId()) for one in owed}
+    for claim, result in zip(claims.values(), ledger.claim(list(claims.values())), strict=True):
+        if isinstance(result, Blocked):
+            done.busy.append(claim.delivery_id)
+        elif isinstance(result, Exception):
+            done.broken[claim.delivery_id] = str(result)
+        elif isinstance(result, Claimed):
+            try:
+                before, is_made = _describe_interrupted(result, webhook, claim, logs)
+                made = _describe(result.delivery, webhook, claim)
+            except ValueError:
+                done.broken[claim.delivery_id] = "somebody changed its event into none"
+                continue
+            records += before
+            if is_made is None:
+                records.append(made)
+            else:
+                ended.append(is_made)
+    # The records first: whatever is owed no more is on record.
+    faults = {records[place].id for place in logs.write(records)} if records else set()
+    for record in records:
+        if record.details.error_kind is not ErrorKind.SKIPPED:
+            continue
+        if record.id in faults:
+            done.broken[record.details.delivery_id] = "MongoDB cannot hold its record"
+        else:
+            done.logs.append(record)
+    ledger.settle([*ended, *done.logs])
+    for delivery_id in done.broken:
+        ledger.give_up(claims[delivery_id])
+    if done.broken:
+        ledger.claim([])  # tells MongoDB now: this process may not claim anything again
+    return done
+
+
+def _describe_interrupted(
+    claimed: Claimed, webhook: COTWebhook | None, claim: Claim, logs: LogStore
+) -> tuple[list[COTWebhookLog], COTWebhookLog | None]:
+    """Look for the attempts of a delivery of whose end the ledger does not know.
+
+    Returns:
+        The logs of those that nobody has logged. The log of the attempt that was claimed, if it was made after all.
+    """
+    found = [(old, logs.find_ended_attempt(old.log_id)) for old in claimed.interrupted]
+    missing = [_describe(claimed.delivery, webhook, old) for old, log in found if log is None]
+    made = [log for old, log in found if log is not None and old.retry == claim.retry]
+    return missing, made[-1] if made else None
+
+
+def _describe(delivery: Delivery, webhook: COTWebhook | None, asked: Claim | Interrupted) -> COTWebhookLog:
+    """Return the record of a delivery that is given up, or of an attempt whose worker could not write it.
+
+    Raises:
+        ValueError: the event is none.
+    """
+    present = now()
+    is_own = webhook is not None and webhook.company == delivery.company
+    if isinstance(asked, Interrupted):
+        kind, started_at, total_ms = ErrorKind.INTERRUPTED, asked.started_at, None
+        text = "interrupted: the worker died before the end was on record; the receiver may have got it"
+    else:
+        kind, started_at, total_ms = ErrorKind.SKIPPED, present, 0.0
+        text = "skipped by an operator"
+    return COTWebhookLog.make(
+        log_id=asked.log_id,
+        created_at=present,
+        status=NO_RESPONSE_STATUS,
+        retry=asked.retry,
+        response=text,
+        event=COTEvent.model_validate(json.loads(delivery.body)),
+        webhook_id=delivery.webhook_id,
+        attempt=AttemptDetails(
+            delivery_id=delivery.delivery_id,
+            event_id=delivery.event_id,
+            outcome=Outcome.FAILED.value,
+            error_kind=kind,
+            webhook=webhook.label if webhook and is_own else str(delivery.webhook_id),
+            origin=webhook.origin if webhook and is_own else "",
+            started_at=started_at,
+            # An interrupted one was to be made again at once, as far as anybody knew.
+            next_at=present if kind is ErrorKind.INTERRUPTED else None,
+            total_ms=total_ms,
+            worker=asked.worker,
+        ),
+    )
