@@ -37,7 +37,7 @@ _INDEXES = [
     # The steward's questions: which are paused and to be tried, which recover?
     IndexModel([("state", ASCENDING), ("probe_at", ASCENDING)], name="state_probe"),
     # For which is something kept? Which have something to tell? Few at any time.
-    IndexModel([("has_held", ASCENDING)], name="held", partialFilterExpression={"has_held": True}),
+    IndexModel([("has_held", ASCENDING), ("_id", ASCENDING)], name="held", partialFilterExpression={"has_held": True}),
     IndexModel([("has_untold", ASCENDING)], name="untold", partialFilterExpression={"has_untold": True}),
 ]
 
@@ -177,10 +177,18 @@ class GateStore:
         """Return the gates that let out what was kept."""
         return self._find({"state": State.RECOVERING}, limit)
 
-    def find_held(self, limit: int) -> list[Gate]:
-        """Return the open gates for which deliveries may be kept: those of ordered webhooks, mostly."""
+    def find_held(self, limit: int, after: ObjectId | None = None) -> list[Gate]:
+        """Return the open gates for which deliveries may be kept, by id: those of ordered webhooks, mostly.
+
+        Args:
+            limit: how many.
+            after: the last one of the page before; None for the first page.
+        """
         shut = [State.PAUSED, State.RECOVERING, State.STOPPED]
-        return self._find({"has_held": True, "state": {"$nin": shut}}, limit)
+        query: Document = {"has_held": True, "state": {"$nin": shut}}
+        if after is not None:
+            query["_id"] = {"$gt": after}
+        return self._find(query, limit, [("_id", ASCENDING)])
 
     def _find(self, query: Document, limit: int, sort: Sequence[tuple[str, int]] = ()) -> list[Gate]:
         with store_errors():
@@ -435,11 +443,15 @@ class GateStore:
         """Note that operators were told."""
         self._change_notice(notice, {"told": True})
 
-    def note_not_told(self, notice: Notice, again_in_s: float) -> None:
-        """Note that telling failed, and when to try again."""
-        self._change_notice(notice, {"tries": notice.tries + 1, "tell_at": _in(again_in_s)})
+    def take_notice(self, notice: Notice, again_in_s: float) -> bool:
+        """Take it on to tell operators: it is told again some time from now, unless `note_told` comes before.
 
-    def _change_notice(self, notice: Notice, change: Document) -> None:
+        Returns:
+            Whether it is ours to do: False when somebody was faster.
+        """
+        return self._change_notice(notice, {"tries": notice.tries + 1, "tell_at": _in(again_in_s)})
+
+    def _change_notice(self, notice: Notice, change: Document) -> bool:
         is_it = {"$eq": ["$$one.id", notice.notice_id]}
         changed = {
             "$map": {
@@ -449,9 +461,15 @@ class GateStore:
             }
         }
         untold = {"$in": [False, {"$ifNull": ["$notices.told", []]}]}
-        query = {"_id": notice.webhook_id, "notices.id": notice.notice_id}
+        wanted: Document = {"id": notice.notice_id}
+        if "tries" in change:
+            wanted["tries"] = notice.tries
+        query = {"_id": notice.webhook_id, "notices": {"$elemMatch": wanted}}
         with store_errors():
-            self._collection.update_one(query, [{"$set": {"notices": changed}}, {"$set": {"has_untold": untold}}])
+            done = self._collection.update_one(
+                query, [{"$set": {"notices": changed}}, {"$set": {"has_untold": untold}}]
+            )
+        return done.matched_count == 1
 
 
 #: What an open gate has.

@@ -114,7 +114,9 @@ class KeptDeliveries:
         return head
 
     def _is_any_out(self, webhook_id: ObjectId) -> bool:
-        return webhook_id in self.find_outstanding([webhook_id])
+        with store_errors():
+            query = {"webhook_id": webhook_id, "due_at": {"$gte": _EVER}}
+            return self._deliveries.find_one(query, {"_id": 1}) is not None
 
     # ── The steward's and the operators' ────────────────────────────────────────────────────────────────────────────
 

@@ -61,6 +61,7 @@ _MAX_RECENT = 20_000
 
 #: Gates looked at, and deliveries let out for one webhook, in one look.
 _MAX_GATES = 10_000
+_MAX_TENDED = 2_000
 _MAX_LET_OUT = 500
 #: Attempts of a recovering endpoint that count when it is judged.
 _JUDGED = 10
@@ -117,6 +118,7 @@ class Steward:
         self._clock = clock
         self._drains: dict[ObjectId, _Drain] = {}
         self._counted_at = float("-inf")
+        self._tended_to: ObjectId | None = None
         self._blamed_us_at = float("-inf")
 
     # ── Health ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -317,7 +319,9 @@ class Steward:
 
     def _move_on(self, services: Services, present: datetime) -> int:
         """Let out what is kept although its gate is open: lines that stand still, and what nobody wanted kept."""
-        gates = services.gates.find_held(_MAX_GATES)
+        gates = services.gates.find_held(_MAX_TENDED, self._tended_to)
+        # The next look goes on where this one ends, so that any number of lines has its turn.
+        self._tended_to = gates[-1].webhook_id if len(gates) == _MAX_TENDED else None
         webhooks = services.webhooks.get_many([gate.webhook_id for gate in gates])
 
         def is_line(gate: Gate) -> bool:
@@ -359,6 +363,10 @@ def tell(services: Services, settings: Settings) -> int:
     done = 0
     for notice in notices:
         webhook = webhooks[notice.webhook_id]
+        pause_s = min(_MAX_TELL_AGAIN_S, _TELL_AGAIN_S * 2 ** min(notice.tries, _MAX_DOUBLINGS))
+        # Before it is told: however long that takes, nobody else tells it meanwhile.
+        if not services.gates.take_notice(notice, pause_s + settings.total_timeout_s):
+            continue
         if notice.tries == 0:
             label = str(notice.webhook_id) if webhook is None else f"{webhook.label} ({webhook.origin})"
             logger.warning("webhook %s of %s %s: %s", notice.webhook_id, label, notice.type.value, notice.reason)
@@ -369,9 +377,7 @@ def tell(services: Services, settings: Settings) -> int:
             services.gates.note_told(notice)
             done += 1
         else:
-            pause_s = min(_MAX_TELL_AGAIN_S, _TELL_AGAIN_S * 2 ** min(notice.tries, _MAX_DOUBLINGS))
-            logger.warning("operators cannot be told, tried again in %.0f s: %s", pause_s, fault)
-            services.gates.note_not_told(notice, pause_s)
+            logger.warning("operators cannot be told, tried again in some %.0f s: %s", pause_s, fault)
     return done
 
 

@@ -150,6 +150,14 @@ def test_note_of_what_is_kept_is_taken_back_only_when_it_is_old(gates: GateStore
     assert gates.find_held(10) == []
 
 
+def test_gates_for_which_something_is_kept_are_found_page_by_page(gates: GateStore):
+    webhook_ids = sorted(ObjectId() for _ in range(5))
+    gates.note_held(webhook_ids)
+    first = gates.find_held(3)
+    second = gates.find_held(3, first[-1].webhook_id)
+    assert [gate.webhook_id for gate in (*first, *second)] == webhook_ids
+
+
 def test_notices_are_told_once_and_tried_again_later(gates: GateStore):
     other = ObjectId()
     gates.pause(WEBHOOK, By.HEALTH, "fails", probe_in_s=1)
@@ -159,7 +167,8 @@ def test_notices_are_told_once_and_tried_again_later(gates: GateStore):
     assert [one.type for one in (first, second, third)] == ["paused", "recovered", "stopped"]
     gates.note_told(first)
     gates.note_told(third)
-    gates.note_not_told(second, 100)
+    assert gates.take_notice(second, 100)
+    assert not gates.take_notice(second, 100), "somebody is at it"
     assert gates.list_untold_notices(now() + SOON, 10) == []
     (again,) = gates.list_untold_notices(now() + timedelta(seconds=110), 10)
     assert (again.notice_id, again.tries) == (second.notice_id, 1)

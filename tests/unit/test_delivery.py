@@ -76,6 +76,17 @@ def test_fan_out_shows_neither_path_nor_query():
     assert delivery.label == "COTTask create → wo_update (https://host:8443)"
     assert delivery.body == EVENT.to_json()
     assert delivery.delivery_id == make_delivery_id("e1", WEBHOOK.id)
+    assert delivery.lane == f"{EVENT.company}/{WEBHOOK.id}"
+    assert (delivery.is_ordered, delivery.rate) == (False, None)
+
+
+def test_fan_out_says_how_fast_and_in_what_order():
+    class Store:
+        def of_company(self, _: ObjectId) -> tuple[COTWebhook, ...]:
+            return (WEBHOOK.model_copy(update={"ordered": True, "rate_limit": 2.5, "rate_burst": 4}),)
+
+    (delivery,) = fan_out(EVENT, "e1", cast("WebhookStore", Store()))
+    assert (delivery.is_ordered, delivery.rate) == (True, (2.5, 4))
 
 
 def test_request_is_the_event_with_the_contracts_headers():
@@ -107,6 +118,62 @@ def test_refusal_is_logged_with_its_reason_and_the_next(retry: int, next_at: dat
     log, _ = attempt(answer(302, ""), retry)
     assert (log.status, log.details.outcome, log.details.reason) == (302, "failed", "redirects are not followed")
     assert log.details.next_at == next_at
+
+
+def make(given: Answer, retry: int = 0, webhook: COTWebhook = WEBHOOK, *, is_probe: bool = False) -> Any:
+    sender, policy = cast("Sender", FakeSender(given)), RetryPolicy(30, 3, max_retry_after_s=100)
+    attempter = Attempter(sender=sender, policy=policy, vault=VAULT, probe_interval_s=60, clock=lambda: NOON)
+    return attempter.attempt(DELIVERY, webhook, Claim("msg_1", retry, LOG_ID, "worker@host"), is_probe=is_probe)
+
+
+@pytest.mark.parametrize(("asked_s", "next_s", "logged_s"), [(10, 30, 10), (50, 50, 50), (1000, 100, 100)])
+def test_receiver_delays_the_next_attempt_within_bounds(asked_s: float, next_s: float, logged_s: float):
+    details = make(answer(429, retry_after_s=asked_s)).details
+    assert details.next_at == NOON + timedelta(seconds=next_s)
+    assert details.retry_after_s == logged_s
+
+
+def test_410_is_the_end_whatever_retries_are_left():
+    log = make(answer(410))
+    assert (log.details.next_at, log.details.kept) == (None, False)
+
+
+@pytest.mark.parametrize(("asked_s", "next_s"), [(None, 60), (90, 90), (1000, 100)])
+def test_probe_that_fails_uses_up_no_retry(asked_s: float | None, next_s: float):
+    log = make(answer(503, retry_after_s=asked_s), retry=3, is_probe=True)
+    assert (log.retry, log.details.probe) == (3, True)
+    assert log.details.next_at == NOON + timedelta(seconds=next_s)
+    assert "probe at retry 3" in summarize(log)
+
+
+def test_probe_that_is_answered_ends_its_delivery():
+    details = make(answer(), is_probe=True).details
+    assert (details.probe, details.next_at) == (True, None)
+
+
+@pytest.mark.parametrize(
+    ("status", "ordered", "on_exhausted", "retry", "kept"),
+    [
+        (500, True, "stop", 3, True),
+        (500, True, "stop", 2, False),
+        (500, True, "next", 3, False),
+        (500, False, "stop", 3, False),
+        (410, True, "stop", 3, False),
+        (200, True, "stop", 3, False),
+    ],
+)
+def test_last_failure_is_kept_where_an_ordered_webhook_stops(
+    status: int, ordered: bool, on_exhausted: str, retry: int, kept: bool
+):
+    webhook = WEBHOOK.model_copy(update={"ordered": ordered, "on_exhausted": on_exhausted})
+    log = make(answer(status), retry, webhook)
+    assert log.details.kept is kept
+    assert ("kept for an operator" in summarize(log)) is kept
+
+
+def test_no_webhook_no_probe():
+    log = make(answer(), webhook=WEBHOOK.model_copy(update={"isActive": False}), is_probe=True)
+    assert (log.details.error_kind, log.details.probe, log.details.next_at) == ("webhook_inactive", False, None)
 
 
 def test_no_response_is_logged_as_409_with_its_kind():
