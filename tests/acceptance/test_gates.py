@@ -186,9 +186,9 @@ def test_receiver_that_asks_to_wait_gets_nothing_until_then(stack: Stack):
 
 
 def test_410_retires_the_webhook_with_the_reason_on_it(stack: Stack):
-    with Receiver().then(reply(410)) as receiver:
+    with Receiver().then(reply(410)) as receiver, Receiver() as operators:
         webhook_id = stack.add_webhook(receiver.url)
-        stack.start_worker()
+        stack.start_worker(WEBHOOKS_OPERATORS_URL=operators.url)
         stack.send_task(EVENT)
         (log,) = stack.logs(1)
         assert (log["status"], log["attempt"]["next_at"]) == (410, None)
@@ -198,6 +198,10 @@ def test_410_retires_the_webhook_with_the_reason_on_it(stack: Stack):
         wait_until(lambda: types_of_notices(stack, webhook_id) == ["deactivated"], "told")
         wait_until(lambda: "deactivated: its receiver answered 410" in stack.worker_logs(), "logged")
         assert owed(stack) == 0
+        (told,) = operators.wait_for(1)
+        notice = told.json()
+        assert (notice["type"], notice["data"]["webhook"]) == ("webhook.deactivated", str(webhook_id))
+        assert notice["data"]["reason"] == "its receiver answered 410 Gone"
 
 
 def test_ordered_webhook_gets_its_events_one_at_a_time_through_failures_and_a_kill(stack: Stack):
