@@ -6,15 +6,21 @@ from datetime import datetime
 from typing import Any
 
 from bson import ObjectId
+from kombu.exceptions import OperationalError
 
+from webhooks.app import app
 from webhooks.cli.common import Cell, Stores, why_unusable
+from webhooks.config import get_settings
 from webhooks.gates import By, Gate, State
-from webhooks.ledger import make_lane
+from webhooks.lanes import SEND_QUEUE, lane_of_webhook
 from webhooks.models import format_instant
 from webhooks.mongo import Document
+from webhooks.transport import Channel, LaneState
 
 #: Where counting of what is owed stops: an answer must not cost the database much.
 COUNT_LIMIT = 100_000
+#: Seconds that the broker may take to say how a lane stands.
+_BROKER_TIMEOUT_S = 3.0
 #: How many notices are shown, the last ones.
 _SHOWN_NOTICES = 5
 
@@ -23,25 +29,17 @@ _STYLES = {State.OPEN: "green", State.PAUSED: "yellow", State.RECOVERING: "cyan"
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 
 
-@dataclass(frozen=True, slots=True)
-class Lane:
-    """A webhook's part of the broker."""
-
-    #: Attempts that are made just now.
-    in_flight: int
-    #: Attempts that wait for their turn.
-    waiting: int
-    #: How many may be made at one time.
-    share: float
-
-
-def read_lane(lane: str) -> Lane | None:
-    """Return a webhook's part of the broker, None where the broker does not tell.
-
-    Args:
-        lane: as `make_lane` makes it.
-    """
-    return None  # the one place to ask the transport for it
+def read_lane(lane: str) -> LaneState | None:
+    """Ask the broker for a webhook's part of it; None where it has no lanes, or does not answer."""
+    deadlines = {"socket_connect_timeout": _BROKER_TIMEOUT_S, "socket_timeout": _BROKER_TIMEOUT_S}
+    options = deadlines if get_settings().broker_url.startswith("redis") else {}
+    try:
+        with app.connection_for_read(connect_timeout=_BROKER_TIMEOUT_S, transport_options=options) as connection:
+            connection.ensure_connection(max_retries=1, interval_start=0, timeout=_BROKER_TIMEOUT_S)
+            channel = connection.default_channel
+            return channel.look_at(SEND_QUEUE, [lane])[0] if isinstance(channel, Channel) else None
+    except (OperationalError, *app.connection_for_read().connection_errors):
+        return None  # what MongoDB says is worth showing all the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +53,7 @@ class Standing:
     #: The oldest of them, and since when it is owed.
     oldest_id: str | None
     oldest_at: datetime | None
-    lane: Lane | None
+    lane: LaneState | None
     #: By MongoDB's clock, like the gate's times.
     present: datetime
 
@@ -91,7 +89,7 @@ def read_standing(stores: Stores, document: Document) -> Standing | None:
         outstanding=stores.kept.count_outstanding(webhook_id, COUNT_LIMIT),
         oldest_id=None if first is None else first[0].delivery_id,
         oldest_at=None if first is None else first[1],
-        lane=read_lane(make_lane(company, webhook_id)) if isinstance(company, ObjectId) else None,
+        lane=read_lane(lane_of_webhook(company, webhook_id)) if isinstance(company, ObjectId) else None,
         present=stores.ledger.now(),
     )
 
