@@ -31,6 +31,7 @@ from webhooks import embedded
 from webhooks.config import Settings
 from webhooks.delivery import make_delivery_id
 from webhooks.supervisor import kill_group, spawn
+from webhooks.transport import UNREADABLE_KEY
 
 #: Short, so that a row is soon over; what follows from them (claims, visibility timeout) is the product's to derive.
 SETTINGS = {
@@ -50,6 +51,8 @@ _RESTART_AFTER_S = 0.5
 _LOOK_EVERY_S = 0.1
 #: What `settle` must see so many times in a row: a message may be on its way between two places.
 _LOOKS_TO_BE_SURE = 4
+#: How keys of Redis begin that hold messages, besides what is in workers' hands.
+HOLD_MESSAGES = ("webhooks.deliver", "webhooks.send", "webhooks.lane.", "webhooks.parked.", UNREADABLE_KEY)
 _ROOT = Path(__file__).parents[2]
 
 
@@ -337,7 +340,9 @@ class Stage:
         count = 0
         for key in self.redis.scan_iter(count=1000):
             name = bytes(key).decode()
-            if name.startswith(("_kombu.", "webhooks.wake.")) or name == "unacked_index":
+            if name.startswith("webhooks.") and not name.startswith(HOLD_MESSAGES):
+                continue
+            if name.startswith("_kombu.") or name == "unacked_index":
                 continue
             kind = bytes(self.redis.type(key))  # pyright: ignore[reportArgumentType]
             count_of = {b"list": self.redis.llen, b"hash": self.redis.hlen, b"zset": self.redis.zcard}.get(kind)
