@@ -6,7 +6,8 @@ workers (`sweeper`) queues ``webhooks.deliver`` from it, and ``webhooks.deliver`
 deliveries.
 
 One document per event: ``_id`` (the event's id), ``body``, ``accepted_at``, ``queue_at`` (when it is to be queued, or
-queued again; absent where it was set aside) and ``queued`` (how often it was).
+queued again; absent where it was set aside), ``queued`` (how often it was) and ``order`` (an ObjectId: those of one
+process grow, so it tells the order within a millisecond).
 """
 
 import logging
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+from bson import ObjectId
 from pymongo import ASCENDING, UpdateOne
 from pymongo.client_session import ClientSession
 from pymongo.database import Database
@@ -26,6 +28,8 @@ from webhooks.mongo import Document, store_errors
 
 logger = logging.getLogger(__name__)
 
+#: In which events are queued: that of their acceptance.
+_ORDER = [("queue_at", ASCENDING), ("order", ASCENDING)]
 #: How often the pause until an event is queued again is doubled at most.
 _MAX_DOUBLINGS = 10
 
@@ -56,7 +60,7 @@ def accept(
     event_id = str(uuid.uuid4())
     at = now()
     document = {"_id": event_id, "body": parse_event(event, max_bytes).to_json(), "accepted_at": at, "queue_at": at}
-    database["outbox"].insert_one({**document, "queued": 0}, session=session)
+    database["outbox"].insert_one({**document, "queued": 0, "order": ObjectId()}, session=session)
     return event_id
 
 
@@ -79,12 +83,12 @@ class Outbox:
     def ensure_indexes(self) -> None:
         """Make the index, or find it made."""
         with store_errors():
-            self._collection.create_index([("queue_at", ASCENDING)], name="queue")
+            self._collection.create_index(_ORDER, name="queue_order")
 
     def find_due(self, at: datetime, limit: int) -> list[Accepted]:
         """Return events that are to be queued by an instant, the longest due first."""
         with store_errors():
-            found = list(self._collection.find({"queue_at": {"$lte": at}}).sort("queue_at", ASCENDING).limit(limit))
+            found = list(self._collection.find({"queue_at": {"$lte": at}}).sort(_ORDER).limit(limit))
         events = []
         for document in found:
             fault = _why_unusable(document)

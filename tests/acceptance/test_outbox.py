@@ -1,5 +1,6 @@
 """Events that a producer accepts in MongoDB, in its own transaction: sent if that commits, and whatever Redis does."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from tests.samples_data import read_sample
 from tests.servers import Server
 from tests.worker import wait_until
 from webhooks import InvalidEvent, accept, embedded
+from webhooks.models import now
+from webhooks.outbox import Outbox
 
 EVENT = read_sample("event-task-create")
 
@@ -95,3 +98,12 @@ def test_bad_event_is_not_accepted(database: Any):
     with pytest.raises(InvalidEvent, match="type: is missing"):
         accept({}, database)
     assert database["outbox"].count_documents({}) == 0
+
+
+def test_events_accepted_within_one_millisecond_are_queued_in_their_order(stack: Stack):
+    numbers = list(range(40))
+    for number in numbers:
+        accept({**EVENT, "data": {"_id": f"{number}"}}, stack.database)
+    stack.database["outbox"].update_many({}, {"$set": {"queue_at": now()}})
+    found = Outbox(stack.database).find_due(now(), 100)
+    assert [json.loads(event.body)["data"]["_id"] for event in found] == [f"{number}" for number in numbers]

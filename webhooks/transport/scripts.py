@@ -194,7 +194,8 @@ end
 """
 
 #: KEYS: the lists of queues with lanes. ARGV: prefix, who asks, milliseconds for which nobody else sorts, how many
-#: messages. Returns, of the first list that has any, its number and its oldest messages, the oldest last.
+#: messages, and how many of the newest where there are many more. Returns, of the first list that has any, its number,
+#: how many of the newest follow, these, and its oldest messages, the oldest last.
 UNSORTED = f"""#!lua flags=allow-oom
 {_NOW}{LUA}
 for i = 1, #KEYS do
@@ -203,8 +204,13 @@ for i = 1, #KEYS do
       if not redis.call('SET', key('sorting'), ARGV[2], 'NX', 'PX', ARGV[3]) then return {{}} end
     end
     redis.call('PEXPIRE', key('sorting'), ARGV[3])
-    local reply = redis.call('LRANGE', KEYS[i], -tonumber(ARGV[4]), -1)
-    table.insert(reply, 1, i)
+    local newest = 0
+    if redis.call('LLEN', KEYS[i]) > 2 * (tonumber(ARGV[4]) + tonumber(ARGV[5])) then newest = tonumber(ARGV[5]) end
+    local reply = {{i, newest}}
+    if newest > 0 then
+      for _, message in ipairs(redis.call('LRANGE', KEYS[i], 0, newest - 1)) do reply[#reply + 1] = message end
+    end
+    for _, message in ipairs(redis.call('LRANGE', KEYS[i], -tonumber(ARGV[4]), -1)) do reply[#reply + 1] = message end
     return reply
   end
 end
@@ -214,27 +220,44 @@ return {{}}
 #: KEYS: the list, its queue's wake-up, its queue's parked set, what cannot be read. ARGV: prefix, who sorts, queue,
 #: then for each message, the oldest first: its SHA-1, lane, what that is a part of, how to file it ("lane", "park",
 #: "aside"), the seconds that it waits, and what stands for it ("" for itself). Stops at one that is not as it was.
+#: Among the newest, "newest": instead of the SHA-1 the message. It gets a place behind all that are sorted in the next
+#: ten minutes, as it came after them; where its lane is serial it is left for its turn.
 SORT = f"""#!lua flags=allow-oom
 {_NOW}{_WAKE}{LUA}
 if redis.call('GET', key('sorting')) ~= ARGV[2] then return 0 end
 local q, sorted = ARGV[3], 0
+local function sort_newest(message, lane, whole)
+  if whole ~= '' and redis.call('SISMEMBER', key('serial'), whole) == 1 then return end
+  if redis.call('LREM', KEYS[1], 1, message) == 0 then return end
+  local last = tonumber(redis.call('GET', key('place.newest')) or '0')
+  local place = math.max(last + 1, math.floor((now + 600) * 1000000))
+  redis.call('SET', key('place.newest'), string.format('%.0f', place), 'EX', 3600)
+  enter(q, lane, place, message)
+end
 for i = 4, #ARGV, 6 do
-  local message = redis.call('RPOP', KEYS[1])
-  if not message then break end
-  if redis.sha1hex(message) ~= ARGV[i] then
-    redis.call('RPUSH', KEYS[1], message)
-    break
-  end
-  local lane, act, filed = ARGV[i + 1], ARGV[i + 3], ARGV[i + 5]
-  if filed == '' then filed = message end
-  if act == 'lane' then
-    enter(q, choose(lane, ARGV[i + 2]), next_place(), filed)
-  elseif act == 'park' then
-    redis.call('ZADD', KEYS[3], now + tonumber(ARGV[i + 4]), filed)
+  local message
+  if ARGV[i + 3] == 'newest' then
+    sort_newest(ARGV[i], ARGV[i + 1], ARGV[i + 2])
   else
-    redis.call('LPUSH', KEYS[4], filed)
+    message = redis.call('RPOP', KEYS[1])
+    if not message then break end
   end
-  sorted = sorted + 1
+  if message then
+    if redis.sha1hex(message) ~= ARGV[i] then
+      redis.call('RPUSH', KEYS[1], message)
+      break
+    end
+    local lane, act, filed = ARGV[i + 1], ARGV[i + 3], ARGV[i + 5]
+    if filed == '' then filed = message end
+    if act == 'lane' then
+      enter(q, choose(lane, ARGV[i + 2]), next_place(), filed)
+    elseif act == 'park' then
+      redis.call('ZADD', KEYS[3], now + tonumber(ARGV[i + 4]), filed)
+    else
+      redis.call('LPUSH', KEYS[4], filed)
+    end
+    sorted = sorted + 1
+  end
 end
 if sorted > 0 then wake(KEYS[2]) end
 redis.call('DEL', key('sorting'))

@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 #: Messages sorted in one turn of the worker's event loop: what it takes must not hold up the rest of it.
 _BATCH = 250
+#: Of a long line also so many of the newest: what has just come is not to wait until all of it is sorted.
+_NEWEST = 50
 #: Milliseconds for which nobody else sorts: long enough for one turn, short if its worker dies.
 _SORTING_MS = 2000
 
@@ -50,12 +52,18 @@ def sort(channel: Sorts, queues: Sequence[str], who: str) -> bool:
     """
     lists = [(queue, priority) for priority in channel.priority_steps for queue in queues]
     keys = [channel.list_of(queue, priority) for queue, priority in lists]
-    found = channel.run(UNSORTED, keys, [channel.prefixed(""), who, _SORTING_MS, _BATCH])
+    found = channel.run(UNSORTED, keys, [channel.prefixed(""), who, _SORTING_MS, _BATCH, _NEWEST])
     if not found:
         return False
     queue, priority = lists[int(found[0]) - 1]
     filing: list[Any] = []
-    for raw in reversed(found[1:]):
+    newest, oldest = found[2 : 2 + int(found[1])], found[2 + int(found[1]) :]
+    # The newest first: an oldest one that is not as it was ends it.
+    for raw in reversed(newest):
+        lane, whole, how, _, filed = _file(channel, queue, priority, raw)
+        if how == "lane" and not filed:
+            filing += [raw, lane, whole, "newest", 0, ""]
+    for raw in reversed(oldest):
         filing += [sha1(raw, usedforsecurity=False).hexdigest(), *_file(channel, queue, priority, raw)]
     keys = [channel.list_of(queue, priority), WAKE_KEY.format(queue), PARKED_KEY.format(queue), UNREADABLE_KEY]
     return bool(channel.run(SORT, keys, [channel.prefixed(""), who, queue, *filing]))
