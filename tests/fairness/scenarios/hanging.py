@@ -47,7 +47,9 @@ def run(folder: Path, size: Size, tell: Tell) -> list[Row]:
     settings = {"total_timeout_s": size.total_timeout_s, "mongodb_timeout_s": size.mongodb_timeout_s}
     rows: list[Row] = []
     with Stage(folder, settings) as stage:
-        saturated = {hanging: _run(stage, size, hanging, None, tell) for hanging in (0, *size.hanging)}
+        # In CI this is for the load alone.
+        backlogs = (0,) if size.is_noisy else (0, *size.hanging)
+        saturated = {hanging: _run(stage, size, hanging, None, tell) for hanging in backlogs}
         load_per_s = _LOAD * saturated[0].per_s
         loaded = {hanging: _run(stage, size, hanging, load_per_s, tell) for hanging in (0, *size.hanging)}
     rows.append(known(NAME, "deliveries/s of one worker, none hangs", saturated[0].per_s))
@@ -62,6 +64,10 @@ def run(folder: Path, size: Size, tell: Tell) -> list[Row]:
                      without=before.healthy_per_s),
             at_most(NAME, f"{of}, 70 % load: healthy p99, s", after.p99_s, 2, noisy=20, without=before.p99_s),
             known(NAME, f"{of}, 70 % load: most in flight at one", after.in_flight),
+        ]  # fmt: skip
+        if hanging not in saturated:
+            continue
+        rows += [
             at_least(NAME, f"{of}, backlog: healthy/s", saturated[hanging].healthy_per_s, 0.9, noisy=0.5,
                      without=saturated[0].healthy_per_s),
             known(NAME, f"{of}, backlog: most in flight at one", saturated[hanging].in_flight),
