@@ -434,7 +434,9 @@ class GateStore:
 
     def list_untold_notices(self, present: datetime, limit: int) -> list[Notice]:
         """Return notices that are to be told by now, or told again, oldest first."""
-        gates = self._find({"has_untold": True}, limit)
+        # Those that are not due must not stand before the others.
+        is_due: Document = {"$or": [{"tell_at": {"$lte": present}}, {"tell_at": None}]}
+        gates = self._find({"has_untold": True, "notices": {"$elemMatch": {"told": False, **is_due}}}, limit)
         notices = (notice for gate in gates for notice in gate.notices if not notice.is_told)
         due = [notice for notice in notices if notice.tell_at is None or notice.tell_at <= present]
         return sorted(due, key=lambda notice: notice.at)[:limit]

@@ -32,6 +32,7 @@ def lane_of_event(event: Mapping[str, Any]) -> str:
     if not isinstance(company, str) or not company.isalnum() or not isinstance(kind, str) or kind not in _NARROWING:
         return OTHERS
     ids = [data.get(key) for key in _NARROWING[kind]] if isinstance(data, Mapping) else []
+    company = company.lower()  # digits of an id may be either
     if not any(ids):
         return f"{company}/{kind}/-"
     part = hashlib.sha256(repr(ids).lower().encode(errors="replace")).hexdigest()[:_DIGITS]

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from bson import ObjectId
+from bson import MinKey, ObjectId
 from pymongo import ASCENDING, DeleteOne, IndexModel, ReturnDocument, UpdateOne, WriteConcern
 from pymongo.database import Database
 from pymongo.errors import BulkWriteError, DuplicateKeyError
@@ -454,8 +454,9 @@ class Ledger:
         """
         oldest = []
         with store_errors():
-            # Goes from webhook to webhook in the index, whatever is owed to each.
-            webhook_ids = self._deliveries.distinct("webhook_id", {"due_at": {"$lt": before}})
+            # Bounded as if it were not, MongoDB goes from webhook to webhook in the index, whatever is owed to each.
+            query = {"webhook_id": {"$gt": MinKey()}, "due_at": {"$lt": before}}
+            webhook_ids = self._deliveries.distinct("webhook_id", query)
             for webhook_id in webhook_ids[:limit]:
                 query = {"webhook_id": webhook_id, "due_at": {"$lt": before}}
                 document = self._deliveries.find_one(query, {"company": 1, "due_at": 1}, sort=[("due_at", ASCENDING)])

@@ -26,8 +26,8 @@ from webhooks.errors import AttemptFailed, InvalidEvent, StoreUnavailable, TaskD
 from webhooks.lanes import SEND_QUEUE, lane_of_event, whole_lane
 from webhooks.ledger import Blocked, Claim, Claimed, Overdue
 from webhooks.models import TRIGGERS, COTEvent, COTWebhook, COTWebhookLog, parse_event, parse_event_text
-from webhooks.retry import Outcome, Verdict, judge_endpoint
-from webhooks.transport import LANE_HEADER, RATE_HEADER, SERIAL_HEADER, Channel, hold_lane, report
+from webhooks.retry import Outcome, Verdict, is_own_fault, judge_endpoint
+from webhooks.transport import LANE_HEADER, RATE_HEADER, SERIAL, TAKEN_FROM_HEADER, Channel, hold_lane, report, whole_of
 
 logger = logging.getLogger(__name__)
 
@@ -200,9 +200,10 @@ def _keep_order(task: Task, services: Services, event: COTEvent) -> None:
         StoreUnavailable: the webhooks cannot be read now.
         kombu.exceptions.OperationalError: the broker cannot be reached.
     """
-    is_serial = task.request.get(SERIAL_HEADER)
-    if is_serial is None:  # this broker has no lanes
+    lane, whole = task.request.get(TAKEN_FROM_HEADER), whole_lane(event.company, event.type)
+    if not isinstance(lane, str):  # this broker has no lanes
         return
+    is_serial = lane == whole + SERIAL
     webhooks = services.webhooks.of_company(event.company)
     is_ordered = any(webhook.ordered and TRIGGERS[webhook.trigger].type == event.type for webhook in webhooks)
     if is_ordered == is_serial:
@@ -210,8 +211,11 @@ def _keep_order(task: Task, services: Services, event: COTEvent) -> None:
     with app.connection_or_acquire() as connection:
         channel = connection.default_channel
         if isinstance(channel, Channel):
-            channel.serialize(whole_lane(event.company, event.type), is_serial=is_ordered)
-    if is_ordered:
+            channel.serialize(whole, is_serial=is_ordered)
+    if is_ordered and whole_of(lane) != whole:
+        # It would come back from the same lane without end.
+        logger.warning("event %s may be out of order: its message does not say whose it is", task.request.id)
+    elif is_ordered:
         raise Reject("its turn has not come", requeue=True)
 
 
@@ -325,7 +329,8 @@ def _tell_lane(lane: str, webhook: COTWebhook | None, log: COTWebhookLog) -> Non
     attempt = log.details
     verdict = judge_endpoint(None if attempt.error_kind else log.status, attempt.error_kind)
     is_good = None if verdict is Verdict.NEUTRAL else verdict is Verdict.GOOD
-    report(SEND_QUEUE, lane, ms=attempt.total_ms, is_good=is_good, rate=read_rate(webhook))
+    ms = None if is_own_fault(attempt.error_kind) else attempt.total_ms
+    report(SEND_QUEUE, lane, ms=ms, is_good=is_good, rate=read_rate(webhook))
 
 
 def _claim(services: Services, claim: Claim) -> tuple[Claimed | Blocked | Held | PutOff | None, COTWebhook | None]:

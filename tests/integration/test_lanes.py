@@ -19,7 +19,7 @@ from webhooks.transport import (
     LANES_OPTION,
     OPTION,
     RATE_HEADER,
-    SERIAL_HEADER,
+    TAKEN_FROM_HEADER,
     UNREADABLE_KEY,
     Connection,
     Lanes,
@@ -304,7 +304,7 @@ def test_serial_lane_gives_out_one_at_a_time_in_the_order_in_which_all_came(url:
             party.drain(1)
             party.poll(0.05)
             assert party.bodies == [number]
-            assert party.got[0].headers[SERIAL_HEADER] is True
+            assert party.got[0].headers[TAKEN_FROM_HEADER] == "c/COTTask!"
             party.got.pop().ack()
 
 
@@ -327,7 +327,7 @@ def test_lane_is_serial_no_more(url: str):
     put(url, DELIVER, "c/COTTask/-", *range(5))
     with worker(url, DELIVER) as party:
         assert len(party.drain(5)) == 5
-        assert party.got[0].headers[SERIAL_HEADER] is False
+        assert party.got[0].headers[TAKEN_FROM_HEADER] == "c/COTTask/-"
 
 
 # ── Producers with nothing but Celery ───────────────────────────────────────────────────────────────────────────────
@@ -465,3 +465,63 @@ def test_all_keys_have_the_users_prefix(url: str, redis_client: Any):
         settle(party, 1)
         party.drain(1)
         assert all(key.startswith(b"team.") for key in redis_client.keys("*"))
+
+
+def test_new_endpoint_gets_its_turn_though_a_quick_one_holds_most_threads(url: str):
+    put(url, SEND, "c/loud", *range(2000))
+    with worker(url, SEND, threads=16) as party:
+        while state(url, "c/loud").share < 14:
+            party.poll(0.01)
+            settle(party, min(len(party.got), 4))
+        party.poll(0.2)
+        put(url, SEND, "d/new", "new")
+        for _ in range(20):
+            settle(party, 1)
+            party.poll(0.05)
+            if "new" in party.bodies:
+                break
+        assert "new" in party.bodies
+
+
+def test_what_is_in_hand_when_a_lane_becomes_serial_holds_up_the_next(url: str):
+    put(url, DELIVER, "c/COTTask/-", *range(4))
+    with worker(url, DELIVER, threads=2) as first, worker(url, DELIVER, threads=2) as second:
+        first.drain(2)
+        first.consumer.cancel()
+        serialize(url, "c/COTTask")
+        second.poll(0.5)
+        assert second.got == []
+        for message in reversed(first.got):
+            message.requeue()
+        for number in range(4):
+            assert second.drain(1) == [number]
+            second.got.pop().ack()
+
+
+def test_healthy_lane_goes_on_beside_a_thousand_that_may_not(url: str):
+    for number in range(1000):
+        put(url, SEND, f"c{number}/w", 1, 2, **{RATE_HEADER: [0.01, 1]})
+    with worker(url, SEND, threads=2000) as party:
+        wait_until(lambda: party.poll(0.01) or len(party.got) >= 1000, "one of each", 30)
+        put(url, SEND, "healthy/w", *["healthy"] * 20)
+        for message in party.got:
+            message.ack()
+        party.got.clear()
+        begun = time.monotonic()
+        while party.bodies.count("healthy") < 20 and time.monotonic() - begun < 10:
+            party.poll(0.01)
+            for message in [one for one in party.got if not one.acknowledged]:
+                report(SEND, message.headers[LANE_HEADER], ms=5, is_good=True)
+                message.ack()
+        assert party.bodies.count("healthy") == 20
+        assert time.monotonic() - begun < 5
+
+
+def test_limit_that_was_raised_holds_at_once(url: str):
+    put(url, SEND, "c/w", *range(5), **{RATE_HEADER: [0.01, 1]})
+    with worker(url, SEND) as party:
+        party.drain(1)
+        party.poll(0.3)
+        assert len(party.got) == 1
+        put(url, SEND, "c/w", 5, **{RATE_HEADER: [1000, 10]})
+        party.drain(4)

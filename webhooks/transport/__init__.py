@@ -33,7 +33,7 @@ from kombu import connection
 from kombu.transport import redis as plain
 
 from webhooks.transport.channel import LANES_OPTION, Channel, Poller, QoS, hold_lane, report
-from webhooks.transport.lanes import LANE_HEADER, OTHERS, RATE_HEADER, SERIAL_HEADER, Lanes
+from webhooks.transport.lanes import LANE_HEADER, OTHERS, RATE_HEADER, SERIAL, TAKEN_FROM_HEADER, Lanes, whole_of
 from webhooks.transport.messages import LaneState
 from webhooks.transport.scripts import PARKED_KEY, UNREADABLE_KEY
 
@@ -45,7 +45,8 @@ __all__ = [
     "OTHERS",
     "PARKED_KEY",
     "RATE_HEADER",
-    "SERIAL_HEADER",
+    "SERIAL",
+    "TAKEN_FROM_HEADER",
     "UNREADABLE_KEY",
     "Channel",
     "Connection",
@@ -56,6 +57,7 @@ __all__ = [
     "Transport",
     "hold_lane",
     "report",
+    "whole_of",
 ]
 
 #: In ``broker_transport_options``: true chooses this transport where the broker is a Redis.

@@ -18,7 +18,7 @@ from kombu.utils.json import dumps, loads
 from kombu.utils.scheduling import priority_cycle
 from redis.exceptions import NoScriptError, ResponseError
 
-from webhooks.transport.lanes import LANE_HEADER, OTHERS, RATE_HEADER, SERIAL, SERIAL_HEADER, Lanes, whole_of
+from webhooks.transport.lanes import LANE_HEADER, OTHERS, RATE_HEADER, TAKEN_FROM_HEADER, Lanes, whole_of
 from webhooks.transport.messages import (
     LaneState,
     Message,
@@ -314,7 +314,7 @@ class Channel(plain.Channel):
                 payload = without_eta(payload)
                 payload["properties"]["delivery_tag"] = tag
                 if lane:
-                    payload["headers"][SERIAL_HEADER] = bytes_to_str(lane).endswith(SERIAL)
+                    payload["headers"][TAKEN_FROM_HEADER] = bytes_to_str(lane)
                 message = self.Message(payload, channel=self)
             except Exception as error:  # noqa: BLE001 - whatever it is, the next message may be good
                 self._set_aside(tag, queue, raw, now, error)
@@ -467,6 +467,8 @@ class Channel(plain.Channel):
     def restore_overdue(self) -> None:
         """Give back what was taken longer ago than the visibility timeout, unless another worker is just doing it."""
         keys, pause_ms = [*self._notes, RESTORING_KEY], _RESTORING_MS
+        for queue in self.active_queues:
+            self._count_in_lanes(queue)  # lines up what Redis forgot, if it evicts keys
         while True:
             now, *found = self.run(OVERDUE, keys, [self.visibility_timeout, pause_ms, _BATCH])
             entries = list(zip(found[::3], found[1::3], found[2::3], strict=True))

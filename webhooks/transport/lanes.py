@@ -7,8 +7,8 @@ may be in workers' hands at a time:
 * A lane has a **share**: so many at a time. It begins at `FIRST_SHARE`, grows by one with each good answer that comes
   while all of it is used, halves with each bad one, and shrinks to twice of what was needed lately. So an endpoint that
   stops answering holds little more than it needed when it answered.
-* Besides, it gets no more than a part of **what is free**: of all threads of all workers, those that have nothing in
-  hand. A lane that is slow, or of which nothing good is known yet, leaves a quarter of all threads to the others.
+* Besides, it gets no more than four times **what is free**: of all threads of all workers, those that have nothing in
+  hand. Lanes that are slow, or of which nothing good is known yet, have three quarters of all threads together.
 * What is in hand is counted by the messages themselves, in the scripts that take and settle them. So a worker that dies
   holds its part until its messages come back, and no longer.
 
@@ -18,8 +18,9 @@ in the order stays a message's own when it is given back.
 
 Keys, each behind ``webhooks.`` and the user's prefix, ``q`` the queue: ``lane.q/name`` (a sorted set: messages by
 place), ``lanes.q`` (those that have any), ``ring.q`` and ``ring.q/group`` (whose turn it is), ``later.q`` (those that
-may not go now, and when to look again), ``state.q/name``, ``flight.q/name`` (what of it is in hand), ``taken`` (whence
-each message in hand came), ``place``, ``serial``, ``threads``, ``workers``.
+may not go now, and when to look again), ``state.q/name``, ``flight.q/name`` (what of it is in hand), ``slow.q`` (what
+of all slow ones is), ``taken`` (whence each message in hand came), ``place``, ``place.newest``, ``serial``,
+``sorting``, ``threads``, ``workers``.
 """
 
 from collections.abc import Mapping
@@ -34,7 +35,10 @@ _QUICK_FACTOR = 4
 #: Seconds after which a lane's share is fitted to what it used.
 _FIT_EVERY_S = 5
 #: Seconds until a lane that waits for its own messages is looked at again, should nothing else wake it.
-_LOOK_AGAIN_S = 0.25
+_LOOK_AGAIN_S = 5
+#: The same of a slow one for which too many slow ones are in hand; and how many such lanes are looked at per second.
+_SLOW_LOOK_AGAIN_S = 0.25
+_LANES_LOOKED_AT_PER_S = 2_000
 #: Seconds for which what is known of an endpoint is kept after its last attempt.
 _STATE_KEPT_S = 86_400
 #: Lanes that one message looks into before it gives up: those passed over are put aside, so the next one goes on.
@@ -48,9 +52,8 @@ SERIAL = "!"
 #: In a message's headers: the lane that it belongs to, and of a webhook with a limit, attempts per second and burst.
 LANE_HEADER = "webhooks_lane"
 RATE_HEADER = "webhooks_rate"
-#: In the headers of a message as the worker gets it: whether the lane that it came out of is serial; not there if it
-#: came out of none.
-SERIAL_HEADER = "webhooks_serial"
+#: In the headers of a message as the worker gets it: the lane that it came out of; not there if it came out of none.
+TAKEN_FROM_HEADER = "webhooks_taken_from"
 
 
 class Lanes(TypedDict):
@@ -121,6 +124,7 @@ local function leave(tag)
   redis.call('HDEL', key('taken'), tag)
   local q, lane, place = string.match(where, '^([^\\n]*)\\n([^\\n]*)\\n(.*)$')
   redis.call('ZREM', key('flight.' .. q .. '/' .. lane), tag)
+  redis.call('ZREM', key('slow.' .. q), tag)
   if redis.call('EXISTS', key('lane.' .. q .. '/' .. lane)) == 1 then line_up(q, lane, 1) end
   return q, lane, tonumber(place)
 end
@@ -129,6 +133,8 @@ end
 #: Needs besides: `free`, the threads that have nothing in hand; `threads`, all of them; `held_s`, the longest that a
 #: message is in hand.
 LUA_TAKE = f"""
+local is_slow, is_tired = false, false  -- of the lane looked at last; whether looking was given up
+
 -- Returns nothing if a lane may go, else when to look again.
 local function why_not(q, lane, is_bounded)
   local state = key('state.' .. q .. '/' .. lane)
@@ -136,8 +142,9 @@ local function why_not(q, lane, is_bounded)
   local held, rate = tonumber(s[1] or '0'), tonumber(s[2] or '0')
   if held > now then return held end
   local base
+  is_slow = false
   if rate > 0 then
-    local tat = tonumber(s[4] or '0')
+    local tat = math.min(tonumber(s[4] or '0'), now + (tonumber(s[3]) or 1) / rate)
     local due = tat - ((tonumber(s[3]) or 1) - 1) / rate
     if due > now then
       redis.call('HSET', state, 'due', string.format('%.6f', due))
@@ -152,13 +159,22 @@ local function why_not(q, lane, is_bounded)
     redis.call('ZREMRANGEBYSCORE', flight, '-inf', now - held_s)
     local in_flight, limit = redis.call('ZCARD', flight), 1
     if not is_serial then
-      local is_quick = s[8] and (tonumber(s[7]) or 0) < {SLOW_S}
-      limit = {_QUICK_FACTOR} * free
-      if not is_quick then limit = free - math.floor(threads / 4) end
-      limit = math.min(limit, tonumber(s[6]) or {FIRST_SHARE})
+      is_slow = not s[8] or (tonumber(s[7]) or 0) >= {SLOW_S}
+      limit = math.min({_QUICK_FACTOR} * free, tonumber(s[6]) or {FIRST_SHARE})
     end
+    -- Its own messages line it up again when they end.
     if in_flight >= limit then return now + {_LOOK_AGAIN_S} end
-    if in_flight >= (tonumber(s[9]) or 0) then redis.call('HSET', state, 'peak', in_flight + 1) end
+    if is_slow then
+      local slow = key('slow.' .. q)
+      redis.call('ZREMRANGEBYSCORE', slow, '-inf', now - held_s)
+      if redis.call('ZCARD', slow) >= math.max(1, math.floor(math.max(threads, free) * 3 / 4)) then
+        return now + {_SLOW_LOOK_AGAIN_S} + redis.call('ZCARD', key('later.' .. q)) / {_LANES_LOOKED_AT_PER_S}
+      end
+    end
+    if in_flight >= (tonumber(s[9]) or 0) then
+      redis.call('HSET', state, 'peak', in_flight + 1)
+      redis.call('EXPIRE', state, {_STATE_KEPT_S})
+    end
   end
   if base then
     redis.call('HSET', state, 'tat', string.format('%.6f', base + 1 / rate))
@@ -198,6 +214,7 @@ local function take_in_turn(q, is_bounded)
       end
     end
   end
+  is_tired = true
 end
 
 -- Notes in whose hands a message is now.
@@ -207,7 +224,22 @@ local function note(q, lane, place, tag, is_bounded)
     local flight = key('flight.' .. q .. '/' .. lane)
     redis.call('ZADD', flight, now, tag)
     redis.call('EXPIRE', flight, math.ceil(held_s))
+    if is_slow then redis.call('ZADD', key('slow.' .. q), now, tag) end
   end
+end
+"""
+
+#: Notes a lane's limit, or that it has none any more.
+LUA_LIMIT = f"""
+local function set_limit(q, lane, rate, burst)
+  local state = key('state.' .. q .. '/' .. lane)
+  local s = redis.call('HMGET', state, 'rate', 'burst')
+  if (s[1] or '') == rate and (s[2] or '') == burst then return end
+  -- What it owes by the old limit is forgotten.
+  redis.call('HDEL', state, 'rate', 'burst', 'tat', 'due')
+  if rate ~= '' then redis.call('HSET', state, 'rate', rate, 'burst', burst) end
+  redis.call('EXPIRE', state, {_STATE_KEPT_S})
+  if redis.call('ZSCORE', key('later.' .. q), lane) then line_up(q, lane, 1) end
 end
 """
 
@@ -238,12 +270,7 @@ local function report(q, lane, ms, verdict, rate, burst)
     set('peak', in_flight)
   end
   set('share', share)
-  if rate ~= '' then
-    set('rate', rate)
-    set('burst', burst)
-  else
-    redis.call('HDEL', state, 'rate', 'burst', 'tat', 'due')
-  end
+  set_limit(q, lane, rate, burst)
   redis.call('HSET', state, unpack(changes))
   redis.call('EXPIRE', state, {_STATE_KEPT_S})
 end

@@ -6,7 +6,7 @@ byte. Most have the flag ``allow-oom``: they only move what Redis holds already,
 
 from hashlib import sha1
 
-from webhooks.transport.lanes import FIRST_SHARE, LUA, LUA_ALIVE, LUA_REPORT, LUA_TAKE, SERIAL
+from webhooks.transport.lanes import FIRST_SHARE, LUA, LUA_ALIVE, LUA_LIMIT, LUA_REPORT, LUA_TAKE, SERIAL
 
 #: A list. Each entry is JSON: ``queue``, ``found_at`` (seconds since 1970, Redis's clock) and ``payload_base64``, the
 #: bytes as they were found. `LPOP` gives the newest.
@@ -33,9 +33,9 @@ end
 #: KEYS: the list, its queue's parked set, its queue's wake-up. ARGV: prefix, queue, message, priority, seconds to wait
 #: or "", lane or "", what the lane is a part of or "", its rate limit and burst or "".
 PUT = f"""#!lua
-{_NOW}{_WAKE}{LUA}
+{_NOW}{_WAKE}{LUA}{LUA_LIMIT}
 local q, message, lane = ARGV[2], ARGV[3], ARGV[6]
-if ARGV[8] ~= '' then redis.call('HSET', key('state.' .. q .. '/' .. lane), 'rate', ARGV[8], 'burst', ARGV[9]) end
+if ARGV[8] ~= '' then set_limit(q, lane, ARGV[8], ARGV[9]) end
 if ARGV[5] ~= '' then
   local head = lane == '' and ARGV[4] or ARGV[4] .. '@' .. lane
   redis.call('ZADD', KEYS[2], now + tonumber(ARGV[5]), head .. ':' .. message)
@@ -141,6 +141,7 @@ for q = 1, queues do
     if first[2] then note_due(first[2]) end
   end
 end
+if is_tired then next_due = 0 end
 reply[2] = next_due
 if taken == most then
   for q = 1, queues do
@@ -158,7 +159,7 @@ return reply
 #: attempt tells of its endpoint; then the six are lane, "report", milliseconds, verdict, rate and burst with a space
 #: between, queue; and "hold": lane, "hold", seconds, "", "", queue.
 SETTLE = f"""#!lua flags=allow-oom
-{_NOW}{_WAKE}{LUA}{LUA_REPORT}
+{_NOW}{_WAKE}{LUA}{LUA_LIMIT}{LUA_REPORT}
 local is_ours = false
 local q, lane, place
 for i = 2, #ARGV, 6 do
@@ -170,6 +171,7 @@ for i = 2, #ARGV, 6 do
   elseif act == 'hold' then
     local state = key('state.' .. ARGV[i + 5] .. '/' .. tag)
     redis.call('HSET', state, 'held', string.format('%.3f', now + tonumber(number)))
+    redis.call('EXPIRE', state, math.ceil(tonumber(number)) + 3600)
     is_ours = false
   elseif act == 'stale' and redis.call('ZSCORE', KEYS[2], tag) ~= number then
     is_ours = false  -- it was overdue with this score a moment ago; now it is another worker's hold
@@ -270,6 +272,17 @@ SERIALIZE = f"""#!lua flags=allow-oom
 local whole = ARGV[2]
 if ARGV[3] == '0' then return redis.call('SREM', key('serial'), whole) end
 redis.call('SADD', key('serial'), whole)
+-- What is in hand of its parts counts as the one that may be, until all of it is back or done.
+local taken = redis.call('HGETALL', key('taken'))
+for i = 1, #taken, 2 do
+  local q, lane, place = string.match(taken[i + 1], '^([^\\n]*)\\n([^\\n]*)\\n(.*)$')
+  if lane and string.sub(lane, 1, #whole + 1) == whole .. '/' then
+    local all = whole .. '{SERIAL}'
+    redis.call('HSET', key('taken'), taken[i], q .. '\\n' .. all .. '\\n' .. place)
+    redis.call('ZADD', key('flight.' .. q .. '/' .. all), now, taken[i])
+    redis.call('EXPIRE', key('flight.' .. q .. '/' .. all), 86400)
+  end
+end
 for i = 4, #ARGV do
   local q, all = ARGV[i], whole .. '{SERIAL}'
   for _, lane in ipairs(redis.call('SMEMBERS', key('lanes.' .. q))) do
@@ -309,7 +322,7 @@ end
 return reply
 """
 
-#: ARGV: prefix, queue, "1" to empty it. Returns how many messages are in its lanes.
+#: ARGV: prefix, queue, "1" to empty it. Returns how many messages are in its lanes. Lines up those that Redis forgot.
 COUNT = f"""#!lua flags=allow-oom
 {_NOW}{LUA}
 local q, sum = ARGV[2], 0
@@ -320,6 +333,8 @@ for _, lane in ipairs(redis.call('SMEMBERS', key('lanes.' .. q))) do
     redis.call('DEL', line)
     redis.call('ZREM', key('later.' .. q), lane)
     step_out(q, lane)
+  elseif not redis.call('ZSCORE', key('later.' .. q), lane) then
+    line_up(q, lane, 1)
   end
 end
 if ARGV[3] == '1' then redis.call('DEL', key('lanes.' .. q)) end

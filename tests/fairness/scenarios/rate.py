@@ -19,7 +19,7 @@ from tests.fairness.stage import Hook, Stage
 NAME = "rate-limit"
 
 #: Attempts per second, and the burst.
-_LIMITS = ((20, 1), (100, 10))
+_LIMITS = ((20, 1), (50, 10))
 _WORKERS = (1, 4)
 _WITHIN = 0.05
 #: On a busy machine fewer may come, of the limit. A few more come only after a hiccup, and never all that is on offer.
