@@ -472,11 +472,14 @@ def test_send_queues_the_event(run_process: Any, redis_client: redis.Redis, tmp_
     (tmp_path / "event.json").write_text(EVENT)
     done = run_process("send", "event.json")
     assert done.returncode == 0, done.stderr
-    (message,) = redis_client.lrange("webhooks.deliver", 0, -1)  # pyright: ignore[reportGeneralTypeIssues]
+    lanes: Any = redis_client.keys("webhooks.lane.webhooks.deliver/*")
+    (lane,) = lanes
+    messages: Any = redis_client.zrange(lane, 0, -1)
+    (message,) = messages
     event_id = json.loads(message)["headers"]["id"]
     assert f"webhooks logs --event {event_id}" in done.stdout
     assert "event_id" in json.loads(run_process("send", "-", "--json", stdin=EVENT).stdout)
-    assert redis_client.llen("webhooks.deliver") == 2
+    assert redis_client.zcard(lane) == 2
 
 
 @pytest.mark.parametrize("args", [["list"], ["logs"], ["send", "-"]], ids=lambda args: args[0])
