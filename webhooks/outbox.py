@@ -7,7 +7,7 @@ deliveries.
 
 One document per event: ``_id`` (the event's id), ``body``, ``accepted_at``, ``queue_at`` (when it is to be queued, or
 queued again; absent where it was set aside), ``queued`` (how often it was) and ``order`` (an ObjectId: those of one
-process grow, so it tells the order within a millisecond).
+process grow, so it tells the order within a millisecond) and ``line`` (company and type: among which order matters).
 """
 
 import logging
@@ -28,6 +28,8 @@ from webhooks.mongo import Document, store_errors
 
 logger = logging.getLogger(__name__)
 
+#: How often an event is queued until newer ones no longer wait for it.
+_MOST_WAITED_FOR = 10
 #: In which events are queued: that of their acceptance.
 _ORDER = [("queue_at", ASCENDING), ("order", ASCENDING)]
 #: How often the pause until an event is queued again is doubled at most.
@@ -59,8 +61,10 @@ def accept(
     """
     event_id = str(uuid.uuid4())
     at = now()
-    document = {"_id": event_id, "body": parse_event(event, max_bytes).to_json(), "accepted_at": at, "queue_at": at}
-    database["outbox"].insert_one({**document, "queued": 0, "order": ObjectId()}, session=session)
+    parsed = parse_event(event, max_bytes)
+    document = {"_id": event_id, "body": parsed.to_json(), "accepted_at": at, "queue_at": at}
+    line = f"{parsed.company}/{parsed.type}"
+    database["outbox"].insert_one({**document, "queued": 0, "order": ObjectId(), "line": line}, session=session)
     return event_id
 
 
@@ -84,6 +88,7 @@ class Outbox:
         """Make the index, or find it made."""
         with store_errors():
             self._collection.create_index(_ORDER, name="queue_order")
+            self._collection.create_index([("line", ASCENDING), ("accepted_at", ASCENDING)], name="line")
 
     def find_due(self, at: datetime, limit: int) -> list[Accepted]:
         """Return events that are to be queued by an instant, the longest due first."""
@@ -132,6 +137,30 @@ class Outbox:
         with store_errors():
             if updates:
                 self._collection.bulk_write(updates, ordered=False)
+
+    def stand_behind_older(self, event_id: str) -> bool:
+        """Have an event that must keep the order queued again behind older ones that are not through yet, if any are.
+
+        Their messages were lost with a Redis that was wiped, and would come again later than this one's.
+
+        Returns:
+            Whether there are any: this message of the event is to be dropped.
+        """
+        with store_errors():
+            mine = self._collection.find_one({"_id": event_id}, {"accepted_at": 1, "order": 1, "line": 1})
+            if mine is None or not all(field in mine for field in ("accepted_at", "order", "line")):
+                return False
+            at = mine["accepted_at"]
+            is_before = [{"accepted_at": {"$lt": at}}, {"accepted_at": at, "order": {"$lt": mine["order"]}}]
+            # Not for ever: one that never gets through must not stop all others.
+            is_hoped_for: Document = {"queue_at": {"$exists": True}, "queued": {"$lt": _MOST_WAITED_FOR}}
+            older: Document = {"line": mine["line"], "$or": is_before, **is_hoped_for}
+            if self._collection.count_documents(older, limit=1) == 0:
+                return False
+            again: Document = {"$set": {"queue_at": "$accepted_at"}}
+            self._collection.update_many(older, [again])
+            self._collection.update_one({"_id": event_id}, [again])
+            return True
 
     def remove(self, event_id: str) -> None:
         """Take an event out: the ledger has its deliveries."""

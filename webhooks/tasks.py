@@ -175,25 +175,31 @@ def deliver(self: Task, event: dict[str, Any] | str | COTEvent) -> str:
         logger.warning("event %s is refused, nothing of it is sent: %s", event_id, error)
         raise
     services = get_services()
-    _hold(lambda: _keep_order(self, services, parsed))
+    is_in_order = _hold(lambda: _keep_order(self, services, parsed))
+    is_from_outbox = bool((self.request.headers or {}).get(FROM_OUTBOX))
+    if is_in_order and is_from_outbox and _hold(lambda: services.outbox.stand_behind_older(event_id)):
+        return "older ones come first; it is queued again behind them"
     owed = _hold(lambda: services.books.accept(fan_out(parsed, event_id, services.webhooks)))
     for delivery in owed:
         if not delivery.is_held:
             _hold(lambda d=delivery: queue_attempt(d.delivery_id, d.label, 0, d.lane, rate=d.rate))
     for webhook_id in {delivery.webhook_id for delivery in owed if delivery.is_ordered}:
         _hold(lambda w=webhook_id: queue_next(services, services.webhooks.get(w)))
-    if (self.request.headers or {}).get(FROM_OUTBOX):
+    if is_from_outbox:
         _hold(lambda: services.outbox.remove(event_id))
     logger.info("event %s (%s): %d deliveries", event_id, describe_event(parsed), len(owed))
     count = "1 delivery" if len(owed) == 1 else f"{len(owed)} deliveries"
     return f"{count}: " + ", ".join(d.label.partition(" → ")[2] for d in owed[:10])
 
 
-def _keep_order(task: Task, services: Services, event: COTEvent) -> None:
+def _keep_order(task: Task, services: Services, event: COTEvent) -> bool:
     """See to it that events for an ordered webhook go through here one at a time, in the order of acceptance.
 
     The transport does so for what it is told of: all events of a company of one type, as which of them a webhook wants
     is known only here. One that came beside others goes back to its place.
+
+    Returns:
+        Whether it is such an event, and its turn.
 
     Raises:
         Reject: this one goes back.
@@ -202,12 +208,12 @@ def _keep_order(task: Task, services: Services, event: COTEvent) -> None:
     """
     lane, whole = task.request.get(TAKEN_FROM_HEADER), whole_lane(event.company, event.type)
     if not isinstance(lane, str):  # this broker has no lanes
-        return
+        return False
     is_serial = lane == whole + SERIAL
     webhooks = services.webhooks.of_company(event.company)
     is_ordered = any(webhook.ordered and TRIGGERS[webhook.trigger].type == event.type for webhook in webhooks)
     if is_ordered == is_serial:
-        return
+        return is_ordered
     with app.connection_or_acquire() as connection:
         channel = connection.default_channel
         if isinstance(channel, Channel):
@@ -217,6 +223,7 @@ def _keep_order(task: Task, services: Services, event: COTEvent) -> None:
         logger.warning("event %s may be out of order: its message does not say whose it is", task.request.id)
     elif is_ordered:
         raise Reject("its turn has not come", requeue=True)
+    return False
 
 
 def accept(event: Mapping[str, Any] | COTEvent, database: Database[Any], session: ClientSession | None = None) -> str:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -107,3 +108,29 @@ def test_events_accepted_within_one_millisecond_are_queued_in_their_order(stack:
     stack.database["outbox"].update_many({}, {"$set": {"queue_at": now()}})
     found = Outbox(stack.database).find_due(now(), 100)
     assert [json.loads(event.body)["data"]["_id"] for event in found] == [f"{number}" for number in numbers]
+
+
+def test_event_stands_behind_older_ones_whose_messages_were_lost(stack: Stack):
+    outbox = Outbox(stack.database)
+    ids = [accept(EVENT, stack.database) for _ in range(3)]
+    other = accept({**EVENT, "type": "COTNote"}, stack.database)
+    found = outbox.find_due(now(), 100)
+    outbox.note_queued(found, now(), timedelta(seconds=100))
+    assert outbox.find_due(now(), 100) == []
+    assert not outbox.stand_behind_older(ids[0])
+    assert not outbox.stand_behind_older(other)
+    assert outbox.stand_behind_older(ids[2])
+    assert [event.event_id for event in outbox.find_due(now(), 100)] == ids
+    outbox.remove(ids[0])
+    outbox.remove(ids[1])
+    assert not outbox.stand_behind_older(ids[2])
+
+
+def test_one_that_never_gets_through_does_not_stop_the_others_for_ever(stack: Stack):
+    outbox = Outbox(stack.database)
+    poison, good = accept(EVENT, stack.database), accept(EVENT, stack.database)
+    rounds = 0
+    while outbox.stand_behind_older(good):
+        outbox.note_queued(outbox.find_due(now(), 100), now(), timedelta(seconds=100))
+        rounds += 1
+        assert rounds < 20, poison
