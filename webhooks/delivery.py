@@ -183,16 +183,6 @@ class Attempter:
         """Return how long the receiver asked us to wait, as far as the settings let it."""
         return None if retry_after_s is None else min(retry_after_s, self._policy.max_retry_after_s)
 
-    def describe_interrupted(
-        self, delivery: Delivery, webhook: COTWebhook | None, interrupted: Interrupted
-    ) -> COTWebhookLog:
-        """Return the log of an attempt whose worker could not write it; it is repeated now."""
-        text = "interrupted: the worker died before the end was on record; the receiver may have got it"
-        answer, present = _not_sent(ErrorKind.INTERRUPTED, text), self._clock()
-        started_at, event = interrupted.started_at, _read_event(delivery)
-        webhook = _own(delivery, webhook)
-        return _make_log(delivery, event, webhook, interrupted, answer, _Made(started_at, present, present))
-
     def _answer(self, webhook: COTWebhook | None, delivery: Delivery, started_at: datetime) -> Answer:
         """Get an answer from the webhook's receiver, or say why none was asked for."""
         if webhook is None:
@@ -261,6 +251,29 @@ class _Made:
     retry_after_s: float | None = None
     probe: bool = False
     kept: bool = False
+
+
+def describe_interrupted(
+    delivery: Delivery, webhook: COTWebhook | None, interrupted: Interrupted, at: datetime
+) -> COTWebhookLog:
+    """Return the log of an attempt whose worker could not write it; it is repeated now.
+
+    Raises:
+        ValueError: the event is none.
+    """
+    text = "interrupted: the worker died before the end was on record; the receiver may have got it"
+    answer, made = _not_sent(ErrorKind.INTERRUPTED, text), _Made(interrupted.started_at, at, at)
+    return _make_log(delivery, _read_event(delivery), _own(delivery, webhook), interrupted, answer, made)
+
+
+def describe_skipped(delivery: Delivery, webhook: COTWebhook | None, claim: Claim, at: datetime) -> COTWebhookLog:
+    """Return the log of a delivery that an operator gives up.
+
+    Raises:
+        ValueError: the event is none.
+    """
+    answer, made = _not_sent(ErrorKind.SKIPPED, "skipped by an operator"), _Made(at, at, None)
+    return _make_log(delivery, _read_event(delivery), _own(delivery, webhook), claim, answer, made)
 
 
 def _make_log(

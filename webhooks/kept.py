@@ -179,14 +179,6 @@ class KeptDeliveries:
         with store_errors():
             return self._deliveries.count_documents(query, limit=limit)
 
-    def find_oldest_at(self, webhook_id: ObjectId) -> datetime | None:
-        """Return since when the oldest delivery that is kept for a webhook is owed; None when none is."""
-        with store_errors():
-            query = {"webhook_id": webhook_id, "held": True}
-            document = self._deliveries.find_one(query, {"created_at": 1}, sort=_IN_LINE)
-        at = None if document is None else document.get("created_at")
-        return at if isinstance(at, datetime) else None
-
     def find_first(self, webhook_id: ObjectId) -> tuple[Overdue, datetime | None] | None:
         """Return the delivery that is first in line or the oldest of those owed to a webhook, kept or not.
 

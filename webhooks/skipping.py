@@ -1,20 +1,19 @@
 """Giving deliveries up as an operator wants it: claimed as a worker does, and on record before they are forgotten.
 
-Owns what such a record says. Never decides which deliveries, and never lets another one out: the steward sees a line
-that stands still. Called by `cli`.
+Never decides which deliveries, and never lets another one out: the steward sees a line that stands still. Called by
+`cli`.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from bson import ObjectId
 
+from webhooks.delivery import describe_interrupted, describe_skipped
 from webhooks.errors import ErrorKind
-from webhooks.ledger import Blocked, Claim, Claimed, Delivery, Interrupted, Ledger, Overdue
+from webhooks.ledger import Blocked, Claim, Claimed, Ledger, Overdue
 from webhooks.logstore import LogStore
-from webhooks.models import NO_RESPONSE_STATUS, AttemptDetails, COTEvent, COTWebhook, COTWebhookLog, now
-from webhooks.retry import Outcome
+from webhooks.models import COTWebhook, COTWebhookLog, now
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +52,7 @@ def skip(owed: Sequence[Overdue], webhook: COTWebhook | None, ledger: Ledger, lo
         elif isinstance(result, Claimed):
             try:
                 before, is_made = _describe_interrupted(result, webhook, claim, logs)
-                made = _describe(result.delivery, webhook, claim)
+                made = describe_skipped(result.delivery, webhook, claim, now())
             except ValueError:
                 done.broken[claim.delivery_id] = "somebody changed its event into none"
                 continue
@@ -88,44 +87,6 @@ def _describe_interrupted(
         The logs of those that nobody has logged. The log of the attempt that was claimed, if it was made after all.
     """
     found = [(old, logs.find_ended_attempt(old.log_id)) for old in claimed.interrupted]
-    missing = [_describe(claimed.delivery, webhook, old) for old, log in found if log is None]
+    missing = [describe_interrupted(claimed.delivery, webhook, old, now()) for old, log in found if log is None]
     made = [log for old, log in found if log is not None and old.retry == claim.retry]
     return missing, made[-1] if made else None
-
-
-def _describe(delivery: Delivery, webhook: COTWebhook | None, asked: Claim | Interrupted) -> COTWebhookLog:
-    """Return the record of a delivery that is given up, or of an attempt whose worker could not write it.
-
-    Raises:
-        ValueError: the event is none.
-    """
-    present = now()
-    is_own = webhook is not None and webhook.company == delivery.company
-    if isinstance(asked, Interrupted):
-        kind, started_at, total_ms = ErrorKind.INTERRUPTED, asked.started_at, None
-        text = "interrupted: the worker died before the end was on record; the receiver may have got it"
-    else:
-        kind, started_at, total_ms = ErrorKind.SKIPPED, present, 0.0
-        text = "skipped by an operator"
-    return COTWebhookLog.make(
-        log_id=asked.log_id,
-        created_at=present,
-        status=NO_RESPONSE_STATUS,
-        retry=asked.retry,
-        response=text,
-        event=COTEvent.model_validate(json.loads(delivery.body)),
-        webhook_id=delivery.webhook_id,
-        attempt=AttemptDetails(
-            delivery_id=delivery.delivery_id,
-            event_id=delivery.event_id,
-            outcome=Outcome.FAILED.value,
-            error_kind=kind,
-            webhook=webhook.label if webhook and is_own else str(delivery.webhook_id),
-            origin=webhook.origin if webhook and is_own else "",
-            started_at=started_at,
-            # An interrupted one was to be made again at once, as far as anybody knew.
-            next_at=present if kind is ErrorKind.INTERRUPTED else None,
-            total_ms=total_ms,
-            worker=asked.worker,
-        ),
-    )

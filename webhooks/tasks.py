@@ -21,11 +21,11 @@ from webhooks import outbox
 from webhooks.app import Services, app, get_services, stopping
 from webhooks.books import Held, PutOff
 from webhooks.config import get_settings
-from webhooks.delivery import describe_event, fan_out, read_rate, summarize
+from webhooks.delivery import describe_event, describe_interrupted, fan_out, read_rate, summarize
 from webhooks.errors import AttemptFailed, InvalidEvent, StoreUnavailable, TaskDefect, WorkersLost, trace
 from webhooks.lanes import SEND_QUEUE, lane_of_event, whole_lane
 from webhooks.ledger import Blocked, Claim, Claimed, Overdue
-from webhooks.models import TRIGGERS, COTEvent, COTWebhook, COTWebhookLog, parse_event, parse_event_text
+from webhooks.models import TRIGGERS, COTEvent, COTWebhook, COTWebhookLog, now, parse_event, parse_event_text
 from webhooks.retry import Outcome, Verdict, is_own_fault, judge_endpoint
 from webhooks.transport import LANE_HEADER, RATE_HEADER, SERIAL, TAKEN_FROM_HEADER, Channel, hold_lane, report, whole_of
 
@@ -367,7 +367,7 @@ def _see_to_interrupted(
     for interrupted in claimed.interrupted:
         log = _hold(lambda log_id=interrupted.log_id: services.logs.find_ended_attempt(log_id))
         if log is None:
-            store_log(services.attempter.describe_interrupted(claimed.delivery, webhook, interrupted))
+            store_log(describe_interrupted(claimed.delivery, webhook, interrupted, now()))
         elif interrupted.retry == claim.retry:
             return log
     if len(claimed.interrupted) >= _MAX_INTERRUPTED:

@@ -225,19 +225,6 @@ class WebhookStore:
         self._by_id.pop(webhook_id, None)
         return done.matched_count == 1
 
-    def activate(self, webhook_id: ObjectId) -> bool:
-        """Make a webhook active again, and forget why it was not.
-
-        Returns:
-            Whether there is such a webhook.
-        """
-        with store_errors():
-            done = self._collection.update_one(
-                {"_id": webhook_id}, {"$set": {"isActive": True}, "$unset": {"deactivated": ""}}
-            )
-        self._by_id.pop(webhook_id, None)
-        return done.matched_count == 1
-
     def list_deactivated(self, limit: int) -> list[Deactivated]:
         """Return webhooks that `deactivate` retired and that nobody was told of."""
         with store_errors():

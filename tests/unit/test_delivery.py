@@ -12,7 +12,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from responses import RequestsMock as HTTPMock
 
 from tests.samples_data import read_sample
-from webhooks.delivery import USER_AGENT, Attempter, describe_input, fan_out, make_delivery_id, summarize
+from webhooks.delivery import (
+    USER_AGENT,
+    Attempter,
+    describe_input,
+    describe_interrupted,
+    fan_out,
+    make_delivery_id,
+    summarize,
+)
 from webhooks.errors import ErrorKind
 from webhooks.ledger import Claim, Delivery, Interrupted
 from webhooks.models import COTEvent, COTWebhook
@@ -186,8 +194,7 @@ def test_no_response_is_logged_as_409_with_its_kind():
 
 def test_interrupted_attempt_is_logged_under_its_own_id_as_one_that_is_repeated():
     interrupted = Interrupted(ObjectId(), 1, "dead@host", NOON - timedelta(seconds=60))
-    attempter = Attempter(sender=cast("Sender", None), policy=RetryPolicy(30, 3), vault=VAULT, clock=lambda: NOON)
-    log = attempter.describe_interrupted(DELIVERY, WEBHOOK, interrupted)
+    log = describe_interrupted(DELIVERY, WEBHOOK, interrupted, NOON)
     assert (log.id, log.retry, log.status, log.event) == (interrupted.log_id, 1, 409, EVENT)
     details = log.details
     assert (details.error_kind, details.outcome, details.total_ms) == ("interrupted", "failed", None)

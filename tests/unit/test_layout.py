@@ -67,6 +67,7 @@ WITHIN_A_LAYER = {
     ("outbox", "mongo"),
     ("lanes", "transport"),
     ("ledger", "lanes"),
+    ("skipping", "delivery"),
     ("tasks", "app"),
     ("sweeper", "app"),
     ("sweeper", "tasks"),

@@ -7,7 +7,8 @@ What is promised, and how:
 
 * **Taking** is one script (``TAKE``): it pops messages off the queues' lists and notes them in ``unacked`` and
   ``unacked_index``, as many as the prefetch allows. So a message is always in exactly one place of Redis. Queues take
-  turns; among priorities the order is strict, as in kombu.
+  turns; among priorities the order is strict, as in kombu. In a queue with **lanes** (`lanes`; ``LANES_OPTION``) the
+  lanes take turns instead, and priorities are not heeded: a producer must not pass the others by.
 * **Acks** are collected, and travel with the next take, or alone when there is none to come (``SETTLE``). Each hold of
   a message has a tag of its own, made when it is taken: an ack that comes late cannot touch the hold of another
   worker, and an ack whose connection is gone is sent over the next one.
@@ -20,10 +21,10 @@ What is promised, and how:
 * **A full Redis** (``maxmemory``) refuses publishing alone; taking, acks and the rest go on, so it drains.
 
 Keys: kombu's own lists, ``unacked`` and ``unacked_index`` in kombu's format, so plain producers feed it and a plain
-worker takes over (but not what is parked). Besides: ``webhooks.parked.<queue>``, ``webhooks.wake.<queue>`` (a token for
-one idle worker, for a second), ``webhooks.restoring`` (one worker at a time looks for overdue messages) and
-``webhooks.unreadable``; all behind kombu's ``global_keyprefix``. Needs Redis 7.0 or any Valkey. Not for a cluster, as
-kombu's own.
+worker takes over (but not what is parked or stands in lanes). Besides those of `lanes`: ``webhooks.parked.<queue>``,
+``webhooks.wake.<queue>`` (a token for one idle worker, for a second), ``webhooks.restoring`` (one worker at a time
+looks for overdue messages) and ``webhooks.unreadable``; all behind kombu's ``global_keyprefix``. Needs Redis 7.0 or any
+Valkey. Not for a cluster, as kombu's own.
 """
 
 from typing import Any

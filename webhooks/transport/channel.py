@@ -28,6 +28,7 @@ from webhooks.transport.messages import (
     due_at,
     end_of_entry,
     mark_redelivered,
+    take_out,
     without_eta,
 )
 from webhooks.transport.scripts import (
@@ -445,14 +446,8 @@ class Channel(plain.Channel):
         return [self.prefixed(""), *(part for settlement in settlements for part in settlement)]
 
     def _next_settlements(self) -> list[Settlement]:
-        batch = self.outbox.next_reports(_BATCH)
-        waiting = self.outbox.settlements
-        try:
-            while len(batch) < _BATCH:
-                batch.append(waiting.popleft())
-        except IndexError:  # another thread may have been quicker, so asking first would be no use
-            pass
-        return batch
+        reports = take_out(self.outbox.reports, _BATCH)
+        return reports + take_out(self.outbox.settlements, _BATCH - len(reports))
 
     def giving_back(
         self, tag: str, queue: str, payload: dict[str, Any], act: str = "next", seen: str = ""

@@ -67,15 +67,16 @@ class Outbox:
     #: What attempts tell of their endpoints. Of these it does no harm to lose one.
     reports: deque[Settlement] = field(default_factory=lambda: deque(maxlen=_MAX_REPORTS))
 
-    def next_reports(self, most: int) -> list[Settlement]:
-        """Take out those that are to be told now."""
-        batch: list[Settlement] = []
-        try:
-            while len(batch) < most:
-                batch.append(self.reports.popleft())
-        except IndexError:  # another thread may have been quicker, so asking first would be no use
-            pass
-        return batch
+
+def take_out(waiting: deque[Settlement], most: int) -> list[Settlement]:
+    """Take out the first of what waits; several threads may at one time."""
+    batch: list[Settlement] = []
+    try:
+        while len(batch) < most:
+            batch.append(waiting.popleft())
+    except IndexError:  # another thread may have been quicker, so asking first would be no use
+        pass
+    return batch
 
 
 class Message(virtual.Message):
