@@ -69,6 +69,38 @@ class Books:
         """
         return self._accepts(deliveries) if deliveries else []
 
+    def find_plain(self, deliveries: Sequence[Delivery]) -> set[str]:
+        """Return the ids of those whose first attempt may be made just so: never begun before, and the gate is open.
+
+        Args:
+            deliveries: of one event or several; not written down yet.
+        """
+        if not deliveries:
+            return set()
+        ended = self._logs.find_ended(list({delivery.event_id for delivery in deliveries}))
+        gates = self._gates.get_many(delivery.webhook_id for delivery in deliveries)
+        present = self._ledger.now()
+
+        def is_plain(delivery: Delivery) -> bool:
+            gate = gates[delivery.webhook_id]
+            is_open = gate.is_open and not gate.is_held_back(present)
+            return is_open and not delivery.is_ordered and delivery.delivery_id not in ended
+
+        return {delivery.delivery_id for delivery in deliveries if is_plain(delivery)}
+
+    def accept_claimed(self, claims: Sequence[tuple[Delivery, Claim]]) -> list[bool]:
+        """As `Ledger.add_claimed`, now."""
+        return self._ledger.add_claimed(claims, self._ledger.now()) if claims else []
+
+    def accept_many(self, deliveries: Sequence[Delivery]) -> None:
+        """Write down deliveries that `find_plain` named and that are to be queued."""
+        if deliveries:
+            self._ledger.add(deliveries, self._ledger.now())
+
+    def record_many(self, logs: Sequence[COTWebhookLog]) -> list[Exception | None]:
+        """Write many logs, as `record` does; returns what was wrong with each one."""
+        return self._record_all(logs)
+
     def claim(self, claim: Claim) -> Claimed | Blocked | Held | PutOff | None:
         """Ask for an attempt, as `Ledger.claim` does, and keep what may not be sent now.
 

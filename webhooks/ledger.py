@@ -207,8 +207,9 @@ class Ledger:
         self._deliveries = database["deliveries"]
         self._events = database["events"]
         self._leases = database["leases"]
-        # A claim that a crash of MongoDB forgets costs one attempt made twice; its journal need not be waited for.
-        self._claims = self._deliveries.with_options(write_concern=WriteConcern(w=1))
+        # For what a crash of MongoDB may forget, as that is found out or costs one attempt made twice: its journal need
+        # not be waited for.
+        self._quick = self._deliveries.with_options(write_concern=WriteConcern(w=1))
         self._claim_ms = int(claim_s * 1000)
         self._timeout = timedelta(seconds=timeout_s)
         #: Delivery and log id of claims that were given up before an attempt was made.
@@ -259,25 +260,30 @@ class Ledger:
                     [UpdateOne(key, change, upsert=True) for key, change in zip(keys, fresh, strict=True)],
                     ordered=False,
                 )
-        insert_new(
-            self._deliveries,
-            [
-                {
-                    "_id": delivery.delivery_id,
-                    "event_id": delivery.event_id,
-                    "webhook_id": delivery.webhook_id,
-                    "company": delivery.company,
-                    "label": delivery.label,
-                    **({} if len(same) > 1 else {"body": delivery.body}),
-                    "retry": 0,
-                    **({"held": True} if delivery.is_held else {"due_at": at}),
-                    **({} if delivery.place is None else {"place": delivery.place}),
-                    "created_at": at,
-                }
-                for same in by_event.values()
-                for delivery in same
-            ],
-        )
+        documents = [
+            _write(delivery, at, has_body=len(same) == 1) for same in by_event.values() for delivery in same
+        ]
+        insert_new(self._deliveries, documents)
+
+    def add_claimed(self, claims: Sequence[tuple[Delivery, Claim]], at: datetime) -> list[bool]:
+        """Write down deliveries together with claims on their first attempts, which are about to be made.
+
+        Such a write need not survive a crash of MongoDB: the event's message is there until the attempts have ended.
+
+        Args:
+            claims: each delivery with the claim on it.
+            at: since when, by `now`.
+
+        Returns:
+            For each one whether the attempt is ours to make; it is not where the delivery is written down already.
+        """
+        until = at + timedelta(milliseconds=self._claim_ms)
+        documents = []
+        for delivery, claim in claims:
+            ours = {"log_id": claim.log_id, "retry": claim.retry, "worker": claim.worker, "at": at, "until": until}
+            documents.append(_write(delivery, at, has_body=True) | {"claim": ours})
+        result = insert_new(self._quick, documents)
+        return [place not in result.known and place not in result.faults for place in range(len(claims))]
 
     def claim(self, claims: Sequence[Claim]) -> list[Claimed | Blocked | Exception | None]:
         """Ask for attempts, many at a time.
@@ -295,7 +301,7 @@ class Ledger:
             not_after = self.now() + self._timeout
             with store_errors():
                 takes = [self._take(claim, not_after) for claim in claims]
-                self._claims.bulk_write([*_release(given_up), *takes], ordered=False)
+                self._quick.bulk_write([*_release(given_up), *takes], ordered=False)
         except BaseException:
             self._given_up.extend(given_up)
             raise
@@ -396,7 +402,8 @@ class Ledger:
 
         An attempt that was interrupted changes nothing: whoever found it is making it again.
         """
-        changes: list[DeleteOne | UpdateOne] = []
+        ends: list[DeleteOne] = []
+        changes: list[UpdateOne] = []
         for log in logs:
             attempt = log.details
             if attempt.error_kind is ErrorKind.INTERRUPTED:
@@ -408,7 +415,7 @@ class Ledger:
             if attempt.kept:
                 changes.append(UpdateOne(query, keep))
             elif attempt.next_at is None:
-                changes.append(DeleteOne(query))
+                ends.append(DeleteOne(query))
             elif attempt.probe:
                 # It is kept as before. Only while it is let out: a log that was written late must not take back what
                 # was let out since.
@@ -416,11 +423,13 @@ class Ledger:
             else:
                 next_one = {"retry": log.retry + 1, "due_at": self.now() + (attempt.next_at - log.createdAt)}
                 changes.append(UpdateOne(query, {"$set": next_one, "$unset": {**done, "held": "", "probe": ""}}))
-        if not changes:
-            return
         with store_errors():
             try:
-                self._deliveries.bulk_write(changes, ordered=False)
+                if changes:
+                    self._deliveries.bulk_write(changes, ordered=False)
+                if ends:
+                    # What a crash of MongoDB forgets of these is found out: the log says that the attempt was made.
+                    self._quick.bulk_write(ends, ordered=False)
             except BulkWriteError as error:
                 document_errors(error)
 
@@ -526,6 +535,21 @@ class Ledger:
         """Return how many deliveries are owed, as the collection's own count has it."""
         with store_errors():
             return self._deliveries.estimated_document_count()
+
+
+def _write(delivery: Delivery, at: datetime, *, has_body: bool) -> Document:
+    return {
+        "_id": delivery.delivery_id,
+        "event_id": delivery.event_id,
+        "webhook_id": delivery.webhook_id,
+        "company": delivery.company,
+        "label": delivery.label,
+        **({"body": delivery.body} if has_body else {}),
+        "retry": 0,
+        **({"held": True} if delivery.is_held else {"due_at": at}),
+        **({} if delivery.place is None else {"place": delivery.place}),
+        "created_at": at,
+    }
 
 
 def _is_over(until: str, longest_s: float) -> Document:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Final, Self, cast
 
 from bson import ObjectId
 from bson.dbref import DBRef
@@ -19,6 +19,7 @@ from pydantic import (
     ConfigDict,
     PrivateAttr,
     ValidationError,
+    ValidationInfo,
     model_serializer,
     model_validator,
 )
@@ -31,6 +32,9 @@ MAX_DEPTH = 90
 #: Characters that `show` and a place in an event may have: enough to find it, too few to fill a log.
 _MAX_SHOWN = 80
 _MAX_PLACE = 200
+
+#: Context for `model_validate`: what is given is a wire form by itself, and nobody will change it.
+AS_WIRE: Final[dict[str, Any]] = {"is_wire": True}
 
 _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 _INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", re.ASCII)
@@ -236,12 +240,14 @@ class WireModel(BaseModel):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _keep_wire(cls, value: object, handler: Handler[Self]) -> Self:
+    def _keep_wire(cls, value: object, handler: Handler[Self], info: ValidationInfo) -> Self:
         if isinstance(value, DBRef):
             # What the BSON decoder makes of an object that happens to have the keys of a reference.
             value = value.as_doc()
         model = handler(value)
-        if isinstance(value, Mapping):
+        if info.context is AS_WIRE:
+            model._wire = cast("dict[str, Any]", value)
+        elif isinstance(value, Mapping):
             try:
                 model._wire = to_wire(value)
             except RecursionError:
@@ -252,7 +258,7 @@ class WireModel(BaseModel):
 
     @model_serializer(mode="plain")
     def _serialize(self) -> dict[str, Any]:
-        return self._wire
+        return self.to_wire()
 
     def to_wire(self) -> dict[str, Any]:
         """Return the object as JSON holds it. The caller must not change it."""
@@ -260,7 +266,7 @@ class WireModel(BaseModel):
 
     def to_json(self) -> str:
         """Return the object as JSON text, keys in the order in which they were given."""
-        return to_json(self._wire)
+        return to_json(self.to_wire())
 
     def to_bson(self) -> dict[str, Any]:
         """Return the object as MongoDB holds it: the contract's ids are ObjectIds and its instants are dates."""

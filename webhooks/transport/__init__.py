@@ -33,9 +33,9 @@ from celery.app import amqp
 from kombu import connection
 from kombu.transport import redis as plain
 
-from webhooks.transport.channel import LANES_OPTION, Channel, Poller, QoS, hold_lane, report
+from webhooks.transport.channel import LANES_OPTION, Channel, Poller, QoS, finish, hold_lane, report
 from webhooks.transport.lanes import LANE_HEADER, OTHERS, RATE_HEADER, SERIAL, TAKEN_FROM_HEADER, Lanes, whole_of
-from webhooks.transport.messages import LaneState
+from webhooks.transport.messages import Admission, LaneState
 from webhooks.transport.scripts import PARKED_KEY, UNREADABLE_KEY
 
 __all__ = [
@@ -49,6 +49,7 @@ __all__ = [
     "SERIAL",
     "TAKEN_FROM_HEADER",
     "UNREADABLE_KEY",
+    "Admission",
     "Channel",
     "Connection",
     "LaneState",
@@ -56,6 +57,7 @@ __all__ = [
     "Poller",
     "QoS",
     "Transport",
+    "finish",
     "hold_lane",
     "report",
     "whole_of",

@@ -20,6 +20,7 @@ from redis.exceptions import NoScriptError, ResponseError
 
 from webhooks.transport.lanes import LANE_HEADER, OTHERS, RATE_HEADER, TAKEN_FROM_HEADER, Lanes, whole_of
 from webhooks.transport.messages import (
+    Admission,
     LaneState,
     Message,
     Outbox,
@@ -32,6 +33,7 @@ from webhooks.transport.messages import (
     without_eta,
 )
 from webhooks.transport.scripts import (
+    ADMIT,
     ALIVE,
     COUNT,
     LOOK,
@@ -97,6 +99,12 @@ def report(
 def hold_lane(queue: str, lane: str, seconds: float) -> None:
     """Have a lane give out nothing for so long; told with the next settlements. A later call counts instead."""
     _tell(Settlement(lane, "hold", f"{seconds:.3f}", "", "", queue))
+
+
+def finish(queue: str, lane: str, tag: str) -> None:
+    """Tell of the end of an attempt that `Channel.admit` let go; told with the next settlements."""
+    for outbox in list(_outboxes.values()):
+        outbox.settlements.append(Settlement(tag, "done", "", lane, "", queue))
 
 
 def _tell(settlement: Settlement) -> None:
@@ -203,14 +211,25 @@ class Channel(plain.Channel):
         if kwargs.get("_publish_batch") is not None or queue in self._expires:
             super()._put(queue, message, **kwargs)
             return
-        eta = due_at(message)
-        delay_s = "" if eta is None or eta <= time.time() else repr(eta - time.time())
-        priority = self.priority(self._get_message_priority(message))
+        self.put_all(queue, [message], self.priority(self._get_message_priority(message)))
+
+    def put_all(self, queue: str, messages: Sequence[dict[str, Any]], priority: int = 0) -> None:
+        """Queue messages in one step, in their order, or park those with an ETA until then.
+
+        Args:
+            queue: where, by its name.
+            messages: as `prepare_message` makes them; some hundreds at most, as Redis serves nobody else meanwhile.
+            priority: one of the priority steps, of all of them.
+        """
         keys = [self._q_for_pri(queue, priority), PARKED_KEY.format(queue), WAKE_KEY.format(queue)]
-        lane = self.lane_of(message) if self._has_lanes(queue) else ""
-        rate, burst = _rate_of(message)
-        lane_arguments = [lane, whole_of(lane), rate, burst]
-        self.run(PUT, keys, [self.prefixed(""), queue, dumps(without_eta(message)), priority, delay_s, *lane_arguments])
+        arguments: list[Any] = [self.prefixed(""), queue, priority]
+        has_lanes = self._has_lanes(queue)
+        for message in messages:
+            eta = due_at(message)
+            delay_s = "" if eta is None or eta <= time.time() else repr(eta - time.time())
+            lane = self.lane_of(message) if has_lanes else ""
+            arguments += [dumps(without_eta(message)), delay_s, lane, whole_of(lane), *_rate_of(message)]
+        self.run(PUT, keys, arguments)
 
     # ── Taking ──────────────────────────────────────────────────────────────────────────────────────────────────────
     def basic_consume(self, queue: str, no_ack: bool, callback: Any, consumer_tag: str, **kwargs: Any) -> None:
@@ -396,6 +415,22 @@ class Channel(plain.Channel):
         """Have all lanes that are parts of something be one serial lane from now on, or not any more."""
         if self._lanes:
             self.run(SERIALIZE, [], [self.prefixed(""), whole, int(is_serial), *self._lanes])
+
+    def admit(self, queue: str, attempts: Sequence[Admission], in_hand: int) -> list[bool]:
+        """Ask which attempts may be made at once, without a message of their own, by the rules of their lanes.
+
+        Those that may count as in hand until `finish` tells of their end, or for twice the visibility timeout.
+
+        Args:
+            queue: in which the others will wait.
+            attempts: in the order in which they are wanted.
+            in_hand: messages that this worker has taken for them: so many of its threads are kept for them.
+        """
+        held_s = 2 * self.qos.visibility_timeout
+        arguments: list[Any] = [self.prefixed(""), queue, in_hand, held_s]
+        for attempt in attempts:
+            arguments += [attempt.tag, attempt.lane, *(attempt.rate or ("", ""))]
+        return [bool(reply) for reply in self.run(ADMIT, [self.unacked_key], arguments)]
 
     def look_at(self, queue: str, lanes: Sequence[str]) -> list[LaneState]:
         """Say how it stands with lanes of a queue, in their order."""

@@ -117,15 +117,20 @@ local function choose(lane, whole)
   return lane
 end
 
+-- One less of a lane is in hand.
+local function leave_flight(q, lane, tag)
+  redis.call('ZREM', key('flight.' .. q .. '/' .. lane), tag)
+  redis.call('ZREM', key('slow.' .. q), tag)
+  if redis.call('EXISTS', key('lane.' .. q .. '/' .. lane)) == 1 then line_up(q, lane, 1) end
+end
+
 -- What becomes of a lane when a message of it is out of a worker's hands. Returns where the message belongs, if to one.
 local function leave(tag)
   local where = redis.call('HGET', key('taken'), tag)
   if not where then return nil end
   redis.call('HDEL', key('taken'), tag)
   local q, lane, place = string.match(where, '^([^\\n]*)\\n([^\\n]*)\\n(.*)$')
-  redis.call('ZREM', key('flight.' .. q .. '/' .. lane), tag)
-  redis.call('ZREM', key('slow.' .. q), tag)
-  if redis.call('EXISTS', key('lane.' .. q .. '/' .. lane)) == 1 then line_up(q, lane, 1) end
+  leave_flight(q, lane, tag)
   return q, lane, tonumber(place)
 end
 """
@@ -217,15 +222,18 @@ local function take_in_turn(q, is_bounded)
   is_tired = true
 end
 
+-- Counts one more of a lane that is in hand.
+local function note_flight(q, lane, tag)
+  local flight = key('flight.' .. q .. '/' .. lane)
+  redis.call('ZADD', flight, now, tag)
+  redis.call('EXPIRE', flight, math.ceil(held_s))
+  if is_slow then redis.call('ZADD', key('slow.' .. q), now, tag) end
+end
+
 -- Notes in whose hands a message is now.
 local function note(q, lane, place, tag, is_bounded)
   redis.call('HSET', key('taken'), tag, q .. '\\n' .. lane .. '\\n' .. place)
-  if string.sub(lane, -1) == '{SERIAL}' or is_bounded and lane ~= '{OTHERS}' then
-    local flight = key('flight.' .. q .. '/' .. lane)
-    redis.call('ZADD', flight, now, tag)
-    redis.call('EXPIRE', flight, math.ceil(held_s))
-    if is_slow then redis.call('ZADD', key('slow.' .. q), now, tag) end
-  end
+  if string.sub(lane, -1) == '{SERIAL}' or is_bounded and lane ~= '{OTHERS}' then note_flight(q, lane, tag) end
 end
 """
 

@@ -40,6 +40,16 @@ class Take:
         return [f"{self.id}:{number}" for number in range(1, self.most + 1)]
 
 
+class Admission(NamedTuple):
+    """An attempt that might be made without a message of its own."""
+
+    #: Names the attempt among all that are in hand, of all workers.
+    tag: str
+    lane: str
+    #: The lane's limit, attempts per second and burst; None for none.
+    rate: tuple[float, int] | None
+
+
 class LaneState(NamedTuple):
     """How it stands with one lane."""
 

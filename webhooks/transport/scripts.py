@@ -30,22 +30,52 @@ local function wake(key)
 end
 """
 
-#: KEYS: the list, its queue's parked set, its queue's wake-up. ARGV: prefix, queue, message, priority, seconds to wait
-#: or "", lane or "", what the lane is a part of or "", its rate limit and burst or "".
+#: KEYS: the list, its queue's parked set, its queue's wake-up. ARGV: prefix, queue, priority, then for each message:
+#: itself, seconds to wait or "", lane or "", what the lane is a part of or "", its rate limit and burst or "".
 PUT = f"""#!lua
 {_NOW}{_WAKE}{LUA}{LUA_LIMIT}
-local q, message, lane = ARGV[2], ARGV[3], ARGV[6]
-if ARGV[8] ~= '' then set_limit(q, lane, ARGV[8], ARGV[9]) end
-if ARGV[5] ~= '' then
-  local head = lane == '' and ARGV[4] or ARGV[4] .. '@' .. lane
-  redis.call('ZADD', KEYS[2], now + tonumber(ARGV[5]), head .. ':' .. message)
-elseif lane == '' then
-  redis.call('LPUSH', KEYS[1], message)
-  wake(KEYS[3])
-else
-  enter(q, choose(lane, ARGV[7]), next_place(), message)
-  wake(KEYS[3])
+local q, is_taken_soon = ARGV[2], false
+for i = 4, #ARGV, 6 do
+  local message, wait, lane = ARGV[i], ARGV[i + 1], ARGV[i + 2]
+  if ARGV[i + 4] ~= '' then set_limit(q, lane, ARGV[i + 4], ARGV[i + 5]) end
+  if wait ~= '' then
+    local head = lane == '' and ARGV[3] or ARGV[3] .. '@' .. lane
+    redis.call('ZADD', KEYS[2], now + tonumber(wait), head .. ':' .. message)
+  else
+    is_taken_soon = true
+    if lane == '' then
+      redis.call('LPUSH', KEYS[1], message)
+    else
+      enter(q, choose(lane, ARGV[i + 3]), next_place(), message)
+    end
+  end
 end
+if is_taken_soon then wake(KEYS[3]) end
+"""
+
+#: KEYS: unacked. ARGV: prefix, queue, messages of the asking worker that are in hand and not yet begun, the longest
+#: that a message is in hand, then for each attempt that may be made without a message of its own: tag, lane, rate limit
+#: and burst or "". Returns for each one 1 if it may be made now, and counts it among those in hand; else 0.
+ADMIT = f"""#!lua flags=allow-oom
+{_NOW}{LUA}{LUA_LIMIT}
+local q, held_s = ARGV[2], tonumber(ARGV[4])
+local threads = tonumber(redis.call('GET', key('threads')) or '0')
+local free = math.max(threads - redis.call('HLEN', KEYS[1]), 0) + tonumber(ARGV[3])
+{LUA_TAKE}
+local reply = {{}}
+for i = 5, #ARGV, 4 do
+  local tag, lane = ARGV[i], ARGV[i + 1]
+  set_limit(q, lane, ARGV[i + 2], ARGV[i + 3])
+  -- Those that wait in the lane came before.
+  if redis.call('EXISTS', key('lane.' .. q .. '/' .. lane)) == 0 and not why_not(q, lane, true) then
+    note_flight(q, lane, tag)
+    free = free - 1
+    reply[#reply + 1] = 1
+  else
+    reply[#reply + 1] = 0
+  end
+end
+return reply
 """
 
 #: KEYS: unacked, unacked_index, parked set and wake-up of each queue, then the lists: all queues' of the first
@@ -157,7 +187,8 @@ return reply
 #: "park", "aside"), a number, key, value, wake-up. What is to be done besides removing the note is done only by who
 #: removed it. A message that came out of a lane goes back to its place there. Instead of a message, "report": what an
 #: attempt tells of its endpoint; then the six are lane, "report", milliseconds, verdict, rate and burst with a space
-#: between, queue; and "hold": lane, "hold", seconds, "", "", queue.
+#: between, queue; "hold": lane, "hold", seconds, "", "", queue; and "done", of what `ADMIT` let go: tag, "done", "",
+#: lane, "", queue.
 SETTLE = f"""#!lua flags=allow-oom
 {_NOW}{_WAKE}{LUA}{LUA_LIMIT}{LUA_REPORT}
 local is_ours = false
@@ -172,6 +203,9 @@ for i = 2, #ARGV, 6 do
     local state = key('state.' .. ARGV[i + 5] .. '/' .. tag)
     redis.call('HSET', state, 'held', string.format('%.3f', now + tonumber(number)))
     redis.call('EXPIRE', state, math.ceil(tonumber(number)) + 3600)
+    is_ours = false
+  elseif act == 'done' then
+    leave_flight(ARGV[i + 5], where, tag)
     is_ours = false
   elseif act == 'stale' and redis.call('ZSCORE', KEYS[2], tag) ~= number then
     is_ours = false  -- it was overdue with this score a moment ago; now it is another worker's hold
@@ -375,5 +409,5 @@ return reply
 #: What Redis knows each script by.
 SHAS = {
     script: sha1(script.encode(), usedforsecurity=False).hexdigest()
-    for script in (PUT, TAKE, SETTLE, OVERDUE, UNSORTED, SORT, SERIALIZE, LOOK, COUNT, ALIVE)
+    for script in (PUT, ADMIT, TAKE, SETTLE, OVERDUE, UNSORTED, SORT, SERIALIZE, LOOK, COUNT, ALIVE)
 }
