@@ -144,7 +144,13 @@ class Attempter:
         self._clock = clock
 
     def attempt(
-        self, delivery: Delivery, webhook: COTWebhook | None, claim: Claim, *, is_probe: bool = False
+        self,
+        delivery: Delivery,
+        webhook: COTWebhook | None,
+        claim: Claim,
+        *,
+        is_probe: bool = False,
+        event: COTEvent | None = None,
     ) -> COTWebhookLog:
         """Make one attempt of a delivery, start to finish, and return its log; the log is not written yet.
 
@@ -153,9 +159,10 @@ class Attempter:
             webhook: where to; None when there is no usable one any more.
             claim: on this attempt.
             is_probe: whether it is made to try a paused endpoint, and uses up no retry.
+            event: what the delivery's body holds, where it has been read; None where it has not.
         """
         # First of all: a body that cannot be logged must not be sent.
-        event = _read_event(delivery)
+        event = event or _read_event(delivery)
         webhook = _own(delivery, webhook)
         started_at = self._clock()
         answer = self._answer(webhook, delivery, started_at)

@@ -260,9 +260,7 @@ class Ledger:
                     [UpdateOne(key, change, upsert=True) for key, change in zip(keys, fresh, strict=True)],
                     ordered=False,
                 )
-        documents = [
-            _write(delivery, at, has_body=len(same) == 1) for same in by_event.values() for delivery in same
-        ]
+        documents = [_write(delivery, at, has_body=len(same) == 1) for same in by_event.values() for delivery in same]
         insert_new(self._deliveries, documents)
 
     def add_claimed(self, claims: Sequence[tuple[Delivery, Claim]], at: datetime) -> list[bool]:

@@ -6,7 +6,7 @@ a log that could not be stored when it was made.
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from bson import ObjectId
@@ -24,8 +24,9 @@ from webhooks.config import get_settings
 from webhooks.delivery import describe_event, describe_interrupted, fan_out, read_rate, summarize
 from webhooks.errors import AttemptFailed, InvalidEvent, StoreUnavailable, TaskDefect, WorkersLost, trace
 from webhooks.lanes import SEND_QUEUE, lane_of_event, whole_lane
-from webhooks.ledger import Blocked, Claim, Claimed, Overdue
+from webhooks.ledger import Blocked, Claim, Claimed, Delivery, Overdue
 from webhooks.models import TRIGGERS, COTEvent, COTWebhook, COTWebhookLog, now, parse_event, parse_event_text
+from webhooks.publishing import Draft, publish_many
 from webhooks.retry import Outcome, Verdict, is_own_fault, judge_endpoint
 from webhooks.transport import LANE_HEADER, RATE_HEADER, SERIAL, TAKEN_FROM_HEADER, Channel, hold_lane, report, whole_of
 
@@ -107,6 +108,32 @@ class DeliverTask(DurableTask):
         options["headers"] = {LANE_HEADER: lane_of_event(event.to_wire()), **(options.get("headers") or {})}
         return super().apply_async((event.to_json(),), {}, **options)
 
+    def delay_many(self, events: Iterable[Mapping[str, Any] | COTEvent]) -> list[str]:
+        """Queue events in few steps: for producers with many at a time.
+
+        Args:
+            events: each as for ``delay``. All are checked before the first one is queued.
+
+        Returns:
+            The events' ids, in the same order.
+
+        Raises:
+            InvalidEvent: names the event by its place, from 0, and every field and reason; nothing was queued.
+            kombu.exceptions.OperationalError: the broker cannot be reached; a part of them may be queued, so that
+                queueing all of them again repeats that part under new ids.
+        """
+        drafts = []
+        for place, given in enumerate(events):
+            try:
+                event = _read_event(given)
+            except InvalidEvent as error:
+                raise InvalidEvent(f"event {place} of those given: {error}") from None
+            described = f"{describe_event(event)}, company {event.company}"
+            headers = {LANE_HEADER: lane_of_event(event.to_wire())}
+            drafts.append(Draft(uuid(), (event.to_json(),), {}, described, headers=headers))
+        publish_many(self, drafts)
+        return [draft.task_id for draft in drafts]
+
 
 class SendTask(DurableTask):
     """Writes the log of each attempt, from Celery's hooks: they run before the message is acked."""
@@ -180,9 +207,7 @@ def deliver(self: Task, event: dict[str, Any] | str | COTEvent) -> str:
     if is_in_order and is_from_outbox and _hold(lambda: services.outbox.stand_behind_older(event_id)):
         return "older ones come first; it is queued again behind them"
     owed = _hold(lambda: services.books.accept(fan_out(parsed, event_id, services.webhooks)))
-    for delivery in owed:
-        if not delivery.is_held:
-            _hold(lambda d=delivery: queue_attempt(d.delivery_id, d.label, 0, d.lane, rate=d.rate))
+    _hold(lambda: queue_attempts([delivery for delivery in owed if not delivery.is_held]))
     for webhook_id in {delivery.webhook_id for delivery in owed if delivery.is_ordered}:
         _hold(lambda w=webhook_id: queue_next(services, services.webhooks.get(w)))
     if is_from_outbox:
@@ -302,7 +327,7 @@ def send(self: Task, *, delivery_id: str) -> str:
         return f"was made before: {summarize(made_before)}"
     log = services.attempter.attempt(claimed.delivery, webhook, claim, is_probe=claimed.is_probe)
     self.request.attempt_log, self.request.attempt_webhook = log, webhook
-    _tell_lane(claimed.delivery.lane, webhook, log)
+    tell_lane(claimed.delivery.lane, webhook, log)
     delivery, summary = claimed.delivery, summarize(log)
     is_success = log.details.outcome == Outcome.SUCCESS
     is_given_up = not is_success and log.details.next_at is None
@@ -331,7 +356,7 @@ def send(self: Task, *, delivery_id: str) -> str:
         raise
 
 
-def _tell_lane(lane: str, webhook: COTWebhook | None, log: COTWebhookLog) -> None:
+def tell_lane(lane: str, webhook: COTWebhook | None, log: COTWebhookLog) -> None:
     """Tell the broker how an attempt went: what the endpoint may have at one time follows from it."""
     attempt = log.details
     verdict = judge_endpoint(None if attempt.error_kind else log.status, attempt.error_kind)
@@ -400,6 +425,22 @@ def queue_attempt(
     headers = {name: value for name, value in given.items() if value is not None}
     options = {"argsrepr": label, "retries": retry, "countdown": countdown, "headers": headers}
     send.apply_async(kwargs={"delivery_id": delivery_id}, task_id=delivery_id, **options)  # pyright: ignore[reportFunctionMemberAccess]
+
+
+def queue_attempts(deliveries: Sequence[Delivery]) -> None:
+    """Queue the first attempts of many deliveries, as `queue_attempt` does.
+
+    Raises:
+        kombu.exceptions.OperationalError: the broker cannot be reached; a part of them may be queued.
+    """
+    drafts = []
+    for delivery in deliveries:
+        headers: dict[str, Any] = {LANE_HEADER: delivery.lane}
+        if delivery.rate is not None:
+            headers[RATE_HEADER] = list(delivery.rate)
+        arguments = {"delivery_id": delivery.delivery_id}
+        drafts.append(Draft(delivery.delivery_id, (), arguments, delivery.label, "retry 0", headers))
+    publish_many(send, drafts)  # pyright: ignore[reportArgumentType]
 
 
 def queue_released(owed: Overdue, webhook: COTWebhook | None) -> None:

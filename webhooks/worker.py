@@ -18,6 +18,7 @@ from typing import Any, ClassVar, cast
 
 from billiard.einfo import ExceptionWithTraceback
 from billiard.exceptions import Terminated, WorkerLostError
+from celery.concurrency.thread import TaskPool
 from celery.exceptions import InvalidTaskError, TaskPredicate
 from celery.worker import state
 from celery.worker.consumer import Consumer
@@ -30,6 +31,7 @@ from webhooks.config import get_settings
 from webhooks.deadletters import DeadLetter, Reason
 from webhooks.delivery import describe_input
 from webhooks.errors import AttemptFailed, InvalidEvent, StoreUnavailable, TaskDefect, WorkersLost, trace
+from webhooks.express import Express
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +119,11 @@ _undertaker = Undertaker()
 
 
 class DurableConsumer(Consumer):
-    """Keeps as a dead letter what Celery's consumer drops, or dies of."""
+    """Keeps as a dead letter what Celery's consumer drops, or dies of; sends events the short way (`express`)."""
+
+    _express: Express | None = None
+    #: Celery's way for a message; a new one with each connection.
+    _handle: Callable[[Message], None]
 
     def on_decode_error(self, message: Message, exc: Exception) -> None:
         """Keep a message whose body cannot be read."""
@@ -139,11 +145,13 @@ class DurableConsumer(Consumer):
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[..., None]:
         """Return what is called with each message."""
         handle = super().create_task_handler(*args, **kwargs)
+        express = self._make_express(handle)
         broker_errors = (*self.connection_errors, *self.channel_errors)
 
         def on_task_received(message: Message) -> None:
             try:
-                handle(message)
+                if express is None or not self._is_unwatched() or not express.takes(message):
+                    handle(message)
             except Exception as error:
                 # kombu's Redis transport counts KeyError among the connection's errors, so that a message without an
                 # id makes the worker connect anew, get it again, and so on without end.
@@ -152,6 +160,38 @@ class DurableConsumer(Consumer):
                 self._survive(message, error)
 
         return on_task_received
+
+    def _make_express(self, handle: Callable[[Message], None]) -> Express | None:
+        """Open the short way, once; None where there is none: a forked child has no part in this process's acks."""
+        consumer = cast("Any", self)
+        if not isinstance(consumer.pool, TaskPool):
+            return None
+        if self._express is None:
+            self._express = Express(consumer.hostname, self._take_long_way, get_settings().concurrency)
+        self._handle = handle
+        return self._express
+
+    def _take_long_way(self, message: Message) -> None:
+        consumer = cast("Any", self)
+
+        def handle() -> None:
+            try:
+                self._handle(message)
+            except Exception as error:  # noqa: BLE001 - in the event loop it would end the worker
+                self._survive(message, error)
+
+        consumer.call_soon(handle)
+
+    def _is_unwatched(self) -> bool:
+        events = cast("Any", self).event_dispatcher
+        # No groups stand for all of them; "worker" alone is the heartbeat.
+        return not (events and events.enabled and (not events.groups or "task" in events.groups))
+
+    def shutdown(self) -> None:
+        """End what the short way has begun while acks still have a connection, then close."""
+        if self._express is not None:
+            self._express.close()
+        super().shutdown()
 
     def apply_eta_task(self, task: Request) -> None:
         """Hand a request to the pool once it is due."""

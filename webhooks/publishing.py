@@ -1,0 +1,103 @@
+"""Many messages of one task published in few steps: what Celery does for one at a time, without its cost per message.
+
+Owns the making of such messages, in Celery's own form (protocol 2), so that any worker takes them. A broker that is no
+Redis with our transport gets them one by one. Celery's publishing signals and the event ``task-sent`` are for single
+messages alone. Called by `tasks`.
+"""
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from celery import Task
+from celery.utils import uuid
+from celery.utils.nodenames import anon_nodename
+from kombu.utils.json import dumps
+
+from webhooks.app import app
+from webhooks.transport import Channel
+
+#: Messages that Redis queues in one step: at some 10 µs each it serves others again after 2 ms.
+_IN_ONE_STEP = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """What of a message differs from others of its task."""
+
+    task_id: str
+    args: Sequence[Any] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    #: What people see in place of the arguments.
+    argsrepr: str = "…"
+    kwargsrepr: str = ""
+    headers: Mapping[str, Any] = field(default_factory=dict)
+
+
+def publish_many(task: Task, drafts: Sequence[Draft]) -> None:
+    """Queue messages of a task, in their order, where Celery's options say.
+
+    Raises:
+        kombu.exceptions.OperationalError: the broker cannot be reached; a part of them may be queued.
+    """
+    queue = app.amqp.router.route({}, task.name)["queue"].name
+    with app.producer_pool.acquire(block=True) as producer:
+        for begin in range(0, len(drafts), _IN_ONE_STEP):
+            some = drafts[begin : begin + _IN_ONE_STEP]
+
+            def put(some: Sequence[Draft] = some) -> None:
+                channel = producer.channel
+                if isinstance(channel, Channel):
+                    channel.put_all(queue, [_make(task.name, queue, draft) for draft in some])
+                    return
+                for draft in some:
+                    options = {"argsrepr": draft.argsrepr, "kwargsrepr": draft.kwargsrepr, "headers": draft.headers}
+                    # Not the task's own method, which may be what calls us.
+                    Task.apply_async(
+                        task, draft.args, draft.kwargs, task_id=draft.task_id, producer=producer, **options
+                    )
+
+            producer.connection.ensure(producer, put, **app.conf.task_publish_retry_policy)()
+
+
+def _make(task: str, queue: str, draft: Draft) -> dict[str, Any]:
+    """Make a message as kombu's Redis transport stores it."""
+    embedded = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
+    body = dumps((draft.args, draft.kwargs, embedded)).encode()
+    return {
+        "body": base64.b64encode(body).decode(),
+        "content-encoding": "utf-8",
+        "content-type": "application/json",
+        "headers": {
+            "lang": "py",
+            "task": task,
+            "id": draft.task_id,
+            "shadow": None,
+            "eta": None,
+            "expires": None,
+            "group": None,
+            "group_index": None,
+            "retries": 0,
+            "timelimit": [None, None],
+            "root_id": draft.task_id,
+            "parent_id": None,
+            "argsrepr": draft.argsrepr,
+            "kwargsrepr": draft.kwargsrepr,
+            "origin": anon_nodename(),
+            "ignore_result": True,
+            "replaced_task_nesting": 0,
+            "stamped_headers": None,
+            "stamps": {},
+            **draft.headers,
+        },
+        "properties": {
+            "correlation_id": draft.task_id,
+            "reply_to": "",
+            "delivery_mode": 2,
+            "delivery_info": {"exchange": "", "routing_key": queue},
+            "priority": 0,
+            "body_encoding": "base64",
+            "delivery_tag": uuid(),
+        },
+    }
