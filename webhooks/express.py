@@ -16,6 +16,7 @@ Celery is told of no task here, so while somebody listens to its events (Flower)
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,13 +28,14 @@ from kombu.message import Message
 
 from webhooks.app import Services, app, get_services
 from webhooks.config import get_settings
-from webhooks.delivery import describe_event, fan_out, summarize
+from webhooks.delivery import fan_out, read_rate, summarize
 from webhooks.errors import InvalidEvent, StoreUnavailable, trace
 from webhooks.lanes import SEND_QUEUE
 from webhooks.ledger import Claim, Delivery
 from webhooks.models import TRIGGERS, COTEvent, COTWebhook, COTWebhookLog, parse_event, parse_event_text
+from webhooks.retry import Outcome
 from webhooks.tasks import FROM_OUTBOX, queue_attempt, queue_attempts, store_log, tell_lane
-from webhooks.transport import SERIAL, TAKEN_FROM_HEADER, Admission, Channel, finish
+from webhooks.transport import SERIAL, TAKEN_FROM_HEADER, Admission, Answer, Channel, finish
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +43,10 @@ logger = logging.getLogger(__name__)
 _MAX_BATCH = 100
 #: Deliveries of one event beyond which it goes the other way: they would keep the batch's other events waiting.
 _MAX_DELIVERIES = 20
+#: Seconds for which an attempt that is to be expected at any moment waits here, before it gets a message of its own;
+#: and seconds between two looks.
+_PUT_BY_S = 0.2
+_LOOK_AGAIN_S = 0.003
 
 #: Put into a line to end its thread.
 _END = None
@@ -52,11 +58,14 @@ class _Taken:
 
     message: Message
     event: COTEvent
-    event_id: str
-    deliveries: list[Delivery]
+    #: When to queue attempts that could not be begun, by `time.monotonic`.
+    queue_at: float
+    #: Attempts that are to end, or to be queued, before it is acked.
+    left: int
+    attempts: "list[_Attempt]" = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
-    #: Attempts that are to end before it is acked.
-    left: int = 0
+    #: Whether it goes the other way, which acks it.
+    is_given_up: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,68 +144,104 @@ class Express:
 
     # ── Accepting ───────────────────────────────────────────────────────────────────────────────────────────────────
     def _accept_events(self) -> None:
-        while batch := _take_batch(self._events):
-            if self._is_closing:
-                continue
+        put_by: list[_Attempt] = []
+        while True:
+            batch = _take_batch(self._events, _LOOK_AGAIN_S if put_by else None)
+            if batch and batch[-1] is _END:
+                return
+            taken: list[_Taken] = []
             try:
-                self._accept_all(batch)
+                taken = self._read_all(batch)
+                attempts = [*put_by, *(attempt for one in taken for attempt in one.attempts)]
+                put_by = self._begin(attempts) if attempts else []
             except Exception as error:  # noqa: BLE001 - whatever it is, the other way knows what to do about it
                 if not isinstance(error, StoreUnavailable | OperationalError):
                     logger.error("events go the long way: %s", trace(error))  # noqa: TRY400
+                for one in {id(one): one for one in [*taken, *(attempt.taken for attempt in put_by)]}.values():
+                    self._give_up(one)
+                read = {id(one.message) for one in taken}
                 for message in batch:
-                    self._give_up(message)
+                    if id(message) not in read and not message.acknowledged:
+                        self._hand_over(message)
+                put_by = []
 
-    def _give_up(self, message: Message) -> None:
-        """Have a message go the other way, unless it is settled."""
-        if not message.acknowledged:
-            self._hand_over(message)
+    def _give_up(self, taken: _Taken) -> None:
+        """Have an event go the other way; what of it was begun goes on."""
+        if not taken.is_given_up and not taken.message.acknowledged:
+            taken.is_given_up = True
+            self._hand_over(taken.message)
 
-    def _accept_all(self, batch: list[Message]) -> None:
+    def _read_all(self, batch: list[Message]) -> list[_Taken]:
+        """Read events, and hand those over that are not for this way."""
         services = get_services()
-        events: list[_Taken] = []
+        read = [(message, self._read(services, message)) for message in batch]
+        found = [taken for _, taken in read if taken is not None]
+        plain = services.books.find_plain([attempt.delivery for taken in found for attempt in taken.attempts])
+        good = [taken for taken in found if all(attempt.delivery.delivery_id in plain for attempt in taken.attempts)]
+        kept = {id(taken.message) for taken in good}
         for message in batch:
-            taken = _read(services, message)
-            if taken is None:
-                self._give_up(message)
-            else:
-                events.append(taken)
-        plain = services.books.find_plain([delivery for taken in events for delivery in taken.deliveries])
-        good: list[_Taken] = []
-        for taken in events:
-            if all(delivery.delivery_id in plain for delivery in taken.deliveries):
-                good.append(taken)
-            else:
-                self._give_up(taken.message)
-        attempts = [
+            if id(message) not in kept:
+                self._hand_over(message)
+        for taken in good:
+            if not taken.attempts:
+                _ack(taken)
+        return good
+
+    def _read(self, services: Services, message: Message) -> _Taken | None:
+        """Read an event's message and find who gets it; None where this way is not for it."""
+        try:
+            args, kwargs, *_ = message.decode()
+            (value,) = [*args, *kwargs.values()]
+            max_bytes = get_settings().max_event_bytes
+            event = parse_event_text(value, max_bytes) if isinstance(value, str) else parse_event(value, max_bytes)
+        except (InvalidEvent, ValueError, TypeError, AttributeError, RecursionError):
+            return None
+        webhooks = services.webhooks.of_company(event.company)
+        # Which of those in order get it does not matter: events of that type go one at a time.
+        if any(webhook.ordered and TRIGGERS[webhook.trigger].type == event.type for webhook in webhooks):
+            return None
+        deliveries = fan_out(event, message.headers["id"], services.webhooks)
+        if len(deliveries) > _MAX_DELIVERIES:
+            return None
+        taken = _Taken(message, event, queue_at=time.monotonic() + _PUT_BY_S, left=len(deliveries))
+        taken.attempts = [
             _Attempt(taken, delivery, Claim(delivery.delivery_id, 0, ObjectId(), self._hostname))
-            for taken in good
-            for delivery in taken.deliveries
+            for delivery in deliveries
         ]
-        let_go = _admit(attempts, len(batch))
+        return taken
+
+    def _begin(self, attempts: list[_Attempt]) -> list[_Attempt]:
+        """Begin the attempts that may be made, and queue the others; return those that wait for a moment."""
+        services = get_services()
+        present = time.monotonic()
+        answers = list(zip(attempts, _ask(attempts, len(attempts)), strict=True))
+        let_go = [attempt for attempt, answer in answers if answer is Answer.YES]
+        put_by = [attempt for attempt, answer in answers if answer is Answer.SOON and attempt.taken.queue_at > present]
+        begun = {id(attempt) for attempt in put_by}
         try:
             ours = services.books.accept_claimed([(attempt.delivery, attempt.claim) for attempt in let_go])
             mine = [attempt for attempt, is_ours in zip(let_go, ours, strict=True) if is_ours]
-            begun = {attempt.claim.log_id for attempt in mine}
-            waiting = [attempt.delivery for attempt in attempts if attempt.claim.log_id not in begun]
-            services.books.accept_many(waiting)
-            if waiting:
-                queue_attempts(waiting)
+            begun.update(map(id, mine))
+            rest = [attempt for attempt in attempts if id(attempt) not in begun]
+            if rest:
+                services.books.accept_many([attempt.delivery for attempt in rest])
+                queue_attempts([attempt.delivery for attempt in rest])
         except BaseException:
             # Nothing was begun: whoever comes next must not take these for interrupted attempts.
             for attempt in let_go:
                 services.ledger.give_up(attempt.claim)
                 finish(SEND_QUEUE, attempt.delivery.lane, attempt.tag)
+            for attempt in attempts:
+                self._give_up(attempt.taken)
             raise
         for attempt, is_ours in zip(let_go, ours, strict=True):
             if not is_ours:
                 finish(SEND_QUEUE, attempt.delivery.lane, attempt.tag)
-        for attempt in mine:
-            attempt.taken.left += 1
-        for taken in good:
-            if not taken.left:
-                _ack(taken)
+        for attempt in rest:
+            _end_one(attempt.taken)
         for attempt in mine:
             self._attempts.put(attempt)
+        return put_by
 
     # ── Attempting ──────────────────────────────────────────────────────────────────────────────────────────────────
     def _make_attempts(self) -> None:
@@ -209,18 +254,12 @@ class Express:
                 # As if this worker had died: the message comes back, or the sweep finds the delivery.
                 services.ledger.give_up(attempt.claim)
                 finish(SEND_QUEUE, delivery.lane, attempt.tag)
-                self._give_up(attempt.taken.message)
+                self._give_up(attempt.taken)
                 continue
             log = services.attempter.attempt(delivery, webhook, attempt.claim, event=attempt.taken.event)
             tell_lane(delivery.lane, webhook, log)
             if log.details.next_at is not None:
                 self._queue_retry(attempt, webhook, log)
-            level = logging.INFO if log.details.next_at or log.details.outcome == "success" else logging.WARNING
-            logger.log(
-                level,
-                "attempt delivery=%s event=%s label=%r: %s",
-                *(delivery.delivery_id, delivery.event_id, delivery.label, summarize(log)),
-            )
             self._ended.put((attempt, log))
 
     def _queue_retry(self, attempt: _Attempt, webhook: COTWebhook | None, log: COTWebhookLog) -> None:
@@ -228,90 +267,81 @@ class Express:
         if next_at is None:
             return
         countdown = (next_at - log.createdAt).total_seconds()
-        rate = None if webhook is None or webhook.rate_limit is None else (webhook.rate_limit, webhook.rate_burst)
         try:
-            queue_attempt(delivery.delivery_id, delivery.label, 1, delivery.lane, countdown, rate)
+            queue_attempt(delivery.delivery_id, delivery.label, 1, delivery.lane, countdown, read_rate(webhook))
         except Exception as error:  # noqa: BLE001 - the ledger will say that it is due, and the sweep queues it
             logger.warning("the retry of %s waits for the sweep: %s", delivery.delivery_id, type(error).__name__)
 
     # ── Recording ───────────────────────────────────────────────────────────────────────────────────────────────────
     def _record_attempts(self) -> None:
-        services = get_services()
-        while batch := _take_batch(self._ended):
-            logs = [log for _, log in batch]
-            try:
-                # What is owed further must outlive a crash of MongoDB, which the claimed delivery need not.
-                services.books.accept_many(
-                    [attempt.delivery for attempt, log in batch if log.details.next_at is not None or log.details.kept]
-                )
-                faults = services.books.record_many(logs)
-            except Exception:  # noqa: BLE001 - one by one it is held, kept by the broker, or named
-                for log in logs:
-                    store_log(log)
-            else:
-                for log, fault in zip(logs, faults, strict=True):
-                    if fault is not None:
-                        logger.error("log %s cannot be stored: %s: %s", log.id, summarize(log), trace(fault))
-            for attempt, _ in batch:
-                finish(SEND_QUEUE, attempt.delivery.lane, attempt.tag)
-                taken = attempt.taken
-                with taken.lock:
-                    taken.left -= 1
-                if not taken.left:
-                    _ack(taken)
+        while True:
+            batch = _take_batch(self._ended)
+            is_last = batch[-1] is _END
+            self._record(batch[:-1] if is_last else batch)
+            if is_last:
+                return
 
-
-def _take_batch(line: "queue.SimpleQueue[Any]") -> list[Any]:
-    """Wait for one item, and take those that are there by then; empty when the line has ended."""
-    batch = [line.get()]
-    while len(batch) < _MAX_BATCH:
+    def _record(self, ended: "list[tuple[_Attempt, COTWebhookLog]]") -> None:
+        if not ended:
+            return
+        books = get_services().books
+        logs = [log for _, log in ended]
         try:
-            batch.append(line.get_nowait())
-        except queue.Empty:
-            break
-    if _END in batch:
-        line.put(_END)  # for the next look
-        batch = batch[: batch.index(_END)]
-    return batch
+            # What is owed further must outlive a crash of MongoDB, which the claimed delivery need not.
+            books.accept_many([one.delivery for one, log in ended if log.details.next_at or log.details.kept])
+            faults = books.record_many(logs)
+        except Exception:  # noqa: BLE001 - one by one it is held, kept by the broker, or named
+            for log in logs:
+                store_log(log)
+        else:
+            for log, fault in zip(logs, faults, strict=True):
+                if fault is not None:
+                    logger.error("log %s cannot be stored: %s: %s", log.id, summarize(log), trace(fault))
+        for attempt, log in ended:
+            delivery, details = attempt.delivery, log.details
+            is_given_up = details.outcome == Outcome.FAILED and details.next_at is None
+            logger.log(
+                logging.WARNING if is_given_up else logging.INFO,
+                "attempt delivery=%s event=%s label=%r: %s",
+                *(delivery.delivery_id, delivery.event_id, delivery.label, summarize(log)),
+            )
+            finish(SEND_QUEUE, delivery.lane, attempt.tag)
+            _end_one(attempt.taken)
 
 
-def _read(services: Services, message: Message) -> _Taken | None:
-    """Read an event's message and find who gets it; None where the short way is not for it."""
-    try:
-        args, kwargs, *_ = message.decode()
-        given = [*args, *kwargs.values()]
-        max_bytes = get_settings().max_event_bytes
-        (value,) = given
-        event = parse_event_text(value, max_bytes) if isinstance(value, str) else parse_event(value, max_bytes)
-    except (InvalidEvent, ValueError, TypeError, AttributeError, RecursionError):
-        return None
-    webhooks = services.webhooks.of_company(event.company)
-    # Which of those in order get it does not matter: events of that type go one at a time.
-    if any(webhook.ordered and TRIGGERS[webhook.trigger].type == event.type for webhook in webhooks):
-        return None
-    event_id: str = message.headers["id"]
-    deliveries = fan_out(event, event_id, services.webhooks)
-    if len(deliveries) > _MAX_DELIVERIES:
-        return None
-    return _Taken(message, event, event_id, deliveries)
-
-
-def _admit(attempts: list[_Attempt], in_hand: int) -> list[_Attempt]:
-    """Return the attempts that may be made at once, as the lanes of their webhooks have it."""
-    if not attempts:
-        return []
+def _ask(attempts: list[_Attempt], in_hand: int) -> list[Answer]:
+    """Ask which attempts may be made at once, as the lanes of their webhooks have it."""
     asked = [Admission(attempt.tag, attempt.delivery.lane, attempt.delivery.rate) for attempt in attempts]
     with app.producer_pool.acquire(block=True) as producer:
         channel = producer.channel
         if not isinstance(channel, Channel):
-            return []
-        answers = channel.admit(SEND_QUEUE, asked, in_hand)
-    return [attempt for attempt, is_let_go in zip(attempts, answers, strict=True) if is_let_go]
+            return [Answer.QUEUE_IT] * len(attempts)
+        return channel.admit(SEND_QUEUE, asked, in_hand)
+
+
+def _end_one(taken: _Taken) -> None:
+    """Note that an attempt of an event has ended, or is queued; ack the event with the last one."""
+    with taken.lock:
+        taken.left -= 1
+        is_last = not taken.left
+    if is_last and not taken.is_given_up:
+        _ack(taken)
 
 
 def _ack(taken: _Taken) -> None:
-    logger.info("event %s (%s): %d deliveries", taken.event_id, describe_event(taken.event), len(taken.deliveries))
     try:
         taken.message.ack()
     except Exception as error:  # noqa: BLE001 - the message comes back, and is found to have been handled
-        logger.warning("event %s stays unacked: %s", taken.event_id, type(error).__name__)
+        logger.warning("event %s stays unacked: %s", taken.message.headers["id"], type(error).__name__)
+
+
+def _take_batch(line: "queue.SimpleQueue[Any]", timeout_s: float | None = None) -> list[Any]:
+    """Wait for one item, and take those that are there by then, up to `_END`; none when time is up."""
+    batch: list[Any] = []
+    try:
+        batch.append(line.get(timeout=timeout_s))
+        while len(batch) < _MAX_BATCH and batch[-1] is not _END:
+            batch.append(line.get_nowait())
+    except queue.Empty:
+        pass
+    return batch

@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from enum import IntEnum
 from typing import Any, NamedTuple
 
 from kombu.transport import virtual
@@ -48,6 +49,16 @@ class Admission(NamedTuple):
     lane: str
     #: The lane's limit, attempts per second and burst; None for none.
     rate: tuple[float, int] | None
+
+
+class Answer(IntEnum):
+    """Whether an attempt may be made without a message of its own."""
+
+    #: Not now, and nobody knows when.
+    QUEUE_IT = 0
+    YES = 1
+    #: Not now, but at any moment.
+    SOON = 2
 
 
 class LaneState(NamedTuple):

@@ -6,7 +6,7 @@ byte. Most have the flag ``allow-oom``: they only move what Redis holds already,
 
 from hashlib import sha1
 
-from webhooks.transport.lanes import FIRST_SHARE, LUA, LUA_ALIVE, LUA_LIMIT, LUA_REPORT, LUA_TAKE, SERIAL
+from webhooks.transport.lanes import FIRST_SHARE, LUA, LUA_ALIVE, LUA_LIMIT, LUA_REPORT, LUA_TAKE, SERIAL, SLOW_S
 
 #: A list. Each entry is JSON: ``queue``, ``found_at`` (seconds since 1970, Redis's clock) and ``payload_base64``, the
 #: bytes as they were found. `LPOP` gives the newest.
@@ -55,7 +55,8 @@ if is_taken_soon then wake(KEYS[3]) end
 
 #: KEYS: unacked. ARGV: prefix, queue, messages of the asking worker that are in hand and not yet begun, the longest
 #: that a message is in hand, then for each attempt that may be made without a message of its own: tag, lane, rate limit
-#: and burst or "". Returns for each one 1 if it may be made now, and counts it among those in hand; else 0.
+#: and burst or "". Returns for each one 1 if it may be made now, and counts it among those in hand; 2 if that is to be
+#: expected at any moment, as its endpoint is quick, or nobody knows; else 0.
 ADMIT = f"""#!lua flags=allow-oom
 {_NOW}{LUA}{LUA_LIMIT}
 local q, held_s = ARGV[2], tonumber(ARGV[4])
@@ -66,14 +67,19 @@ local reply = {{}}
 for i = 5, #ARGV, 4 do
   local tag, lane = ARGV[i], ARGV[i + 1]
   set_limit(q, lane, ARGV[i + 2], ARGV[i + 3])
+  local answer = 0
   -- Those that wait in the lane came before.
-  if redis.call('EXISTS', key('lane.' .. q .. '/' .. lane)) == 0 and not why_not(q, lane, true) then
+  local is_first = redis.call('EXISTS', key('lane.' .. q .. '/' .. lane)) == 0
+  if is_first and not why_not(q, lane, true) then
     note_flight(q, lane, tag)
     free = free - 1
-    reply[#reply + 1] = 1
+    answer = 1
   else
-    reply[#reply + 1] = 0
+    local s = redis.call('HMGET', key('state.' .. q .. '/' .. lane), 'held', 'rate', 'mean', 'good')
+    local is_slow = s[3] and (not s[4] or tonumber(s[3]) >= {SLOW_S})
+    if tonumber(s[1] or '0') <= now and not s[2] and not is_slow then answer = 2 end
   end
+  reply[#reply + 1] = answer
 end
 return reply
 """
