@@ -51,6 +51,7 @@ LAYERS = {
     "steward": 4,
     "up": 4,
     "demo": 4,
+    "bench": 4,
     "cli": 5,
     "__main__": 5,
 }
@@ -84,6 +85,7 @@ WITHIN_A_LAYER = {
     ("deadletters", "mongo"),
     ("worker", "app"),
     ("demo", "up"),
+    ("bench", "up"),
     ("__main__", "cli"),
 }
 

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import click
 from kombu.exceptions import OperationalError
 
+from webhooks.cli.bench_cmd import bench
 from webhooks.cli.check_cmd import check
 from webhooks.cli.common import complain
 from webhooks.cli.dead_cmd import dead
@@ -77,7 +78,7 @@ for command in (add, list_webhooks, show, edit, secret, header, deactivate, acti
     cli.add_command(command)
 for command in (pause, resume, drain, skip_deliveries):
     cli.add_command(command)
-for command in (send, logs, dead, check, demo, up):
+for command in (send, logs, dead, check, demo, up, bench):
     cli.add_command(command)
 
 

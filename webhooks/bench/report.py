@@ -1,0 +1,156 @@
+"""What a run of the benchmark found, as one value: for JSON, for pages, and as rows of text.
+
+Pure but for `describe_machine`. Never prints: `cli` does.
+"""
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any
+
+from webhooks.bench import processes
+from webhooks.bench.measures import BARS, Figure, Verdict, judge
+from webhooks.bench.plan import Plan
+from webhooks.bench.rows import Run
+
+_PACKAGES = ("webhooks", "celery", "kombu", "redis", "pymongo", "requests")
+#: From so many on a number is shown without decimals.
+_ROUND_FROM = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything about a run."""
+
+    #: Where it ran: ``cores``, ``cpu``, ``memory_mb``, ``system``, ``python``, versions of packages and servers.
+    machine: Mapping[str, Any]
+    plan: Plan
+    #: The workers' settings that are not the product's defaults.
+    settings: Mapping[str, str]
+    figures: Sequence[Figure]
+    verdicts: Sequence[Verdict]
+    runs: Sequence[Run]
+    #: Seconds that all of it took.
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON has it."""
+        return {
+            "machine": dict(self.machine),
+            "plan": {
+                "rows": list(self.plan.rows),
+                "workers": self.plan.workers,
+                "concurrency": self.plan.concurrency,
+                "own_broker": self.plan.broker_url is None,
+                "own_mongodb": self.plan.mongodb_url is None,
+                "sizes": asdict(self.plan.sizes),
+            },
+            "settings": dict(self.settings),
+            "figures": {figure.key: {**asdict(figure), "value": figure.value} for figure in self.figures},
+            "bars": [
+                {
+                    **asdict(verdict.bar),
+                    "sense": {"≥": ">=", "≤": "<="}[verdict.bar.sense],
+                    "ratio": verdict.ratio,
+                    "met": verdict.is_met,
+                }
+                for verdict in self.verdicts
+            ],
+            "runs": [asdict(run) for run in self.runs],
+            "seconds": self.seconds,
+        }
+
+
+def judge_all(figures: Sequence[Figure]) -> list[Verdict]:
+    """Hold every bar against the figures of a run."""
+    by_key = {figure.key: figure for figure in figures}
+    return [judge(bar, by_key) for bar in BARS]
+
+
+def describe_machine(servers: Mapping[str, str]) -> dict[str, Any]:
+    """Describe where a run takes place; ``servers`` as `Stage.versions` returns them."""
+    return {
+        "cores": processes.cores(),
+        "cpu": processes.cpu_model(),
+        "memory_mb": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20,
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "load_before": os.getloadavg()[0],
+        **{package: version(package) for package in _PACKAGES},
+        **servers,
+    }
+
+
+# ── As text ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def head_of(machine: Mapping[str, Any], plan: Plan, settings: Mapping[str, str]) -> list[list[str]]:
+    """Return what is said before a run: what it runs on and with, in two columns."""
+    sizes = plan.sizes
+    is_busy = machine["load_before"] > 1
+    given = [name for name, url in (("broker", plan.broker_url), ("MongoDB", plan.mongodb_url)) if url is not None]
+    return [
+        ["machine", f"{machine['cores']} cores, {machine['memory_mb']:,} MB, {machine['cpu']}, {machine['system']}"],
+        ["python", f"{machine['python']}, " + ", ".join(f"{package} {machine[package]}" for package in _PACKAGES)],
+        ["servers", f"{machine['broker']}, mongod {machine['mongod']}{', given: ' if given else ''}{', '.join(given)}"],
+        ["receiver", _receivers(machine)],
+        ["workers", f"{plan.workers}, threads, the product's settings but for {_settings(settings)}"],
+        [
+            "sizes",
+            f"{sizes.rounds} rounds of {sizes.events:,} events, plain {sizes.plain_events:,}; "
+            f"queues of {sizes.short_queue:,} and {sizes.long_queue:,}",
+        ],
+        *([["note", f"load average {machine['load_before']:.1f} before it began"]] if is_busy else []),
+    ]
+
+
+def _receivers(machine: Mapping[str, Any]) -> str:
+    nginx, _, echo = str(machine["nginx"]).partition(" ")
+    if nginx == "none":
+        return "no nginx here: one of ours, in Python"
+    if echo == "without echo":
+        return f"nginx {nginx}; where answers come late (it lacks the echo module) or are timed, one of ours, in Python"
+    return f"nginx {nginx}; where arrivals are timed, one of ours, in Python"
+
+
+def _settings(settings: Mapping[str, str]) -> str:
+    return " ".join(f"{name}={value}" for name, value in settings.items()) + ", servers and key"
+
+
+def rows_of(figures: Sequence[Figure]) -> list[list[str]]:
+    """Return the figures as rows: what, median, unit, lowest to highest, receiver, note."""
+    rows = [["WHAT", "MEDIAN", "", "RANGE", "RECEIVER", "NOTE"]]
+    for figure in figures:
+        value = figure.value
+        rows.append(
+            [
+                figure.text,
+                "error" if value is None else show(value),
+                "" if value is None else figure.unit,
+                "" if value is None or len(figure.samples) < 2 else _range(figure.samples),
+                figure.receiver,
+                figure.error or figure.note,
+            ]
+        )
+    return rows
+
+
+def verdict_rows_of(verdicts: Sequence[Verdict]) -> list[list[str]]:
+    """Return the bars as rows: what, ratio, bar, whether it is met."""
+    rows = [["BAR", "RATIO", "WANTED", "MET"]]
+    for verdict in verdicts:
+        ratio = "–" if verdict.ratio is None else f"{verdict.ratio:.2f}"
+        met = {True: "met", False: "NOT MET", None: "not measured"}[verdict.is_met]
+        rows.append([verdict.bar.text, ratio, f"{verdict.bar.sense} {verdict.bar.limit:g}", met])
+    return rows
+
+
+def show(value: float) -> str:
+    """Write a number with as many digits as mean something."""
+    return f"{value:,.0f}" if value >= _ROUND_FROM else f"{value:.1f}"
+
+
+def _range(samples: Sequence[float]) -> str:
+    return f"{show(min(samples))}–{show(max(samples))}"

@@ -1,0 +1,138 @@
+"""``webhooks bench``: how fast it is here; see `webhooks.bench`."""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from webhooks.bench import run_bench
+from webhooks.bench.plan import ROWS, Plan, rows_of, sizes_of
+from webhooks.bench.processes import cores
+from webhooks.bench.report import Report, verdict_rows_of
+from webhooks.bench.report import rows_of as figure_rows_of
+from webhooks.cli.common import Cell, Table, print_json
+from webhooks.models.wire import make_safe
+
+#: Columns of the table of figures that hold numbers.
+_NUMBERS = (1, 3)
+_STYLES = {"met": "green", "NOT MET": "bold red", "not measured": "dim"}
+
+
+class _OnScreen:
+    """Tells people how it goes, on standard error: standard output is for what was found."""
+
+    def __init__(self, *, is_json: bool) -> None:
+        self._begun = time.monotonic()
+        self._is_json = is_json
+        self._is_terminal = sys.stderr.isatty()
+
+    def begin(self, head: Sequence[Sequence[str]]) -> None:
+        """Write the head of the tables."""
+        if not self._is_json:
+            Table().print(head)
+
+    def step(self, text: str) -> None:
+        """Write a line."""
+        start = "\r\x1b[K" if self._is_terminal else ""
+        click.echo(f"{start}{time.monotonic() - self._begun:4.0f} s  {make_safe(text)}", err=True)
+
+    def now(self, text: str) -> None:
+        """Write over the last line, on a terminal."""
+        if self._is_terminal:
+            click.echo(f"\r\x1b[K{time.monotonic() - self._begun:4.0f} s    {text}", err=True, nl=False)
+
+    def end(self) -> None:
+        """Leave no half line."""
+        if self._is_terminal:
+            click.echo("\r\x1b[K", err=True, nl=False)
+
+
+def _split(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    names = tuple(name for value in values for name in value.split(",") if name)
+    for name in names:
+        if name not in ROWS:
+            raise click.BadParameter(f"{name!r} is none of {', '.join(ROWS)}")
+    return names
+
+
+@click.command()
+@click.option("--workers", type=click.IntRange(1, 256), help="Worker processes; default: one per core.")
+@click.option("--concurrency", type=click.IntRange(1, 10_000), help="WEBHOOKS_CONCURRENCY of each; default: its own.")
+@click.option("--events", type=click.IntRange(100, 10_000_000), help="Deliveries of each run of (a), (b) and (c).")
+@click.option(
+    "--only",
+    multiple=True,
+    callback=_split,
+    metavar="ROW",
+    help=f"Only these rows, also with commas between: {', '.join(f'{row}, {text}' for row, text in ROWS.items())}.",
+)
+@click.option("--quick", is_flag=True, help="Everything smaller: some two minutes, and less to be relied on.")
+@click.option("--queued", type=click.IntRange(100, 100_000_000), help="Events of the long queue.")
+@click.option("--broker-url", help="A Redis that is there already; the database in it must be empty and is wiped.")
+@click.option("--mongodb-url", help="A MongoDB that is there already; the database in it must be new and is dropped.")
+@click.option(
+    "--json",
+    "json_path",
+    is_flag=False,
+    flag_value="-",
+    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
+    metavar="[FILE]",
+    help="Write JSON, with every sample, into FILE; without one print it instead of the tables.",
+)
+def bench(
+    workers: int | None,
+    concurrency: int | None,
+    events: int | None,
+    only: tuple[str, ...],
+    quick: bool,
+    queued: int | None,
+    broker_url: str | None,
+    mongodb_url: str | None,
+    json_path: Path | None,
+) -> None:
+    """Measure how fast it is here, beside a bare requests loop and a plain Celery worker.
+
+    Starts a Valkey, a MongoDB, workers and receivers of its own on free loopback ports, and leaves nothing behind.
+    Workers have the product's defaults: of the environment's WEBHOOKS_… variables none is heeded. Nothing else should
+    run meanwhile.
+    """
+    plan = Plan(
+        rows_of(only),
+        sizes_of(is_quick=quick, events=events, queued=queued),
+        cores() if workers is None else workers,
+        concurrency,
+        broker_url,
+        mongodb_url,
+    )
+    screen = _OnScreen(is_json=json_path == Path("-"))
+    try:
+        report = run_bench(plan, screen)
+    finally:
+        screen.end()
+    text = json.dumps(report.to_dict(), ensure_ascii=False)
+    if json_path == Path("-"):
+        print_json(text)
+        return
+    if json_path is not None:
+        try:
+            json_path.write_text(text + "\n")
+        except OSError as error:
+            raise click.ClickException(f"cannot write {json_path}: {error.strerror}") from None
+    _print(report)
+
+
+def _print(report: Report) -> None:
+    click.echo()
+    Table(right=_NUMBERS).print([_styled(row) for row in figure_rows_of(report.figures)])
+    click.echo()
+    Table(right=(1,)).print([_styled(row) for row in verdict_rows_of(report.verdicts)])
+    click.echo(f"\nIt took {report.seconds:.0f} s.")
+
+
+def _styled(row: list[str]) -> list[str | Cell]:
+    cells: list[Any] = [Cell(cell, _STYLES[cell]) if cell in _STYLES else cell for cell in row]
+    return [Cell(cell, "bold red") if cell == "error" else cell for cell in cells]
