@@ -14,6 +14,8 @@ from webhooks.errors import WebhooksError
 
 #: The part of a run in which a rate is taken: workers come up before, and run dry after.
 STEADY = (0.1, 0.9)
+#: CPU seconds per second that are no part of a run, from which on the run should not be relied on.
+NOISE = 0.1
 
 
 class RowFailed(WebhooksError):

@@ -8,7 +8,7 @@ the events per second of each round.
 import json
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -46,21 +46,6 @@ class Handing:
         return json.dumps(asdict(self))
 
 
-def can_bulk() -> bool:
-    """Say whether the product hands in many events at once."""
-    return hasattr(deliver, "delay_many")
-
-
-def deliver_many(events: Iterable[dict[str, Any]]) -> None:
-    """Hand in many events at once; one at a time as long as the task has no way for it."""
-    delay_many = getattr(deliver, "delay_many", None)
-    if delay_many is not None:
-        delay_many(events)
-        return
-    for event in events:
-        deliver.delay(event)  # pyright: ignore[reportFunctionMemberAccess]
-
-
 def hand_in(lines: Lines, handing: Handing) -> dict[str, list[float]]:
     """Carry out a plan; return the events per second of each round."""
     rates: dict[str, list[float]] = {"single": [], "bulk": []}
@@ -92,7 +77,8 @@ def _bulk(lines: Lines, handing: Handing) -> float:
     count = 0
     begun = time.monotonic()
     while some := list(islice(numbers, _BULK)):
-        deliver_many([lines[number % len(lines)]["event"] for number in some])
+        events = [lines[number % len(lines)]["event"] for number in some]
+        deliver.delay_many(events)  # pyright: ignore[reportFunctionMemberAccess]
         count += len(some)
     return count / (time.monotonic() - begun)
 

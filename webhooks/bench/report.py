@@ -11,7 +11,7 @@ from importlib.metadata import version
 from typing import Any
 
 from webhooks.bench import processes
-from webhooks.bench.measures import BARS, Figure, Verdict, judge
+from webhooks.bench.measures import BARS, NOISE, Figure, Verdict, judge
 from webhooks.bench.plan import Plan
 from webhooks.bench.rows import Run
 
@@ -58,7 +58,8 @@ class Report:
                 }
                 for verdict in self.verdicts
             ],
-            "runs": [asdict(run) for run in self.runs],
+            "runs": [{**asdict(run), "cpu_s": dict(run.cpu_s)} for run in self.runs],
+            "noise": noise_of(self.runs),
             "seconds": self.seconds,
         }
 
@@ -145,6 +146,17 @@ def verdict_rows_of(verdicts: Sequence[Verdict]) -> list[list[str]]:
         met = {True: "met", False: "NOT MET", None: "not measured"}[verdict.is_met]
         rows.append([verdict.bar.text, ratio, f"{verdict.bar.sense} {verdict.bar.limit:g}", met])
     return rows
+
+
+def noise_of(runs: Sequence[Run]) -> str | None:
+    """Say how much else the machine did meanwhile; None where that was little."""
+    noisy = [run.others for run in runs if run.others > NOISE]
+    if not noisy:
+        return None
+    return (
+        f"Other programs used up to {max(noisy):.0%} of a core in {len(noisy)} of {len(runs)} runs: "
+        "measure again on a machine that does nothing else."
+    )
 
 
 def show(value: float) -> str:

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from bson import ObjectId
+from redis.exceptions import RedisError
 
 from webhooks.bench.events import Target
-from webhooks.bench.measures import STEADY, Figure, RowFailed, Sample, Steady, percentile, steady
+from webhooks.bench.measures import NOISE, STEADY, Figure, RowFailed, Sample, Steady, percentile, steady
 from webhooks.bench.plan import ENDPOINTS, EVENT_BYTES, LOAD, SMALL_EVENT_BYTES, Plan
-from webhooks.bench.producer import Handing, can_bulk
+from webhooks.bench.producer import Handing
 from webhooks.bench.stage import HANG, INSTANT, LOGS, PLAIN_LOGS, SLOW, Crew, Receiver, Stage
 from webhooks.errors import CannotStart, StoreUnavailable
 
@@ -89,8 +90,6 @@ FIGURES = {
     "redis_bytes": Definition("Redis, per queued delivery of (a)", "bytes", "a"),
 }
 _PARTS = ("workers", "valkey", "mongod", "receiver")
-#: CPU seconds per second that are no part of the run, from which on the run should not be believed.
-_NOISE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +106,8 @@ class Run:
     seconds: float
     #: CPU seconds per second of processes that are no part of the benchmark.
     others: float
+    #: CPU seconds per delivery, by part.
+    cpu_s: Mapping[str, float]
     #: Seconds since the first look → logs, at every look.
     logged: tuple[tuple[float, int], ...]
 
@@ -188,11 +189,10 @@ class _Measuring:
             return
         try:
             measure_row()
-        except (RowFailed, CannotStart, StoreUnavailable) as error:
+        except (RowFailed, CannotStart, StoreUnavailable, RedisError) as error:
             self._found.failures[row] = str(error)
             self._step(f"{row} failed: {error}")
-        finally:
-            self._stage.reset()
+        self._stage.reset()
 
     def _step(self, text: str) -> None:
         self._progress.step(text)
@@ -344,8 +344,7 @@ class _Measuring:
         self._found.take(
             "enqueue_single", None, *told["single"], note=f"deliver.delay, {sizes.enqueue_single:,} events"
         )
-        way = "deliver.delay_many" if can_bulk() else "deliver.delay, as there is no way to hand in many"
-        self._found.take("enqueue_bulk", None, *told["bulk"], note=f"{way}, {sizes.enqueue_bulk:,} events")
+        self._found.take("enqueue_bulk", None, *told["bulk"], note=f"deliver.delay_many, {sizes.enqueue_bulk:,} events")
         self._found.take("plain_enqueue", None, *plain["single"], note=f"{sizes.enqueue_single:,} events")
 
     # ── One event to many webhooks ──────────────────────────────────────────────────────────────────────────────────
@@ -451,8 +450,8 @@ class _Measuring:
     ) -> None:
         begun = samples[0].at
         logged = tuple((round(sample.at - begun, 3), sample.logged) for sample in samples)
-        self._found.runs.append(Run(key, self._round, count, part.per_s, part.seconds, part.others, logged))
-        if part.others > _NOISE:
+        self._found.runs.append(Run(key, self._round, count, part.per_s, part.seconds, part.others, part.cpu_s, logged))
+        if part.others > NOISE:
             self._step(f"other programs used {part.others:.0%} of a core meanwhile")
         self._found.take(key, receiver, part.per_s, note=note)
 

@@ -189,7 +189,8 @@ class Stage:
 
     def reset(self) -> None:
         """Forget all data; no worker may run."""
-        self._redis.flushdb()
+        with _broker_errors():
+            self._redis.flushdb()
         with store_errors():
             for name in self._database.list_collection_names():
                 self._database.drop_collection(name)
@@ -200,7 +201,8 @@ class Stage:
 
     def logged(self, collection: str) -> int:
         """Count logs, cheaply."""
-        return self._database[collection].estimated_document_count()
+        with store_errors():
+            return self._database[collection].estimated_document_count()
 
     def count(self, collection: str, query: Mapping[str, Any]) -> int:
         """Count documents, exactly."""
@@ -213,10 +215,8 @@ class Stage:
         Raises:
             CannotStart: it does.
         """
-        try:
+        with _broker_errors():
             keys = cast("int", self._redis.dbsize())
-        except RedisError as error:
-            raise CannotStart(f"the broker cannot be asked: {error}") from None
         if keys:
             raise CannotStart(
                 "the benchmark needs a Redis database of its own, which it wipes: this one holds keys; give the number "
@@ -232,9 +232,11 @@ class Stage:
     def _wipe(self) -> None:
         """Leave nothing in servers that somebody else runs."""
         if self._plan.broker_url is not None:
-            self._redis.flushdb()
+            with _broker_errors():
+                self._redis.flushdb()
         if self._plan.mongodb_url is not None:
-            self._database.client.drop_database(self._database.name)
+            with store_errors():
+                self._database.client.drop_database(self._database.name)
 
     def _find_servers(self) -> dict[str, int]:
         """Return the processes of the servers that are our own."""
@@ -377,13 +379,13 @@ class Stage:
                 troupe.start(program)
             _wait(
                 lambda: not any(troupe.is_running(program.name) for program in programs),
-                "what hands in events to end",
+                "a producer or a yardstick to end",
                 lambda: None,
                 within_s,
             )
         for program, report in zip(programs, reports, strict=True):
             if not report.exists():
-                raise RowFailed(f"what hands in events failed: {_told(program)}")
+                raise RowFailed(f"a producer or a yardstick failed: {_told(program)}")
         return [json.loads(report.read_text()) for report in reports]
 
     # ── Workers ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -514,6 +516,15 @@ def _open_redis(url: str) -> redis.Redis:
         return redis.Redis.from_url(url, socket_timeout=_ANSWER_S, socket_connect_timeout=5)
     except ValueError:
         raise CannotStart("the broker's URL is no redis://… that can be read") from None
+
+
+@contextmanager
+def _broker_errors() -> Iterator[None]:
+    """Turn what the broker does not do into an error of one line."""
+    try:
+        yield
+    except RedisError as error:
+        raise CannotStart(f"the broker cannot be used: {error}") from None
 
 
 def _environment() -> dict[str, str]:

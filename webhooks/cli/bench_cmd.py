@@ -12,7 +12,7 @@ import click
 from webhooks.bench import run_bench
 from webhooks.bench.plan import ROWS, Plan, rows_of, sizes_of
 from webhooks.bench.processes import cores
-from webhooks.bench.report import Report, verdict_rows_of
+from webhooks.bench.report import Report, noise_of, verdict_rows_of
 from webhooks.bench.report import rows_of as figure_rows_of
 from webhooks.cli.common import Cell, Table, print_json
 from webhooks.models.wire import make_safe
@@ -130,7 +130,8 @@ def _print(report: Report) -> None:
     Table(right=_NUMBERS).print([_styled(row) for row in figure_rows_of(report.figures)])
     click.echo()
     Table(right=(1,)).print([_styled(row) for row in verdict_rows_of(report.verdicts)])
-    click.echo(f"\nIt took {report.seconds:.0f} s.")
+    noise = noise_of(report.runs)
+    click.echo(f"\nIt took {report.seconds:.0f} s." + (f" {noise}" if noise else ""))
 
 
 def _styled(row: list[str]) -> list[str | Cell]:
