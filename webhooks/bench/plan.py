@@ -35,9 +35,9 @@ class Sizes:
     #: How often what is compared is measured, one beside the other.
     rounds: int = 3
     #: Deliveries of each run of (a), (b) and (c).
-    events: int = 20_000
+    events: int = 15_000
     #: Deliveries of each run of the plain worker, which is slower.
-    plain_events: int = 6_000
+    plain_events: int = 4_500
     bare_s: float = 5
     latency_s: float = 15
     #: Events that a producer hands in per round, one at a time and in bulk.

@@ -1,6 +1,7 @@
 """What Linux says of processes and of the machine, out of /proc: CPU time, memory, what is free. Used by `stage`."""
 
 import os
+import sys
 import time
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -61,7 +62,7 @@ def machine_cpu_s() -> float | None:
 
 def cores() -> int:
     """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0))
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def memory_bytes(pids: Iterable[int]) -> int:

@@ -100,7 +100,7 @@ def head_of(machine: Mapping[str, Any], plan: Plan, settings: Mapping[str, str])
         ["workers", f"{plan.workers}, threads, the product's settings but for {_settings(settings)}"],
         [
             "sizes",
-            f"{sizes.rounds} rounds of {sizes.events:,} events, plain {sizes.plain_events:,}; "
+            f"{sizes.rounds} × {sizes.events:,} events, plain {sizes.plain_events:,}; "
             f"queues of {sizes.short_queue:,} and {sizes.long_queue:,}",
         ],
         *([["note", f"load average {machine['load_before']:.1f} before it began"]] if is_busy else []),

@@ -502,6 +502,8 @@ def open_stage(plan: Plan) -> Iterator[Stage]:
         CannotStart: a server does not come up, or one that is given is not empty.
         ServerMissing: a server is not installed.
     """
+    if sys.platform != "linux":
+        raise CannotStart("the benchmark reads /proc, and so runs on Linux alone")
     if plan.broker_url is not None and urlsplit(plan.broker_url).scheme not in ("redis", "rediss"):
         raise CannotStart("the benchmark measures a Redis broker: give redis://…")
     with ExitStack() as stack:
