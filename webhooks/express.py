@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from bson import ObjectId
 from celery.worker import state
@@ -29,7 +29,7 @@ from kombu.message import Message
 from webhooks.app import Services, app, get_services
 from webhooks.config import get_settings
 from webhooks.delivery import fan_out, read_rate, summarize
-from webhooks.errors import InvalidEvent, StoreUnavailable, trace
+from webhooks.errors import StoreUnavailable, trace
 from webhooks.lanes import SEND_QUEUE
 from webhooks.ledger import Claim, Delivery
 from webhooks.models import TRIGGERS, COTEvent, COTWebhook, COTWebhookLog, parse_event, parse_event_text
@@ -47,6 +47,12 @@ _MAX_DELIVERIES = 20
 #: and seconds between two looks.
 _PUT_BY_S = 0.2
 _LOOK_AGAIN_S = 0.003
+
+#: Headers that ask Celery for more than to run the task; and one of ours, for an event out of the outbox.
+_OF_CELERY = ("eta", "expires", "shadow", "group", FROM_OUTBOX)
+_NO_LIMITS = [None, None]
+#: Characters of a task's id, as in `worker`.
+_MAX_ID = 255
 
 #: Put into a line to end its thread.
 _END = None
@@ -103,18 +109,23 @@ class Express:
     def takes(self, message: Message) -> bool:
         """Take an event's message, if it is one for the short way."""
         headers = message.headers
-        if headers.get("task") != "webhooks.deliver" or self._is_closing or not isinstance(message.channel, Channel):
+        if (
+            not isinstance(headers, dict)
+            or headers.get("task") != "webhooks.deliver"
+            or self._is_closing
+            or not isinstance(message.channel, Channel)
+        ):
             return False
         lane, event_id = headers.get(TAKEN_FROM_HEADER), headers.get("id")
-        needs_celery = any(headers.get(name) for name in ("eta", "expires", "retries", "shadow", "group", FROM_OUTBOX))
         if (
-            needs_celery
-            or headers.get("timelimit") not in (None, [None, None])
+            any(headers.get(name) is not None for name in _OF_CELERY)
+            or headers.get("retries", 0) != 0
+            or headers.get("timelimit", _NO_LIMITS) != _NO_LIMITS
             or message.content_type != "application/json"
             or not isinstance(lane, str)
             or lane.endswith(SERIAL)
             or not isinstance(event_id, str)
-            or not 0 < len(event_id) <= 255
+            or not 0 < len(event_id) <= _MAX_ID
             or not event_id.isprintable()
             or event_id in state.revoked
         ):
@@ -149,21 +160,21 @@ class Express:
             batch = _take_batch(self._events, _LOOK_AGAIN_S if put_by else None)
             if batch and batch[-1] is _END:
                 return
-            taken: list[_Taken] = []
             try:
                 taken = self._read_all(batch)
-                attempts = [*put_by, *(attempt for one in taken for attempt in one.attempts)]
-                put_by = self._begin(attempts) if attempts else []
             except Exception as error:  # noqa: BLE001 - whatever it is, the other way knows what to do about it
-                if not isinstance(error, StoreUnavailable | OperationalError):
-                    logger.error("events go the long way: %s", trace(error))  # noqa: TRY400
-                for one in {id(one): one for one in [*taken, *(attempt.taken for attempt in put_by)]}.values():
-                    self._give_up(one)
-                read = {id(one.message) for one in taken}
+                _note_long_way(error)
+                taken = []
                 for message in batch:
-                    if id(message) not in read and not message.acknowledged:
-                        self._hand_over(message)
+                    self._hand_over(message)
+            attempts = [*put_by, *(attempt for one in taken for attempt in one.attempts)]
+            try:
+                put_by = self._begin(attempts) if attempts else []
+            except Exception as error:  # noqa: BLE001 - likewise
+                _note_long_way(error)
                 put_by = []
+                for attempt in attempts:
+                    self._give_up(attempt.taken)
 
     def _give_up(self, taken: _Taken) -> None:
         """Have an event go the other way; what of it was begun goes on."""
@@ -190,11 +201,13 @@ class Express:
     def _read(self, services: Services, message: Message) -> _Taken | None:
         """Read an event's message and find who gets it; None where this way is not for it."""
         try:
-            args, kwargs, *_ = message.decode()
+            args, kwargs, embed = cast("Any", message.decode())
+            if not isinstance(args, list) or not isinstance(kwargs, dict) or not isinstance(embed, dict | None):
+                return None
             (value,) = [*args, *kwargs.values()]
             max_bytes = get_settings().max_event_bytes
             event = parse_event_text(value, max_bytes) if isinstance(value, str) else parse_event(value, max_bytes)
-        except (InvalidEvent, ValueError, TypeError, AttributeError, RecursionError):
+        except Exception:  # noqa: BLE001 - whatever is wrong with it, the other way says so
             return None
         webhooks = services.webhooks.of_company(event.company)
         # Which of those in order get it does not matter: events of that type go one at a time.
@@ -231,8 +244,6 @@ class Express:
             for attempt in let_go:
                 services.ledger.give_up(attempt.claim)
                 finish(SEND_QUEUE, attempt.delivery.lane, attempt.tag)
-            for attempt in attempts:
-                self._give_up(attempt.taken)
             raise
         for attempt, is_ours in zip(let_go, ours, strict=True):
             if not is_ours:
@@ -246,7 +257,7 @@ class Express:
     # ── Attempting ──────────────────────────────────────────────────────────────────────────────────────────────────
     def _make_attempts(self) -> None:
         services = get_services()
-        while (attempt := self._attempts.get()) is not _END:
+        while (attempt := self._attempts.get()) is not None:
             delivery = attempt.delivery
             try:
                 webhook = services.webhooks.get(delivery.webhook_id)
@@ -333,6 +344,13 @@ def _ack(taken: _Taken) -> None:
         taken.message.ack()
     except Exception as error:  # noqa: BLE001 - the message comes back, and is found to have been handled
         logger.warning("event %s stays unacked: %s", taken.message.headers["id"], type(error).__name__)
+
+
+def _note_long_way(error: Exception) -> None:
+    if isinstance(error, StoreUnavailable | OperationalError):
+        logger.warning("events go the long way: %s", error)
+    else:
+        logger.error("events go the long way: %s", trace(error))
 
 
 def _take_batch(line: "queue.SimpleQueue[Any]", timeout_s: float | None = None) -> list[Any]:

@@ -49,7 +49,7 @@ def publish_many(task: Task, drafts: Sequence[Draft]) -> None:
             def put(some: Sequence[Draft] = some) -> None:
                 channel = producer.channel
                 if isinstance(channel, Channel):
-                    channel.put_all(queue, [_make(task.name, queue, draft) for draft in some])
+                    channel.put_all(queue, [_make(str(task.name), queue, draft) for draft in some])
                     return
                 for draft in some:
                     options = {"argsrepr": draft.argsrepr, "kwargsrepr": draft.kwargsrepr, "headers": draft.headers}

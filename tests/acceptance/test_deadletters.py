@@ -165,8 +165,11 @@ def die():
     os.kill(os.getpid(), signal.SIGKILL)
 """
 DEFECT_IN = {
-    "deliver": "webhooks.tasks.fan_out = broken(webhooks.tasks.fan_out, fail)",
-    "send": "webhooks.books.Books.claim = broken(webhooks.books.Books.claim, fail)",
+    "deliver": "import webhooks.express\n"
+    "webhooks.tasks.fan_out = webhooks.express.fan_out = broken(webhooks.tasks.fan_out, fail)",
+    # And in what the short way asks first, so that the attempt gets a message of its own.
+    "send": "webhooks.books.Books.claim = broken(webhooks.books.Books.claim, fail)\n"
+    "webhooks.books.Books.find_plain = broken(webhooks.books.Books.find_plain, fail)",
     "worker": "webhooks.tasks.fan_out = broken(webhooks.tasks.fan_out, die)",
 }
 

@@ -108,9 +108,6 @@ def parse_event(value: object, max_bytes: int) -> COTEvent:
     Raises:
         InvalidEvent: names every field and reason; repeats no value.
     """
-    canonical = _copy_canonical(value, max_bytes) if type(value) is dict else None
-    if canonical is not None:
-        return canonical
     # Of a COTEvent what it was made of: its wire form has texts in place of what JSON does not have.
     given = dict(value) if isinstance(value, COTEvent) else value
     if not isinstance(given, dict):
@@ -169,17 +166,6 @@ def _read_canonical(text: str, max_bytes: int) -> COTEvent | None:
         return None
     event._text = text
     return event
-
-
-def _copy_canonical(value: dict[str, Any], max_bytes: int) -> COTEvent | None:
-    """Read an event out of what JSON can hold as it is; None for any other, and where a rule needs a closer look."""
-    try:
-        text = to_json(value)
-    except (TypeError, ValueError, RecursionError):
-        return None
-    event = _read_canonical(text, max_bytes)
-    # JSON has made text of keys that are none, and lists of tuples.
-    return event if event is not None and event.to_wire() == value else None
 
 
 def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

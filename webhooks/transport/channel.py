@@ -427,7 +427,7 @@ class Channel(plain.Channel):
             attempts: in the order in which they are wanted.
             in_hand: messages that this worker has taken for them: so many of its threads are kept for them.
         """
-        held_s = 2 * self.qos.visibility_timeout
+        held_s = 2 * self.visibility_timeout
         arguments: list[Any] = [self.prefixed(""), queue, in_hand, held_s]
         for attempt in attempts:
             arguments += [attempt.tag, attempt.lane, *(attempt.rate or ("", ""))]
