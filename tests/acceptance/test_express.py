@@ -104,3 +104,18 @@ def test_worker_that_is_stopped_ends_what_it_began_and_gives_the_rest_back(stack
         wait_until_settled(stack, redis_client)
         ids = [request.headers["webhook-id"] for request in receiver.requests]
     assert len(ids) == len(set(ids)) == 200
+
+
+def test_bad_event_among_many_is_named_by_its_place_and_none_is_queued(stack: Stack, redis_client: redis.Redis):
+    code = f"""
+import json
+from webhooks import deliver
+from webhooks.errors import InvalidEvent
+event = json.loads({body_of(EVENT).decode()!r})
+try:
+    deliver.delay_many([event, {{**event, "company": "x"}}])
+except InvalidEvent as error:
+    print(error)
+"""
+    assert stack.run_producer(code).startswith("event 1 of those given: invalid event: company: ")
+    assert redis_client.keys("*webhooks.lane*") == []
