@@ -25,10 +25,11 @@ from bson import ObjectId
 from celery.worker import state
 from kombu.exceptions import OperationalError
 from kombu.message import Message
+from redis.exceptions import RedisError
 
 from webhooks.app import Services, app, get_services
 from webhooks.config import get_settings
-from webhooks.delivery import fan_out, read_rate, summarize
+from webhooks.delivery import describe_event, fan_out, read_rate, summarize
 from webhooks.errors import StoreUnavailable, trace
 from webhooks.lanes import SEND_QUEUE
 from webhooks.ledger import Claim, Delivery
@@ -195,6 +196,9 @@ class Express:
                 self._hand_over(message)
         for taken in good:
             if not taken.attempts:
+                # Of others their attempts' lines tell.
+                event_id, described = taken.message.headers["id"], describe_event(taken.event)
+                logger.info("event %s (%s): 0 deliveries", event_id, described)
                 _ack(taken)
         return good
 
@@ -256,22 +260,31 @@ class Express:
 
     # ── Attempting ──────────────────────────────────────────────────────────────────────────────────────────────────
     def _make_attempts(self) -> None:
-        services = get_services()
         while (attempt := self._attempts.get()) is not None:
-            delivery = attempt.delivery
             try:
-                webhook = services.webhooks.get(delivery.webhook_id)
-            except StoreUnavailable:
-                # As if this worker had died: the message comes back, or the sweep finds the delivery.
-                services.ledger.give_up(attempt.claim)
-                finish(SEND_QUEUE, delivery.lane, attempt.tag)
+                log = self._make(attempt)
+            except Exception as error:  # noqa: BLE001 - whatever it is, a thread must not end of it
+                # As if the attempt had not been begun: the other way makes it, and knows what to do about a defect.
+                _note_long_way(error)
+                get_services().ledger.give_up(attempt.claim)
+                finish(SEND_QUEUE, attempt.delivery.lane, attempt.tag)
                 self._give_up(attempt.taken)
-                continue
-            log = services.attempter.attempt(delivery, webhook, attempt.claim, event=attempt.taken.event)
-            tell_lane(delivery.lane, webhook, log)
-            if log.details.next_at is not None:
-                self._queue_retry(attempt, webhook, log)
-            self._ended.put((attempt, log))
+            else:
+                self._ended.put((attempt, log))
+
+    def _make(self, attempt: _Attempt) -> COTWebhookLog:
+        """Make an attempt, and queue its retry if it failed; return its log, not yet written.
+
+        Raises:
+            StoreUnavailable: its webhook cannot be read now; nothing was sent.
+        """
+        services, delivery = get_services(), attempt.delivery
+        webhook = services.webhooks.get(delivery.webhook_id)
+        log = services.attempter.attempt(delivery, webhook, attempt.claim, event=attempt.taken.event)
+        tell_lane(delivery.lane, webhook, log)
+        if log.details.next_at is not None:
+            self._queue_retry(attempt, webhook, log)
+        return log
 
     def _queue_retry(self, attempt: _Attempt, webhook: COTWebhook | None, log: COTWebhookLog) -> None:
         delivery, next_at = attempt.delivery, log.details.next_at
@@ -347,7 +360,7 @@ def _ack(taken: _Taken) -> None:
 
 
 def _note_long_way(error: Exception) -> None:
-    if isinstance(error, StoreUnavailable | OperationalError):
+    if isinstance(error, StoreUnavailable | OperationalError | RedisError):
         logger.warning("events go the long way: %s", error)
     else:
         logger.error("events go the long way: %s", trace(error))

@@ -116,13 +116,15 @@ def bench(
     text = json.dumps(report.to_dict(), ensure_ascii=False)
     if json_path == Path("-"):
         print_json(text)
-        return
-    if json_path is not None:
-        try:
-            json_path.write_text(text + "\n")
-        except OSError as error:
-            raise click.ClickException(f"cannot write {json_path}: {error.strerror}") from None
-    _print(report)
+    else:
+        if json_path is not None:
+            try:
+                json_path.write_text(text + "\n")
+            except OSError as error:
+                raise click.ClickException(f"cannot write {json_path}: {error.strerror}") from None
+        _print(report)
+    if any(figure.error for figure in report.figures):
+        raise click.exceptions.Exit(1)
 
 
 def _print(report: Report) -> None:
