@@ -1,7 +1,7 @@
 """The short way: a worker makes an event's first attempts itself, many events at a time, without messages of their own.
 
     taken      worker     → takes          an event's message that needs nothing of Celery's besides its ack
-    accepted   one thread → tasks' rules   read, matched, written down as claimed, many events in one write
+    accepted   one thread → books          read, matched, written down as claimed, many events in one write
     attempted  threads    → delivery       as `tasks.send` does; a failed one comes back by Celery's countdown
     recorded   one thread → books          many logs and what is owed in one write; then the messages are acked
 
@@ -315,8 +315,11 @@ class Express:
             books.accept_many([one.delivery for one, log in ended if log.details.next_at or log.details.kept])
             faults = books.record_many(logs)
         except Exception:  # noqa: BLE001 - one by one it is held, kept by the broker, or named
-            for log in logs:
+            for one, log in ended:
                 store_log(log)
+                # A crash of MongoDB may have forgotten the claimed delivery: the other way writes it down again.
+                if log.details.next_at or log.details.kept:
+                    self._give_up(one.taken)
         else:
             for log, fault in zip(logs, faults, strict=True):
                 if fault is not None:
