@@ -15,7 +15,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from http import HTTPStatus
 
@@ -26,7 +26,7 @@ from webhooks.ledger import Claim, Delivery, Interrupted
 from webhooks.matching import match
 from webhooks.models import NO_RESPONSE_STATUS, AttemptDetails, COTEvent, COTWebhook, COTWebhookLog, now
 from webhooks.retry import Outcome, RetryPolicy, ends_webhook, judge, next_delay_s, why_failed
-from webhooks.sender import Answer, Sender, Timings
+from webhooks.sender import Answer, Exchange, Sender, Timings
 from webhooks.signing import sign
 from webhooks.vault import Use, Vault
 from webhooks.version import __version__
@@ -166,6 +166,62 @@ class Attempter:
         webhook = _own(delivery, webhook)
         started_at = self._clock()
         answer = self._answer(webhook, delivery, started_at)
+        return self._conclude(delivery, event, webhook, claim, answer, started_at, is_probe=is_probe)
+
+    def begin(
+        self, delivery: Delivery, webhook: COTWebhook | None, claim: Claim, event: COTEvent
+    ) -> "BegunAttempt | None":
+        """Begin an attempt that needs no waiting, of a delivery without retries so far.
+
+        Args:
+            delivery: what to send.
+            webhook: where to, as for `attempt`.
+            claim: on this attempt.
+            event: what the delivery's body holds.
+
+        Returns:
+            None where only `attempt` can make it: there is no kept connection, or it has to say what is wrong.
+        """
+        webhook = _own(delivery, webhook)
+        if webhook is None or not webhook.isActive:
+            return None
+        started_at = self._clock()
+        try:
+            body = delivery.body.encode()
+            headers = self._make_headers(webhook, delivery.delivery_id, body, started_at)
+            exchange = self._sender.begin(webhook.url, headers, body)
+        except Exception:  # noqa: BLE001 - whatever it is, `attempt` meets it too, and puts it on record
+            return None
+        if exchange is None:
+            return None
+        return BegunAttempt(delivery, event, webhook, claim, started_at, headers, body, exchange)
+
+    def end(self, begun: "BegunAttempt", answer: Answer | None) -> COTWebhookLog:
+        """End an attempt that was begun, and return its log; the log is not written yet.
+
+        Args:
+            begun: as `begin` returned it.
+            answer: of its exchange; None: wait for it.
+        """
+        if answer is None:
+            webhook, headers = begun.webhook, begun.headers
+            answer = self._send(
+                begun.delivery, lambda: self._sender.resume(begun.exchange, webhook.url, headers, begun.body)
+            )
+        return self._conclude(begun.delivery, begun.event, begun.webhook, begun.claim, answer, begun.started_at)
+
+    def _conclude(
+        self,
+        delivery: Delivery,
+        event: COTEvent,
+        webhook: COTWebhook | None,
+        claim: Claim,
+        answer: Answer,
+        started_at: datetime,
+        *,
+        is_probe: bool = False,
+    ) -> COTWebhookLog:
+        """Judge an answer, and return the attempt's log."""
         outcome = judge(answer.status)
         # Where there is no webhook to try, it is an attempt like any other.
         is_probe = is_probe and webhook is not None and webhook.isActive
@@ -196,13 +252,22 @@ class Attempter:
             return _not_sent(ErrorKind.WEBHOOK_UNUSABLE, "webhook was removed or made unusable")
         if not webhook.isActive:
             return _not_sent(ErrorKind.WEBHOOK_INACTIVE, "webhook was deactivated before this attempt")
-        begun = time.monotonic()
-        try:
+
+        def post() -> Answer:
             body = delivery.body.encode()
             headers = self._make_headers(webhook, delivery.delivery_id, body, started_at)
             return self._sender.post(webhook.url, headers, body)
+
+        return self._send(delivery, post)
+
+    def _send(self, delivery: Delivery, send: Callable[[], Answer]) -> Answer:
+        """Carry out a request; whatever goes wrong with us is an answer, too."""
+        begun = time.monotonic()
+        try:
+            return send()
         except SecretUnreadable as error:
-            logger.error("attempt of %s failed: a secret of webhook %s: %s", delivery.delivery_id, webhook.id, error)  # noqa: TRY400
+            webhook_id = delivery.webhook_id
+            logger.error("attempt of %s failed: a secret of webhook %s: %s", delivery.delivery_id, webhook_id, error)  # noqa: TRY400
             return _not_sent(ErrorKind.SECRET_UNREADABLE, "not sent: a secret of the webhook cannot be used")
         except Exception as error:  # noqa: BLE001 - whatever it is
             # A defect of ours must neither lose the delivery nor repeat it for ever: it counts as a failed attempt,
@@ -234,6 +299,20 @@ class Attempter:
         for header in webhook.headers:
             headers[header.name] = header.value or self._vault.open(header.sealed or "", webhook.id, Use.HEADER)
         return headers
+
+
+@dataclass(frozen=True, slots=True)
+class BegunAttempt:
+    """An attempt whose request is on its way."""
+
+    delivery: Delivery
+    event: COTEvent
+    webhook: COTWebhook
+    claim: Claim
+    started_at: datetime
+    headers: dict[str, str] = field(repr=False)
+    body: bytes = field(repr=False)
+    exchange: Exchange
 
 
 def _own(delivery: Delivery, webhook: COTWebhook | None) -> COTWebhook | None:

@@ -2,7 +2,8 @@
 
     taken      worker     → takes          an event's message that needs nothing of Celery's besides its ack
     accepted   one thread → books          read, matched, written down as claimed, many events in one write
-    attempted  threads    → delivery       as `tasks.send` does; a failed one comes back by Celery's countdown
+    attempted  one thread → delivery       over kept connections, many at a time, without waiting for one
+               threads    → delivery       what needs a connection, or to be waited for; as `tasks.send` does it
     recorded   one thread → books          many logs and what is owed in one write; then the messages are acked
 
 The other way, `tasks.deliver` and `tasks.send`, does all of it and is right for everything. This one does what most
@@ -17,7 +18,8 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -29,14 +31,15 @@ from redis.exceptions import RedisError
 
 from webhooks.app import Services, app, get_services
 from webhooks.config import get_settings
-from webhooks.delivery import describe_event, fan_out, read_rate, summarize
+from webhooks.delivery import BegunAttempt, describe_event, fan_out, read_rate, summarize
 from webhooks.errors import StoreUnavailable, trace
 from webhooks.lanes import SEND_QUEUE
 from webhooks.ledger import Claim, Delivery
 from webhooks.models import TRIGGERS, COTEvent, COTWebhook, COTWebhookLog, parse_event, parse_event_text
 from webhooks.retry import Outcome
+from webhooks.sender import Answer, Exchange, Multiplexer
 from webhooks.tasks import FROM_OUTBOX, queue_attempt, queue_attempts, store_log, tell_lane
-from webhooks.transport import SERIAL, TAKEN_FROM_HEADER, Admission, Answer, Channel, finish
+from webhooks.transport import SERIAL, TAKEN_FROM_HEADER, Admission, Channel, Turn, finish
 
 logger = logging.getLogger(__name__)
 
@@ -75,11 +78,13 @@ class _Taken:
     is_given_up: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class _Attempt:
     taken: _Taken
     delivery: Delivery
     claim: Claim
+    #: None where it has to be begun by a thread.
+    begun: BegunAttempt | None = None
 
     @property
     def tag(self) -> str:
@@ -102,10 +107,19 @@ class Express:
         self._hand_over = hand_over
         self._count = threads
         self._events: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+        self._exchanges: Multiplexer[_Attempt] = Multiplexer(self._begin_exchange, self._end_exchange, threads)
+        #: For the threads.
         self._attempts: queue.SimpleQueue[_Attempt | None] = queue.SimpleQueue()
         self._ended: queue.SimpleQueue[tuple[_Attempt, COTWebhookLog] | None] = queue.SimpleQueue()
         self._threads: list[list[threading.Thread]] = []
         self._is_closing = False
+        #: How each step is told to end.
+        self._ends = (
+            lambda count: self._events.put(_END),
+            lambda count: self._exchanges.close(),
+            lambda count: [self._attempts.put(_END) for _ in range(count)],
+            lambda count: self._ended.put(_END),
+        )
 
     def takes(self, message: Message) -> bool:
         """Take an event's message, if it is one for the short way."""
@@ -139,18 +153,22 @@ class Express:
     def close(self) -> None:
         """End what was begun, and leave the rest: their messages go back with the connection."""
         self._is_closing = True
-        lines = (self._events, self._attempts, self._ended)
-        for line, threads in zip(lines, self._threads, strict=False):
-            for _ in threads:
-                line.put(_END)
+        for end, threads in zip(self._ends, self._threads, strict=False):
+            end(len(threads))
             for thread in threads:
                 thread.join()
 
     def _start(self) -> None:
-        steps = ((self._accept_events, 1), (self._make_attempts, self._count), (self._record_attempts, 1))
-        for run, count in steps:
-            name = f"express-{run.__name__.strip('_').partition('_')[0]}"
-            self._threads.append([threading.Thread(target=run, name=name, daemon=True) for _ in range(count)])
+        steps = (
+            (self._accept_events, "accept", 1),
+            (self._exchanges.run, "exchange", 1),
+            (self._make_attempts, "attempt", self._count),
+            (self._record_attempts, "record", 1),
+        )
+        for run, name, count in steps:
+            self._threads.append(
+                [threading.Thread(target=run, name=f"express-{name}", daemon=True) for _ in range(count)]
+            )
             for thread in self._threads[-1]:
                 thread.start()
 
@@ -231,9 +249,9 @@ class Express:
         """Begin the attempts that may be made, and queue the others; return those that wait for a moment."""
         services = get_services()
         present = time.monotonic()
-        answers = list(zip(attempts, _ask(attempts, len(attempts)), strict=True))
-        let_go = [attempt for attempt, answer in answers if answer is Answer.YES]
-        put_by = [attempt for attempt, answer in answers if answer is Answer.SOON and attempt.taken.queue_at > present]
+        turns = list(zip(attempts, _ask(attempts, len(attempts)), strict=True))
+        let_go = [attempt for attempt, turn in turns if turn is Turn.NOW]
+        put_by = [attempt for attempt, turn in turns if turn is Turn.SOON and attempt.taken.queue_at > present]
         begun = {id(attempt) for attempt in put_by}
         try:
             ours = services.books.accept_claimed([(attempt.delivery, attempt.claim) for attempt in let_go])
@@ -254,37 +272,74 @@ class Express:
                 finish(SEND_QUEUE, attempt.delivery.lane, attempt.tag)
         for attempt in rest:
             _end_one(attempt.taken)
-        for attempt in mine:
-            self._attempts.put(attempt)
+        self._exchanges.put(mine)
         return put_by
 
     # ── Attempting ──────────────────────────────────────────────────────────────────────────────────────────────────
+    def _begin_exchange(self, attempt: _Attempt) -> Exchange | None:
+        services, delivery = get_services(), attempt.delivery
+        webhook = services.webhooks.recall(delivery.webhook_id)
+        attempt.begun = services.attempter.begin(delivery, webhook, attempt.claim, attempt.taken.event)
+        if attempt.begun is not None:
+            return attempt.begun.exchange
+        self._attempts.put(attempt)
+        return None
+
+    def _end_exchange(self, attempt: _Attempt, answer: Answer | None) -> None:
+        if answer is None:
+            self._attempts.put(attempt)
+        else:
+            self._end(attempt, answer)
+
     def _make_attempts(self) -> None:
         while (attempt := self._attempts.get()) is not None:
-            try:
-                log = self._make(attempt)
-            except Exception as error:  # noqa: BLE001 - whatever it is, a thread must not end of it
-                # As if the attempt had not been begun: the other way makes it, and knows what to do about a defect.
-                _note_long_way(error)
-                get_services().ledger.give_up(attempt.claim)
-                finish(SEND_QUEUE, attempt.delivery.lane, attempt.tag)
-                self._give_up(attempt.taken)
+            if attempt.begun is None:
+                self._make(attempt)
             else:
-                self._ended.put((attempt, log))
+                self._end(attempt, None)
 
-    def _make(self, attempt: _Attempt) -> COTWebhookLog:
-        """Make an attempt, and queue its retry if it failed; return its log, not yet written.
-
-        Raises:
-            StoreUnavailable: its webhook cannot be read now; nothing was sent.
-        """
+    def _make(self, attempt: _Attempt) -> None:
         services, delivery = get_services(), attempt.delivery
-        webhook = services.webhooks.get(delivery.webhook_id)
-        log = services.attempter.attempt(delivery, webhook, attempt.claim, event=attempt.taken.event)
-        tell_lane(delivery.lane, webhook, log)
-        if log.details.next_at is not None:
-            self._queue_retry(attempt, webhook, log)
-        return log
+        try:
+            webhook = services.webhooks.get(delivery.webhook_id)
+        except Exception as error:  # noqa: BLE001 - whatever it is, a thread must not end of it
+            # As if the attempt had not been begun: the other way makes it, and knows what to do about a defect.
+            _note_long_way(error)
+            services.ledger.give_up(attempt.claim)
+            finish(SEND_QUEUE, delivery.lane, attempt.tag)
+            self._give_up(attempt.taken)
+            return
+        with self._after(attempt):
+            log = services.attempter.attempt(delivery, webhook, attempt.claim, event=attempt.taken.event)
+            self._note_end(attempt, webhook, log)
+
+    def _end(self, attempt: _Attempt, answer: Answer | None) -> None:
+        begun = attempt.begun
+        if begun is not None:
+            with self._after(attempt):
+                self._note_end(attempt, begun.webhook, get_services().attempter.end(begun, answer))
+
+    def _note_end(self, attempt: _Attempt, webhook: COTWebhook | None, log: COTWebhookLog) -> None:
+        """Have an attempt recorded, and queue its retry if it failed."""
+        try:
+            tell_lane(attempt.delivery.lane, webhook, log)
+            if log.details.next_at is not None:
+                self._queue_retry(attempt, webhook, log)
+        finally:
+            self._ended.put((attempt, log))
+
+    @contextmanager
+    def _after(self, attempt: _Attempt) -> Iterator[None]:
+        """Survive a defect met after the request went out.
+
+        The claim stays: when it has run out, the other way puts an interrupted attempt on record, and repeats it.
+        """
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - whatever it is, a thread must not end of it
+            _note_long_way(error)
+            finish(SEND_QUEUE, attempt.delivery.lane, attempt.tag)
+            self._give_up(attempt.taken)
 
     def _queue_retry(self, attempt: _Attempt, webhook: COTWebhook | None, log: COTWebhookLog) -> None:
         delivery, next_at = attempt.delivery, log.details.next_at
@@ -336,13 +391,13 @@ class Express:
             _end_one(attempt.taken)
 
 
-def _ask(attempts: list[_Attempt], in_hand: int) -> list[Answer]:
+def _ask(attempts: list[_Attempt], in_hand: int) -> list[Turn]:
     """Ask which attempts may be made at once, as the lanes of their webhooks have it."""
     asked = [Admission(attempt.tag, attempt.delivery.lane, attempt.delivery.rate) for attempt in attempts]
     with app.producer_pool.acquire(block=True) as producer:
         channel = producer.channel
         if not isinstance(channel, Channel):
-            return [Answer.QUEUE_IT] * len(attempts)
+            return [Turn.LATER] * len(attempts)
         return channel.admit(SEND_QUEUE, asked, in_hand)
 
 

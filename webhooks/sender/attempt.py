@@ -38,6 +38,25 @@ class Timings:
     total_ms: float
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came of one request."""
+
+    #: ``None``: no response came.
+    status: int | None
+    #: The response body, readable; where no response came, the error in the contract's words.
+    text: str
+    #: ``None`` when a response came.
+    error_kind: ErrorKind | None
+    #: The body had more bytes than are kept.
+    cut: bool
+    #: ``ip:port`` or ``[ipv6]:port`` of the connection; ``None`` when none was made.
+    peer: str | None
+    timings: Timings
+    #: Seconds that the receiver asks us to wait, 0 or more, however many; ``None``: it asks for nothing that we know.
+    retry_after_s: float | None = None
+
+
 class Phase(Enum):
     """The phases that are timed, in their order."""
 
@@ -47,6 +66,15 @@ class Phase(Enum):
     SEND = auto()
     WAIT = auto()
     READ = auto()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Begun:
+    """A request on a kept connection, as far as an `Exchange` came with it."""
+
+    connection: object
+    unsent: memoryview
+    received: bytes
 
 
 @dataclass(slots=True, eq=False)
@@ -65,6 +93,8 @@ class Attempt:
     is_reused: bool = False
     #: Set for the second try after a stale connection: only a new one will do.
     wants_fresh: bool = False
+    #: What goes on without being begun anew: its connection, what of the request is not written, what has arrived.
+    begun: "Begun | None" = None
     #: What writing the request ran into. The response may have come all the same, so it is kept until we know.
     write_error: NoResponse | None = None
     _durations: dict[Phase, float] = field(default_factory=dict)
@@ -97,6 +127,10 @@ class Attempt:
         """Measure a phase: a context manager."""
         return _Stopwatch(self._durations, phase)
 
+    def note(self, phase: Phase, seconds: float) -> None:
+        """Note how long a phase took."""
+        self._durations[phase] = seconds
+
     def timings(self) -> Timings:
         """Return what was measured so far, the total up to now."""
 
@@ -120,6 +154,7 @@ class Attempt:
     def start_over(self) -> None:
         """Forget the try that met a stale connection; its time still counts against the deadline and in the total."""
         self.wants_fresh = True
+        self.begun = None
         self.is_reused = False
         self.received_bytes = 0
         self.peer = None

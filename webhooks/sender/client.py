@@ -7,7 +7,7 @@ a receiver does. Called by `delivery`.
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import certifi
@@ -20,8 +20,9 @@ from webhooks.config import Proxy
 from webhooks.errors import ErrorKind, NoResponse
 from webhooks.guard import Network
 from webhooks.models.wire import now
-from webhooks.sender.attempt import Attempt, Phase, Timings, current_attempt, hang_up
+from webhooks.sender.attempt import Answer, Attempt, Phase, current_attempt, hang_up
 from webhooks.sender.connection import Adapter, Connector, make_tls_context
+from webhooks.sender.exchange import Exchange, make_request
 from webhooks.sender.ports import check_port
 from webhooks.sender.readable import BodyCollector, to_text
 from webhooks.sender.resolver import Resolver
@@ -32,24 +33,10 @@ from webhooks.target import Target, parse_target
 #: Bytes asked for at a time.
 _READ_BYTES = 16 * 1024
 
+_NO_TARGET = Target("", "", 0, "", "")
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What came of one request."""
-
-    #: ``None``: no response came.
-    status: int | None
-    #: The response body, readable; where no response came, the error in the contract's words.
-    text: str
-    #: ``None`` when a response came.
-    error_kind: ErrorKind | None
-    #: The body had more bytes than are kept.
-    cut: bool
-    #: ``ip:port`` or ``[ipv6]:port`` of the connection; ``None`` when none was made.
-    peer: str | None
-    timings: Timings
-    #: Seconds that the receiver asks us to wait, 0 or more, however many; ``None``: it asks for nothing that we know.
-    retry_after_s: float | None = None
+#: Most attempts go where others went before.
+_parse_known = lru_cache(maxsize=1024)(parse_target)
 
 
 class Sender:
@@ -111,8 +98,52 @@ class Sender:
         Raises:
             ValueError: a header name or value that HTTP cannot carry; whoever stores headers checks them.
         """
-        target = Target("", "", 0, "", "")
-        attempt = Attempt(target, self._connect_timeout_s, self._total_timeout_s)
+        return self._post(self._new_attempt(), url, headers, body)
+
+    def begin(self, url: str, headers: Mapping[str, str], body: bytes) -> Exchange | None:
+        """Begin to POST a body over a kept connection, without waiting; `Multiplexer` ends it.
+
+        Args:
+            url: as for `post`.
+            headers: likewise.
+            body: likewise.
+
+        Returns:
+            None where there is no kept connection, or the request is an unusual one: that is what `post` is for.
+        """
+        try:
+            target = _parse_known(url)
+            check_port(target.port, self._allowed_ports)
+        except NoResponse:
+            return None
+        pool = self._adapter.find_pool(target)
+        request = None if pool is None else make_request(target, headers, body)
+        connection = None if pool is None or request is None else pool.take_idle()
+        if pool is None or request is None or connection is None:
+            return None
+        attempt = self._new_attempt()
+        attempt.target = target
+        connection.enter(attempt)
+        return Exchange(attempt, pool, connection, request, self._max_response_bytes)
+
+    def resume(self, exchange: Exchange, url: str, headers: Mapping[str, str], body: bytes) -> Answer:
+        """Wait for the end of an exchange that was begun.
+
+        Args:
+            exchange: what `begin` returned for the same three; it says that it needs a thread.
+            url: as for `post`.
+            headers: likewise.
+            body: likewise.
+
+        Returns:
+            As `post` does.
+        """
+        return self._post(exchange.attempt, url, headers, body)
+
+    def _new_attempt(self) -> Attempt:
+        return Attempt(_NO_TARGET, self._connect_timeout_s, self._total_timeout_s)
+
+    def _post(self, attempt: Attempt, url: str, headers: Mapping[str, str], body: bytes) -> Answer:
         token = current_attempt.set(attempt)
         try:
             attempt.target = parse_target(url)

@@ -7,7 +7,8 @@ where it happens. Called by `client`.
 Overridden, and what of them is relied on:
 
 - urllib3 2.8: ``HTTPConnection.connect``, ``request``, ``send``, ``getresponse``, ``is_connected``,
-  ``response_class``; ``HTTPConnectionPool.ConnectionCls``; ``PoolManager.pool_classes_by_scheme``.
+  ``response_class``; ``HTTPConnectionPool.ConnectionCls``, ``pool``, ``_get_conn``, ``_put_conn``;
+  ``PoolManager.pool_classes_by_scheme``, ``connection_from_pool_key``, ``pools``.
 - requests 2.34: ``HTTPAdapter.init_poolmanager``, ``build_connection_pool_key_attributes``, ``cert_verify``,
   ``build_response``, ``close``.
 - Python: ``socket.socket``; ``ssl.SSLSocket`` by way of ``SSLContext.sslsocket_class``.
@@ -16,6 +17,7 @@ Overridden, and what of them is relied on:
 import errno
 import http.client
 import os
+import queue
 import socket
 import ssl
 import time
@@ -36,6 +38,7 @@ from webhooks.sender.attempt import Attempt, Phase, connect_failed, current_atte
 from webhooks.sender.proxy import open_tunnel, proxy_failed, unreachable
 from webhooks.sender.resolver import Endpoint, Resolver
 from webhooks.sender.response import StrictResponse, bad_response
+from webhooks.target import Target
 
 #: Addresses of one host that are tried. A name server can answer with hundreds.
 MAX_ADDRESSES = 4
@@ -55,12 +58,24 @@ class _Socket(socket.socket):
     attempt: Attempt
     is_dry = False
     has_surplus = False
+    #: Was read already, and is to be read again before anything else.
+    pushed_back = b""
 
     def surplus(self) -> int:
         """Return 0: nothing waits between the kernel, which the pool asks, and Python's buffer."""
         return 0
 
+    def push(self, data: memoryview) -> int:
+        """Write what can be written without waiting; return how much that was."""
+        return super().send(data)
+
+    def pull(self, most: int) -> bytes:
+        """Read what can be read without waiting; ``b""``: the other end has closed."""
+        return super().recv(most)
+
     def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
+        if self.pushed_back:
+            return _read_again(self, buffer)
         if self.is_dry:
             raise _nothing_to_read()
         self.attempt.limit(self)
@@ -85,16 +100,27 @@ class _TLSSocket(ssl.SSLSocket):
     attempt: Attempt
     is_dry = False
     has_surplus = False
+    pushed_back = b""
 
     def surplus(self) -> int:
         """Return the bytes that OpenSSL has decrypted, which the kernel does not tell the pool of."""
         return self.pending()
+
+    def push(self, data: memoryview) -> int:
+        """Write what can be written without waiting; return how much that was."""
+        return super().send(data)
+
+    def pull(self, most: int) -> bytes:
+        """Read what can be read without waiting; ``b""``: the other end has closed."""
+        return cast("bytes", super().read(most))
 
     def do_handshake(self, block: bool = False) -> None:
         self.attempt.limit(self)
         super().do_handshake(block)
 
     def read(self, len: int = 1024, buffer: Any = None) -> Any:  # noqa: A002 - ssl's name
+        if self.pushed_back and buffer is not None:
+            return _read_again(self, buffer)
         if self.is_dry:
             raise _nothing_to_read()
         self.attempt.limit(self)
@@ -111,6 +137,13 @@ class _TLSSocket(ssl.SSLSocket):
             return super().send(data, flags)
         except OSError as error:
             raise _write_failed(self.attempt, error) from error
+
+
+def _read_again(sock: "_Socket | _TLSSocket", buffer: Any) -> int:
+    count = min(len(buffer), len(sock.pushed_back))
+    buffer[:count] = sock.pushed_back[:count]
+    sock.pushed_back = sock.pushed_back[count:]
+    return count
 
 
 def _nothing_to_read() -> BlockingIOError:
@@ -288,6 +321,17 @@ class _Connection(HTTPConnection):
         """Whether the pool may hand it out again: open, and nothing on it that nobody asked for."""
         return super().is_connected and not cast(_Socket | _TLSSocket, self.sock).has_surplus
 
+    @property
+    def is_old(self) -> bool:
+        """Whether it is not to be used any more."""
+        return time.monotonic() - self._opened_at > MAX_CONNECTION_AGE_S
+
+    def enter(self, attempt: Attempt) -> None:
+        """Have it, as it stands, serve an attempt."""
+        attempt.is_reused = True
+        attempt.peer = self._peer
+        cast(_Socket, self.sock).attempt = attempt
+
     def connect(self) -> None:
         attempt = current_attempt.get()
         self._open(attempt)
@@ -303,12 +347,10 @@ class _Connection(HTTPConnection):
         attempt = current_attempt.get()
         if self.sock is not None and self._peer is not None and attempt.peer is None:
             # It comes out of the pool: `connect` has not run in this attempt.
-            if attempt.wants_fresh or time.monotonic() - self._opened_at > MAX_CONNECTION_AGE_S:
+            if attempt.wants_fresh or self.is_old:
                 self.close()
             else:
-                attempt.is_reused = True
-                attempt.peer = self._peer
-                cast(_Socket, self.sock).attempt = attempt
+                self.enter(attempt)
         if self.sock is None:
             self.connect()
         self._held = held = []
@@ -316,6 +358,11 @@ class _Connection(HTTPConnection):
             super().request(method, url, body=body, headers=headers, **kw)
         finally:
             self._held = None
+        if attempt.begun is not None:
+            cast(_Socket, self.sock).pushed_back = attempt.begun.received
+            if attempt.begun.unsent:
+                super().send(attempt.begun.unsent)
+            return
         with attempt.timing(Phase.SEND):
             super().send(b"".join(held))
 
@@ -367,6 +414,54 @@ class _TLSConnection(_Connection, HTTPSConnection):
         self.is_verified = True  # the context requires it; urllib3 warns otherwise
 
 
+class _Pool(HTTPConnectionPool):
+    def _get_conn(self, timeout: float | None = None) -> Any:
+        attempt = current_attempt.get()
+        # Only where it goes on: after a stale connection it starts over.
+        return super()._get_conn(timeout) if attempt.begun is None else attempt.begun.connection
+
+    def take_idle(self) -> _Connection | None:
+        """Take a kept connection that can be used; None where there is none."""
+        try:
+            while (kept := cast("_Connection | None", cast("Any", self.pool).get(block=False))) is not None:
+                if kept.is_connected and not kept.is_old:
+                    return kept
+                kept.close()
+        except (queue.Empty, AttributeError):  # nothing is kept, or the pool was closed
+            pass
+        return None
+
+    def give_back(self, connection: _Connection) -> None:
+        """Keep a connection for the next request."""
+        self._put_conn(cast("Any", connection))
+
+
+class _TLSPool(_Pool, HTTPSConnectionPool):
+    pass
+
+
+class _PoolManager(urllib3.PoolManager):
+    """Finds a pool again without comparing all that urllib3 can tell pools apart by."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._keys: dict[tuple[str, str, int], Any] = {}
+
+    def connection_from_pool_key(self, pool_key: Any, request_context: dict[str, Any]) -> HTTPConnectionPool:
+        if len(self._keys) >= 4 * MAX_ENDPOINTS:
+            self._keys.clear()
+        self._keys[request_context["scheme"], request_context["host"], request_context["port"]] = pool_key
+        return super().connection_from_pool_key(pool_key, request_context)
+
+    def find_pool(self, scheme: str, host: str, port: int) -> _Pool | None:
+        """Return the pool of an endpoint, if there is one."""
+        key = self._keys.get((scheme, host, port))
+        try:
+            return None if key is None else cast("_Pool", self.pools[key])
+        except KeyError:  # closed in favour of others
+            return None
+
+
 class Adapter(HTTPAdapter):
     """requests' adapter over the connections above.
 
@@ -390,22 +485,24 @@ class Adapter(HTTPAdapter):
         shared = {"connector": self._connector}
         plain = type("GuardedConnection", (_Connection,), shared)
         secure = type("GuardedTLSConnection", (_TLSConnection,), shared)
-        self.poolmanager = urllib3.PoolManager(
+        self.poolmanager = self._pools = _PoolManager(
             num_pools=connections, maxsize=maxsize, block=block, ssl_context=self._tls_context, **pool_kwargs
         )
         self.poolmanager.pool_classes_by_scheme = {
-            "http": type("GuardedPool", (HTTPConnectionPool,), {"ConnectionCls": plain}),
-            "https": type("GuardedTLSPool", (HTTPSConnectionPool,), {"ConnectionCls": secure}),
+            "http": type("GuardedPool", (_Pool,), {"ConnectionCls": plain}),
+            "https": type("GuardedTLSPool", (_TLSPool,), {"ConnectionCls": secure}),
         }
+
+    def find_pool(self, target: Target) -> _Pool | None:
+        """Return what keeps the connections to an endpoint, if there ever was one."""
+        return self._pools.find_pool(target.scheme, _bracketed(target.host), target.port)
 
     def build_connection_pool_key_attributes(
         self, request: PreparedRequest, verify: Any, cert: Any = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the pool's key: the endpoint alone, because there is one TLS context."""
         target = current_attempt.get().target
-        # In brackets, or urllib3 does not take a zone id.
-        host = f"[{target.host}]" if ":" in target.host else target.host
-        return {"scheme": target.scheme, "host": host, "port": target.port}, {}
+        return {"scheme": target.scheme, "host": _bracketed(target.host), "port": target.port}, {}
 
     def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
         """Do nothing: requests' own would make each connection load the authorities again."""
@@ -430,6 +527,11 @@ class Adapter(HTTPAdapter):
             if pool is not None:
                 pool.close()
         super().close()
+
+
+def _bracketed(host: str) -> str:
+    # In brackets, or urllib3 does not take a zone id.
+    return f"[{host}]" if ":" in host else host
 
 
 def make_tls_context(ca_file: str) -> ssl.SSLContext:

@@ -21,12 +21,12 @@ from redis.exceptions import NoScriptError, ResponseError
 from webhooks.transport.lanes import LANE_HEADER, OTHERS, RATE_HEADER, TAKEN_FROM_HEADER, Lanes, whole_of
 from webhooks.transport.messages import (
     Admission,
-    Answer,
     LaneState,
     Message,
     Outbox,
     Settlement,
     Take,
+    Turn,
     due_at,
     end_of_entry,
     mark_redelivered,
@@ -417,7 +417,7 @@ class Channel(plain.Channel):
         if self._lanes:
             self.run(SERIALIZE, [], [self.prefixed(""), whole, int(is_serial), *self._lanes])
 
-    def admit(self, queue: str, attempts: Sequence[Admission], in_hand: int) -> list[Answer]:
+    def admit(self, queue: str, attempts: Sequence[Admission], in_hand: int) -> list[Turn]:
         """Ask which attempts may be made at once, without a message of their own, by the rules of their lanes.
 
         Those that may count as in hand until `finish` tells of their end, or for twice the visibility timeout.
@@ -431,7 +431,7 @@ class Channel(plain.Channel):
         arguments: list[Any] = [self.prefixed(""), queue, in_hand, held_s]
         for attempt in attempts:
             arguments += [attempt.tag, attempt.lane, *(attempt.rate or ("", ""))]
-        return [Answer(reply) for reply in self.run(ADMIT, [self.unacked_key], arguments)]
+        return [Turn(reply) for reply in self.run(ADMIT, [self.unacked_key], arguments)]
 
     def look_at(self, queue: str, lanes: Sequence[str]) -> list[LaneState]:
         """Say how it stands with lanes of a queue, in their order."""

@@ -51,12 +51,12 @@ class Admission(NamedTuple):
     rate: tuple[float, int] | None
 
 
-class Answer(IntEnum):
+class Turn(IntEnum):
     """Whether an attempt may be made without a message of its own."""
 
     #: Not now, and nobody knows when.
-    QUEUE_IT = 0
-    YES = 1
+    LATER = 0
+    NOW = 1
     #: Not now, but at any moment.
     SOON = 2
 
