@@ -231,10 +231,6 @@ def _read_json_as_it_is() -> None:
     serialization.register("json", dumps, _loads, content_type="application/json", content_encoding="utf-8")
 
 
-def _loads(text: str | bytes) -> Any:
-    return json.loads(text, parse_int=_parse_int, object_pairs_hook=_no_key_twice)
-
-
 def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     # Python takes the last one, other readers the first: what the producer meant cannot be told.
     found = dict(pairs)
@@ -247,6 +243,14 @@ def _parse_int(digits: str) -> int | float:
     # Python refuses to read a number of thousands of digits, which would drop the message. Any number beyond 64 bits
     # is refused later, with words; infinity stands for it until then.
     return int(digits) if len(digits) <= 20 else math.inf
+
+
+#: Made once: `json.loads` makes one for each text, when it is given hooks.
+_DECODER = json.JSONDecoder(parse_int=cast("Any", _parse_int), object_pairs_hook=_no_key_twice)
+
+
+def _loads(text: str | bytes) -> Any:
+    return _DECODER.decode(text if isinstance(text, str) else text.decode())
 
 
 def _make_indexes() -> None:

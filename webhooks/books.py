@@ -109,6 +109,10 @@ class Books:
         """
         return self._claims(claim)
 
+    def claim_many(self, claims: Sequence[Claim]) -> list[Claimed | Blocked | Held | PutOff | Exception | None]:
+        """Ask for many attempts, as `claim` does for one; an error of a single one stands in its place."""
+        return self._claim_all(claims)
+
     def keep_unless_head(self, claimed: Claimed) -> Held | None:
         """Keep a delivery of an ordered webhook that was claimed and is not the next in line."""
         if self._kept.is_head(claimed):

@@ -15,7 +15,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from http import HTTPStatus
 
@@ -162,22 +162,22 @@ class Attempter:
             event: what the delivery's body holds, where it has been read; None where it has not.
         """
         # First of all: a body that cannot be logged must not be sent.
-        event = event or _read_event(delivery)
+        event = event or read_event(delivery)
         webhook = _own(delivery, webhook)
         started_at = self._clock()
         answer = self._answer(webhook, delivery, started_at)
         return self._conclude(delivery, event, webhook, claim, answer, started_at, is_probe=is_probe)
 
     def begin(
-        self, delivery: Delivery, webhook: COTWebhook | None, claim: Claim, event: COTEvent
+        self, delivery: Delivery, webhook: COTWebhook | None, claim: Claim, event: COTEvent | None
     ) -> "BegunAttempt | None":
-        """Begin an attempt that needs no waiting, of a delivery without retries so far.
+        """Begin an attempt that needs no waiting.
 
         Args:
             delivery: what to send.
             webhook: where to, as for `attempt`.
             claim: on this attempt.
-            event: what the delivery's body holds.
+            event: what the delivery's body holds, where it has been read; None where it has not.
 
         Returns:
             None where only `attempt` can make it: there is no kept connection, or it has to say what is wrong.
@@ -187,6 +187,7 @@ class Attempter:
             return None
         started_at = self._clock()
         try:
+            event = event or read_event(delivery)
             body = delivery.body.encode()
             headers = self._make_headers(webhook, delivery.delivery_id, body, started_at)
             exchange = self._sender.begin(webhook.url, headers, body)
@@ -323,7 +324,12 @@ def _own(delivery: Delivery, webhook: COTWebhook | None) -> COTWebhook | None:
     return webhook if webhook is not None and webhook.company == delivery.company else None
 
 
-def _read_event(delivery: Delivery) -> COTEvent:
+def read_event(delivery: Delivery) -> COTEvent:
+    """Read what a delivery's body holds.
+
+    Raises:
+        ValueError: somebody changed it into no event.
+    """
     return COTEvent.model_validate(json.loads(delivery.body))
 
 
@@ -349,7 +355,7 @@ def describe_interrupted(
     """
     text = "interrupted: the worker died before the end was on record; the receiver may have got it"
     answer, made = _not_sent(ErrorKind.INTERRUPTED, text), _Made(interrupted.started_at, at, at)
-    return _make_log(delivery, _read_event(delivery), _own(delivery, webhook), interrupted, answer, made)
+    return _make_log(delivery, read_event(delivery), _own(delivery, webhook), interrupted, answer, made)
 
 
 def describe_skipped(delivery: Delivery, webhook: COTWebhook | None, claim: Claim, at: datetime) -> COTWebhookLog:
@@ -359,7 +365,7 @@ def describe_skipped(delivery: Delivery, webhook: COTWebhook | None, claim: Clai
         ValueError: the event is none.
     """
     answer, made = _not_sent(ErrorKind.SKIPPED, "skipped by an operator"), _Made(at, at, None)
-    return _make_log(delivery, _read_event(delivery), _own(delivery, webhook), claim, answer, made)
+    return _make_log(delivery, read_event(delivery), _own(delivery, webhook), claim, answer, made)
 
 
 def _make_log(
@@ -370,9 +376,7 @@ def _make_log(
     answer: Answer,
     made: _Made,
 ) -> COTWebhookLog:
-    timings: dict[str, float | None] = asdict(answer.timings)
-    if isinstance(asked, Interrupted):
-        timings["total_ms"] = None  # nobody saw its end
+    timings = answer.timings
     return COTWebhookLog.make(
         log_id=asked.log_id,
         created_at=made.ended_at,
@@ -397,7 +401,13 @@ def _make_log(
             retry_after_s=made.retry_after_s,
             probe=made.probe,
             kept=made.kept,
-            **timings,
+            lookup_ms=timings.lookup_ms,
+            connect_ms=timings.connect_ms,
+            tls_ms=timings.tls_ms,
+            send_ms=timings.send_ms,
+            wait_ms=timings.wait_ms,
+            read_ms=timings.read_ms,
+            total_ms=None if isinstance(asked, Interrupted) else timings.total_ms,  # nobody saw its end
         ),
     )
 

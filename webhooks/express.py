@@ -1,15 +1,16 @@
-"""The short way: a worker makes an event's first attempts itself, many events at a time, without messages of their own.
+"""The short way: a worker makes attempts itself, many at a time, past Celery's pool and its tasks.
 
-    taken      worker     → takes          an event's message that needs nothing of Celery's besides its ack
-    accepted   one thread → books          read, matched, written down as claimed, many events in one write
-    attempted  one thread → delivery       over kept connections, many at a time, without waiting for one
-               threads    → delivery       what needs a connection, or to be waited for; as `tasks.send` does it
-    recorded   one thread → books          many logs and what is owed in one write; then the messages are acked
+    webhooks.deliver   one thread → books     events: read, matched, written down as claimed, many in one write
+    webhooks.send      one thread → books     retries, and what had to wait for its lane: claimed, many in one write
+    both               → attempts             made, recorded, and then acked
 
 The other way, `tasks.deliver` and `tasks.send`, does all of it and is right for everything. This one does what most
-events need: a good event, open gates, no order, and room in the endpoint's lane. Whatever else it meets it hands over
-to the other way, as if it had not begun. What comes of an event is the same; a worker killed at any line leaves its
-message unacked and a claim in the ledger, as there. Measured: the other way costs some eight times as much CPU time.
+messages need: a good event, open gates, no order, and room in the endpoint's lane. Whatever else it meets it hands over
+to the other way, as if it had not begun. What comes of a message is the same; a worker killed at any line leaves it
+unacked and a claim in the ledger, as there. Measured: the other way costs some eight times as much CPU time.
+
+An event's first attempts need no messages of their own here. What its lane does not let go at once gets one, and waits
+in its lane as on the other way.
 
 Celery is told of no task here, so while somebody listens to its events (Flower), all goes the other way.
 """
@@ -18,33 +19,27 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 from bson import ObjectId
 from celery.worker import state
-from kombu.exceptions import OperationalError
 from kombu.message import Message
-from redis.exceptions import RedisError
 
 from webhooks.app import Services, app, get_services
+from webhooks.attempts import END, Attempt, Attempts, Source, new_thread, note_long_way, take_batch
+from webhooks.books import Held
 from webhooks.config import get_settings
-from webhooks.delivery import BegunAttempt, describe_event, fan_out, read_rate, summarize
-from webhooks.errors import StoreUnavailable, trace
+from webhooks.delivery import describe_event, fan_out
 from webhooks.lanes import SEND_QUEUE
-from webhooks.ledger import Claim, Delivery
-from webhooks.models import TRIGGERS, COTEvent, COTWebhook, COTWebhookLog, parse_event, parse_event_text
-from webhooks.retry import Outcome
-from webhooks.sender import Answer, Exchange, Multiplexer
-from webhooks.tasks import FROM_OUTBOX, queue_attempt, queue_attempts, store_log, tell_lane
+from webhooks.ledger import Claim, Claimed
+from webhooks.models import TRIGGERS, COTEvent, COTWebhook, parse_event, parse_event_text
+from webhooks.tasks import FROM_OUTBOX, queue_attempts
 from webhooks.transport import SERIAL, TAKEN_FROM_HEADER, Admission, Channel, Turn, finish
 
 logger = logging.getLogger(__name__)
 
-#: Items that share a step. Under load they gather while the step before is carried out.
-_MAX_BATCH = 100
 #: Deliveries of one event beyond which it goes the other way: they would keep the batch's other events waiting.
 _MAX_DELIVERIES = 20
 #: Seconds for which an attempt that is to be expected at any moment waits here, before it gets a message of its own;
@@ -53,50 +48,18 @@ _PUT_BY_S = 0.2
 _LOOK_AGAIN_S = 0.003
 
 #: Headers that ask Celery for more than to run the task; and one of ours, for an event out of the outbox.
-_OF_CELERY = ("eta", "expires", "shadow", "group", FROM_OUTBOX)
+_OF_CELERY = ("expires", "shadow", "group", FROM_OUTBOX)
 _NO_LIMITS = [None, None]
-#: Characters of a task's id, as in `worker`.
+#: Characters of a task's id, and most retries, as in `worker`.
 _MAX_ID = 255
-
-#: Put into a line to end its thread.
-_END = None
-
-
-@dataclass(slots=True)
-class _Taken:
-    """An event's message, and what it waits for."""
-
-    message: Message
-    event: COTEvent
-    #: When to queue attempts that could not be begun, by `time.monotonic`.
-    queue_at: float
-    #: Attempts that are to end, or to be queued, before it is acked.
-    left: int
-    attempts: "list[_Attempt]" = field(default_factory=list)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    #: Whether it goes the other way, which acks it.
-    is_given_up: bool = False
-
-
-@dataclass(slots=True, eq=False)
-class _Attempt:
-    taken: _Taken
-    delivery: Delivery
-    claim: Claim
-    #: None where it has to be begun by a thread.
-    begun: BegunAttempt | None = None
-
-    @property
-    def tag(self) -> str:
-        """What it counts as in its lane."""
-        return str(self.claim.log_id)
+_MAX_RETRIES = 1_000_000
 
 
 class Express:
-    """Works off events the short way; one per worker process."""
+    """Works messages off the short way; one per worker process."""
 
     def __init__(self, hostname: str, hand_over: Callable[[Message], object], threads: int) -> None:
-        """Make one; its threads start with the first event.
+        """Make one; its threads start with the first message.
 
         Args:
             hostname: Celery's node name.
@@ -105,127 +68,85 @@ class Express:
         """
         self._hostname = hostname
         self._hand_over = hand_over
-        self._count = threads
         self._events: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
-        self._exchanges: Multiplexer[_Attempt] = Multiplexer(self._begin_exchange, self._end_exchange, threads)
-        #: For the threads.
-        self._attempts: queue.SimpleQueue[_Attempt | None] = queue.SimpleQueue()
-        self._ended: queue.SimpleQueue[tuple[_Attempt, COTWebhookLog] | None] = queue.SimpleQueue()
-        self._threads: list[list[threading.Thread]] = []
+        self._sends: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+        self._attempts = Attempts(threads)
+        self._threads = [new_thread(self._accept_all, "accept"), new_thread(self._claim_all, "claim")]
+        self._is_open = False
         self._is_closing = False
-        #: How each step is told to end.
-        self._ends = (
-            lambda count: self._events.put(_END),
-            lambda count: self._exchanges.close(),
-            lambda count: [self._attempts.put(_END) for _ in range(count)],
-            lambda count: self._ended.put(_END),
-        )
 
     def takes(self, message: Message) -> bool:
-        """Take an event's message, if it is one for the short way."""
+        """Take a message, if it is one for the short way."""
         headers = message.headers
-        if (
-            not isinstance(headers, dict)
-            or headers.get("task") != "webhooks.deliver"
-            or self._is_closing
-            or not isinstance(message.channel, Channel)
-        ):
+        if self._is_closing or not isinstance(message.channel, Channel) or not isinstance(headers, dict):
             return False
-        lane, event_id = headers.get(TAKEN_FROM_HEADER), headers.get("id")
-        if (
-            any(headers.get(name) is not None for name in _OF_CELERY)
-            or headers.get("retries", 0) != 0
-            or headers.get("timelimit", _NO_LIMITS) != _NO_LIMITS
-            or message.content_type != "application/json"
-            or not isinstance(lane, str)
-            or lane.endswith(SERIAL)
-            or not isinstance(event_id, str)
-            or not 0 < len(event_id) <= _MAX_ID
-            or not event_id.isprintable()
-            or event_id in state.revoked
-        ):
+        task = headers.get("task")
+        line = self._events if task == "webhooks.deliver" else self._sends if task == "webhooks.send" else None
+        if line is None or not _is_plain(headers, message.content_type, with_retries=line is self._sends):
             return False
-        if not self._threads:
-            self._start()
-        self._events.put(message)
+        if not self._is_open:
+            self._is_open = True
+            self._attempts.start()
+            for thread in self._threads:
+                thread.start()
+        line.put(message)
         return True
 
     def close(self) -> None:
         """End what was begun, and leave the rest: their messages go back with the connection."""
         self._is_closing = True
-        for end, threads in zip(self._ends, self._threads, strict=False):
-            end(len(threads))
-            for thread in threads:
+        if self._is_open:
+            self._events.put(END)
+            self._sends.put(END)
+            for thread in self._threads:
                 thread.join()
+            self._attempts.close()
 
-    def _start(self) -> None:
-        steps = (
-            (self._accept_events, "accept", 1),
-            (self._exchanges.run, "exchange", 1),
-            (self._make_attempts, "attempt", self._count),
-            (self._record_attempts, "record", 1),
-        )
-        for run, name, count in steps:
-            self._threads.append(
-                [threading.Thread(target=run, name=f"express-{name}", daemon=True) for _ in range(count)]
-            )
-            for thread in self._threads[-1]:
-                thread.start()
-
-    # ── Accepting ───────────────────────────────────────────────────────────────────────────────────────────────────
-    def _accept_events(self) -> None:
-        put_by: list[_Attempt] = []
+    # ── Events ──────────────────────────────────────────────────────────────────────────────────────────────────────
+    def _accept_all(self) -> None:
+        put_by: list[Attempt] = []
         while True:
-            batch = _take_batch(self._events, _LOOK_AGAIN_S if put_by else None)
-            if batch and batch[-1] is _END:
+            batch = take_batch(self._events, _LOOK_AGAIN_S if put_by else None)
+            if batch and batch[-1] is END:
                 return
             try:
-                taken = self._read_all(batch)
+                events = self._read_all(batch)
             except Exception as error:  # noqa: BLE001 - whatever it is, the other way knows what to do about it
-                _note_long_way(error)
-                taken = []
+                note_long_way(error)
+                events = []
                 for message in batch:
                     self._hand_over(message)
-            attempts = [*put_by, *(attempt for one in taken for attempt in one.attempts)]
+            attempts = [*put_by, *(attempt for event in events for attempt in event.attempts)]
             try:
                 put_by = self._begin(attempts) if attempts else []
             except Exception as error:  # noqa: BLE001 - likewise
-                _note_long_way(error)
+                note_long_way(error)
                 put_by = []
                 for attempt in attempts:
-                    self._give_up(attempt.taken)
+                    cast("_Event", attempt.source).hand_over()
 
-    def _give_up(self, taken: _Taken) -> None:
-        """Have an event go the other way; what of it was begun goes on."""
-        if not taken.is_given_up and not taken.message.acknowledged:
-            taken.is_given_up = True
-            self._hand_over(taken.message)
-
-    def _read_all(self, batch: list[Message]) -> list[_Taken]:
+    def _read_all(self, batch: list[Message]) -> "list[_Event]":
         """Read events, and hand those over that are not for this way."""
         services = get_services()
         read = [(message, self._read(services, message)) for message in batch]
-        found = [taken for _, taken in read if taken is not None]
-        plain = services.books.find_plain([attempt.delivery for taken in found for attempt in taken.attempts])
-        good = [taken for taken in found if all(attempt.delivery.delivery_id in plain for attempt in taken.attempts)]
-        kept = {id(taken.message) for taken in good}
+        found = [event for _, event in read if event is not None]
+        plain = services.books.find_plain([attempt.delivery for event in found for attempt in event.attempts])
+        good = [event for event in found if all(attempt.delivery.delivery_id in plain for attempt in event.attempts)]
+        kept = {id(event.message) for event in good}
         for message in batch:
             if id(message) not in kept:
                 self._hand_over(message)
-        for taken in good:
-            if not taken.attempts:
+        for event in good:
+            if not event.attempts:
                 # Of others their attempts' lines tell.
-                event_id, described = taken.message.headers["id"], describe_event(taken.event)
-                logger.info("event %s (%s): 0 deliveries", event_id, described)
-                _ack(taken)
+                logger.info("event %s (%s): 0 deliveries", event.message.headers["id"], describe_event(event.event))
+                _ack(event.message)
         return good
 
-    def _read(self, services: Services, message: Message) -> _Taken | None:
+    def _read(self, services: Services, message: Message) -> "_Event | None":
         """Read an event's message and find who gets it; None where this way is not for it."""
         try:
-            args, kwargs, embed = cast("Any", message.decode())
-            if not isinstance(args, list) or not isinstance(kwargs, dict) or not isinstance(embed, dict | None):
-                return None
+            args, kwargs = _read_body(message)
             (value,) = [*args, *kwargs.values()]
             max_bytes = get_settings().max_event_bytes
             event = parse_event_text(value, max_bytes) if isinstance(value, str) else parse_event(value, max_bytes)
@@ -238,20 +159,19 @@ class Express:
         deliveries = fan_out(event, message.headers["id"], services.webhooks)
         if len(deliveries) > _MAX_DELIVERIES:
             return None
-        taken = _Taken(message, event, queue_at=time.monotonic() + _PUT_BY_S, left=len(deliveries))
-        taken.attempts = [
-            _Attempt(taken, delivery, Claim(delivery.delivery_id, 0, ObjectId(), self._hostname))
-            for delivery in deliveries
-        ]
+        taken = _Event(message, event, self._hand_over, time.monotonic() + _PUT_BY_S, len(deliveries))
+        for delivery in deliveries:
+            claim = Claim(delivery.delivery_id, 0, ObjectId(), self._hostname)
+            taken.attempts.append(Attempt(taken, delivery, claim, event))
         return taken
 
-    def _begin(self, attempts: list[_Attempt]) -> list[_Attempt]:
+    def _begin(self, attempts: list[Attempt]) -> list[Attempt]:
         """Begin the attempts that may be made, and queue the others; return those that wait for a moment."""
         services = get_services()
         present = time.monotonic()
         turns = list(zip(attempts, _ask(attempts, len(attempts)), strict=True))
         let_go = [attempt for attempt, turn in turns if turn is Turn.NOW]
-        put_by = [attempt for attempt, turn in turns if turn is Turn.SOON and attempt.taken.queue_at > present]
+        put_by = [attempt for attempt, turn in turns if turn is Turn.SOON and _queue_at(attempt) > present]
         begun = {id(attempt) for attempt in put_by}
         try:
             ours = services.books.accept_claimed([(attempt.delivery, attempt.claim) for attempt in let_go])
@@ -265,135 +185,184 @@ class Express:
             # Nothing was begun: whoever comes next must not take these for interrupted attempts.
             for attempt in let_go:
                 services.ledger.give_up(attempt.claim)
-                finish(SEND_QUEUE, attempt.delivery.lane, attempt.tag)
+                _leave_lane(attempt)
             raise
         for attempt, is_ours in zip(let_go, ours, strict=True):
             if not is_ours:
-                finish(SEND_QUEUE, attempt.delivery.lane, attempt.tag)
+                _leave_lane(attempt)
         for attempt in rest:
-            _end_one(attempt.taken)
-        self._exchanges.put(mine)
+            cast("_Event", attempt.source).end_one()
+        self._attempts.make(mine)
         return put_by
 
-    # ── Attempting ──────────────────────────────────────────────────────────────────────────────────────────────────
-    def _begin_exchange(self, attempt: _Attempt) -> Exchange | None:
-        services, delivery = get_services(), attempt.delivery
-        webhook = services.webhooks.recall(delivery.webhook_id)
-        attempt.begun = services.attempter.begin(delivery, webhook, attempt.claim, attempt.taken.event)
-        if attempt.begun is not None:
-            return attempt.begun.exchange
-        self._attempts.put(attempt)
-        return None
-
-    def _end_exchange(self, attempt: _Attempt, answer: Answer | None) -> None:
-        if answer is None:
-            self._attempts.put(attempt)
-        else:
-            self._end(attempt, answer)
-
-    def _make_attempts(self) -> None:
-        while (attempt := self._attempts.get()) is not None:
-            if attempt.begun is None:
-                self._make(attempt)
-            else:
-                self._end(attempt, None)
-
-    def _make(self, attempt: _Attempt) -> None:
-        services, delivery = get_services(), attempt.delivery
-        try:
-            webhook = services.webhooks.get(delivery.webhook_id)
-        except Exception as error:  # noqa: BLE001 - whatever it is, a thread must not end of it
-            # As if the attempt had not been begun: the other way makes it, and knows what to do about a defect.
-            _note_long_way(error)
-            services.ledger.give_up(attempt.claim)
-            finish(SEND_QUEUE, delivery.lane, attempt.tag)
-            self._give_up(attempt.taken)
-            return
-        with self._after(attempt):
-            log = services.attempter.attempt(delivery, webhook, attempt.claim, event=attempt.taken.event)
-            self._note_end(attempt, webhook, log)
-
-    def _end(self, attempt: _Attempt, answer: Answer | None) -> None:
-        begun = attempt.begun
-        if begun is not None:
-            with self._after(attempt):
-                self._note_end(attempt, begun.webhook, get_services().attempter.end(begun, answer))
-
-    def _note_end(self, attempt: _Attempt, webhook: COTWebhook | None, log: COTWebhookLog) -> None:
-        """Have an attempt recorded, and queue its retry if it failed."""
-        try:
-            tell_lane(attempt.delivery.lane, webhook, log)
-            if log.details.next_at is not None:
-                self._queue_retry(attempt, webhook, log)
-        finally:
-            self._ended.put((attempt, log))
-
-    @contextmanager
-    def _after(self, attempt: _Attempt) -> Iterator[None]:
-        """Survive a defect met after the request went out.
-
-        The claim stays: when it has run out, the other way puts an interrupted attempt on record, and repeats it.
-        """
-        try:
-            yield
-        except Exception as error:  # noqa: BLE001 - whatever it is, a thread must not end of it
-            _note_long_way(error)
-            finish(SEND_QUEUE, attempt.delivery.lane, attempt.tag)
-            self._give_up(attempt.taken)
-
-    def _queue_retry(self, attempt: _Attempt, webhook: COTWebhook | None, log: COTWebhookLog) -> None:
-        delivery, next_at = attempt.delivery, log.details.next_at
-        if next_at is None:
-            return
-        countdown = (next_at - log.createdAt).total_seconds()
-        try:
-            queue_attempt(delivery.delivery_id, delivery.label, 1, delivery.lane, countdown, read_rate(webhook))
-        except Exception as error:  # noqa: BLE001 - the ledger will say that it is due, and the sweep queues it
-            logger.warning("the retry of %s waits for the sweep: %s", delivery.delivery_id, type(error).__name__)
-
-    # ── Recording ───────────────────────────────────────────────────────────────────────────────────────────────────
-    def _record_attempts(self) -> None:
+    # ── Attempts with messages of their own ─────────────────────────────────────────────────────────────────────────
+    def _claim_all(self) -> None:
         while True:
-            batch = _take_batch(self._ended)
-            is_last = batch[-1] is _END
-            self._record(batch[:-1] if is_last else batch)
-            if is_last:
+            batch = take_batch(self._sends)
+            if batch[-1] is END:
                 return
+            sends = []
+            for message in batch:
+                delivery_id = _read_delivery_id(message)
+                if delivery_id is None:
+                    self._hand_over(message)
+                else:
+                    claim = Claim(delivery_id, message.headers.get("retries", 0), ObjectId(), self._hostname)
+                    sends.append(_Send(message, claim, self._hand_over))
+            try:
+                self._attempts.make(self._claim(sends))
+            except Exception as error:  # noqa: BLE001 - likewise
+                note_long_way(error)
+                for send in sends:
+                    send.leave()
 
-    def _record(self, ended: "list[tuple[_Attempt, COTWebhookLog]]") -> None:
-        if not ended:
-            return
-        books = get_services().books
-        logs = [log for _, log in ended]
-        try:
-            # What is owed further must outlive a crash of MongoDB, which the claimed delivery need not.
-            books.accept_many([one.delivery for one, log in ended if log.details.next_at or log.details.kept])
-            faults = books.record_many(logs)
-        except Exception:  # noqa: BLE001 - one by one it is held, kept by the broker, or named
-            for one, log in ended:
-                store_log(log)
-                # A crash of MongoDB may have forgotten the claimed delivery: the other way writes it down again.
-                if log.details.next_at or log.details.kept:
-                    self._give_up(one.taken)
-        else:
-            for log, fault in zip(logs, faults, strict=True):
-                if fault is not None:
-                    logger.error("log %s cannot be stored: %s: %s", log.id, summarize(log), trace(fault))
-        for attempt, log in ended:
-            delivery, details = attempt.delivery, log.details
-            is_given_up = details.outcome == Outcome.FAILED and details.next_at is None
-            logger.log(
-                logging.WARNING if is_given_up else logging.INFO,
-                "attempt delivery=%s event=%s label=%r: %s",
-                *(delivery.delivery_id, delivery.event_id, delivery.label, summarize(log)),
-            )
-            finish(SEND_QUEUE, delivery.lane, attempt.tag)
-            _end_one(attempt.taken)
+    def _claim(self, sends: "list[_Send]") -> list[Attempt]:
+        """Claim attempts; return those that are to be made here, and see to the others' messages."""
+        services = get_services()
+        attempts = []
+        claimed = services.books.claim_many([send.claim for send in sends]) if sends else []
+        found = [one.delivery.webhook_id for one in claimed if isinstance(one, Claimed)]
+        webhooks = services.webhooks.get_many(set(found)) if found else {}
+        for send, one in zip(sends, claimed, strict=True):
+            if one is None or isinstance(one, Held):
+                _ack(send.message)  # nothing is owed any more, or it waits to be let out
+            elif isinstance(one, Claimed) and _is_plain_claim(one, webhooks[one.delivery.webhook_id]):
+                services.progress.taken_due_at = one.due_at or services.progress.taken_due_at
+                attempts.append(Attempt(send, one.delivery, send.claim, None))
+            else:
+                send.leave()
+        return attempts
 
 
-def _ask(attempts: list[_Attempt], in_hand: int) -> list[Turn]:
+@dataclass(slots=True, eq=False)
+class _Event(Source):
+    """An event's message, and what it waits for."""
+
+    message: Message
+    event: COTEvent
+    _hand_over: Callable[[Message], object]
+    #: When to queue attempts that could not be begun, by `time.monotonic`.
+    queue_at: float
+    #: Attempts that are to end, or to be queued, before it is acked.
+    left: int
+    attempts: list[Attempt] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    #: Whether it goes the other way, which acks it.
+    _is_given_up: bool = False
+
+    is_first = True
+
+    def end(self, attempt: Attempt) -> None:
+        """Leave the lane, and ack the event with its last attempt."""
+        _leave_lane(attempt)
+        self.end_one()
+
+    def give_up(self, attempt: Attempt) -> None:
+        """Have the event go the other way; what of it was begun goes on."""
+        _leave_lane(attempt)
+        self.hand_over()
+
+    def hand_over(self) -> None:
+        """Have it go the other way, once."""
+        with self._lock:
+            if self._is_given_up or self.message.acknowledged:
+                return
+            self._is_given_up = True
+        self._hand_over(self.message)
+
+    def end_one(self) -> None:
+        """Note that an attempt has ended, or is queued; ack the event with the last one."""
+        with self._lock:
+            self.left -= 1
+            is_last = not self.left and not self._is_given_up
+        if is_last:
+            _ack(self.message)
+
+
+@dataclass(slots=True, eq=False)
+class _Send(Source):
+    """An attempt's own message."""
+
+    message: Message
+    claim: Claim
+    _hand_over: Callable[[Message], object]
+
+    is_first = False
+
+    def end(self, attempt: Attempt) -> None:
+        """Ack it."""
+        _ack(self.message)
+
+    def give_up(self, attempt: Attempt) -> None:
+        """Have it go the other way."""
+        self._hand_over(self.message)
+
+    def leave(self) -> None:
+        """Have it go the other way, as if it had not come here."""
+        get_services().ledger.give_up(self.claim)
+        self._hand_over(self.message)
+
+
+def _is_plain(headers: dict[str, Any], content_type: object, *, with_retries: bool) -> bool:
+    """Tell whether a message asks for no more than to run its task."""
+    lane, task_id, retries = headers.get(TAKEN_FROM_HEADER), headers.get("id"), headers.get("retries", 0)
+    return (
+        all(headers.get(name) is None for name in _OF_CELERY)
+        and headers.get("eta") is None
+        and headers.get("timelimit", _NO_LIMITS) == _NO_LIMITS
+        and content_type == "application/json"
+        and isinstance(lane, str)
+        and not lane.endswith(SERIAL)
+        and isinstance(task_id, str)
+        and 0 < len(task_id) <= _MAX_ID
+        and task_id.isprintable()
+        and task_id not in state.revoked
+        and isinstance(retries, int)
+        and 0 <= retries <= (_MAX_RETRIES if with_retries else 0)
+    )
+
+
+def _is_plain_claim(claimed: Claimed, webhook: COTWebhook | None) -> bool:
+    is_in_order = webhook is not None and webhook.ordered
+    return not claimed.interrupted and not claimed.is_probe and not is_in_order
+
+
+def _read_body(message: Message) -> tuple[list[Any], dict[str, Any]]:
+    """Return a message's arguments.
+
+    Raises:
+        Exception: it cannot be decoded.
+        TypeError: these are none.
+    """
+    args, kwargs, embed = cast("Any", message.decode())
+    if not isinstance(args, list) or not isinstance(kwargs, dict) or not isinstance(embed, dict | None):
+        raise TypeError
+    return args, kwargs
+
+
+def _read_delivery_id(message: Message) -> str | None:
+    """Return which delivery a message asks to attempt; None where it is not one of ours."""
+    try:
+        args, kwargs = _read_body(message)
+        delivery_id = kwargs["delivery_id"]
+        delivery_id.encode()
+    except Exception:  # noqa: BLE001 - whatever is wrong with it, the other way says so
+        return None
+    return delivery_id if not args and len(kwargs) == 1 and isinstance(delivery_id, str) else None
+
+
+def _queue_at(attempt: Attempt) -> float:
+    return cast("_Event", attempt.source).queue_at
+
+
+def _leave_lane(attempt: Attempt) -> None:
+    """Tell of the end of an attempt without a message of its own."""
+    finish(SEND_QUEUE, attempt.delivery.lane, str(attempt.claim.log_id))
+
+
+def _ask(attempts: Sequence[Attempt], in_hand: int) -> list[Turn]:
     """Ask which attempts may be made at once, as the lanes of their webhooks have it."""
-    asked = [Admission(attempt.tag, attempt.delivery.lane, attempt.delivery.rate) for attempt in attempts]
+    asked = [Admission(str(one.claim.log_id), one.delivery.lane, one.delivery.rate) for one in attempts]
     with app.producer_pool.acquire(block=True) as producer:
         channel = producer.channel
         if not isinstance(channel, Channel):
@@ -401,36 +370,8 @@ def _ask(attempts: list[_Attempt], in_hand: int) -> list[Turn]:
         return channel.admit(SEND_QUEUE, asked, in_hand)
 
 
-def _end_one(taken: _Taken) -> None:
-    """Note that an attempt of an event has ended, or is queued; ack the event with the last one."""
-    with taken.lock:
-        taken.left -= 1
-        is_last = not taken.left
-    if is_last and not taken.is_given_up:
-        _ack(taken)
-
-
-def _ack(taken: _Taken) -> None:
+def _ack(message: Message) -> None:
     try:
-        taken.message.ack()
+        message.ack()
     except Exception as error:  # noqa: BLE001 - the message comes back, and is found to have been handled
-        logger.warning("event %s stays unacked: %s", taken.message.headers["id"], type(error).__name__)
-
-
-def _note_long_way(error: Exception) -> None:
-    if isinstance(error, StoreUnavailable | OperationalError | RedisError):
-        logger.warning("events go the long way: %s", error)
-    else:
-        logger.error("events go the long way: %s", trace(error))
-
-
-def _take_batch(line: "queue.SimpleQueue[Any]", timeout_s: float | None = None) -> list[Any]:
-    """Wait for one item, and take those that are there by then, up to `_END`; none when time is up."""
-    batch: list[Any] = []
-    try:
-        batch.append(line.get(timeout=timeout_s))
-        while len(batch) < _MAX_BATCH and batch[-1] is not _END:
-            batch.append(line.get_nowait())
-    except queue.Empty:
-        pass
-    return batch
+        logger.warning("message %s stays unacked: %s", message.headers["id"], type(error).__name__)

@@ -91,6 +91,8 @@ class WebhookStore:
             documents = list(self._collection.find({"company": company, "isActive": True}).sort("_id", 1))
         webhooks = tuple(webhook for document in documents if (webhook := self._parse(document)) is not None)
         self._remember(self._by_company, company, webhooks)
+        for webhook in webhooks:
+            self._remember(self._by_id, webhook.id, webhook)
         return webhooks
 
     def get(self, webhook_id: ObjectId) -> COTWebhook | None:

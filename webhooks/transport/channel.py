@@ -1,5 +1,6 @@
 """kombu's channel, its acks and its poller, each with the parts that `webhooks.transport` promises otherwise."""
 
+import json
 import logging
 import re
 import threading
@@ -330,7 +331,7 @@ class Channel(plain.Channel):
         for number, (queue_number, lane, raw) in enumerate(taken, start=1):
             tag, queue = f"{take.id}:{number}", take.queues[int(queue_number) - 1]
             try:
-                payload = loads(bytes_to_str(raw))
+                payload = _read_message(bytes_to_str(raw))
                 eta = due_at(payload)
                 payload = without_eta(payload)
                 payload["properties"]["delivery_tag"] = tag
@@ -654,6 +655,11 @@ class Channel(plain.Channel):
     def _load_scripts(self) -> None:
         for script in SHAS:
             self._script_client.script_load(script)
+
+
+def _read_message(text: str) -> Any:
+    """Read a message as kombu does, whose look at each of its objects is for those that Python has and JSON has not."""
+    return loads(text) if "__type__" in text or "\\" in text else json.loads(text)
 
 
 def _read(link: Any) -> Any:
