@@ -19,6 +19,7 @@ from webhooks.kept import KeptDeliveries
 from webhooks.ledger import Blocked, Claim, Claimed, Delivery, Ledger
 from webhooks.logstore import LogStore
 from webhooks.models import COTWebhookLog
+from webhooks.mongo import ask_both
 from webhooks.retry import Outcome, ends_webhook
 from webhooks.webhookstore import WebhookStore
 
@@ -77,8 +78,10 @@ class Books:
         """
         if not deliveries:
             return set()
-        ended = self._logs.find_ended(list({delivery.event_id for delivery in deliveries}))
-        gates = self._gates.get_many(delivery.webhook_id for delivery in deliveries)
+        webhook_ids = {delivery.webhook_id for delivery in deliveries}
+        asked = self._logs.ask_ended({delivery.event_id for delivery in deliveries})
+        found_logs, found_gates = ask_both(asked, self._gates.ask(webhook_ids))
+        ended, gates = self._logs.read_ended(found_logs), self._gates.read(webhook_ids, found_gates)
         present = self._ledger.now()
 
         def is_plain(delivery: Delivery) -> bool:

@@ -26,7 +26,7 @@ from pymongo.errors import DuplicateKeyError
 
 from webhooks.errors import StoreUnavailable
 from webhooks.health import FULL_RATE, START_RATE
-from webhooks.mongo import Document, store_errors
+from webhooks.mongo import Document, Question, store_errors
 
 #: Notices that a gate keeps.
 _MAX_NOTICES = 20
@@ -163,10 +163,18 @@ class GateStore:
 
     def get_many(self, webhook_ids: Iterable[ObjectId]) -> dict[ObjectId, Gate]:
         """Return the gate of each of these webhooks; never from a cache."""
-        wanted = list(set(webhook_ids))
+        wanted = set(webhook_ids)
         with store_errors():
-            found = {document["_id"]: document for document in self._collection.find({"_id": {"$in": wanted}})}
-        return {webhook_id: _read(webhook_id, found.get(webhook_id, {})) for webhook_id in wanted}
+            return self.read(wanted, self._collection.find(self.ask(wanted).filter))
+
+    def ask(self, webhook_ids: Iterable[ObjectId]) -> Question:
+        """Return the question for webhooks' gates."""
+        return Question(self._collection, {"_id": {"$in": list(webhook_ids)}})
+
+    def read(self, webhook_ids: Iterable[ObjectId], found: Iterable[Document]) -> dict[ObjectId, Gate]:
+        """Return the gate of each of these webhooks; one that has none stored is open."""
+        stored = {document["_id"]: document for document in found}
+        return {webhook_id: _read(webhook_id, stored.get(webhook_id, {})) for webhook_id in webhook_ids}
 
     def find_due(self, present: datetime, limit: int) -> list[Gate]:
         """Return the gates that health paused and whose endpoint is to be tried, the longest due first."""

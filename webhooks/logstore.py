@@ -19,7 +19,7 @@ from pymongo.errors import OperationFailure, WriteError
 from webhooks.errors import ErrorKind
 from webhooks.models import NO_RESPONSE_STATUS, COTWebhookLog
 from webhooks.models.wire import show
-from webhooks.mongo import Document, insert_new, store_errors
+from webhooks.mongo import Document, Question, insert_new, store_errors
 from webhooks.retry import Outcome
 
 logger = logging.getLogger(__name__)
@@ -158,11 +158,19 @@ class LogStore:
 
     def find_ended(self, event_ids: Sequence[str]) -> set[str]:
         """Return the ids of the events' deliveries that have ended."""
-        query: Document = {"attempt.event_id": {"$in": list(event_ids)}, "attempt.next_at": None}
+        asked = self.ask_ended(event_ids)
         with store_errors():
-            found = self._collection.find(query, {"attempt.delivery_id": 1})
-            # A log that somebody else wrote may have anything there, and tells nothing.
-            attempts = [document.get("attempt") for document in found]
+            return self.read_ended(asked.collection.find(asked.filter, asked.fields))
+
+    def ask_ended(self, event_ids: Iterable[str]) -> Question:
+        """Return the question for the deliveries of events that have ended."""
+        wanted: Document = {"attempt.event_id": {"$in": list(event_ids)}, "attempt.next_at": None}
+        return Question(self._collection, wanted, {"attempt.delivery_id": 1})
+
+    def read_ended(self, found: Iterable[Document]) -> set[str]:
+        """Return the ids of those deliveries."""
+        # A log that somebody else wrote may have anything there, and tells nothing.
+        attempts = [document.get("attempt") for document in found]
         ids = (attempt.get("delivery_id") for attempt in attempts if isinstance(attempt, dict))
         return {delivery_id for delivery_id in ids if isinstance(delivery_id, str)}
 

@@ -105,6 +105,33 @@ def store_errors() -> Iterator[None]:
 
 
 @dataclass(frozen=True, slots=True)
+class Question:
+    """What to read of one collection."""
+
+    collection: Collection[Document]
+    filter: Document
+    #: As for ``find``; None for whole documents.
+    fields: Document | None = None
+
+
+def ask_both(first: Question, second: Question) -> tuple[list[Document], list[Document]]:
+    """Read two collections of one database in one round trip; needs MongoDB 4.4.
+
+    Raises:
+        StoreUnavailable: the server is away.
+    """
+
+    def stages(question: Question, name: str) -> list[Document]:
+        fields = [] if question.fields is None else [{"$project": question.fields}]
+        return [{"$match": question.filter}, *fields, {"$replaceWith": {name: "$$ROOT"}}]
+
+    union = {"$unionWith": {"coll": second.collection.name, "pipeline": stages(second, "second")}}
+    with store_errors():
+        found = list(first.collection.aggregate([*stages(first, "first"), union]))
+    return [one["first"] for one in found if "first" in one], [one["second"] for one in found if "second" in one]
+
+
+@dataclass(frozen=True, slots=True)
 class NotWritten:
     """The items of one write that changed nothing, by their places."""
 

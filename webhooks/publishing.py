@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import pydantic_core
 from celery import Task
 from celery.utils import uuid
 from celery.utils.nodenames import anon_nodename
-from kombu.utils.json import dumps
 
 from webhooks.app import app
 from webhooks.transport import Channel
@@ -42,29 +42,40 @@ def publish_many(task: Task, drafts: Sequence[Draft]) -> None:
         kombu.exceptions.OperationalError: the broker cannot be reached; a part of them may be queued.
     """
     queue = app.amqp.router.route({}, task.name)["queue"].name
+    steps = [drafts[begin : begin + _IN_ONE_STEP] for begin in range(0, len(drafts), _IN_ONE_STEP)]
+    made: dict[int, list[dict[str, Any]]] = {}
+
+    def make(step: int) -> list[dict[str, Any]]:
+        if step not in made:
+            made.clear()
+            made[step] = [_make(str(task.name), queue, draft) for draft in steps[step]]
+        return made[step]
+
+    def put(step: int) -> None:
+        channel = producer.channel
+        if isinstance(channel, Channel):
+            wait = channel.put_all(queue, make(step), pydantic_core.to_json)
+            try:
+                if step + 1 < len(steps):
+                    make(step + 1)  # while Redis is at these
+            finally:
+                wait()
+            return
+        for draft in steps[step]:
+            options = {"argsrepr": draft.argsrepr, "kwargsrepr": draft.kwargsrepr, "headers": draft.headers}
+            # Not the task's own method, which may be what calls us.
+            Task.apply_async(task, draft.args, draft.kwargs, task_id=draft.task_id, producer=producer, **options)
+
     with app.producer_pool.acquire(block=True) as producer:
-        for begin in range(0, len(drafts), _IN_ONE_STEP):
-            some = drafts[begin : begin + _IN_ONE_STEP]
-
-            def put(some: Sequence[Draft] = some) -> None:
-                channel = producer.channel
-                if isinstance(channel, Channel):
-                    channel.put_all(queue, [_make(str(task.name), queue, draft) for draft in some])
-                    return
-                for draft in some:
-                    options = {"argsrepr": draft.argsrepr, "kwargsrepr": draft.kwargsrepr, "headers": draft.headers}
-                    # Not the task's own method, which may be what calls us.
-                    Task.apply_async(
-                        task, draft.args, draft.kwargs, task_id=draft.task_id, producer=producer, **options
-                    )
-
-            producer.connection.ensure(producer, put, **app.conf.task_publish_retry_policy)()
+        put_again = producer.connection.ensure(producer, put, **app.conf.task_publish_retry_policy)
+        for step in range(len(steps)):
+            put_again(step)
 
 
 def _make(task: str, queue: str, draft: Draft) -> dict[str, Any]:
-    """Make a message as kombu's Redis transport stores it."""
+    """Make a message as kombu's Redis transport stores it, of nothing but what JSON has."""
     embedded = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
-    body = dumps((draft.args, draft.kwargs, embedded)).encode()
+    body = pydantic_core.to_json((draft.args, draft.kwargs, embedded))
     return {
         "body": base64.b64encode(body).decode(),
         "content-encoding": "utf-8",

@@ -168,8 +168,9 @@ DEFECT_IN = {
     "deliver": "import webhooks.express\n"
     "webhooks.tasks.fan_out = webhooks.express.fan_out = broken(webhooks.tasks.fan_out, fail)",
     # And in what the short way asks first, so that the attempt gets a message of its own.
-    "send": "webhooks.books.Books.claim = broken(webhooks.books.Books.claim, fail)\n"
-    "webhooks.books.Books.find_plain = broken(webhooks.books.Books.find_plain, fail)",
+    "send": "from webhooks.books import Books\n"
+    "Books.claim, Books.claim_many = broken(Books.claim, fail), broken(Books.claim_many, fail)\n"
+    "Books.find_plain = broken(Books.find_plain, fail)",
     "worker": "webhooks.tasks.fan_out = broken(webhooks.tasks.fan_out, die)",
 }
 

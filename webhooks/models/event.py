@@ -16,6 +16,7 @@ from webhooks.models.wire import (
     Id,
     Instant,
     WireModel,
+    copy_plain,
     explain,
     find_unstorable,
     parse_object_id,
@@ -44,7 +45,7 @@ class COTEvent(WireModel):
     #: JSON Pointer → ``{"previous": …, "changedTo": …}``; None, and no key, unless `event` is ``edit``.
     diff: dict[StrictStr, dict[StrictStr, Any]] | None = Field(default=None, validate_default=False)
 
-    #: The JSON text, where it was made from one that is canonical.
+    #: The JSON text, where it has been made or was given.
     _text: str | None = PrivateAttr(default=None)
 
     @field_validator("data", mode="before")
@@ -112,17 +113,23 @@ def parse_event(value: object, max_bytes: int) -> COTEvent:
     if not isinstance(given, dict):
         _refuse(f"it must be an object (a dict or a COTEvent), not a Python {show(type(value).__name__)}")
     # Each value takes a byte at least.
-    unstorable = find_unstorable(given, max_items=max_bytes)
+    plain = None if isinstance(value, COTEvent) else copy_plain(given, max_items=max_bytes)
+    unstorable = None if plain is not None else find_unstorable(given, max_items=max_bytes)
     if unstorable:
         path, reason = unstorable
         _refuse(f"{path or 'it'}: {reason}" if path else f"it {reason}")
     try:
-        event = COTEvent.model_validate(value.to_wire() if isinstance(value, COTEvent) else value)
+        if plain is None:
+            event = COTEvent.model_validate(value.to_wire() if isinstance(value, COTEvent) else value)
+        else:
+            event = COTEvent.model_validate(plain, context=AS_WIRE)
     except ValidationError as error:
         _refuse(explain(error).replace("it: diff:", "diff:"))
-    size = len(event.to_body())
+    text = event.to_json()
+    size = len(text.encode())
     if size > max_bytes:
         _refuse(f"its JSON has {size} bytes, more than WEBHOOKS_MAX_EVENT_BYTES allows ({max_bytes})")
+    event._text = text
     return event
 
 

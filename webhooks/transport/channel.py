@@ -213,16 +213,34 @@ class Channel(plain.Channel):
         if kwargs.get("_publish_batch") is not None or queue in self._expires:
             super()._put(queue, message, **kwargs)
             return
-        self.put_all(queue, [message], self.priority(self._get_message_priority(message)))
+        self.run(PUT, *self._put_arguments(queue, [message], self.priority(self._get_message_priority(message))))
 
-    def put_all(self, queue: str, messages: Sequence[dict[str, Any]], priority: int = 0) -> None:
+    def put_all(
+        self,
+        queue: str,
+        messages: Sequence[dict[str, Any]],
+        write: Callable[[dict[str, Any]], str | bytes] = dumps,
+    ) -> Callable[[], object]:
         """Queue messages in one step, in their order, or park those with an ETA until then.
 
         Args:
             queue: where, by its name.
-            messages: as `prepare_message` makes them; some hundreds at most, as Redis serves nobody else meanwhile.
-            priority: one of the priority steps, of all of them.
+            messages: as `prepare_message` makes them, of the first priority; some hundreds at most, as Redis serves
+                nobody else meanwhile.
+            write: makes JSON of one; kombu's own knows types that JSON does not have.
+
+        Returns:
+            What waits until they are queued, and is to be called once; until then something else can be done.
         """
+        return self.begin(PUT, *self._put_arguments(queue, messages, 0, write))
+
+    def _put_arguments(
+        self,
+        queue: str,
+        messages: Sequence[dict[str, Any]],
+        priority: int,
+        write: Callable[[dict[str, Any]], str | bytes] = dumps,
+    ) -> tuple[list[str], list[Any]]:
         keys = [self._q_for_pri(queue, priority), PARKED_KEY.format(queue), WAKE_KEY.format(queue)]
         arguments: list[Any] = [self.prefixed(""), queue, priority]
         has_lanes = self._has_lanes(queue)
@@ -230,8 +248,8 @@ class Channel(plain.Channel):
             eta = due_at(message)
             delay_s = "" if eta is None or eta <= time.time() else repr(eta - time.time())
             lane = self.lane_of(message) if has_lanes else ""
-            arguments += [dumps(without_eta(message)), delay_s, lane, whole_of(lane), *_rate_of(message)]
-        self.run(PUT, keys, arguments)
+            arguments += [write(without_eta(message)), delay_s, lane, whole_of(lane), *_rate_of(message)]
+        return keys, arguments
 
     # ── Taking ──────────────────────────────────────────────────────────────────────────────────────────────────────
     def basic_consume(self, queue: str, no_ack: bool, callback: Any, consumer_tag: str, **kwargs: Any) -> None:
@@ -418,7 +436,7 @@ class Channel(plain.Channel):
         if self._lanes:
             self.run(SERIALIZE, [], [self.prefixed(""), whole, int(is_serial), *self._lanes])
 
-    def admit(self, queue: str, attempts: Sequence[Admission], in_hand: int) -> list[Turn]:
+    def admit(self, queue: str, attempts: Sequence[Admission], in_hand: int) -> Callable[[], list[Turn]]:
         """Ask which attempts may be made at once, without a message of their own, by the rules of their lanes.
 
         Those that may count as in hand until `finish` tells of their end, or for twice the visibility timeout.
@@ -427,12 +445,16 @@ class Channel(plain.Channel):
             queue: in which the others will wait.
             attempts: in the order in which they are wanted.
             in_hand: messages that this worker has taken for them: so many of its threads are kept for them.
+
+        Returns:
+            What returns the answers. Until it is called Redis is at it, and something else can be done.
         """
         held_s = 2 * self.visibility_timeout
         arguments: list[Any] = [self.prefixed(""), queue, in_hand, held_s]
         for attempt in attempts:
             arguments += [attempt.tag, attempt.lane, *(attempt.rate or ("", ""))]
-        return [Turn(reply) for reply in self.run(ADMIT, [self.unacked_key], arguments)]
+        wait = self.begin(ADMIT, [self.unacked_key], arguments)
+        return lambda: [Turn(reply) for reply in wait()]
 
     def look_at(self, queue: str, lanes: Sequence[str]) -> list[LaneState]:
         """Say how it stands with lanes of a queue, in their order."""
@@ -652,6 +674,31 @@ class Channel(plain.Channel):
             self._load_scripts()
             return self._script_client.execute_command(*command)
 
+    def begin(self, script: str, keys: Sequence[str], arguments: Sequence[Any]) -> Callable[[], Any]:
+        """Send a script; return what waits for its reply, and is to be called once."""
+        pool, command = self.pool, self._evalsha(script, keys, arguments)
+        link = pool.get_connection()
+        try:
+            link.send_command(*command)
+        except BaseException:
+            _drop(pool, link)
+            raise
+
+        def wait() -> Any:
+            try:
+                reply = _read(link)
+            except BaseException:
+                _drop(pool, link)
+                raise
+            pool.release(link)
+            if isinstance(reply, NoScriptError):
+                return self.run(script, keys, arguments)
+            if isinstance(reply, ResponseError):
+                raise reply
+            return reply
+
+        return wait
+
     def _load_scripts(self) -> None:
         for script in SHAS:
             self._script_client.script_load(script)
@@ -668,6 +715,12 @@ def _read(link: Any) -> Any:
         return link.read_response(disable_decoding=True)
     except ResponseError as error:
         return error
+
+
+def _drop(pool: Any, link: Any) -> None:
+    """Give back a connection on which a reply may still come."""
+    link.disconnect()
+    pool.release(link)
 
 
 def _as_connection_error(error: ResponseError) -> redis.ConnectionError:
