@@ -1,5 +1,6 @@
 """The short way: a worker makes an event's first attempts itself, and leaves to Celery whatever is not plain."""
 
+import base64
 import json
 
 import redis
@@ -17,6 +18,7 @@ DELIVER_TASK, SEND_TASK = "Task webhooks.deliver[", "Task webhooks.send["
 def produce_many(stack: Stack, count: int) -> list[str]:
     """Hand events in at one time, from a service that has this package; return their ids."""
     code = f"""
+import base64
 import json
 from webhooks import deliver
 event = json.loads({body_of(EVENT).decode()!r})
@@ -108,6 +110,7 @@ def test_worker_that_is_stopped_ends_what_it_began_and_gives_the_rest_back(stack
 
 def test_bad_event_among_many_is_named_by_its_place_and_none_is_queued(stack: Stack, redis_client: redis.Redis):
     code = f"""
+import base64
 import json
 from webhooks import deliver
 from webhooks.errors import InvalidEvent
@@ -119,3 +122,27 @@ except InvalidEvent as error:
 """
     assert stack.run_producer(code).startswith("event 1 of those given: invalid event: company: ")
     assert redis_client.keys("*webhooks.lane*") == []
+
+
+def test_message_of_many_is_the_message_of_one(stack: Stack, redis_client: redis.Redis):
+    # What this package writes by itself must stay what Celery's `delay` writes.
+    code = f"""
+import base64
+import json
+from webhooks import deliver
+event = json.loads({body_of(EVENT).decode()!r})
+print(json.dumps([deliver.delay(event).id, *deliver.delay_many([event])]))
+"""
+    ids = json.loads(stack.run_producer(code))
+    [lane] = redis_client.keys("webhooks.lane.webhooks.deliver/*")
+    messages = [json.loads(text) for text in redis_client.zrange(lane, 0, -1)]
+    for message, event_id in zip(messages, ids, strict=True):
+        headers, properties = message["headers"], message["properties"]
+        assert {headers.pop("id"), headers.pop("root_id"), properties.pop("correlation_id")} == {event_id}
+        assert properties.pop("delivery_tag")
+        # Celery names the producer's thread here, for results, of which there are none; and repeats what headers say.
+        for name in ("reply_to", "argsrepr", "kwargsrepr"):
+            properties.pop(name, None)
+        message["body"] = json.loads(base64.b64decode(message["body"]))
+        headers["origin"] = headers["origin"].partition("@")[2]
+    assert messages[0] == messages[1]

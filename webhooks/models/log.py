@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from webhooks.errors import ErrorKind
 from webhooks.models.event import COTEvent
-from webhooks.models.wire import Id, Instant, WireModel, format_instant, to_wire
+from webhooks.models.wire import Id, Instant, WireModel, to_wire
 
 #: The status that is logged where no response came (contract). `AttemptDetails.error_kind` tells it from a
 #: receiver's own 409.
@@ -77,10 +77,27 @@ class COTWebhookLog(WireModel):
 
     def to_bson(self) -> dict[str, Any]:
         """Return the log as MongoDB holds it."""
+        if not self._wire:  # made by `make`
+            return self._arrange(self.event.to_bson(), self.details.model_dump())
         stored = super().to_bson()
         if self.attempt is not None:
             stored["attempt"] = self.attempt.model_dump()
         return stored
+
+    def _arrange(self, event: dict[str, Any], attempt: dict[str, Any]) -> dict[str, Any]:
+        """Return the log's keys in the contract's order."""
+        return {
+            "_id": self.id,
+            "company": self.company,
+            "createdAt": self.createdAt,
+            "status": self.status,
+            "retry": self.retry,
+            "response": self.response,
+            "event": event,
+            "subscription": self.subscription,
+            "__v": 0,
+            "attempt": attempt,
+        }
 
     @property
     def details(self) -> AttemptDetails:
@@ -106,11 +123,11 @@ class COTWebhookLog(WireModel):
         webhook_id: Id,
         attempt: AttemptDetails,
     ) -> "COTWebhookLog":
-        """Make a log with its keys in the contract's order.
+        """Make a log of parts that were checked before.
 
-        Of parts that were checked before, so they are not checked again: that cost as much as sending the request.
+        So they are not checked again: that cost as much as sending the request.
         """
-        log = cls.model_construct(
+        return cls.model_construct(
             id=log_id,
             company=event.company,
             createdAt=created_at,
@@ -121,22 +138,9 @@ class COTWebhookLog(WireModel):
             subscription=webhook_id,
             attempt=attempt,
         )
-        log._wire = {
-            "_id": str(log_id),
-            "company": str(event.company),
-            "createdAt": format_instant(created_at),
-            "status": status,
-            "retry": retry,
-            "response": response,
-            "event": event.to_wire(),
-            "subscription": str(webhook_id),
-            "__v": 0,
-            "attempt": attempt,
-        }
-        return log
 
     def to_wire(self) -> dict[str, Any]:
         """Return the log as JSON holds it. The caller must not change it."""
-        if isinstance(self._wire.get("attempt"), AttemptDetails):  # made by `make`; few logs are ever read as JSON
-            self._wire["attempt"] = to_wire(self._wire["attempt"].model_dump())
+        if not self._wire:  # made by `make`; few logs are ever read as JSON
+            self._wire = to_wire(self._arrange(self.event.to_wire(), self.details.model_dump()))
         return self._wire
