@@ -43,8 +43,8 @@ logger = logging.getLogger(__name__)
 #: Deliveries of one event beyond which it goes the other way: they would keep the batch's other events waiting.
 _MAX_DELIVERIES = 20
 #: Seconds for which an attempt that is to be expected at any moment waits here, before it gets a message of its own;
-#: and seconds between two looks.
-_PUT_BY_S = 0.2
+#: and seconds between two looks. Under load what is in hand takes some tenths of a second.
+_PUT_BY_S = 1.0
 _LOOK_AGAIN_S = 0.003
 
 #: Headers that ask Celery for more than to run the task; and one of ours, for an event out of the outbox.

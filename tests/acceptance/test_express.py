@@ -2,6 +2,7 @@
 
 import base64
 import json
+from typing import Any, cast
 
 import redis
 
@@ -20,6 +21,7 @@ def produce_many(stack: Stack, count: int) -> list[str]:
     code = f"""
 import base64
 import json
+from typing import Any, cast
 from webhooks import deliver
 event = json.loads({body_of(EVENT).decode()!r})
 print(json.dumps(deliver.delay_many({{**event, "data": {{**event["data"], "n": n}}}} for n in range({count}))))
@@ -112,6 +114,7 @@ def test_bad_event_among_many_is_named_by_its_place_and_none_is_queued(stack: St
     code = f"""
 import base64
 import json
+from typing import Any, cast
 from webhooks import deliver
 from webhooks.errors import InvalidEvent
 event = json.loads({body_of(EVENT).decode()!r})
@@ -129,13 +132,14 @@ def test_message_of_many_is_the_message_of_one(stack: Stack, redis_client: redis
     code = f"""
 import base64
 import json
+from typing import Any, cast
 from webhooks import deliver
 event = json.loads({body_of(EVENT).decode()!r})
 print(json.dumps([deliver.delay(event).id, *deliver.delay_many([event])]))
 """
     ids = json.loads(stack.run_producer(code))
     [lane] = redis_client.keys("webhooks.lane.webhooks.deliver/*")
-    messages = [json.loads(text) for text in redis_client.zrange(lane, 0, -1)]
+    messages: list[Any] = [json.loads(text) for text in cast("list[bytes]", redis_client.zrange(lane, 0, -1))]
     for message, event_id in zip(messages, ids, strict=True):
         headers, properties = message["headers"], message["properties"]
         assert {headers.pop("id"), headers.pop("root_id"), properties.pop("correlation_id")} == {event_id}

@@ -79,7 +79,7 @@ class Transport(plain.Transport):
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
         """Join Celery's event loop."""
-        self.cycle.loop = loop
+        self.cycle.turn_with(loop)
         super().register_with_event_loop(connection, loop)
 
     def _collect(self, connection: Any) -> None:

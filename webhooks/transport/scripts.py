@@ -16,6 +16,9 @@ WAKE_KEY = "webhooks.wake.{}"
 RESTORING_KEY = "webhooks.restoring"
 
 
+#: Seconds that an attempt may be in hand before nobody waits here for it to end.
+_STUCK_S = 0.5
+
 _NOW = """
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
@@ -56,7 +59,7 @@ if is_taken_soon then wake(KEYS[3]) end
 #: KEYS: unacked. ARGV: prefix, queue, messages of the asking worker that are in hand and not yet begun, the longest
 #: that a message is in hand, then for each attempt that may be made without a message of its own: tag, lane, rate limit
 #: and burst or "". Returns for each one 1 if it may be made now, and counts it among those in hand; 2 if that is to be
-#: expected at any moment, as its endpoint is quick, or nobody knows; else 0.
+#: expected at any moment, as its endpoint is quick, or nobody knows, and no attempt has been in hand for long; else 0.
 ADMIT = f"""#!lua flags=allow-oom
 {_NOW}{LUA}{LUA_LIMIT}
 local q, held_s = ARGV[2], tonumber(ARGV[4])
@@ -77,7 +80,9 @@ for i = 5, #ARGV, 4 do
   else
     local s = redis.call('HMGET', key('state.' .. q .. '/' .. lane), 'held', 'rate', 'mean', 'good')
     local is_slow = s[3] and (not s[4] or tonumber(s[3]) >= {SLOW_S})
-    if tonumber(s[1] or '0') <= now and not s[2] and not is_slow then answer = 2 end
+    local oldest = redis.call('ZRANGE', key('flight.' .. q .. '/' .. lane), 0, 0, 'WITHSCORES')[2]
+    local is_stuck = oldest and now - tonumber(oldest) > {_STUCK_S}
+    if tonumber(s[1] or '0') <= now and not s[2] and not is_slow and not is_stuck then answer = 2 end
   end
   reply[#reply + 1] = answer
 end
