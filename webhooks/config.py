@@ -174,7 +174,7 @@ class Settings(BaseSettings):
         default=10, gt=0, le=3600, description="seconds between two looks for deliveries whose message is lost"
     )
     concurrency: int = Field(
-        default=128, ge=1, le=10_000, description="attempts of one worker process at one time; threads, where they wait"
+        default=256, ge=1, le=10_000, description="attempts of one worker process at one time; threads, where they wait"
     )
 
     atomic_transport: bool = Field(

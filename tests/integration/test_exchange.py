@@ -104,6 +104,7 @@ def test_what_urllib3_may_write_in_another_way_is_left_to_it(url: str, headers: 
 
 
 _HEAD = b"HTTP/1.1 200 OK\r\n"
+_CHUNKED = _HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 
 #: Responses, and whether an exchange can read them without a thread.
 RESPONSES = {
@@ -122,9 +123,22 @@ RESPONSES = {
     "closes": (r.reply(200, b"ok", [("Connection", "close")]), False),
     "gzip": (r.gzipped(b"hello"), False),
     "chunks": (
-        r.raw(_HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", keep=True),
-        False,
+        r.raw(_HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0A\r\n0123456789\r\n0\r\n\r\n", keep=True),
+        True,
     ),
+    "no chunks": (r.raw(_HEAD + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n", keep=True), True),
+    "chunks in pieces": (r.trickle(_CHUNKED + b"5\r\nhello\r\n0\r\n\r\n", at_once=len(_CHUNKED) + 14), True),
+    "chunk in pieces": (r.trickle(_CHUNKED + b"5\r\nhello\r\n0\r\n\r\n", at_once=len(_CHUNKED) + 2), False),
+    "chunks with extensions": (r.raw(_CHUNKED + b"5;a=b\r\nhello\r\n0\r\n\r\n", keep=True), False),
+    "chunks with trailers": (r.raw(_CHUNKED + b"5\r\nhello\r\n0\r\nX: y\r\n\r\n", keep=True), False),
+    "chunks with a bad end": (r.raw(_CHUNKED + b"5\r\nhelloXX0\r\n\r\n"), False),
+    "chunks of a negative size": (r.raw(_CHUNKED + b"-5\r\nhello\r\n0\r\n\r\n"), False),
+    "chunk of a huge size": (r.raw(_CHUNKED + b"fffffffff\r\nhello\r\n"), False),
+    "chunks, then the end": (r.raw(_CHUNKED + b"5\r\nhello\r\n"), False),
+    "chunks beyond what is kept": (r.raw(_CHUNKED + b"3e9\r\n" + b"x" * 1001 + b"\r\n0\r\n\r\n", keep=True), False),
+    "chunked twice": (r.raw(_CHUNKED[:-2] + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"), False),
+    "chunked no content": (r.raw(b"HTTP/1.1 204 No\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"), False),
+    "chunks and surplus": (r.raw(_CHUNKED + b"5\r\nhello\r\n0\r\n\r\nmore", keep=True), True),
     "both framings": (
         r.raw(_HEAD + b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"),
         False,
