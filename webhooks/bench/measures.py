@@ -107,7 +107,7 @@ class Figure:
     key: str
     #: What it is, for people.
     text: str
-    #: ``/s``, ``ms``, ``µs``, ``MB``, ``bytes``.
+    #: ``/s``, ``ms``, ``µs``, ``MB``, ``bytes``, ``×``, ``%``, ``cores``.
     unit: str
     #: One per round; empty where it could not be measured.
     samples: tuple[float, ...]
@@ -117,6 +117,8 @@ class Figure:
     note: str = ""
     #: Why there is no number, or why it does not count; None when all is well.
     error: str | None = None
+    #: Why it cannot be measured here, which is no fault; None where it can.
+    absent: str | None = None
 
     @property
     def value(self) -> float | None:

@@ -1,7 +1,7 @@
 """nginx as a receiver: whether it is there, and how it is to be run.
 
-Owns its configuration, which is that of one process on loopback ports with all files in a folder of its own. Never
-starts it for longer than a look at its version: `stage` does that. Its paths are those of `receiver`.
+Owns its configuration, which is that of one process at one address with all files in a folder of its own. Never
+starts it for longer than a look at its version: `receivers` does that. Its paths are those of `receiver`.
 """
 
 import re
@@ -30,14 +30,15 @@ class Nginx:
         """Return its command line, for a folder in which `configuration` is ``nginx.conf``."""
         return [str(self.path), "-p", str(folder), "-c", "nginx.conf", "-e", "error.log"]
 
-    def configuration(self, ports: Sequence[int], delay_s: float) -> str:
+    def configuration(self, address: str, ports: Sequence[int], delay_s: float) -> str:
         """Write its configuration: the same paths at each of the ports.
 
         Args:
-            ports: on loopback.
+            address: where it listens, and nowhere else.
+            ports: there.
             delay_s: what ``/slow`` takes. There is no such path without the module.
         """
-        listen = "\n".join(f"    listen 127.0.0.1:{port} backlog=4096;" for port in ports)
+        listen = "\n".join(f"    listen {address}:{port} backlog=4096;" for port in ports)
         temporary = "\n".join(f"  {name}_temp_path {name};" for name in _TEMPORARY)
         late = f"""
     location /slow {{ echo_sleep {delay_s:g}; echo -n ok; }}

@@ -16,7 +16,12 @@ ROWS = {
     "enqueue": "enqueue rate of a producer",
     "fanout": "one event to many webhooks",
     "depth": "rate with a long queue against a short one",
+    "waiting": "what a delivery takes up that waits for its retry",
+    "scale": "workers in network namespaces of their own, more and more of them",
+    "sizes": "processes and concurrency, for instant receivers and those that take 100 ms",
 }
+#: Those that are measured when they are asked for alone, as they take minutes.
+EXTRA = ("sizes",)
 
 #: Webhooks of a run, each of a company of its own, at an endpoint of its own.
 ENDPOINTS = 20
@@ -24,8 +29,45 @@ ENDPOINTS = 20
 DELAY_S = 0.1
 #: Bytes of an event's JSON, about; and of those of which there are many.
 EVENT_BYTES, SMALL_EVENT_BYTES = 2048, 500
+#: Workers of (scale), one after the other; and attempts of each at one time: so few that it waits for receivers most of
+#: its time, and many such workers fit on one machine.
+SCALE_WORKERS = (1, 2, 4, 8)
+SCALE_CONCURRENCY = 2
 #: Share of the full rate at which latency is measured.
 LOAD = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Worker processes, and attempts of each at one time."""
+
+    processes: int
+    concurrency: int
+    #: Whether they are the processes of Celery's prefork pool, which makes one attempt at a time in each.
+    is_prefork: bool = False
+
+    @property
+    def key(self) -> str:
+        """What it is called in figures."""
+        return f"sizes_{self.processes}x{self.concurrency}{'_prefork' if self.is_prefork else ''}"
+
+    @property
+    def text(self) -> str:
+        """What it is called by people."""
+        return f"{self.processes} × {self.concurrency}{', prefork' if self.is_prefork else ''}"
+
+
+#: What (sizes) measures.
+SIZES = (
+    Size(1, 16),
+    Size(1, 64),
+    Size(2, 16),
+    Size(2, 32),
+    Size(2, 64),
+    Size(2, 128),
+    Size(4, 64),
+    Size(4, 1, is_prefork=True),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +89,11 @@ class Sizes:
     #: Queued events of the short and of the long queue.
     short_queue: int = 10_000
     long_queue: int = 1_000_000
+    #: Deliveries that wait for their retry.
+    waiting: int = 2_000
+    #: Seconds of each run of (scale) and (sizes), about, and deliveries of it at most.
+    grid_s: float = 10
+    grid_events: int = 6_000
 
 
 QUICK = Sizes(
@@ -59,6 +106,9 @@ QUICK = Sizes(
     enqueue_bulk=6_000,
     short_queue=5_000,
     long_queue=50_000,
+    waiting=500,
+    grid_s=5,
+    grid_events=2_000,
 )
 
 
@@ -93,10 +143,16 @@ def sizes_of(*, is_quick: bool, events: int | None, queued: int | None) -> Sizes
     return sizes
 
 
-def rows_of(only: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the rows of a run, in their order: all where nothing is asked for.
+def rows_of(only: tuple[str, ...], *, for_page: bool = False) -> tuple[str, ...]:
+    """Return the rows of a run, in their order: all but the extra ones where nothing is asked for.
 
     Latency is measured at a share of the rate of (a), so that comes with it.
+
+    Args:
+        only: what is asked for.
+        for_page: whether a capacity page is made of them, which needs the costs of (a).
     """
-    wanted = set(only or ROWS) | ({"a"} if "latency" in only else set())
+    wanted = set(only) or set(ROWS) - set(EXTRA)
+    if for_page or "latency" in wanted:
+        wanted.add("a")
     return tuple(row for row in ROWS if row in wanted)

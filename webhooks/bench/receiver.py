@@ -1,8 +1,8 @@
-"""A receiver that costs next to nothing: one process, raw sockets, epoll. Linux only, as `stage` reads /proc as well.
+"""A receiver that costs next to nothing: one process, raw sockets, epoll. Linux only, as all of the benchmark.
 
-A program of its own, run by its path, with the standard library alone: ``receiver.py REPORT PORTS DELAY_S``. It listens
-on so many free loopback ports, writes ``{"pid", "ports"}`` into the file REPORT, and serves until it is killed. Its
-paths:
+A program of its own, run by its path, with the standard library alone: ``receiver.py REPORT ADDRESS PORTS DELAY_S``.
+It listens at so many free ports of an address, writes ``{"pid", "ports"}`` into the file REPORT, and serves until it is
+killed. Its paths:
 
 ``/``          answers at once
 ``/slow``      answers after DELAY_S
@@ -31,12 +31,12 @@ _READ_BYTES = 256 * 1024
 class _Receiver:
     """All connections of all ports."""
 
-    def __init__(self, ports: int, delay_s: float) -> None:
+    def __init__(self, address: str, ports: int, delay_s: float) -> None:
         self._delay_s = delay_s
         self._epoll = select.epoll()
         self._listening: dict[int, socket.socket] = {}
         for _ in range(ports):
-            server = socket.create_server(("127.0.0.1", 0), backlog=4096)
+            server = socket.create_server((address, 0), backlog=4096)
             server.setblocking(False)
             self._listening[server.fileno()] = server
             self._epoll.register(server, select.EPOLLIN)
@@ -120,9 +120,9 @@ class _Receiver:
             return
 
 
-def main(report: Path, ports: int, delay_s: float) -> None:
+def main(report: Path, address: str, ports: int, delay_s: float) -> None:
     """Serve, having written the ports down."""
-    receiver = _Receiver(ports, delay_s)
+    receiver = _Receiver(address, ports, delay_s)
     unfinished = report.with_suffix(".part")
     unfinished.write_text(json.dumps({"pid": os.getpid(), "ports": receiver.ports()}))
     unfinished.replace(report)
@@ -130,4 +130,4 @@ def main(report: Path, ports: int, delay_s: float) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]))
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4]))

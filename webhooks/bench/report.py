@@ -11,13 +11,15 @@ from importlib.metadata import version
 from typing import Any
 
 from webhooks.bench import processes
+from webhooks.bench.findings import FIGURES, Run
 from webhooks.bench.measures import BARS, NOISE, Figure, Verdict, judge
-from webhooks.bench.plan import Plan
-from webhooks.bench.rows import Run
+from webhooks.bench.plan import ROWS, SCALE_WORKERS, SIZES, Plan
 
 _PACKAGES = ("webhooks", "celery", "kombu", "redis", "pymongo", "requests")
 #: From so many on a number is shown without decimals.
 _ROUND_FROM = 100
+#: Below this a number of a grid has two decimals, so that small ratios can be told apart.
+_DECIMALS_TO = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +123,22 @@ def _settings(settings: Mapping[str, str]) -> str:
 
 
 def rows_of(figures: Sequence[Figure]) -> list[list[str]]:
-    """Return the figures as rows: what, median, unit, lowest to highest, receiver, note."""
+    """Return the figures as rows: what, median, unit, lowest to highest, receiver, note.
+
+    Those of a grid are left to `grids_of`, but for the reason why there is none.
+    """
     rows = [["WHAT", "MEDIAN", "", "RANGE", "RECEIVER", "NOTE"]]
+    told = set()
     for figure in figures:
         value = figure.value
+        grid = _grid_of(figure)
+        if grid is not None:
+            if value is not None or grid in told:
+                continue
+            told.add(grid)
+        if figure.absent is not None:
+            rows.append([ROWS[FIGURES[figure.key].row], "–", "", "", "", figure.absent])
+            continue
         rows.append(
             [
                 figure.text,
@@ -136,6 +150,48 @@ def rows_of(figures: Sequence[Figure]) -> list[list[str]]:
             ]
         )
     return rows
+
+
+def grids_of(figures: Sequence[Figure]) -> list[list[list[str]]]:
+    """Return (scale) and (sizes) as tables of rows, of those that were measured; numbers but in the first column."""
+    values = {figure.key: figure.value for figure in figures}
+    grids = [
+        [
+            ["WORKERS", "DELIVERIES/S", "× ONE WORKER", "% OF WHAT RECEIVERS ALLOW", "CORES USED"],
+            *(
+                [
+                    str(count),
+                    *(_cell(values.get(f"scale_{count}{key}"), 1) for key in ("", "_ratio", "_share", "_cores")),
+                ]
+                for count in SCALE_WORKERS
+            ),
+        ],
+        [
+            ["PROCESSES × CONCURRENCY", "INSTANT /S", "100 MS /S", "CPU MS PER DELIVERY", "MB PER PROCESS"],
+            *(
+                [
+                    size.text,
+                    _cell(values.get(f"{size.key}_instant"), 1),
+                    _cell(values.get(f"{size.key}_slow"), 1),
+                    _cell(values.get(f"{size.key}_cpu"), 1e-3),
+                    _cell(values.get(f"{size.key}_memory"), 1),
+                ]
+                for size in SIZES
+            ),
+        ],
+    ]
+    return [grid for grid in grids if any(cell != "–" for row in grid[1:] for cell in row[1:])]
+
+
+def _grid_of(figure: Figure) -> str | None:
+    definition = FIGURES.get(figure.key)
+    return definition.row if definition and definition.row in ("scale", "sizes") else None
+
+
+def _cell(value: float | None, factor: float) -> str:
+    if value is None:
+        return "–"
+    return f"{value * factor:.2f}" if value * factor < _DECIMALS_TO else show(value * factor)
 
 
 def verdict_rows_of(verdicts: Sequence[Verdict]) -> list[list[str]]:

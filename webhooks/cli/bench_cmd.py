@@ -12,7 +12,7 @@ import click
 from webhooks.bench import run_bench
 from webhooks.bench.plan import ROWS, Plan, rows_of, sizes_of
 from webhooks.bench.processes import cores
-from webhooks.bench.report import Report, noise_of, verdict_rows_of
+from webhooks.bench.report import Report, grids_of, noise_of, verdict_rows_of
 from webhooks.bench.report import rows_of as figure_rows_of
 from webhooks.cli.common import Cell, Table, print_json
 from webhooks.models.wire import make_safe
@@ -128,8 +128,13 @@ def bench(
 
 
 def _print(report: Report) -> None:
-    click.echo()
-    Table(right=_NUMBERS).print([_styled(row) for row in figure_rows_of(report.figures)])
+    figures = figure_rows_of(report.figures)
+    if figures[1:]:
+        click.echo()
+        Table(right=_NUMBERS).print([_styled(row) for row in figures])
+    for grid in grids_of(report.figures):
+        click.echo()
+        Table(right=tuple(range(1, len(grid[0])))).print(grid)
     click.echo()
     Table(right=(1,)).print([_styled(row) for row in verdict_rows_of(report.verdicts)])
     noise = noise_of(report.runs)

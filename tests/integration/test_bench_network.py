@@ -1,0 +1,132 @@
+"""The benchmark's network namespaces: what stands in them reaches the bridge, and all of it goes again."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.integration.test_bench import folder, run, start
+from webhooks.bench import network
+from webhooks.bench.network import LOCAL, NoNetwork, open_network
+
+__all__ = ["folder"]  # a fixture
+
+TIMEOUT_S = 60
+
+#: Listens at the address that it gets, and says what came.
+SERVER = """
+import socket, sys
+server = socket.create_server((sys.argv[1], 8000))
+print("listening", flush=True)
+link, peer = server.accept()
+print(peer[0], link.recv(100).decode(), flush=True)
+"""
+CLIENT = """
+import socket, sys
+with socket.create_connection((sys.argv[1], 8000), timeout=20) as link:
+    link.sendall(b"hello")
+"""
+
+
+def has_link(pid: int) -> bool:
+    """Say whether the one thing is there that a process makes outside of its namespaces."""
+    return Path(f"/sys/class/net/bench{pid}").exists()
+
+
+@pytest.fixture
+def _namespaces(tmp_path: Path) -> None:
+    """Namespaces can be made here, and none is left."""
+    try:
+        with open_network(tmp_path, sys.stderr):
+            pass
+    except NoNetwork as reason:
+        pytest.skip(str(reason))
+    for path in tmp_path.iterdir():
+        path.unlink()
+
+
+@pytest.mark.usefixtures("_namespaces")
+def test_workers_reach_what_listens_at_the_bridge_and_all_of_it_goes_again(tmp_path: Path):
+    with open_network(tmp_path, sys.stderr) as made:
+        workers = [made.add_worker() for _ in range(2)]
+        assert has_link(os.getpid())
+        for client in (*workers, LOCAL):
+            argv = [*made.hub.prefix, sys.executable, "-c", SERVER, made.hub.address]
+            with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as server:
+                assert server.stdout is not None
+                assert server.stdout.readline() == "listening\n"
+                argv = [*client.prefix, sys.executable, "-c", CLIENT, made.hub.address]
+                subprocess.run(argv, check=True, timeout=TIMEOUT_S)
+                peer, said = server.stdout.readline().split()
+            assert said == "hello"
+            assert peer == client.address or client is LOCAL
+    assert not has_link(os.getpid())
+
+
+@pytest.mark.usefixtures("_namespaces")
+def test_nothing_is_left_of_a_network_after_an_error(tmp_path: Path):
+
+    def fail() -> None:
+        with open_network(tmp_path, sys.stderr) as made:
+            made.add_worker()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert not has_link(os.getpid())
+
+
+@pytest.mark.usefixtures("_namespaces")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_nothing_is_left_of_a_network_when_a_run_is_ended(tmp_path: Path, number: signal.Signals):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    process = start(temporary, "--quick", "--only", "scale")
+    try:
+        deadline = time.monotonic() + TIMEOUT_S
+        while not list(temporary.glob("*/*-crew/worker0.log")):
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.05)
+        assert has_link(process.pid)
+        process.send_signal(number)
+        process.communicate(timeout=TIMEOUT_S)
+        assert process.returncode == (130 if number == signal.SIGINT else -number)
+        while has_link(process.pid):
+            assert time.monotonic() < deadline + TIMEOUT_S
+            time.sleep(0.05)
+    finally:
+        process.kill()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        pytest.param("geteuid", lambda: 1000, "root", id="not-root"),
+        pytest.param("_TOOLS", ("ip", "no-such-tool"), "without no-such-tool", id="no-tool"),
+    ],
+)
+def test_where_namespaces_cannot_be_made_the_reason_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: object, said: str
+):
+    monkeypatch.setattr(os if name == "geteuid" else network, name, value)
+    with pytest.raises(NoNetwork, match=said), open_network(tmp_path, sys.stderr):
+        pass
+
+
+@pytest.mark.usefixtures("redis_client")
+def test_row_that_cannot_be_measured_says_so_in_one_line_and_fails_nothing(
+    folder: Path, redis_url: str, tmp_path: Path
+):
+    path = tmp_path / "report.json"
+    done = run(folder, "--quick", "--only", "scale", "--broker-url", redis_url, "--json", str(path))
+    assert done.returncode == 0, done.stderr
+    told = [line for line in done.stdout.splitlines() if "leave them out" in line]
+    assert len(told) == 1
+    figures = json.loads(path.read_text())["figures"]
+    assert [(figure["value"], figure["error"]) for figure in figures.values()] == [(None, None)]
