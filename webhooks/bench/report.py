@@ -13,7 +13,7 @@ from typing import Any
 from webhooks.bench import processes
 from webhooks.bench.findings import FIGURES, Run
 from webhooks.bench.measures import BARS, NOISE, Figure, Verdict, judge
-from webhooks.bench.plan import ROWS, SCALE_WORKERS, SIZES, Plan
+from webhooks.bench.plan import EVENT_BYTES, ROWS, SCALE_WORKERS, SIZES, Plan
 
 _PACKAGES = ("webhooks", "celery", "kombu", "redis", "pymongo", "requests")
 #: From so many on a number is shown without decimals.
@@ -45,6 +45,7 @@ class Report:
                 "rows": list(self.plan.rows),
                 "workers": self.plan.workers,
                 "concurrency": self.plan.concurrency,
+                "event_bytes": EVENT_BYTES,
                 "own_broker": self.plan.broker_url is None,
                 "own_mongodb": self.plan.mongodb_url is None,
                 "sizes": asdict(self.plan.sizes),

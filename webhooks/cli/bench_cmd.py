@@ -3,17 +3,19 @@
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from webhooks.bench import run_bench
+from webhooks.bench.page import render
 from webhooks.bench.plan import ROWS, Plan, rows_of, sizes_of
 from webhooks.bench.processes import cores
 from webhooks.bench.report import Report, grids_of, noise_of, verdict_rows_of
 from webhooks.bench.report import rows_of as figure_rows_of
+from webhooks.bench.stored import InvalidRun, StoredRun, read_run, read_run_file
 from webhooks.cli.common import Cell, Table, print_json
 from webhooks.models.wire import make_safe
 
@@ -83,6 +85,20 @@ def _split(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]
     metavar="[FILE]",
     help="Write JSON, with every sample, into FILE; without one print it instead of the tables.",
 )
+@click.option(
+    "--html",
+    "html_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write a page that computes what 10,000 and 1,000,000 deliveries per second take; needs rows a and waiting.",
+)
+@click.option(
+    "--from",
+    "from_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Measure nothing: make the page from the JSON of an earlier run. Only with --html.",
+)
 def bench(
     workers: int | None,
     concurrency: int | None,
@@ -93,6 +109,8 @@ def bench(
     broker_url: str | None,
     mongodb_url: str | None,
     json_path: Path | None,
+    html_path: Path | None,
+    from_path: Path | None,
 ) -> None:
     """Measure how fast it is here, beside a bare requests loop and a plain Celery worker.
 
@@ -100,6 +118,13 @@ def bench(
     Workers have the product's defaults: of the environment's WEBHOOKS_… variables none is heeded. Nothing else should
     run meanwhile.
     """
+    if from_path is not None:
+        if html_path is None:
+            raise click.UsageError("--from measures nothing: say with --html where to write the page")
+        _write(html_path, _page_of(lambda: read_run_file(from_path)))
+        return
+    if html_path is not None and only and not {"a", "waiting"} <= set(only):
+        raise click.UsageError("--html needs the rows a and waiting: add them to --only")
     plan = Plan(
         rows_of(only),
         sizes_of(is_quick=quick, events=events, queued=queued),
@@ -118,13 +143,26 @@ def bench(
         print_json(text)
     else:
         if json_path is not None:
-            try:
-                json_path.write_text(text + "\n")
-            except OSError as error:
-                raise click.ClickException(f"cannot write {json_path}: {error.strerror}") from None
+            _write(json_path, text + "\n")
         _print(report)
+    if html_path is not None:
+        _write(html_path, _page_of(lambda: read_run(json.loads(text))))
     if any(figure.error for figure in report.figures):
         raise click.exceptions.Exit(1)
+
+
+def _page_of(read: Callable[[], StoredRun]) -> str:
+    try:
+        return render(read())
+    except InvalidRun as error:
+        raise click.UsageError(str(error)) from None
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise click.ClickException(f"cannot write {path}: {error.strerror}") from None
 
 
 def _print(report: Report) -> None:
