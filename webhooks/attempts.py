@@ -76,7 +76,7 @@ class Attempts:
         Args:
             threads: attempts at one time, at most.
         """
-        self._exchanges: Multiplexer[Attempt] = Multiplexer(self._begin_exchange, self._end_exchange, threads)
+        self._exchanges: Multiplexer[Attempt] = Multiplexer(self._begin_exchange, self._end_exchange, _fail, threads)
         self._threads = ThreadPoolExecutor(threads, "express-attempt")
         self._ended: queue.SimpleQueue[tuple[Attempt, COTWebhookLog] | None] = queue.SimpleQueue()
         self._exchanger = new_thread(self._exchanges.run, "exchange")
@@ -165,8 +165,12 @@ def _after(attempt: Attempt) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # noqa: BLE001 - whatever it is, a thread must not end of it
-        note_long_way(error)
-        attempt.source.give_up(attempt)
+        _fail(attempt, error)
+
+
+def _fail(attempt: Attempt, error: Exception) -> None:
+    note_long_way(error)
+    attempt.source.give_up(attempt)
 
 
 def _queue_retry(attempt: Attempt, webhook: COTWebhook | None, log: COTWebhookLog) -> None:

@@ -24,9 +24,12 @@ class Posts:
 
     def __init__(self, sender: Sender, most: int = 100) -> None:
         self._sender = sender
-        self._exchanges: Multiplexer[tuple[str, Mapping[str, str], bytes]] = Multiplexer(self._begin, self._end, most)
+        self._exchanges: Multiplexer[tuple[str, Mapping[str, str], bytes]] = Multiplexer(
+            self._begin, self._end, self._fail, most
+        )
         self._begun: dict[int, Exchange] = {}
         self.answers: list[Answer] = []
+        self.failed: list[Exception] = []
         #: How many were begun, and how many of these went on in a thread.
         self.begun = self.resumed = 0
 
@@ -42,6 +45,9 @@ class Posts:
             self.resumed += 1
             answer = self._sender.resume(self._begun[id(item)], *item)
         self.answers.append(answer)
+
+    def _fail(self, item: tuple[str, Mapping[str, str], bytes], error: Exception) -> None:
+        self.failed.append(error)
 
     def post(self, url: str, headers: Mapping[str, str], body: bytes, times: int = 1) -> list[Answer]:
         """Send a request; return the answers."""
@@ -266,6 +272,29 @@ def test_many_at_a_time_up_to_the_bound(make_sender: MakeSender) -> None:
     assert [answer.status for answer in answers] == [200] * 20
     # Four rounds of five: within any pause no more than five came.
     assert all(later - earlier > pause_s * 0.9 for earlier, later in zip(times, times[most:], strict=False))
+
+
+def test_defect_in_one_exchange_does_not_end_the_others(
+    make_sender: MakeSender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Receiver() as receiver:
+        sender = make_sender()
+        sender.post(receiver.url, HEADERS, b"")
+        posts = Posts(sender, most=1)
+        read, reads = Exchange.read, []
+
+        def break_once(exchange: Exchange) -> Answer | None:
+            reads.append(exchange)
+            if len(reads) == 1:
+                # So that the next one has a connection.
+                sender.post(receiver.url, HEADERS, b"")
+                raise ZeroDivisionError
+            return read(exchange)
+
+        monkeypatch.setattr(Exchange, "read", break_once)
+        answers = posts.post(receiver.url, HEADERS, b"", times=2)
+    assert [type(error) for error in posts.failed] == [ZeroDivisionError]
+    assert [answer.status for answer in answers] == [200]
 
 
 def test_nothing_is_begun_without_a_kept_connection(make_sender: MakeSender, monkeypatch: pytest.MonkeyPatch) -> None:

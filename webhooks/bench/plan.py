@@ -65,6 +65,7 @@ SIZES = (
     Size(2, 32),
     Size(2, 64),
     Size(2, 128),
+    Size(2, 256),
     Size(4, 64),
     Size(4, 1, is_prefork=True),
 )

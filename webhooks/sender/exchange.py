@@ -190,6 +190,10 @@ class Exchange:
         """End it because its time is up."""
         return self._fail(self.attempt.timed_out())
 
+    def drop(self) -> None:
+        """Close its connection, after a defect."""
+        self._connection.close()
+
     def _end(self, response: "_Plain") -> Answer:
         if response.has_surplus:
             # It would be taken for the answer to the next request.

@@ -25,17 +25,20 @@ class Multiplexer(Generic[T]):
         self,
         begin: Callable[[T], Exchange | None],
         end: Callable[[T, Answer | None], None],
+        fail: Callable[[T, Exception], None],
         most: int,
     ) -> None:
-        """Make one; `run` runs it.
+        """Make one; `run` runs it. What is given must not raise.
 
         Args:
             begin: returns the exchange of an item, not yet written; None where the item is not for here.
             end: gets an item whose exchange has ended, and the answer; None: a thread has to go on with it.
+            fail: gets an item whose exchange met a defect.
             most: exchanges at one time.
         """
         self._begin = begin
         self._end = end
+        self._fail = fail
         self._most = most
         self._waiting: deque[T] = deque()
         self._running: dict[int, tuple[T, Exchange]] = {}
@@ -80,10 +83,7 @@ class Multiplexer(Generic[T]):
                 # From here on whoever puts something wakes it again.
                 self._is_awake = False
                 continue
-            item, exchange = self._running[key.fd]
-            answer = exchange.read()
-            if answer is not None or exchange.needs_thread:
-                self._finish(key.fd, item, answer)
+            self._go_on(key.fd)
         self._expire()
         while self._waiting and len(self._running) < self._most:
             self._start(self._waiting.popleft())
@@ -92,18 +92,35 @@ class Multiplexer(Generic[T]):
         exchange = self._begin(item)
         if exchange is None:
             return
-        exchange.write()
+        try:
+            exchange.write()
+        except Exception as error:  # noqa: BLE001 - one item must not end the others
+            exchange.drop()
+            self._fail(item, error)
+            return
         if exchange.needs_thread:
             self._end(item, None)
             return
         fd = exchange.socket.fileno()
-        self._running[fd] = item, exchange
         self._selector.register(fd, selectors.EVENT_READ)
+        self._running[fd] = item, exchange
 
-    def _finish(self, fd: int, item: T, answer: Answer | None) -> None:
+    def _go_on(self, fd: int) -> None:
+        item, exchange = self._running[fd]
+        try:
+            answer = exchange.read()
+        except Exception as error:  # noqa: BLE001 - likewise
+            self._forget(fd)
+            exchange.drop()
+            self._fail(item, error)
+            return
+        if answer is not None or exchange.needs_thread:
+            self._forget(fd)
+            self._end(item, answer)
+
+    def _forget(self, fd: int) -> None:
         del self._running[fd]
         self._selector.unregister(fd)
-        self._end(item, answer)
 
     def _longest_wait_s(self) -> float | None:
         """Return the seconds until the first one is out of time; they were begun in that order."""
@@ -116,7 +133,5 @@ class Multiplexer(Generic[T]):
         present = time.monotonic()
         while (first := next(iter(self._running.items()), None)) and first[1][1].attempt.deadline <= present:
             fd, (item, exchange) = first
-            # Taken out of the selector before its socket is closed.
-            self._selector.unregister(fd)
-            del self._running[fd]
+            self._forget(fd)
             self._end(item, exchange.expire())
