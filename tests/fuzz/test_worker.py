@@ -234,7 +234,7 @@ PAYLOAD = "p4yl0ad"
 """
 DEFECT_IN = {
     "deliver": "webhooks.tasks.fan_out = fail",
-    "attempt": "webhooks.delivery._read_event = fail",
+    "attempt": "webhooks.delivery.read_event = fail",
     "post": "webhooks.sender.client.Sender.post = fail",
     "record": "webhooks.logstore.LogStore.write = fail",
 }

@@ -566,12 +566,12 @@ def test_check_without_and_with_a_worker(
         assert worker == {
             "name": "ours@host",
             "active": 0,
-            "concurrency": 64,
+            "concurrency": 256,
             "queues": ["celery", "webhooks.deliver", "webhooks.send"],
         }
         text = run_process("check").stdout
         assert "worker    ok  " in text
-        assert "ours@host: 0 active of 64" in text
+        assert "ours@host: 0 active of 256" in text
 
 
 @contextmanager
