@@ -17,8 +17,9 @@ _MIN_ATTEMPTS_AGAIN = 5
 #: is to find no pile before it, and the queue no endpoint's whole backlog.
 _OUTSTANDING_S = 2.0
 _MAX_OUTSTANDING = 1_000
-#: Seconds of the present rate that may be let out at once after a pause.
-_SAVED_S = 1.0
+#: Seconds of the present rate that may be let out at once when we could not look for some time: little more than from
+#: one look to the next, as an endpoint that has just come back bears no burst.
+_SAVED_S = 0.5
 #: Endpoints that must be out of reach at one time before the fault is taken for ours.
 _MIN_UNREACHED = 5
 
@@ -102,7 +103,8 @@ def should_pause_again(failed: int, total: int, policy: HealthPolicy) -> bool:
 def next_rate(rate: float, succeeded: int, failed: int) -> float:
     """Return the deliveries per second to let out, from what came back in the last second.
 
-    It doubles while all is well, stays while nothing comes back, and falls to half of what came when something failed.
+    It grows to twice what came back while all is well, as TCP's window does (RFC 7661: a rate that was not used has not
+    been tried, and says nothing of a higher one), and falls to half of what came when something failed.
 
     Args:
         rate: until now.
@@ -111,7 +113,7 @@ def next_rate(rate: float, succeeded: int, failed: int) -> float:
     """
     if failed:
         return max(START_RATE, min(rate, succeeded + failed) / 2)
-    return min(FULL_RATE, rate * 2) if succeeded else rate
+    return max(rate, min(FULL_RATE, 2.0 * succeeded, 2 * rate))
 
 
 def save(saved: float, rate: float, passed_s: float) -> float:

@@ -60,6 +60,9 @@ def test_recovering_endpoint_is_paused_again_when_it_fails_on(failed: int, total
 def test_rate_doubles_while_all_is_well_and_halves_when_something_fails():
     assert next_rate(START_RATE, 1, 0) == 2
     assert next_rate(8, 0, 0) == 8, "nothing came back"
+    assert next_rate(8, 12, 0) == 16, "at most twice"
+    assert next_rate(8, 6, 0) == 12, "a part of it was not tried"
+    assert next_rate(8, 3, 0) == 8
     assert next_rate(8, 7, 1) == 4
     assert next_rate(FULL_RATE, 20, 2) == 11, "half of what it takes"
     assert next_rate(START_RATE, 0, 1) == START_RATE
@@ -68,7 +71,7 @@ def test_rate_doubles_while_all_is_well_and_halves_when_something_fails():
 
 def test_no_more_is_let_out_than_the_rate_allows_and_comes_back():
     assert save(0, 8, 0.25) == 2
-    assert save(7, 8, 10) == 8, "a pause does not make a flood"
+    assert save(3, 8, 10) == 4, "a pause does not make a flood"
     assert save(0.5, 1, 10) == 1
     assert room(2.9, 8, 0) == 2
     assert room(8, 8, 15) == 1

@@ -110,8 +110,9 @@ def _drain(stage: Stage, size: Size, tell: Tell, hook: Hook, about: str) -> list
     return [
         *rows,
         known(NAME, f"{about}: owed by the ledger, of {len(kept):,} and the load's", in_ledger),
-        must(NAME, f"{about}: outages of the waking receiver", stage.count(hook.path, "outages"),
-             not stage.count(hook.path, "outages")),
+        # A machine that stands still for a second sends what it let out then in the next one.
+        at_most(NAME, f"{about}: outages of the waking receiver", stage.count(hook.path, "outages"), 0,
+                noisy=len(kept) / 10),
         none_of(NAME, f"{about}: paused again", again),
         known(NAME, f"{about}: states", " → ".join(str(state) for state in states)),
     ]  # fmt: skip
