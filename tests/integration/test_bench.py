@@ -85,7 +85,10 @@ def test_run_tells_figures_bars_and_what_it_ran_on(folder: Path):
     figures = told["figures"]
     assert {key: figure["error"] for key, figure in figures.items()} == dict.fromkeys(figures)
     assert {*figures} == {key for key, definition in FIGURES.items() if definition.row in ("a", "bare")}
-    assert all(value > 0 for figure in figures.values() for value in figure["samples"])
+    # The kernel counts CPU time in ticks: what a server spends on so few events may be none.
+    assert all(
+        value > 0 or (value == 0 and "cpu" in key) for key, figure in figures.items() for value in figure["samples"]
+    )
     bars = {bar["key"]: bar for bar in told["bars"]}
     assert bars["a_bare"]["ratio"] == pytest.approx(figures["a"]["value"] / figures["bare"]["value"])
     assert bars["a_plain"]["ratio"] is None
