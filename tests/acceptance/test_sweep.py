@@ -62,12 +62,18 @@ def test_attempt_whose_worker_is_killed_is_made_again_and_both_are_logged(stack:
     wait_until(lambda: stack.database["deliveries"].count_documents({}) == 0, "settled")
 
 
+def wait_for_retry(stack: Stack) -> None:
+    """Wait until a failed attempt is in the ledger as well, which is written after its log."""
+    wait_until(lambda: stack.database["deliveries"].find_one({"retry": 1}), "owed a second attempt")
+
+
 def test_attempt_whose_worker_died_between_log_and_ledger_is_not_made_again(stack: Stack):
     with Receiver().then(reply(503)) as receiver:
         stack.add_webhook(receiver.url)
         stack.start_worker(**QUICK, WEBHOOKS_RETRY_DELAY_S="3")
         stack.send_task(EVENT)
         (log,) = stack.logs(1)
+        wait_for_retry(stack)
         claim = {"log_id": ObjectId(), "retry": 1, "worker": "dead@host", "at": now(), "until": now()}
         details = {**log["attempt"], "outcome": "success", "next_at": None}
         stack.database["webhooklogs"].insert_one(
@@ -85,7 +91,7 @@ def test_delivery_that_kills_workers_ends_as_a_dead_letter_and_can_be_sent_again
         stack.add_webhook(receiver.url)
         stack.start_worker(**QUICK, WEBHOOKS_RETRY_DELAY_S="3")
         event_id = stack.send_task(EVENT)
-        stack.logs(1)
+        wait_for_retry(stack)
         # As if ten workers had died, one after another, of the attempt that comes next.
         claims = [
             {"log_id": ObjectId(), "retry": 1, "worker": "dead@host", "at": now(), "until": now()} for _ in range(10)
