@@ -207,7 +207,7 @@ def test_share_of_a_lane_that_needs_little_shrinks_to_it(url: str, monkeypatch: 
             connection.default_channel.queue_purge(SEND)
         settle(party, len(party.got))
         party.poll()
-        for _ in range(8):  # one at a time is all it needs now
+        for _ in range(10):  # one at a time is all it needs now; for longer than two times it is fitted
             put(url, SEND, "c/w", "one")
             party.drain(1)
             settle(party, 1)
@@ -383,6 +383,19 @@ def test_newest_of_a_serial_lane_wait_for_their_turn(url: str):
     send_plainly(url, *(event(number=number) for number in range(650)))
     with worker(url, "celery", threads=5) as party:
         assert_come_one_by_one(party, 650)
+
+
+def test_end_of_one_wakes_a_worker_if_its_lane_has_more(url: str, redis_client: Any):
+    serialize(url, f"{COMPANY}/COTTask")
+    send_plainly(url, event(number=0), event(number=1))
+    wakes = []
+    with worker(url, "celery", threads=5) as party:
+        for count in (1, 2):
+            party.drain(count)
+            redis_client.delete("webhooks.wake.celery")
+            party.got[-1].ack()
+            wakes.append(redis_client.llen("webhooks.wake.celery"))
+    assert wakes == [1, 0]
 
 
 def test_order_of_a_plain_producer_is_kept_in_its_lane(url: str):

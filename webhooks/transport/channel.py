@@ -62,7 +62,7 @@ _BATCH = 500
 #: notices only when something comes or its tenth of a second is over. So a plain producer's message, which wakes nobody
 #: else, mostly is what wakes it; if it comes earlier than this, it is found at the next tick. Ours wakes a worker at
 #: once. Measured: with 50 half of a plain producer's messages to an idle worker waited for the tick.
-_LONGEST_WAIT_MS = 10
+_WAIT_MS = 10
 #: Seconds between two takes of a worker that has its hands full, at least: so a take has many messages, and all that is
 #: done for many at a time costs less for each.
 _GATHER_S = 0.025
@@ -389,17 +389,12 @@ class Channel(plain.Channel):
             # The one served longest ago comes first next time.
             for queue_number in reversed(dict.fromkeys(reversed(found[::3]))):
                 self._queue_cycle.rotate(take.queues[int(queue_number) - 1])
-        self._choose_wait(len(messages) == take.most, bool(found), next_due_ms)
+        self._choose_wait(len(messages) == take.most, next_due_ms)
         return messages
 
-    def _choose_wait(self, is_full: bool, is_fruitful: bool, next_due_ms: int) -> None:
-        """Look again at once while there is more, soon while there was something, then less and less often."""
-        if is_full or next_due_ms == 0:
-            self._wait_ms = 0
-            return
-        self._wait_ms = 1 if is_fruitful else min(max(1, 2 * self._wait_ms), _LONGEST_WAIT_MS)
-        if next_due_ms > 0:
-            self._wait_ms = min(self._wait_ms, next_due_ms)
+    def _choose_wait(self, is_full: bool, next_due_ms: int) -> None:
+        """Look again at once while there is more; else when something is due, or after a while if nothing wakes us."""
+        self._wait_ms = 0 if is_full else _WAIT_MS if next_due_ms < 0 else min(next_due_ms, _WAIT_MS)
 
     def _hold(self, message: Message, no_ack: bool) -> None:
         self.qos.append(message, message.delivery_tag)

@@ -116,12 +116,18 @@ local function choose(lane, whole)
   if whole ~= '' and redis.call('SISMEMBER', key('serial'), whole) == 1 then return whole .. '{SERIAL}' end
   return lane
 end
+"""
 
--- One less of a lane is in hand.
+#: Needs besides: `wake`.
+LUA_LEAVE = """
+-- One less of a lane is in hand. Workers that wait are to look whether its next one may go.
 local function leave_flight(q, lane, tag)
   redis.call('ZREM', key('flight.' .. q .. '/' .. lane), tag)
   redis.call('ZREM', key('slow.' .. q), tag)
-  if redis.call('EXISTS', key('lane.' .. q .. '/' .. lane)) == 1 then line_up(q, lane, 1) end
+  if redis.call('EXISTS', key('lane.' .. q .. '/' .. lane)) == 1 then
+    line_up(q, lane, 1)
+    wake(key('wake.' .. q))
+  end
 end
 
 -- What becomes of a lane when a message of it is out of a worker's hands. Returns where the message belongs, if to one.

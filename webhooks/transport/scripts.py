@@ -6,7 +6,17 @@ byte. Most have the flag ``allow-oom``: they only move what Redis holds already,
 
 from hashlib import sha1
 
-from webhooks.transport.lanes import FIRST_SHARE, LUA, LUA_ALIVE, LUA_LIMIT, LUA_REPORT, LUA_TAKE, SERIAL, SLOW_S
+from webhooks.transport.lanes import (
+    FIRST_SHARE,
+    LUA,
+    LUA_ALIVE,
+    LUA_LEAVE,
+    LUA_LIMIT,
+    LUA_REPORT,
+    LUA_TAKE,
+    SERIAL,
+    SLOW_S,
+)
 
 #: A list. Each entry is JSON: ``queue``, ``found_at`` (seconds since 1970, Redis's clock) and ``payload_base64``, the
 #: bytes as they were found. `LPOP` gives the newest.
@@ -201,7 +211,7 @@ return reply
 #: between, queue; "hold": lane, "hold", seconds, "", "", queue; and "done", of what `ADMIT` let go: tag, "done", "",
 #: lane, "", queue.
 SETTLE = f"""#!lua flags=allow-oom
-{_NOW}{_WAKE}{LUA}{LUA_LIMIT}{LUA_REPORT}
+{_NOW}{_WAKE}{LUA}{LUA_LEAVE}{LUA_LIMIT}{LUA_REPORT}
 local is_ours = false
 local q, lane, place
 for i = 2, #ARGV, 6 do
