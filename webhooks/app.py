@@ -44,8 +44,24 @@ from webhooks.webhookstore import WebhookStore
 
 logger = logging.getLogger(__name__)
 
+
+class _SignalEvent(threading.Event):
+    """An event that a signal handler sets.
+
+    A second signal may come while the handler of the first one sets it, and holds its lock: that would wait for itself,
+    and the worker never end.
+    """
+
+    _is_being_set = False
+
+    def set(self) -> None:
+        if not self._is_being_set:
+            self._is_being_set = True
+            super().set()
+
+
 #: Set when this worker was told to stop: what waits for a server gives its message back instead.
-stopping = threading.Event()
+stopping: threading.Event = _SignalEvent()
 
 
 class Progress:
