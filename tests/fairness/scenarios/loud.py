@@ -1,4 +1,4 @@
-"""One that is loud: what a quiet one notices of a hundred thousand events that are queued before its own.
+"""One that is loud: what a quiet one notices of all the events that are queued before its own.
 
 One worker process, which is down while the loud events are queued, so that all of them are there. The quiet one is
 alone first.
