@@ -62,6 +62,8 @@ class _SignalEvent(threading.Event):
 
 #: Set when this worker was told to stop: what waits for a server gives its message back instead.
 stopping: threading.Event = _SignalEvent()
+# Celery takes this lock while it handles the operating system's signal, so the same holds for it.
+cast("Any", worker_shutting_down).lock = threading.RLock()
 
 
 class Progress:
