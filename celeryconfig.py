@@ -77,9 +77,8 @@ task_ignore_result = True
 worker_send_task_events = False
 
 # ── Worker ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-# An attempt is waiting for somebody's server: threads wait cheaply and need no patched libraries. Time limits do not
-# work on threads; the sender's own deadlines hold instead.
-worker_pool = "threads"
+# Celery's own extension point: all that the worker does is done for many messages at a time (`webhooks.pool`).
+worker_pool = "webhooks.pool:BatchPool"
 worker_concurrency = _settings.concurrency
 # One message waiting for each thread hides the round trip to the broker; more would only be held up behind a slow
 # receiver, while another worker is idle.

@@ -6,13 +6,12 @@ Used by `tasks`.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
 from bson import ObjectId
 
-from webhooks.batching import Batcher
 from webhooks.errors import ErrorKind
 from webhooks.gates import Gate, GateStore, State
 from webhooks.kept import KeptDeliveries
@@ -22,11 +21,6 @@ from webhooks.models import COTWebhookLog
 from webhooks.mongo import ask_both
 from webhooks.retry import Outcome, ends_webhook
 from webhooks.webhookstore import WebhookStore
-
-#: Items that share a write. A batch gathers while the one before is written, so it is seldom as large; the bound keeps
-#: one write well under MongoDB's 48 MB, with events of the largest size allowed by default in each log.
-MAX_BATCH = 100
-
 
 @dataclass(frozen=True, slots=True)
 class Held:
@@ -45,7 +39,7 @@ class PutOff:
 
 
 class Books:
-    """What is owed and what was done. Every method raises StoreUnavailable when MongoDB cannot serve us now."""
+    """What is owed and what was done, many at a time. Every method raises StoreUnavailable when MongoDB is away."""
 
     def __init__(
         self, ledger: Ledger, kept: KeptDeliveries, logs: LogStore, gates: GateStore, webhooks: WebhookStore
@@ -55,98 +49,51 @@ class Books:
         self._logs = logs
         self._gates = gates
         self._webhooks = webhooks
-        self._accepts: Batcher[list[Delivery], list[Delivery]] = Batcher("accept", self._accept_all, MAX_BATCH)
-        self._claims: Batcher[Claim, Claimed | Blocked | Held | PutOff | None] = Batcher(
-            "claim", self._claim_all, MAX_BATCH
-        )
-        self._records: Batcher[COTWebhookLog, None] = Batcher("record", self._record_all, MAX_BATCH)
 
-    def accept(self, deliveries: list[Delivery]) -> list[Delivery]:
-        """Write down the deliveries of one event.
-
-        Returns:
-            Those that are owed now: all but the ones that ended when the event's message was handled before. The ones
-            that are kept say so, and are not to be queued.
-        """
-        return self._accepts(deliveries) if deliveries else []
-
-    def find_plain(self, deliveries: Sequence[Delivery]) -> set[str]:
-        """Return the ids of those whose first attempt may be made just so: never begun before, and the gate is open.
+    def look_up(self, deliveries: Sequence[Delivery]) -> tuple[set[str], dict[ObjectId, Gate]]:
+        """Return what has to be known before deliveries are written down.
 
         Args:
             deliveries: of one event or several; not written down yet.
+
+        Returns:
+            The ids of those that have ended, and their webhooks' gates. A message that was handled before and comes
+            again (its worker died before the ack, Redis was put back to an old state) must not bring back what has
+            ended since; the logs know.
         """
         if not deliveries:
-            return set()
+            return set(), {}
         webhook_ids = {delivery.webhook_id for delivery in deliveries}
         asked = self._logs.ask_ended({delivery.event_id for delivery in deliveries})
         found_logs, found_gates = ask_both(asked, self._gates.ask(webhook_ids))
-        ended, gates = self._logs.read_ended(found_logs), self._gates.read(webhook_ids, found_gates)
-        present = self._ledger.now()
+        return self._logs.read_ended(found_logs), self._gates.read(webhook_ids, found_gates)
 
-        def is_plain(delivery: Delivery) -> bool:
-            gate = gates[delivery.webhook_id]
-            is_open = gate.is_open and not gate.is_held_back(present)
-            return is_open and not delivery.is_ordered and delivery.delivery_id not in ended
-
-        return {delivery.delivery_id for delivery in deliveries if is_plain(delivery)}
+    def is_open(self, delivery: Delivery, gate: Gate) -> bool:
+        """Tell whether a delivery's first attempt may be made at once."""
+        return not delivery.is_ordered and gate.is_open and not gate.is_held_back(self._ledger.now())
 
     def accept_claimed(self, claims: Sequence[tuple[Delivery, Claim]]) -> list[bool]:
         """As `Ledger.add_claimed`, now."""
         return self._ledger.add_claimed(claims, self._ledger.now()) if claims else []
 
-    def accept_many(self, deliveries: Sequence[Delivery]) -> None:
-        """Write down deliveries that `find_plain` named and that are to be queued."""
-        if deliveries:
-            self._ledger.add(deliveries, self._ledger.now())
+    def accept(self, deliveries: Sequence[Delivery], gates: Mapping[ObjectId, Gate]) -> list[Delivery]:
+        """Write down deliveries that are to be queued; one that is written down already is left as it is.
 
-    def record_many(self, logs: Sequence[COTWebhookLog]) -> list[Exception | None]:
-        """Write many logs, as `record` does; returns what was wrong with each one."""
-        return self._record_all(logs)
+        Args:
+            deliveries: of one event or several.
+            gates: of all their webhooks, as `look_up` returned them.
 
-    def claim(self, claim: Claim) -> Claimed | Blocked | Held | PutOff | None:
-        """Ask for an attempt, as `Ledger.claim` does, and keep what may not be sent now.
-
-        Raises:
-            LookupError: the delivery's event is not stored.
+        Returns:
+            The same; those that are kept say so, and are not to be queued.
         """
-        return self._claims(claim)
-
-    def claim_many(self, claims: Sequence[Claim]) -> list[Claimed | Blocked | Held | PutOff | Exception | None]:
-        """Ask for many attempts, as `claim` does for one; an error of a single one stands in its place."""
-        return self._claim_all(claims)
-
-    def keep_unless_head(self, claimed: Claimed) -> Held | None:
-        """Keep a delivery of an ordered webhook that was claimed and is not the next in line."""
-        if self._kept.is_head(claimed):
-            return None
-        self._gates.note_held([claimed.delivery.webhook_id])
-        self._kept.keep([claimed])
-        return Held("others are before it")
-
-    def record(self, log: COTWebhookLog) -> None:
-        """Write an attempt's log, what it means for its webhook, and what is owed next.
-
-        Raises:
-            pymongo.errors.WriteError: MongoDB cannot hold this log; what is owed is written all the same.
-        """
-        self._records(log)
-
-    def _accept_all(self, events: Sequence[list[Delivery]]) -> list[list[Delivery]]:
-        # A message that was handled before and comes again (its worker died before the ack, Redis was put back to an
-        # old state) must not bring back what has ended since. The logs know.
-        ended = self._logs.find_ended([deliveries[0].event_id for deliveries in events])
-        owed = [[delivery for delivery in deliveries if delivery.delivery_id not in ended] for deliveries in events]
         # An old state of a gate is good enough here: the claim asks again, and the steward looks for what is kept
         # although its gate is open.
-        gates = self._gates.get_many(delivery.webhook_id for deliveries in owed for delivery in deliveries)
         self._gates.note_held(
             delivery.webhook_id
-            for deliveries in owed
             for delivery in deliveries
             if not delivery.is_ordered and not gates[delivery.webhook_id].is_open
         )
-        in_line = Counter(one.webhook_id for deliveries in owed for one in deliveries if one.is_ordered)
+        in_line = Counter(one.webhook_id for one in deliveries if one.is_ordered)
         # One that is written down already keeps its place: its new one is taken for nothing.
         places = {webhook_id: self._gates.take_places(webhook_id, count) for webhook_id, count in in_line.items()}
 
@@ -157,11 +104,29 @@ class Books:
                 return replace(delivery, place=place, is_held=True)
             return delivery if gates[delivery.webhook_id].is_open else replace(delivery, is_held=True)
 
-        owed = [[stand(delivery) for delivery in deliveries] for deliveries in owed]
-        self._ledger.add((delivery for deliveries in owed for delivery in deliveries), self._ledger.now())
-        return owed
+        standing = [stand(delivery) for delivery in deliveries]
+        self.keep_owed(standing)
+        return standing
 
-    def _claim_all(self, claims: Sequence[Claim]) -> list[Claimed | Blocked | Held | PutOff | Exception | None]:
+    def keep_owed(self, deliveries: Sequence[Delivery]) -> None:
+        """Write deliveries down so that a crash of MongoDB cannot forget them."""
+        if deliveries:
+            self._ledger.add(deliveries, self._ledger.now())
+
+    def keep_unless_head(self, claimed: Claimed) -> Held | None:
+        """Keep a delivery of an ordered webhook that was claimed and is not the next in line."""
+        if self._kept.is_head(claimed):
+            return None
+        self._gates.note_held([claimed.delivery.webhook_id])
+        self._kept.keep([claimed])
+        return Held("others are before it")
+
+    def claim(self, claims: Sequence[Claim]) -> list[Claimed | Blocked | Held | PutOff | Exception | None]:
+        """Ask for attempts, as `Ledger.claim` does, and keep what may not be sent now.
+
+        Returns:
+            For each claim what becomes of it; an error of a single one stands in its place.
+        """
         results = self._ledger.claim(claims)
         # After the claim and from no cache: a pause holds at once, on all workers.
         gates = self._gates.get_many(one.delivery.webhook_id for one in results if isinstance(one, Claimed))
@@ -184,7 +149,12 @@ class Books:
         self._kept.keep(held)
         return judged
 
-    def _record_all(self, logs: Sequence[COTWebhookLog]) -> list[Exception | None]:
+    def record(self, logs: Sequence[COTWebhookLog]) -> list[Exception | None]:
+        """Write attempts' logs, what they mean for their webhooks, and what is owed next.
+
+        Returns:
+            For each log why MongoDB cannot hold it, or None; what is owed is written all the same.
+        """
         # First what it means for the webhook: it is not to be lost with us, and does no harm if the attempt is made
         # again.
         self._note_on_gates(logs)

@@ -37,7 +37,7 @@ from webhooks.logstore import AttemptCount
 from webhooks.models import COTWebhook
 from webhooks.retry import Outcome, is_own_fault
 from webhooks.sweeper import start_job
-from webhooks.tasks import queue_next, queue_released
+from webhooks.queueing import queue_next, queue_released
 
 logger = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ from webhooks.config import Settings, get_settings
 from webhooks.errors import InvalidEvent, StoreUnavailable, trace
 from webhooks.lanes import SEND_QUEUE, lane_of_webhook
 from webhooks.ledger import Overdue
-from webhooks.tasks import queue_accepted, queue_attempt
+from webhooks.queueing import queue_accepted, queue_attempt
 from webhooks.transport import Channel
 
 logger = logging.getLogger(__name__)

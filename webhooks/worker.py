@@ -18,7 +18,6 @@ from typing import Any, ClassVar, cast
 
 from billiard.einfo import ExceptionWithTraceback
 from billiard.exceptions import Terminated, WorkerLostError
-from celery.concurrency.thread import TaskPool
 from celery.exceptions import InvalidTaskError, TaskPredicate
 from celery.worker import state
 from celery.worker.consumer import Consumer
@@ -26,12 +25,14 @@ from celery.worker.request import Request
 from kombu.exceptions import ContentDisallowed
 from kombu.message import Message
 
+from webhooks import transport
 from webhooks.app import get_services, stopping
 from webhooks.config import get_settings
 from webhooks.deadletters import DeadLetter, Reason
 from webhooks.delivery import describe_input
 from webhooks.errors import AttemptFailed, InvalidEvent, StoreUnavailable, TaskDefect, WorkersLost, trace
-from webhooks.express import Express
+from webhooks.inplace import InPlaceMessage
+from webhooks.pool import BatchPool
 
 logger = logging.getLogger(__name__)
 
@@ -119,11 +120,7 @@ _undertaker = Undertaker()
 
 
 class DurableConsumer(Consumer):
-    """Keeps as a dead letter what Celery's consumer drops, or dies of; sends events the short way (`express`)."""
-
-    _express: Express | None = None
-    #: Celery's way for a message; a new one with each connection.
-    _handle: Callable[[Message], None]
+    """Keeps as a dead letter what Celery's consumer drops, or dies of."""
 
     def on_decode_error(self, message: Message, exc: Exception) -> None:
         """Keep a message whose body cannot be read."""
@@ -142,16 +139,20 @@ class DurableConsumer(Consumer):
         reason = Reason.UNREADABLE if isinstance(exc, ContentDisallowed) else Reason.INVALID_TASK
         self._bury(message, reason, str(exc))
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        pool = cast("Any", self).pool
+        if isinstance(pool, BatchPool):
+            pool.consumer = self
+
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[..., None]:
         """Return what is called with each message."""
         handle = super().create_task_handler(*args, **kwargs)
-        express = self._make_express(handle)
         broker_errors = (*self.connection_errors, *self.channel_errors)
 
         def on_task_received(message: Message) -> None:
             try:
-                if express is None or not self._is_unwatched() or not express.takes(message):
-                    handle(message)
+                handle(message)
             except Exception as error:
                 # kombu's Redis transport counts KeyError among the connection's errors, so that a message without an
                 # id makes the worker connect anew, get it again, and so on without end.
@@ -161,36 +162,17 @@ class DurableConsumer(Consumer):
 
         return on_task_received
 
-    def _make_express(self, handle: Callable[[Message], None]) -> Express | None:
-        """Open the short way, once; None where there is none: a forked child has no part in this process's acks."""
-        consumer = cast("Any", self)
-        if not isinstance(consumer.pool, TaskPool):
-            return None
-        if self._express is None:
-            self._express = Express(consumer.hostname, self._take_long_way, get_settings().concurrency)
-        self._handle = handle
-        return self._express
-
-    def _take_long_way(self, message: Message) -> None:
-        consumer = cast("Any", self)
-
-        def handle() -> None:
-            try:
-                self._handle(message)
-            except Exception as error:  # noqa: BLE001 - in the event loop it would end the worker
-                self._survive(message, error)
-
-        consumer.call_soon(handle)
-
-    def _is_unwatched(self) -> bool:
-        events = cast("Any", self).event_dispatcher
-        # No groups stand for all of them; "worker" alone is the heartbeat.
-        return not (events and events.enabled and (not events.groups or "task" in events.groups))
+    def call_soon_ack(self, p: Callable[..., object], *args: Any, **kwargs: Any) -> Any:
+        """Ack or reject a message; on our transport at once, as any thread may, and the next take carries it."""
+        if isinstance(getattr(p, "__self__", None), transport.Message):
+            return p(*args, **kwargs)
+        return super().call_soon_ack(p, *args, **kwargs)
 
     def shutdown(self) -> None:
-        """End what the short way has begun while acks still have a connection, then close."""
-        if self._express is not None:
-            self._express.close()
+        """End what the pool has begun while acks still have a connection, then close."""
+        pool = cast("Any", self).pool
+        if isinstance(pool, BatchPool):
+            pool.drain()
         super().shutdown()
 
     def apply_eta_task(self, task: Request) -> None:
@@ -241,9 +223,11 @@ class DurableRequest(Request):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        fault = self._find_fault()
+        fault = None if isinstance(self.message, InPlaceMessage) else self._find_fault()
         if fault:
             raise InvalidTaskError(fault)
+        # Celery's tracer would decode the body once more.
+        self._body, self._content_type, self._content_encoding = self._payload, None, None
 
     def _find_fault(self) -> str | None:
         """Say what is wrong with headers or arguments; None when nothing is.

@@ -30,7 +30,7 @@ from tests.worker import Worker, wait_until
 from webhooks.app import get_services
 from webhooks.ledger import Delivery
 from webhooks.models import now, parse_webhook
-from webhooks.tasks import queue_attempt
+from webhooks.queueing import queue_attempt
 from webhooks.webhookstore import WebhookStore
 
 _BATCH = 5_000

@@ -28,7 +28,7 @@ from webhooks.app import get_services
 from webhooks.delivery import make_delivery_id
 from webhooks.ledger import Delivery
 from webhooks.models import now, parse_webhook
-from webhooks.tasks import queue_attempt
+from webhooks.queueing import queue_attempt
 from webhooks.webhookstore import WebhookStore
 
 _BATCH = 1000

@@ -35,7 +35,7 @@ from kombu.transport import redis as plain
 
 from webhooks.transport.channel import LANES_OPTION, Channel, Poller, QoS, finish, hold_lane, report
 from webhooks.transport.lanes import LANE_HEADER, OTHERS, RATE_HEADER, SERIAL, TAKEN_FROM_HEADER, Lanes, whole_of
-from webhooks.transport.messages import Admission, LaneState, Turn
+from webhooks.transport.messages import Admission, LaneState, Message, Turn
 from webhooks.transport.scripts import PARKED_KEY, UNREADABLE_KEY
 
 __all__ = [
@@ -54,6 +54,7 @@ __all__ = [
     "Connection",
     "LaneState",
     "Lanes",
+    "Message",
     "Poller",
     "QoS",
     "Transport",

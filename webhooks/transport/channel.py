@@ -11,6 +11,7 @@ from queue import Empty
 from typing import Any, cast
 
 import redis
+from kombu import Producer
 from kombu.transport import redis as plain
 from kombu.transport import virtual
 from kombu.utils.encoding import bytes_to_str
@@ -246,6 +247,27 @@ class Channel(plain.Channel):
             What waits until they are queued, and is to be called once; until then something else can be done.
         """
         return self.begin(PUT, *self._put_arguments(queue, messages, 0, write))
+
+    def make_message(self, producer: Producer, body: object, options: dict[str, Any]) -> dict[str, Any]:
+        """Make the message that kombu would put into a queue, for `put_all`.
+
+        Args:
+            producer: one of this channel.
+            body: as for `kombu.Producer.publish`, to the anonymous exchange.
+            options: likewise.
+        """
+        options = dict(options)
+        headers = options.pop("headers")
+        body, content_type, content_encoding = producer._prepare(
+            body, options.pop("serializer"), None, None, options.pop("compression"), headers
+        )
+        exchange, routing_key = options.pop("exchange"), options.pop("routing_key")
+        for name in ("retry", "retry_policy", "declare", "timeout", "confirm_timeout"):
+            options.pop(name)
+        priority = options.pop("priority", None)
+        message = self.prepare_message(body, priority, content_type, content_encoding, headers, options)
+        self._inplace_augment_message(message, exchange, routing_key)
+        return message
 
     def _put_arguments(
         self,

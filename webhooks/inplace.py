@@ -1,0 +1,88 @@
+"""A ``webhooks.send`` message that no broker carries: for first attempts that the event's own worker makes."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from celery.app.task import Context
+
+from webhooks.lanes import SEND_QUEUE
+from webhooks.ledger import Delivery
+from webhooks.queueing import FROM_OUTBOX, lane_headers
+from webhooks.transport import LANE_HEADER, RATE_HEADER, TAKEN_FROM_HEADER
+
+#: Keys of a request that are Celery's, kombu's or ours. All others are what the producer or its tracing put there.
+_NOT_INHERITED = frozenset(
+    {*vars(Context), "lang", "task", "argsrepr", "kwargsrepr", "compression", "redelivered", "ignore_result"}
+    | {LANE_HEADER, RATE_HEADER, TAKEN_FROM_HEADER, FROM_OUTBOX}
+)
+
+
+class InPlaceMessage:
+    """What Celery's strategy and `Request` need of a kombu message.
+
+    The headers that the event's producer added are handed on, so that a trace (``traceparent``, ``sentry-trace``) goes
+    on in the attempt and in its retries.
+    """
+
+    content_type = "application/json"
+    content_encoding = "utf-8"
+    errors = None
+    properties: Mapping[str, Any] = {"priority": 0}
+    delivery_info: Mapping[str, Any] = {"exchange": "", "routing_key": SEND_QUEUE}
+
+    def __init__(
+        self,
+        delivery: Delivery,
+        parent: Mapping[str, Any],
+        on_end: Callable[[], object],
+        on_give_back: Callable[[str], object],
+    ) -> None:
+        """Make one.
+
+        Args:
+            delivery: what to attempt.
+            parent: the request of the event's task.
+            on_end: called when Celery acks it.
+            on_give_back: called when Celery gives it back; gets the reason.
+        """
+        self._on_end = on_end
+        self._on_give_back = on_give_back
+        #: What the pool made of it; None where Celery did not hand it on, as it was revoked.
+        self.job: Any = None
+        self.acknowledged = False
+        self.payload = ((), {"delivery_id": delivery.delivery_id}, None)
+        self.body = b'[[], {"delivery_id": "%s"}, null]' % delivery.delivery_id.encode()
+        self.headers: dict[str, Any] = {
+            "lang": "py",
+            "task": "webhooks.send",
+            "id": delivery.delivery_id,
+            "retries": 0,
+            "root_id": parent.get("root_id") or parent["id"],
+            "parent_id": parent["id"],
+            "argsrepr": delivery.label,
+            "kwargsrepr": "retry 0",
+            "ignore_result": True,
+            "stamped_headers": parent.get("stamped_headers"),
+            "stamps": parent.get("stamps"),
+            **lane_headers(delivery.lane, delivery.rate),
+            **inherited(parent),
+        }
+
+    def ack(self, *_: object) -> None:
+        """End it, as Celery's ``on_ack``."""
+        if not self.acknowledged:
+            self.acknowledged = True
+            self._on_end()
+
+    def reject(self, logger: object, errors: object, requeue: bool = False) -> None:  # noqa: FBT001, FBT002 - Celery's
+        """Drop it or give it back, as Celery's ``on_reject``."""
+        if not requeue:
+            self.ack()
+        elif not self.acknowledged:
+            self.acknowledged = True
+            self._on_give_back("an attempt of it was given back")
+
+
+def inherited(parent: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the headers that an event's producer added to its message."""
+    return {name: value for name, value in parent.items() if name not in _NOT_INHERITED}
