@@ -16,7 +16,8 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -25,6 +26,7 @@ from billiard.einfo import ExceptionInfo
 from bson import ObjectId
 from celery.concurrency.base import BasePool, apply_target
 from celery.exceptions import Reject
+from celery.worker import state
 
 from webhooks.accepting import Accepted, Accepting, accept, leave_lane
 from webhooks.app import app, get_services
@@ -166,6 +168,8 @@ class BatchPool(BasePool):
     # ── Celery's pool ───────────────────────────────────────────────────────────────────────────────────────────────
     def on_start(self) -> None:
         """Start the threads."""
+        for requests in (state.reserved_requests, state.active_requests):
+            requests.__class__ = _SharedWeakSet
         for thread in (*self._steps, self._recorder):
             thread.start()
 
@@ -240,7 +244,7 @@ class BatchPool(BasePool):
         services = get_services()
 
         def step(some: Sequence[_Event]) -> list[Accepted]:
-            return accept(services, [event.accepting for event in some], self._slots.free)
+            return accept(services, [event.accepting for event in some], self._slots)
 
         waiting, over = [], []
         sends: list[_Send] = []
@@ -268,7 +272,6 @@ class BatchPool(BasePool):
     def _begin_in_place(self, event: _Event, attempts: Sequence[ToAttempt]) -> list[_Send]:
         """Have Celery make a ``webhooks.send`` request of each first attempt, without a message from the broker."""
         sends = []
-        self._slots.take(len(attempts))
         event.add(len(attempts))
         for attempt in attempts:
             message = InPlaceMessage(attempt.delivery, event.job.request, event.end_one, event.give_up_one)
@@ -382,6 +385,14 @@ class BatchPool(BasePool):
         return getattr(self.consumer, "hostname", None)
 
 
+class _SharedWeakSet(weakref.WeakSet[Any]):
+    """A set that one thread can read while others change it; Celery's `inspect` reads the worker's own as they are."""
+
+    def __iter__(self) -> Iterator[Any]:
+        references: Any = self.data  # pyright: ignore[reportAttributeAccessIssue]
+        return (request for reference in list(references) if (request := reference()) is not None)
+
+
 class _Slots:
     """How many attempts are under way, and how many may be."""
 
@@ -391,7 +402,7 @@ class _Slots:
         self._changed = threading.Condition()
 
     @property
-    def free(self) -> int:
+    def _free(self) -> int:
         return max(0, self._limit - self.taken)
 
     def resize(self, limit: int) -> None:
@@ -399,20 +410,23 @@ class _Slots:
             self._limit = limit
             self._changed.notify_all()
 
-    def take(self, count: int) -> None:
-        """Take slots, whether they are free or not."""
+    def take(self, most: int) -> int:
+        """Take slots, as many as are free; return how many."""
         with self._changed:
-            self.taken += count
+            taken = min(most, self._free)
+            self.taken += taken
+            return taken
 
     def give_back(self, count: int) -> None:
+        """Give slots back."""
         with self._changed:
             self.taken -= count
             self._changed.notify_all()
 
     def wait(self, most: int, closing: threading.Event) -> int:
-        """Take slots as soon as there is one; return how many. 0 when the pool closes."""
+        """Take slots as soon as one is free; return how many. 0 when the pool closes."""
         with self._changed:
-            while not (taken := min(most, self.free)):
+            while not (taken := min(most, self._free)):
                 if closing.is_set():
                     return 0
                 self._changed.wait(0.1)

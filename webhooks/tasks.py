@@ -204,7 +204,7 @@ def _deliver_alone(task: Task, event: object) -> DeliverOutcome:
     """Accept one event outside of the pool; its first attempts get messages."""
     headers = {} if task.request.called_directly else vars(task.request)
     one = Accepting(task.request.id or uuid(), event, headers, task.request.hostname)
-    (found,) = carry_out(lambda events: accept_all(get_services(), events, 0), [one])
+    (found,) = carry_out(lambda events: accept_all(get_services(), events), [one])
     return found if isinstance(found, Failed) else found.outcome or Failed(TaskDefect("an event without outcome"))
 
 
