@@ -23,15 +23,15 @@ from webhooks.app import app, get_services
 from webhooks.batch import current_batch, gathering_producer
 from webhooks.claiming import claim_all
 from webhooks.config import get_settings
-from webhooks.delivery import describe_event, summarize
+from webhooks.delivery import describe_event, read_rate, summarize
 from webhooks.errors import AttemptFailed, InvalidEvent, TaskDefect, trace
 from webhooks.holding import carry_out, hold
 from webhooks.lanes import lane_of_event
 from webhooks.ledger import Claim, Delivery
-from webhooks.models import COTEvent, COTWebhookLog
+from webhooks.models import COTEvent, COTWebhook, COTWebhookLog
 from webhooks.outcomes import Attempted, DeliverOutcome, Done, Failed, Postponed, SendOutcome, ToAttempt
 from webhooks.publishing import Draft, publish_many
-from webhooks.queueing import queue_attempt, report_attempt
+from webhooks.queueing import lane_headers, queue_attempt, report_attempt
 from webhooks.recording import record, store_log
 from webhooks.retry import Outcome
 from webhooks.transport import LANE_HEADER, RATE_HEADER
@@ -133,6 +133,9 @@ class DeliverTask(DurableTask):
 
 class SendTask(DurableTask):
     """Hands over the log of each attempt, from Celery's hooks: they run before the message is acked."""
+
+    #: In the worker: puts on record what an operator revokes.
+    Request = "webhooks.worker:SendRequest"
 
     #: A failed attempt is no defect: a line in the log, no traceback.
     throws = (AttemptFailed,)
@@ -256,11 +259,11 @@ def send(self: Task, *, delivery_id: str) -> str:
         case Failed(error):
             raise error
         case Attempted(attempt, log):
-            return _say(self, attempt.delivery, log)
+            return _say(self, attempt.delivery, attempt.webhook, log)
     raise TaskDefect(f"no outcome of an attempt: {outcome!r}")
 
 
-def _say(task: Task, delivery: Delivery, log: COTWebhookLog) -> str:
+def _say(task: Task, delivery: Delivery, webhook: COTWebhook | None, log: COTWebhookLog) -> str:
     """Say in Celery's words what came of an attempt."""
     details, summary = log.details, summarize(log)
     if details.outcome == Outcome.SUCCESS:
@@ -276,6 +279,8 @@ def _say(task: Task, delivery: Delivery, log: COTWebhookLog) -> str:
             max_retries=log.retry + 1,  # the retry rule has said that there is one more
             throw=False,
             argsrepr=delivery.label,
+            # As they are now: the webhook's limit may have changed since the message was made.
+            headers={**(task.request.headers or {}), **lane_headers(delivery.lane, read_rate(webhook))},
         )
     except Reject:
         # The retry could not be published, and Celery drops its message (celery/app/task.py, `Task.retry`). Once the

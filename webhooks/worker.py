@@ -10,6 +10,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -17,7 +18,7 @@ from typing import Any, cast
 
 from billiard.einfo import ExceptionWithTraceback
 from billiard.exceptions import Terminated
-from celery.exceptions import InvalidTaskError, TaskPredicate
+from celery.exceptions import InvalidTaskError, Reject, TaskPredicate
 from celery.worker import state
 from celery.worker.consumer import Consumer
 from celery.worker.request import Request
@@ -30,8 +31,10 @@ from webhooks.config import get_settings
 from webhooks.deadletters import DeadLetter, Reason
 from webhooks.delivery import describe_input
 from webhooks.errors import AttemptFailed, InvalidEvent, StoreUnavailable, TaskDefect, WorkersLost, trace
+from webhooks.holding import hold
 from webhooks.inplace import InPlaceMessage
 from webhooks.pool import BatchPool
+from webhooks.skipping import skip
 from webhooks.transport import LANE_HEADER
 
 logger = logging.getLogger(__name__)
@@ -117,6 +120,8 @@ class Undertaker:
 
 
 _undertaker = Undertaker()
+#: Puts on record what was revoked: the consumer's thread must not wait for MongoDB.
+_revoked = ThreadPoolExecutor(1, "revoked")
 
 
 # ── Messages that do not become a request ───────────────────────────────────────────────────────────────────────────
@@ -362,6 +367,38 @@ def _is_utf8(text: str) -> bool:
 
 def _is_limit(value: object) -> bool:
     return value is None or isinstance(value, int | float)
+
+
+class SendRequest(DurableRequest):
+    """A received ``webhooks.send`` message, or one that stands for a first attempt in place."""
+
+    def _announce_revoked(self, reason: str, terminated: bool, signum: object, expired: bool) -> None:  # noqa: FBT001
+        """Give the delivery up before its message is acked: what was only dropped would be queued again."""
+        self._already_revoked = True
+        if isinstance(self.message, InPlaceMessage):
+            get_services().ledger.give_up(self.message.claim)
+        finish = partial(super()._announce_revoked, reason, terminated, signum, expired)
+        _revoked.submit(self._give_up, finish)
+
+    def _give_up(self, finish: Callable[[], object]) -> None:
+        try:
+            hold(lambda: skip_one(self.id))
+        except Reject:
+            self._give_back()
+        except Exception as error:  # noqa: BLE001 - the ledger keeps it, and the sweep queues it again
+            logger.error("revoked delivery %s is not given up: %s", self.id, trace(error))  # noqa: TRY400
+            finish()
+        else:
+            logger.warning("delivery %s is given up, it was revoked", self.id)
+            finish()
+
+
+def skip_one(delivery_id: str) -> None:
+    """Put on record that a delivery is given up, if it is still owed and nobody is attempting it."""
+    services = get_services()
+    owed = services.ledger.find(delivery_id)
+    if owed is not None:
+        skip([owed], services.webhooks.get(owed.webhook_id), services.ledger, services.logs)
 
 
 class DeliverRequest(DurableRequest):

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, cast
 
-import pytest
 import redis
 from celery import Celery
 
@@ -252,6 +251,19 @@ def test_signals_and_hooks_of_celery_fire_for_each_attempt(stack: Stack):
         "on_retry": 1,
         "on_success": 1,
     }
+
+
+def test_revoked_delivery_is_given_up_on_record_and_not_sent_again(stack: Stack):
+    with Receiver(default=reply(503)) as receiver:
+        stack.add_webhook(receiver.url)
+        start_worker(stack, WEBHOOKS_RETRY_DELAY_S="3")
+        produce_many(stack, 1)
+        (first,) = stack.logs(1)
+        celery_app(stack).control.revoke(first["attempt"]["delivery_id"], reply=True, timeout=2)
+        _, second = stack.logs(2)
+        wait_until(lambda: stack.database["deliveries"].count_documents({}) == 0, "nothing owed")
+        assert len(receiver.requests) == 1
+    assert (second["status"], second["retry"], second["attempt"]["error_kind"]) == (409, 1, "skipped")
 
 
 def test_worker_takes_as_many_as_it_is_told(stack: Stack):
