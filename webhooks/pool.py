@@ -274,7 +274,9 @@ class BatchPool(BasePool):
         sends = []
         event.add(len(attempts))
         for attempt in attempts:
-            message = InPlaceMessage(attempt.delivery, attempt.claim, event.job.request, event.end_one, event.give_up_one)
+            message = InPlaceMessage(
+                attempt.delivery, attempt.claim, event.job.request, event.end_one, event.give_up_one
+            )
             self.consumer.strategies["webhooks.send"](message, None, message.ack, message.reject, ())
             if message.job is None:  # it was revoked: see `worker.SendRequest`
                 self._leave(event, attempt)

@@ -38,6 +38,7 @@ from webhooks.transport import LANE_HEADER, RATE_HEADER
 
 logger = logging.getLogger(__name__)
 
+
 class DurableTask(Task):
     """A task whose message is never dropped: what a defect of ours stops is tried again, and ends as a dead letter."""
 

@@ -83,9 +83,7 @@ class Crew:
 
 
 @contextmanager
-def run_crew(
-    bases: Sequence[Program], folder: Path, screen: TextIO, *, is_worker: bool = True
-) -> Iterator[Crew]:
+def run_crew(bases: Sequence[Program], folder: Path, screen: TextIO, *, is_worker: bool = True) -> Iterator[Crew]:
     """Run workers while the context lasts; they may not take messages yet.
 
     Args:
