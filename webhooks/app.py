@@ -111,6 +111,7 @@ def get_services() -> Services:
         max_response_bytes=settings.max_response_bytes,
         ca_bundle=settings.ca_bundle,
         pool_size=settings.concurrency,
+        concurrency=settings.concurrency,
     )
     policy = RetryPolicy(settings.retry_delay_s, settings.max_retries, settings.max_retry_after_s)
     kept, gates, webhooks = KeptDeliveries(database, ledger), GateStore(database), WebhookStore(database)

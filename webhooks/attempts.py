@@ -1,7 +1,6 @@
 """Attempts of the short way: many at one time, recorded many at a time.
 
-    made      one thread → delivery    over kept connections, without waiting for one
-              threads    → delivery    what needs a connection, or to be waited for
+    made      sender → delivery        in threads of its own
     recorded  one thread → books       many logs and what is owed in one write; then their messages are acked
 
 Owns what happens between "this attempt is ours to make" and "it is on record". Never decides whether an attempt may be
@@ -13,21 +12,21 @@ import queue
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from webhooks.app import get_services
-from webhooks.delivery import BegunAttempt, read_event, read_rate, summarize
+from webhooks.delivery import PreparedAttempt, read_rate, summarize
 from webhooks.errors import StoreUnavailable, trace
 from webhooks.ledger import Claim, Delivery
-from webhooks.models import COTEvent, COTWebhook, COTWebhookLog
+from webhooks.models import COTEvent, COTWebhookLog
 from webhooks.retry import Outcome
-from webhooks.sender import Answer, Exchange, Multiplexer
+from webhooks.sender import Answer, OnAnswer, OutgoingRequest
 from webhooks.tasks import queue_attempt, store_log, tell_lane
 
 logger = logging.getLogger(__name__)
@@ -63,86 +62,60 @@ class Attempt:
     claim: Claim
     #: What the delivery's body holds; None where it has not been read.
     event: COTEvent | None
-    #: None where it has to be begun by a thread.
-    begun: BegunAttempt | None = None
 
 
 class Attempts:
     """Makes attempts and records them; one per worker process."""
 
-    def __init__(self, threads: int) -> None:
-        """Make one; `start` starts its threads.
-
-        Args:
-            threads: attempts at one time, at most.
-        """
-        self._exchanges: Multiplexer[Attempt] = Multiplexer(self._begin_exchange, self._end_exchange, _fail, threads)
-        self._threads = ThreadPoolExecutor(threads, "express-attempt")
+    def __init__(self) -> None:
+        """Make one; `start` starts its thread."""
         self._ended: queue.SimpleQueue[tuple[Attempt, COTWebhookLog] | None] = queue.SimpleQueue()
-        self._exchanger = new_thread(self._exchanges.run, "exchange")
         self._recorder = new_thread(self._record_all, "record")
 
     def start(self) -> None:
-        """Start the threads."""
-        self._exchanger.start()
+        """Start the thread."""
         self._recorder.start()
 
     def close(self) -> None:
         """End what was begun, and wait for it."""
-        self._exchanges.close()
-        self._exchanger.join()
-        self._threads.shutdown()
+        get_services().attempter.sender.close()
         self._ended.put(END)
         self._recorder.join()
 
+    # ── Making ──────────────────────────────────────────────────────────────────────────────────────────────────────
     def make(self, attempts: Iterable[Attempt]) -> None:
         """Have attempts made."""
-        self._exchanges.put(attempts)
-
-    # ── Making ──────────────────────────────────────────────────────────────────────────────────────────────────────
-    def _begin_exchange(self, attempt: Attempt) -> Exchange | None:
-        services, delivery = get_services(), attempt.delivery
-        webhook = services.webhooks.recall(delivery.webhook_id)
-        attempt.begun = services.attempter.begin(delivery, webhook, attempt.claim, attempt.event)
-        if attempt.begun is not None:
-            return attempt.begun.exchange
-        self._threads.submit(self._make, attempt)
-        return None
-
-    def _end_exchange(self, attempt: Attempt, answer: Answer | None) -> None:
-        if answer is None:
-            self._threads.submit(self._end, attempt, None)
-        else:
-            self._end(attempt, answer)
-
-    def _make(self, attempt: Attempt) -> None:
-        services, delivery = get_services(), attempt.delivery
+        services, attempts = get_services(), list(attempts)
+        requests: list[tuple[OutgoingRequest, OnAnswer]] = []
         try:
-            webhook = services.webhooks.get(delivery.webhook_id)
-            event = attempt.event or read_event(delivery)
-        except Exception as error:  # noqa: BLE001 - whatever it is, a thread must not end of it
-            # As if the attempt had not been begun: the other way makes it, and knows what to do about a defect.
-            note_long_way(error)
-            services.ledger.give_up(attempt.claim)
-            attempt.source.give_up(attempt)
+            webhooks = services.webhooks.get_many({one.delivery.webhook_id for one in attempts})
+        except Exception as error:  # noqa: BLE001 - whatever it is
+            for attempt in attempts:
+                _leave(attempt, error)
             return
-        with _after(attempt):
-            log = services.attempter.attempt(delivery, webhook, attempt.claim, event=event)
-            self._note_end(attempt, webhook, log)
+        for attempt in attempts:
+            delivery = attempt.delivery
+            try:
+                webhook = webhooks[delivery.webhook_id]
+                prepared = services.attempter.prepare(delivery, webhook, attempt.claim, attempt.event)
+            except Exception as error:  # noqa: BLE001 - whatever it is, a thread must not end of it
+                _leave(attempt, error)
+                continue
+            if isinstance(prepared.request, Answer):
+                self._end(attempt, prepared, prepared.request)
+            else:
+                requests.append((prepared.request, partial(self._end, attempt, prepared)))
+        services.attempter.sender.submit_many(requests)
 
-    def _end(self, attempt: Attempt, answer: Answer | None) -> None:
-        begun = attempt.begun
-        if begun is not None:
-            with _after(attempt):
-                self._note_end(attempt, begun.webhook, get_services().attempter.end(begun, answer))
-
-    def _note_end(self, attempt: Attempt, webhook: COTWebhook | None, log: COTWebhookLog) -> None:
+    def _end(self, attempt: Attempt, prepared: PreparedAttempt, answer: Answer) -> None:
         """Have an attempt recorded, and queue its retry if it failed."""
-        try:
-            tell_lane(attempt.delivery.lane, webhook, log)
-            _queue_retry(attempt, webhook, log)
-        finally:
-            self._ended.put((attempt, log))
+        with _after(attempt):
+            log = get_services().attempter.conclude(prepared, answer)
+            try:
+                tell_lane(attempt.delivery.lane, prepared.webhook, log)
+                _queue_retry(prepared, log)
+            finally:
+                self._ended.put((attempt, log))
 
     # ── Recording ───────────────────────────────────────────────────────────────────────────────────────────────────
     def _record_all(self) -> None:
@@ -165,21 +138,25 @@ def _after(attempt: Attempt) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # noqa: BLE001 - whatever it is, a thread must not end of it
-        _fail(attempt, error)
+        note_long_way(error)
+        attempt.source.give_up(attempt)
 
 
-def _fail(attempt: Attempt, error: Exception) -> None:
+def _leave(attempt: Attempt, error: Exception) -> None:
+    """Have the other way make an attempt, as if it had not been begun; that knows what to do about a defect."""
     note_long_way(error)
+    get_services().ledger.give_up(attempt.claim)
     attempt.source.give_up(attempt)
 
 
-def _queue_retry(attempt: Attempt, webhook: COTWebhook | None, log: COTWebhookLog) -> None:
-    delivery, retry, next_at = attempt.delivery, attempt.claim.retry + 1, log.details.next_at
+def _queue_retry(prepared: PreparedAttempt, log: COTWebhookLog) -> None:
+    delivery, retry, next_at = prepared.delivery, prepared.claim.retry + 1, log.details.next_at
     if next_at is None:
         return
     countdown = (next_at - log.createdAt).total_seconds()
     try:
-        queue_attempt(delivery.delivery_id, delivery.label, retry, delivery.lane, countdown, read_rate(webhook))
+        rate = read_rate(prepared.webhook)
+        queue_attempt(delivery.delivery_id, delivery.label, retry, delivery.lane, countdown, rate)
     except Exception as error:  # noqa: BLE001 - the ledger will say that it is due, and the sweep queues it
         logger.warning("the retry of %s waits for the sweep: %s", delivery.delivery_id, type(error).__name__)
 

@@ -58,19 +58,18 @@ _MAX_RETRIES = 1_000_000
 class Express:
     """Works messages off the short way; one per worker process."""
 
-    def __init__(self, hostname: str, hand_over: Callable[[Message], object], threads: int) -> None:
+    def __init__(self, hostname: str, hand_over: Callable[[Message], object]) -> None:
         """Make one; its threads start with the first message.
 
         Args:
             hostname: Celery's node name.
             hand_over: has a message go the other way; called from any thread.
-            threads: attempts at one time, at most.
         """
         self._hostname = hostname
         self._hand_over = hand_over
         self._events: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self._sends: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
-        self._attempts = Attempts(threads)
+        self._attempts = Attempts()
         self._threads = [new_thread(self._accept_all, "accept"), new_thread(self._claim_all, "claim")]
         self._is_open = False
         self._is_closing = False

@@ -167,7 +167,7 @@ class DurableConsumer(Consumer):
         if not isinstance(consumer.pool, TaskPool):
             return None
         if self._express is None:
-            self._express = Express(consumer.hostname, self._take_long_way, get_settings().concurrency)
+            self._express = Express(consumer.hostname, self._take_long_way)
         self._handle = handle
         return self._express
 
