@@ -303,7 +303,8 @@ class _Job:
 
 def _answered(attempt: Attempt, status: int, headers: Mapping[str, str], collector: BodyCollector) -> Answer:
     text = to_text(collector.body(), headers.get("content-type"), is_cut=collector.is_cut)
-    retry_after_s = read_retry_after(status, headers.get("retry-after"), now())
+    asked = headers.get("retry-after")
+    retry_after_s = None if asked is None else read_retry_after(status, asked, now())
     return Answer(status, text, None, collector.is_cut, attempt.peer, attempt.timings(), retry_after_s)
 
 

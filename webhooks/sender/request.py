@@ -27,7 +27,7 @@ _BASE_HEADERS = {
 }
 
 #: One line for each header. RFC 9110, 5.1 and 5.5: a token; visible characters, spaces and tabs, and obs-text.
-_HEADER_LINES = re.compile(r"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+: [\t -~\x80-\xff]*\n)+")
+_HEADER_LINES = re.compile(r"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+: [\t -~\x80-\xff]*\r\n)+")
 
 #: What may not stand in a request's target (RFC 3986): neither a character of a URL nor a percent-encoded byte.
 _NOT_IN_TARGET = re.compile(r"[^A-Za-z0-9._~!$&'()*+,;=:@/?%-]|%(?![0-9A-Fa-f]{2})")
@@ -98,12 +98,12 @@ def prepare(target: Target, headers: Mapping[str, str], body: bytes, attempt: At
     for name, value in headers.items():
         fields[name.lower()] = name, value
     post = OutgoingPost(target, fields.values(), body, attempt)
-    lines = "".join([f"{name}: {value}\n" for name, value in fields.values()])
+    lines = "".join([f"{name}: {value}\r\n" for name, value in fields.values()])
     if lines.count("\n") != len(fields) or not _HEADER_LINES.fullmatch(lines):
         raise ValueError("a header has a name or a value that HTTP cannot carry")
     start, host = _begin_head(target)
-    head = f"{start}{lines}\n" if "host" in fields else f"{start}{host}{lines}\n"
-    post.data = head.replace("\n", "\r\n").encode("latin-1") + body
+    head = f"{start}{lines}\r\n" if "host" in fields else f"{start}{host}{lines}\r\n"
+    post.data = head.encode("latin-1") + body
     return post
 
 
@@ -116,4 +116,4 @@ def _begin_head(target: Target) -> tuple[str, str]:
     host = target.host.partition("%")[0].rstrip(".")
     host = f"[{host}]" if ":" in host else host
     port = "" if target.port == _DEFAULT_PORTS[target.scheme] else f":{target.port}"
-    return f"POST {path} HTTP/1.1\n", f"Host: {host}{port}\n"
+    return f"POST {path} HTTP/1.1\r\n", f"Host: {host}{port}\r\n"

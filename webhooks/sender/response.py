@@ -24,12 +24,16 @@ MAX_HEADS = 64
 #: Bytes that a chunked body may have besides data and sizes: extensions and trailers. As in Node.js.
 MAX_CHUNK_EXTRA_BYTES = 16 * 1024
 
-_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([^\r\n\0]*))?\r?\n")
+_STATUS = rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([^\r\n\0]*))?\r?\n"
+_STATUS_LINE = re.compile(_STATUS)
 _HEADER_LINE = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\r\n\0]*\r?\n"
 #: RFC 9112, 5.2: obsolete, to be accepted from a server.
 _FOLDED_LINE = rb"[ \t][^\r\n\0]*\r?\n"
 #: As many whole lines as there are. What has matched is not tried in other ways, so this takes linear time.
-_FIRST_LINES = re.compile(rb"(?:%b(?:%b)*+)*+" % (_HEADER_LINE, _FOLDED_LINE))
+_FIRST = rb"(?:%b(?:%b)*+)*+" % (_HEADER_LINE, _FOLDED_LINE)
+_FIRST_LINES = re.compile(_FIRST)
+#: Most heads arrive at once; the others are read line by line.
+_HEAD = re.compile(rb"%b%b\r?\n" % (_STATUS, _FIRST))
 _FURTHER_LINES = re.compile(rb"(?:%b|%b)*+" % (_HEADER_LINE, _FOLDED_LINE))
 #: The fields that count here and to our users.
 _FIELD = re.compile(
@@ -131,6 +135,14 @@ class ResponseReader:
         # A line that comes in many pieces is looked at once it is whole.
         while has_new_line:
             if self._line_status is None:
+                head = _HEAD.match(self._buffer, self._checked)
+                if head is not None:
+                    self._count_head()
+                    self._checked = head.end()
+                    self._check_size(self._checked)
+                    if self._take_head(head):
+                        return True
+                    continue
                 self._read_status_line()
                 if self._line_status is None:
                     break
@@ -146,7 +158,8 @@ class ResponseReader:
                 raise bad_response("Invalid header line")
             self._checked = next_line + 1
             self._check_size(self._checked)
-            if self._take_head():
+            line, self._line_status = self._line_status, None
+            if self._take_head(line):
                 return True
         self._check_size(len(self._buffer))
         return False
@@ -160,6 +173,9 @@ class ResponseReader:
                 raise bad_response("Expected HTTP/1.0 or HTTP/1.1")
             return
         self._checked = self._line_status.end()
+        self._count_head()
+
+    def _count_head(self) -> None:
         self._heads_left -= 1
         if self._heads_left < 0:
             raise bad_response("Header overflow")
@@ -168,18 +184,17 @@ class ResponseReader:
         if size > MAX_HEAD_BYTES:
             raise bad_response("Header overflow")
 
-    def _take_head(self) -> bool:
-        """Take a whole head; return whether it is the final one."""
-        line = self._line_status
-        if line is None:
-            return False
+    def _take_head(self, line: re.Match[bytes]) -> bool:
+        """Take a head that ends where lines have been read to; return whether it is the final one.
+
+        Args:
+            line: begins with its status line.
+        """
         status = int(line[2])
         if status < HTTPStatus.OK and status != HTTPStatus.SWITCHING_PROTOCOLS:
-            self._line_status = None
             return False
         headers: dict[str, str] = {}
-        # From the line break before the first field on.
-        for raw_name, raw_value in _FIELD.findall(self._buffer, line.end() - 1, self._checked):
+        for raw_name, raw_value in _FIELD.findall(self._buffer, line.start(), self._checked):
             name, value = raw_name.decode().lower(), raw_value.decode("latin-1").strip(_WHITE_SPACE + "\r")
             if "\n" in value:
                 value = _FOLD.sub(" ", value)
