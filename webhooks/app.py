@@ -46,6 +46,10 @@ from webhooks.webhookstore import WebhookStore
 logger = logging.getLogger(__name__)
 
 
+#: Requests of a process at one time: more than any pool has under way, whose size is what bounds them.
+_MOST_REQUESTS = 10_000
+
+
 class _SignalEvent(threading.Event):
     """An event that a signal handler sets.
 
@@ -112,6 +116,7 @@ def get_services() -> Services:
         max_response_bytes=settings.max_response_bytes,
         ca_bundle=settings.ca_bundle,
         pool_size=settings.concurrency,
+        concurrency=_MOST_REQUESTS,
     )
     policy = RetryPolicy(settings.retry_delay_s, settings.max_retries, settings.max_retry_after_s)
     kept, gates, webhooks = KeptDeliveries(database, ledger), GateStore(database), WebhookStore(database)

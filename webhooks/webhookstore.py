@@ -106,11 +106,6 @@ class WebhookStore:
         self._remember(self._by_id, webhook_id, webhook)
         return webhook
 
-    def recall(self, webhook_id: ObjectId) -> COTWebhook | None:
-        """Return a webhook as `get` does, if it is remembered; None where `get` has to be asked."""
-        cached = self._by_id.get(webhook_id)
-        return cached[1] if cached is not None and cached[0] > self._clock() else None
-
     def get_many(self, webhook_ids: Collection[ObjectId]) -> dict[ObjectId, COTWebhook | None]:
         """Return webhooks as `get` does, with one question for all that are not remembered."""
         found: dict[ObjectId, COTWebhook | None] = {}

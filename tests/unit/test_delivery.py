@@ -46,9 +46,11 @@ class FakeSender:
     def __init__(self, answer: Answer | Exception) -> None:
         self.answer = answer
         self.sent: list[tuple[str, dict[str, str], bytes]] = []
+        self.max_connection_ages_s: list[float | None] = []
 
-    def post(self, url: str, headers: dict[str, str], body: bytes) -> Answer:
+    def post(self, url: str, headers: dict[str, str], body: bytes, *, max_connection_age_s: float | None) -> Answer:
         self.sent.append((url, headers, body))
+        self.max_connection_ages_s.append(max_connection_age_s)
         if isinstance(self.answer, Exception):
             raise self.answer
         return self.answer
@@ -139,6 +141,16 @@ def test_receiver_delays_the_next_attempt_within_bounds(asked_s: float, next_s: 
     details = make(answer(429, retry_after_s=asked_s)).details
     assert details.next_at == NOON + timedelta(seconds=next_s)
     assert details.retry_after_s == logged_s
+
+
+@pytest.mark.parametrize(("retry", "is_probe", "seconds"), [(0, False, None), (1, False, 30), (0, True, 30)])
+def test_retry_goes_over_no_connection_from_before_its_failed_attempt(
+    retry: int, is_probe: bool, seconds: float | None
+) -> None:
+    sender = FakeSender(answer())
+    attempter = Attempter(sender=cast("Sender", sender), policy=RetryPolicy(30, 3), vault=VAULT, clock=lambda: NOON)
+    attempter.attempt(DELIVERY, WEBHOOK, Claim("msg_1", retry, LOG_ID, "worker@host"), is_probe=is_probe)
+    assert sender.max_connection_ages_s == [seconds]
 
 
 def test_410_is_the_end_whatever_retries_are_left():
