@@ -186,7 +186,7 @@ class Connector:
             # A zone id may name an interface that this machine does not have: judge before the resolver sees it.
             self._judge(attempt, target.host)
         with attempt.timing(Phase.LOOKUP):
-            endpoints = self._resolver.resolve(target.host, target.port, attempt.remaining_s())
+            endpoints = self._resolver.resolve(target.lookup_host, target.port, attempt.remaining_s())
         for endpoint in endpoints:
             verdict = self._judge(attempt, endpoint.ip)
             # A public address may be this machine's own: from inside, no firewall stands before what listens on it.
@@ -395,8 +395,8 @@ class _TLSConnection(_Connection, HTTPSConnection):
         attempt = current_attempt.get()
         self._open(attempt)
         context = cast(ssl.SSLContext, self.ssl_context)
-        # Name and SNI are the URL's, whatever address was judged. ssl knows no zone ids, certificates no root dot.
-        name = attempt.target.host.partition("%")[0].rstrip(".")
+        # The URL's, whatever address was judged.
+        name = attempt.target.tls_name
         tcp = cast(_Socket, self.sock)
         try:
             with attempt.timing(Phase.TLS):
