@@ -495,14 +495,14 @@ class Adapter(HTTPAdapter):
 
     def find_pool(self, target: Target) -> _Pool | None:
         """Return what keeps the connections to an endpoint, if there ever was one."""
-        return self._pools.find_pool(target.scheme, _bracketed(target.host), target.port)
+        return self._pools.find_pool(target.scheme, _bracketed(target.lookup_host), target.port)
 
     def build_connection_pool_key_attributes(
         self, request: PreparedRequest, verify: Any, cert: Any = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the pool's key: the endpoint alone, because there is one TLS context."""
         target = current_attempt.get().target
-        return {"scheme": target.scheme, "host": _bracketed(target.host), "port": target.port}, {}
+        return {"scheme": target.scheme, "host": _bracketed(target.lookup_host), "port": target.port}, {}
 
     def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
         """Do nothing: requests' own would make each connection load the authorities again."""
