@@ -13,7 +13,7 @@ import pytest
 
 from tests import receiver as r
 from tests.receiver import Authority, Receiver
-from tests.senders import SLACK_S, TOTAL_S, MakeSender, assert_failed, free_port, resolving_to
+from tests.senders import LOOPBACK, SLACK_S, TOTAL_S, MakeSender, assert_failed, free_port, resolving_to
 from webhooks.errors import ErrorKind
 from webhooks.sender import Resolver
 from webhooks.sender import connection as connection_module
@@ -195,6 +195,24 @@ def test_connect_timeout_is_shared_by_the_addresses(make_sender: MakeSender, ful
 def test_total_deadline_covers_connecting(make_sender: MakeSender, full_port: int) -> None:
     answer = make_sender(total_timeout_s=0.3).post(f"http://127.0.0.1:{full_port}/", {}, b"")
     assert_failed(answer, ErrorKind.TIMEOUT, "timeout of 300ms exceeded")
+
+
+def test_total_deadline_is_shared_by_the_addresses_where_it_comes_first(
+    make_sender: MakeSender, full_port: int
+) -> None:
+    # 127.0.0.1 never answers there, and nobody listens at 127.0.0.2, which is also this machine.
+    sender = make_sender(connect_timeout_s=5, total_timeout_s=0.6, resolver=resolving_to("127.0.0.1", "127.0.0.2"))
+    answer = sender.post(f"http://receiver.test:{full_port}/", {}, b"")
+    assert_failed(answer, ErrorKind.CONNECT_REFUSED, f"connect ECONNREFUSED 127.0.0.2:{full_port}")
+
+
+def test_address_of_the_other_family_is_tried_before_the_rest_of_the_first(make_sender: MakeSender) -> None:
+    dead = [f"2001:db8::{number}" for number in range(1, 30)]
+    networks = (*LOOPBACK, ip_network("2001:db8::/32"))
+    with Receiver(host="receiver.test") as receiver:
+        sender = make_sender(allowed_networks=networks, connect_timeout_s=2, resolver=resolving_to(*dead, "127.0.0.1"))
+        answer = sender.post(receiver.url, {}, b"")
+    assert (answer.status, answer.peer) == (200, f"127.0.0.1:{receiver.port}")
 
 
 def test_no_such_host(make_sender: MakeSender) -> None:

@@ -40,8 +40,9 @@ from webhooks.sender.resolver import Endpoint, Resolver
 from webhooks.sender.response import StrictResponse, bad_response
 from webhooks.target import Target
 
-#: Addresses of one host that are tried. A name server can answer with hundreds.
-MAX_ADDRESSES = 4
+#: Addresses of one host that are tried: a name server can answer with hundreds. With the default connect timeout each
+#: gets twice the round trip to the other side of the world.
+MAX_ADDRESSES = 8
 
 #: Endpoints whose idle connections are kept; beyond that the one that was used least recently is closed.
 MAX_ENDPOINTS = 256
@@ -194,7 +195,7 @@ class Connector:
                 raise _not_allowed(attempt)
         connect = _connect if self._proxy is None else self._connect_through_proxy
         with attempt.timing(Phase.CONNECT):
-            give_up_at = time.monotonic() + attempt.connect_timeout_s
+            give_up_at = min(time.monotonic() + attempt.connect_timeout_s, attempt.deadline)
             return _first_that_works(
                 endpoints, give_up_at, lambda endpoint, share_s: connect(endpoint, attempt, share_s)
             )
@@ -232,9 +233,12 @@ def _first_that_works(
     """Connect to one address after another, at most `MAX_ADDRESSES`.
 
     Args:
-        endpoints: at least one.
+        endpoints: at least one, in the order in which to try them.
         give_up_at: on the monotonic clock.
         connect: gets an endpoint, and the seconds that it may take.
+
+    Raises:
+        NoResponse: the last failure that tells of the receiver: to have no way to an address tells of us alone.
     """
     endpoints = endpoints[:MAX_ADDRESSES]
     failure = None
@@ -246,7 +250,8 @@ def _first_that_works(
         except NoResponse as error:
             if error.kind is ErrorKind.TIMEOUT:
                 raise
-            failure = error
+            if failure is None or error.kind is not ErrorKind.CONNECT_FAILED:
+                failure = error
     raise failure or NoResponse(ErrorKind.CONNECT_FAILED, "connect EADDRNOTAVAIL")
 
 
