@@ -9,8 +9,8 @@ Overridden, and what of them is relied on:
 - urllib3 2.8: ``HTTPConnection.connect``, ``request``, ``send``, ``getresponse``, ``is_connected``,
   ``response_class``; ``HTTPConnectionPool.ConnectionCls``, ``pool``, ``_get_conn``, ``_put_conn``;
   ``PoolManager.pool_classes_by_scheme``, ``connection_from_pool_key``, ``pools``.
-- requests 2.34: ``HTTPAdapter.init_poolmanager``, ``build_connection_pool_key_attributes``, ``cert_verify``,
-  ``build_response``, ``close``.
+- requests 2.34: ``HTTPAdapter.init_poolmanager``, ``build_connection_pool_key_attributes``, ``request_url``,
+  ``cert_verify``, ``build_response``, ``close``.
 - Python: ``socket.socket``; ``ssl.SSLSocket`` by way of ``SSLContext.sslsocket_class``.
 """
 
@@ -508,6 +508,10 @@ class Adapter(HTTPAdapter):
         """Return the pool's key: the endpoint alone, because there is one TLS context."""
         target = current_attempt.get().target
         return {"scheme": target.scheme, "host": _bracketed(target.lookup_host), "port": target.port}, {}
+
+    def request_url(self, request: PreparedRequest, proxies: Any) -> str:
+        """Return path and query as they are to be sent; requests' own leaves out a ``?`` with nothing behind it."""
+        return current_attempt.get().target.request_target
 
     def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
         """Do nothing: requests' own would make each connection load the authorities again."""
