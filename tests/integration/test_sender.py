@@ -347,6 +347,39 @@ def test_bad_certificate(
     assert answer.peer == f"127.0.0.1:{receiver.port}"
 
 
+@pytest.mark.parametrize("host", ["my_app.example.test", "my-app.example.test", "My_App.Example.test."])
+def test_wildcard_certificate(make_sender: MakeSender, authority: Authority, ca_file: Path, host: str) -> None:
+    # OpenSSL's own check takes no underscore under a wildcard.
+    with Receiver(tls=authority.context("*.example.test"), host=host) as receiver:
+        sender = make_sender(ca_bundle=ca_file, resolver=resolving_to("127.0.0.1"))
+        answers = [sender.post(receiver.url, {}, b"") for _ in range(2)]
+        assert [request.headers["host"] for request in receiver.requests] == [
+            f"{host.lower().removesuffix('.')}:{receiver.port}"
+        ] * 2
+        assert receiver.connections == 1
+    assert [answer.status for answer in answers] == [200, 200]
+
+
+@pytest.mark.parametrize(
+    ("names", "is_expired", "text"),
+    [
+        (("*.other.test",), False, "Hostname mismatch, certificate is not valid for 'my_app.example.test'."),
+        (("my-app.example.test",), False, "Hostname mismatch, certificate is not valid for 'my_app.example.test'."),
+        (("127.0.0.1",), False, "Hostname mismatch, certificate is not valid for 'my_app.example.test'."),
+        (("*.example.test",), True, "certificate has expired"),
+    ],
+)
+def test_bad_certificate_of_a_host_with_an_underscore(
+    make_sender: MakeSender, authority: Authority, ca_file: Path, names: tuple[str, ...], is_expired: bool, text: str
+) -> None:
+    tls = authority.context(*names, is_expired=is_expired)
+    with Receiver(tls=tls, host="my_app.example.test") as receiver:
+        sender = make_sender(ca_bundle=ca_file, resolver=resolving_to("127.0.0.1"))
+        answer = sender.post(receiver.url, {}, b"secret")
+        assert receiver.requests == []
+    assert_failed(answer, ErrorKind.TLS, text)
+
+
 def test_untrusted_certificate(make_sender: MakeSender) -> None:
     with Receiver(tls=Authority().context()) as receiver:
         answer = make_sender().post(receiver.url, {}, b"")

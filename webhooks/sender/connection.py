@@ -35,6 +35,7 @@ from webhooks.config import Proxy
 from webhooks.errors import ErrorKind, NoResponse
 from webhooks.guard import Network, Verdict, classify
 from webhooks.sender.attempt import Attempt, Phase, connect_failed, current_attempt, hang_up, tls_failed
+from webhooks.sender.certificates import ClientContext, check_name
 from webhooks.sender.proxy import open_tunnel, proxy_failed, unreachable
 from webhooks.sender.resolver import Endpoint, Resolver
 from webhooks.sender.response import StrictResponse, bad_response
@@ -118,6 +119,8 @@ class _TLSSocket(ssl.SSLSocket):
     def do_handshake(self, block: bool = False) -> None:
         self.attempt.limit(self)
         super().do_handshake(block)
+        if not self.context.check_hostname:
+            check_name(cast("dict[str, Any]", self.getpeercert()), self.server_hostname or "")
 
     def read(self, len: int = 1024, buffer: Any = None) -> Any:  # noqa: A002 - ssl's name
         if self.pushed_back and buffer is not None:
@@ -399,9 +402,9 @@ class _TLSConnection(_Connection, HTTPSConnection):
     def connect(self) -> None:
         attempt = current_attempt.get()
         self._open(attempt)
-        context = cast(ssl.SSLContext, self.ssl_context)
         # The URL's, whatever address was judged.
         name = attempt.target.tls_name
+        context = cast(ClientContext, self.ssl_context).for_host(name)
         tcp = cast(_Socket, self.sock)
         try:
             with attempt.timing(Phase.TLS):
@@ -543,14 +546,6 @@ def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def make_tls_context(ca_file: str) -> ssl.SSLContext:
-    """Make the client context: certificates required, names checked, TLS 1.2 at least, one handshake."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    # TLS 1.2 lets a receiver ask for one handshake after another, for as long as the deadline allows.
-    context.options |= ssl.OP_NO_RENEGOTIATION
-    context.hostname_checks_common_name = False
-    context.set_alpn_protocols(["http/1.1"])
-    context.load_verify_locations(ca_file)
-    context.sslsocket_class = _TLSSocket
-    return context
+def make_tls_context(ca_file: str) -> ClientContext:
+    """Make the client context, whose sockets keep an attempt's deadline."""
+    return ClientContext.make(ca_file, _TLSSocket)
