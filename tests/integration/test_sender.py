@@ -380,6 +380,32 @@ def test_bad_certificate_of_a_host_with_an_underscore(
     assert_failed(answer, ErrorKind.TLS, text)
 
 
+@pytest.mark.parametrize(
+    ("alert", "text"),
+    [
+        pytest.param(40, "TLS failed: sslv3 alert handshake failure", id="handshake_failure"),
+        pytest.param(112, "TLS failed: tlsv1 unrecognized name", id="unrecognized_name"),
+        # Of a receiver that speaks HTTP/2 alone. Python has no name for it.
+        pytest.param(120, "TLS failed: tlsv1 alert no application protocol", id="no_application_protocol"),
+        pytest.param(99, "TLS failed: unknown error", id="unassigned"),
+    ],
+)
+def test_alert_is_told_in_openssls_words(make_sender: MakeSender, alert: int, text: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            sock, _ = server.accept()
+            with sock:
+                sock.recv(65536)
+                sock.sendall(bytes((0x15, 3, 3, 0, 2, 2, alert)))
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        answer = make_sender().post(f"https://127.0.0.1:{server.getsockname()[1]}/", {}, b"")
+        thread.join()
+    assert_failed(answer, ErrorKind.TLS, text)
+
+
 def test_untrusted_certificate(make_sender: MakeSender) -> None:
     with Receiver(tls=Authority().context()) as receiver:
         answer = make_sender().post(receiver.url, {}, b"")
