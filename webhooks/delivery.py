@@ -106,22 +106,40 @@ def read_rate(webhook: COTWebhook | None) -> tuple[float, int] | None:
 def fan_out(event: COTEvent, event_id: str, webhooks: WebhookStore) -> list[Delivery]:
     """Find who asked for the event, and return one delivery for each; none is no error.
 
+    A webhook that cannot be used gets one as well: its only attempt puts the reason on record.
+
     Raises:
         StoreUnavailable: the webhooks cannot be read now.
     """
-    body = event.to_json()
+    body, kind = event.to_json(), describe_event(event)
+    usable = match(event, webhooks.of_company(event.company))
+    unusable = match(event, webhooks.unusable_of_company(event.company))
     return [
-        Delivery(
-            delivery_id=make_delivery_id(event_id, webhook.id),
-            event_id=event_id,
-            webhook_id=webhook.id,
-            company=event.company,
-            label=f"{describe_event(event)} → {webhook.label} ({webhook.origin})",
-            body=body,
-            is_ordered=webhook.ordered,
-            rate=read_rate(webhook),
-        )
-        for webhook in match(event, webhooks.of_company(event.company))
+        *(
+            Delivery(
+                delivery_id=make_delivery_id(event_id, webhook.id),
+                event_id=event_id,
+                webhook_id=webhook.id,
+                company=event.company,
+                label=f"{kind} → {webhook.label} ({webhook.origin})",
+                body=body,
+                is_ordered=webhook.ordered,
+                rate=read_rate(webhook),
+            )
+            for webhook in usable
+        ),
+        *(
+            Delivery(
+                delivery_id=make_delivery_id(event_id, webhook.id),
+                event_id=event_id,
+                webhook_id=webhook.id,
+                company=event.company,
+                label=f"{kind} → {webhook.label} (cannot be used)",
+                body=body,
+                unusable=webhook.reason,
+            )
+            for webhook in unusable
+        ),
     ]
 
 
@@ -229,8 +247,13 @@ class Attempter:
         next_s = next_delay_s(outcome, claim.retry, self._policy, answer.retry_after_s)
         if is_probe and outcome is Outcome.FAILED:
             next_s = max(self._probe_interval_s, self._bound(answer.retry_after_s) or 0)
-        # Retired for good, by an operator or by its receiver; a webhook that cannot be used may be mended in time.
-        is_retired = answer.error_kind is ErrorKind.WEBHOOK_INACTIVE or ends_webhook(answer.status)
+        # Retired for good, by an operator or by its receiver. A webhook that was changed or removed since the event was
+        # accepted may be mended in time; one that could not be used even then is not waited for.
+        is_retired = (
+            answer.error_kind is ErrorKind.WEBHOOK_INACTIVE
+            or ends_webhook(answer.status)
+            or (answer.error_kind is ErrorKind.WEBHOOK_UNUSABLE and delivery.unusable is not None)
+        )
         is_used_up = outcome is Outcome.FAILED and next_s is None and not is_retired
         ended_at = self._clock()
         made = _Made(
@@ -250,7 +273,9 @@ class Attempter:
     def _answer(self, webhook: COTWebhook | None, delivery: Delivery, started_at: datetime) -> Answer:
         """Get an answer from the webhook's receiver, or say why none was asked for."""
         if webhook is None:
-            return _not_sent(ErrorKind.WEBHOOK_UNUSABLE, "webhook was removed or made unusable")
+            reason = delivery.unusable
+            text = "webhook was removed or made unusable" if reason is None else f"webhook cannot be used: {reason}"
+            return _not_sent(ErrorKind.WEBHOOK_UNUSABLE, text)
         if not webhook.isActive:
             return _not_sent(ErrorKind.WEBHOOK_INACTIVE, "webhook was deactivated before this attempt")
 

@@ -88,7 +88,7 @@ class ErrorKind(StrEnum):
     SKIPPED = "skipped"
     #: The webhook was deactivated after the event was accepted; no request was made.
     WEBHOOK_INACTIVE = "webhook_inactive"
-    #: The webhook's document is gone, or was changed into one that breaks the contract; no request was made.
+    #: The webhook's document is gone, or breaks the contract; no request was made.
     WEBHOOK_UNUSABLE = "webhook_unusable"
 
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
@@ -191,6 +192,23 @@ class COTWebhook(WireModel):
     def origin(self) -> str:
         """Scheme, host and port of its URL: what may be shown, as paths and queries often hold secrets."""
         return read_origin(self.url)
+
+
+@dataclass(frozen=True, slots=True)
+class UnusableWebhook:
+    """What can be read of a stored webhook that breaks the contract: enough to tell which events it asked for."""
+
+    id: ObjectId
+    company: ObjectId
+    #: False where the document says so in another form, such as 0.
+    isActive: bool  # noqa: N815 - the contract's name
+    trigger: str
+    #: A field that cannot be read narrows nothing.
+    context: Context
+    #: As `COTWebhook.label`.
+    label: str
+    #: Each field that is wrong, and why; no values.
+    reason: str
 
 
 def why_bad_url(url: str) -> str | None:
