@@ -482,12 +482,16 @@ def test_zone_id_is_refused_before_it_is_looked_up(make_sender: MakeSender) -> N
 
 @pytest.mark.parametrize("ips", [("10.1.2.3",), ("127.0.0.1", "10.1.2.3"), ("127.0.0.1", "fd00::1")])
 def test_one_address_not_allowed_refuses_the_name_without_telling_it(
-    make_sender: MakeSender, ips: tuple[str, ...]
+    make_sender: MakeSender, caplog: pytest.LogCaptureFixture, ips: tuple[str, ...]
 ) -> None:
+    caplog.set_level(logging.INFO)
     with Receiver(host="inner.test") as receiver:
         answer = make_sender(resolver=resolving_to(*ips)).post(receiver.url, {}, b"")
         assert receiver.connections == 0
     assert_failed(answer, ErrorKind.NOT_ALLOWED, f"address not allowed: inner.test:{receiver.port}")
+    # Operators are told which one, and what allows it.
+    said = f"no request to inner.test:{receiver.port}: WEBHOOKS_ALLOWED_NETWORKS does not allow its address {ips[-1]}"
+    assert said in caplog.messages
 
 
 def test_allowed_network_does_not_open_ports(make_sender: MakeSender) -> None:

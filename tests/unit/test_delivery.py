@@ -228,6 +228,13 @@ def test_no_response_is_logged_as_409_with_its_kind():
     assert summarize(log) == f"{text} in 21 ms, retry 0, next at 12:00:30Z"
 
 
+def test_refusal_names_the_settings_to_operators_alone():
+    text = "address not allowed: host:8443"
+    log, _ = attempt(answer(None, text, error_kind=ErrorKind.NOT_ALLOWED))
+    assert log.response == text
+    assert "(WEBHOOKS_ALLOWED_NETWORKS and WEBHOOKS_ALLOWED_PORTS say where requests may go)" in summarize(log)
+
+
 def test_interrupted_attempt_is_logged_under_its_own_id_as_one_that_is_repeated():
     interrupted = Interrupted(ObjectId(), 1, "dead@host", NOON - timedelta(seconds=60))
     log = describe_interrupted(DELIVERY, WEBHOOK, interrupted, NOON)

@@ -16,6 +16,7 @@ Overridden, and what of them is relied on:
 
 import errno
 import http.client
+import logging
 import os
 import queue
 import socket
@@ -40,6 +41,8 @@ from webhooks.sender.proxy import open_tunnel, proxy_failed, unreachable
 from webhooks.sender.resolver import Endpoint, Resolver
 from webhooks.sender.response import StrictResponse, bad_response
 from webhooks.target import Target
+
+logger = logging.getLogger(__name__)
 
 #: Addresses of one host that are tried: a name server can answer with hundreds. With the default connect timeout each
 #: gets twice the round trip to the other side of the world.
@@ -195,7 +198,7 @@ class Connector:
             verdict = self._judge(attempt, endpoint.ip)
             # A public address may be this machine's own: from inside, no firewall stands before what listens on it.
             if verdict is Verdict.PUBLIC and self._proxy is None and _is_own(endpoint):
-                raise _not_allowed(attempt)
+                raise _not_allowed(attempt, endpoint.ip)
         connect = _connect if self._proxy is None else self._connect_through_proxy
         with attempt.timing(Phase.CONNECT):
             give_up_at = min(time.monotonic() + attempt.connect_timeout_s, attempt.deadline)
@@ -206,7 +209,7 @@ class Connector:
     def _judge(self, attempt: Attempt, ip: str) -> Verdict:
         verdict = classify(ip, self._allowed_networks)
         if not verdict.is_allowed:
-            raise _not_allowed(attempt)
+            raise _not_allowed(attempt, ip)
         return verdict
 
     def _connect_through_proxy(self, endpoint: Endpoint, attempt: Attempt, share_s: float) -> _Socket:
@@ -258,8 +261,11 @@ def _first_that_works(
     raise failure or NoResponse(ErrorKind.CONNECT_FAILED, "connect EADDRNOTAVAIL")
 
 
-def _not_allowed(attempt: Attempt) -> NoResponse:
+def _not_allowed(attempt: Attempt, ip: str) -> NoResponse:
     target = attempt.target
+    logger.info(
+        "no request to %s:%d: WEBHOOKS_ALLOWED_NETWORKS does not allow its address %s", target.host, target.port, ip
+    )
     # Never the address it resolved to: the text is shown to whoever typed the URL.
     return NoResponse(ErrorKind.NOT_ALLOWED, f"address not allowed: {target.shown_host}:{target.port}")
 
