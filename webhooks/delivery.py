@@ -21,7 +21,7 @@ from http import HTTPStatus
 
 from bson import ObjectId
 
-from webhooks.errors import ErrorKind, SecretUnreadable, trace
+from webhooks.errors import NOT_ALLOWED_REMEDY, ErrorKind, SecretUnreadable, trace
 from webhooks.ledger import Claim, Delivery, Interrupted
 from webhooks.matching import match
 from webhooks.models import NO_RESPONSE_STATUS, AttemptDetails, COTEvent, COTWebhook, COTWebhookLog, now
@@ -78,6 +78,8 @@ def summarize(log: COTWebhookLog) -> str:
     """Say in one line what came of an attempt, without payload or response body: what Flower shows as result."""
     attempt = log.details
     came_back = log.response if attempt.error_kind else f"{log.status} {_phrase(log.status)}".strip()
+    if attempt.error_kind == ErrorKind.NOT_ALLOWED:
+        came_back += f" ({NOT_ALLOWED_REMEDY})"
     took = "" if attempt.total_ms is None else f" in {attempt.total_ms:.0f} ms"
     line = f"{came_back}{took}, {'probe at ' if attempt.probe else ''}retry {log.retry}"
     if attempt.next_at is not None:
@@ -106,22 +108,40 @@ def read_rate(webhook: COTWebhook | None) -> tuple[float, int] | None:
 def fan_out(event: COTEvent, event_id: str, webhooks: WebhookStore) -> list[Delivery]:
     """Find who asked for the event, and return one delivery for each; none is no error.
 
+    A webhook that cannot be used gets one as well: its only attempt puts the reason on record.
+
     Raises:
         StoreUnavailable: the webhooks cannot be read now.
     """
-    body = event.to_json()
+    body, kind = event.to_json(), describe_event(event)
+    usable = match(event, webhooks.of_company(event.company))
+    unusable = match(event, webhooks.unusable_of_company(event.company))
     return [
-        Delivery(
-            delivery_id=make_delivery_id(event_id, webhook.id),
-            event_id=event_id,
-            webhook_id=webhook.id,
-            company=event.company,
-            label=f"{describe_event(event)} → {webhook.label} ({webhook.origin})",
-            body=body,
-            is_ordered=webhook.ordered,
-            rate=read_rate(webhook),
-        )
-        for webhook in match(event, webhooks.of_company(event.company))
+        *(
+            Delivery(
+                delivery_id=make_delivery_id(event_id, webhook.id),
+                event_id=event_id,
+                webhook_id=webhook.id,
+                company=event.company,
+                label=f"{kind} → {webhook.label} ({webhook.origin})",
+                body=body,
+                is_ordered=webhook.ordered,
+                rate=read_rate(webhook),
+            )
+            for webhook in usable
+        ),
+        *(
+            Delivery(
+                delivery_id=make_delivery_id(event_id, webhook.id),
+                event_id=event_id,
+                webhook_id=webhook.id,
+                company=event.company,
+                label=f"{kind} → {webhook.label} (cannot be used)",
+                body=body,
+                unusable=webhook.reason,
+            )
+            for webhook in unusable
+        ),
     ]
 
 
@@ -200,8 +220,13 @@ class Attempter:
         next_s = next_delay_s(outcome, claim.retry, self._policy, answer.retry_after_s)
         if is_probe and outcome is Outcome.FAILED:
             next_s = max(self._probe_interval_s, self._bound(answer.retry_after_s) or 0)
-        # Retired for good, by an operator or by its receiver; a webhook that cannot be used may be mended in time.
-        is_retired = answer.error_kind is ErrorKind.WEBHOOK_INACTIVE or ends_webhook(answer.status)
+        # Retired for good, by an operator or by its receiver. A webhook that was changed or removed since the event was
+        # accepted may be mended in time; one that could not be used even then is not waited for.
+        is_retired = (
+            answer.error_kind is ErrorKind.WEBHOOK_INACTIVE
+            or ends_webhook(answer.status)
+            or (answer.error_kind is ErrorKind.WEBHOOK_UNUSABLE and prepared.delivery.unusable is not None)
+        )
         is_used_up = outcome is Outcome.FAILED and next_s is None and not is_retired
         ended_at = self._clock()
         made = _Made(
@@ -223,7 +248,9 @@ class Attempter:
     ) -> OutgoingRequest | Answer:
         """Return what to send, or the answer that says why nothing is sent."""
         if webhook is None:
-            return _not_sent(ErrorKind.WEBHOOK_UNUSABLE, "webhook was removed or made unusable")
+            reason = delivery.unusable
+            text = "webhook was removed or made unusable" if reason is None else f"webhook cannot be used: {reason}"
+            return _not_sent(ErrorKind.WEBHOOK_UNUSABLE, text)
         if not webhook.isActive:
             return _not_sent(ErrorKind.WEBHOOK_INACTIVE, "webhook was deactivated before this attempt")
         body = delivery.body.encode()

@@ -6,13 +6,13 @@
 
 import select
 import selectors
-import ssl
 from collections.abc import Mapping
 from typing import Any, cast
 
 from requests.adapters import HTTPAdapter
 from requests.models import PreparedRequest, Response
 
+from webhooks.sender.certificates import ClientContext
 from webhooks.sender.connection import Connector, open_connection
 from webhooks.sender.idle import IdleConnections
 from webhooks.sender.nonblocking import InFlightRequest
@@ -24,12 +24,12 @@ _POLL_FLAGS = {selectors.EVENT_READ: select.POLLIN, selectors.EVENT_WRITE: selec
 class Adapter(HTTPAdapter):
     """Sends what `prepare` made: over a new connection and waiting, or over a kept one without."""
 
-    def __init__(self, connector: Connector, tls_context: ssl.SSLContext, idle: IdleConnections) -> None:
+    def __init__(self, connector: Connector, tls_context: ClientContext, idle: IdleConnections) -> None:
         """Open nothing yet.
 
         Args:
             connector: makes the TCP connections.
-            tls_context: the only one, with its authorities loaded; from `make_tls_context`.
+            tls_context: the only one, with its authorities loaded.
             idle: where connections are kept.
         """
         super().__init__()
@@ -47,7 +47,7 @@ class Adapter(HTTPAdapter):
         Returns:
             None where no kept connection can be used.
         """
-        connection = self._idle.take(request.target[:3], max_age_s)
+        connection = self._idle.take(request.target.endpoint, max_age_s)
         if connection is None:
             return None
         request.attempt.is_reused = True

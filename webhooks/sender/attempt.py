@@ -4,6 +4,7 @@ Owns the time budget and the texts of the contract's error table. Touches no soc
 """
 
 import errno
+import re
 import ssl
 import time
 from dataclasses import dataclass, field
@@ -12,6 +13,9 @@ from types import TracebackType
 
 from webhooks.errors import ErrorKind, NoResponse
 from webhooks.target import Target
+
+#: Python's text of an error of OpenSSL: in brackets its names for library and reason, and at the end a line of C.
+_OPENSSL_WORDS = re.compile(r"(?:\[[^\]]*\] )?(.+?)(?: \(_ssl\.c:[0-9]+\))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,11 +195,14 @@ def connect_failed(error: OSError, address: str) -> NoResponse:
 
 
 def tls_failed(error: ssl.SSLError) -> NoResponse:
-    """Word a TLS error: OpenSSL's reason for a certificate, else its reason code in words."""
+    """Word a TLS error: OpenSSL's reason for a certificate, else its words for the error.
+
+    ``error.reason`` is not enough: it is None where Python's table of names is older than OpenSSL's.
+    """
     if isinstance(error, ssl.SSLCertVerificationError):
         return NoResponse(ErrorKind.TLS, error.verify_message)
-    reason = (error.reason or "").replace("_", " ").lower()
-    return NoResponse(ErrorKind.TLS, f"TLS failed: {reason}" if reason else "TLS failed")
+    words = _OPENSSL_WORDS.fullmatch(error.strerror or "")
+    return NoResponse(ErrorKind.TLS, f"TLS failed: {words[1].lower()}" if words else "TLS failed")
 
 
 def errno_name(error: OSError) -> str:

@@ -21,7 +21,8 @@ from webhooks.guard import Network
 from webhooks.models.wire import now
 from webhooks.sender.adapter import Adapter
 from webhooks.sender.attempt import Answer, Attempt, hang_up
-from webhooks.sender.connection import Connector, make_tls_context
+from webhooks.sender.certificates import ClientContext
+from webhooks.sender.connection import Connector
 from webhooks.sender.idle import IdleConnections
 from webhooks.sender.loop import Loop
 from webhooks.sender.nonblocking import InFlightRequest
@@ -89,7 +90,7 @@ class Sender:
         self._idle = IdleConnections(pool_size)
         self._adapter = Adapter(
             Connector(allowed_networks, self._resolver, proxy),
-            make_tls_context(str(ca_bundle) if ca_bundle else certifi.where()),
+            ClientContext.make(str(ca_bundle) if ca_bundle else certifi.where()),
             self._idle,
         )
         self._lock = threading.Lock()

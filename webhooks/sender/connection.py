@@ -3,23 +3,28 @@
 Maps foreign errors to `NoResponse` by their type, where they happen.
 """
 
+import logging
 import select
 import socket
 import ssl
 import time
 from collections.abc import Callable
 from ipaddress import ip_address
-from typing import cast
+from typing import Any, cast
 
 from webhooks.config import Proxy
 from webhooks.errors import ErrorKind, NoResponse
 from webhooks.guard import Network, Verdict, classify
 from webhooks.sender.attempt import Attempt, Phase, connect_failed, hang_up, tls_failed
+from webhooks.sender.certificates import ClientContext, check_name
 from webhooks.sender.proxy import open_tunnel, proxy_failed, unreachable
 from webhooks.sender.resolver import Endpoint, Resolver
 
-#: Addresses of one host that are tried. A name server can answer with hundreds.
-MAX_ADDRESSES = 4
+logger = logging.getLogger(__name__)
+
+#: Addresses of one host that are tried: a name server can answer with hundreds. With the default connect timeout each
+#: gets twice the round trip to the other side of the world.
+MAX_ADDRESSES = 8
 
 
 class Connector:
@@ -44,15 +49,15 @@ class Connector:
             # A zone id may name an interface that this machine does not have: judge before the resolver sees it.
             self._judge(attempt, target.host)
         with attempt.timing(Phase.LOOKUP):
-            endpoints = self._resolver.resolve(target.host, target.port, attempt.remaining_s())
+            endpoints = self._resolver.resolve(target.lookup_host, target.port, attempt.remaining_s())
         for endpoint in endpoints:
             verdict = self._judge(attempt, endpoint.ip)
             # A public address may be this machine's own: from inside, no firewall stands before what listens on it.
             if verdict is Verdict.PUBLIC and self._proxy is None and _is_own(endpoint):
-                raise _not_allowed(attempt)
+                raise _not_allowed(attempt, endpoint.ip)
         connect = _connect if self._proxy is None else self._connect_through_proxy
         with attempt.timing(Phase.CONNECT):
-            give_up_at = time.monotonic() + attempt.connect_timeout_s
+            give_up_at = min(time.monotonic() + attempt.connect_timeout_s, attempt.deadline)
             return _first_that_works(
                 endpoints, give_up_at, lambda endpoint, share_s: connect(endpoint, attempt, share_s)
             )
@@ -60,7 +65,7 @@ class Connector:
     def _judge(self, attempt: Attempt, ip: str) -> Verdict:
         verdict = classify(ip, self._allowed_networks)
         if not verdict.is_allowed:
-            raise _not_allowed(attempt)
+            raise _not_allowed(attempt, ip)
         return verdict
 
     def _connect_through_proxy(self, endpoint: Endpoint, attempt: Attempt, share_s: float) -> socket.socket:
@@ -89,9 +94,12 @@ def _first_that_works(
     """Connect to one address after another, at most `MAX_ADDRESSES`.
 
     Args:
-        endpoints: at least one.
+        endpoints: at least one, in the order in which to try them.
         give_up_at: on the monotonic clock.
         connect: gets an endpoint, and the seconds that it may take.
+
+    Raises:
+        NoResponse: the last failure that tells of the receiver: to have no way to an address tells of us alone.
     """
     endpoints = endpoints[:MAX_ADDRESSES]
     failure = None
@@ -103,12 +111,16 @@ def _first_that_works(
         except NoResponse as error:
             if error.kind is ErrorKind.TIMEOUT:
                 raise
-            failure = error
+            if failure is None or error.kind is not ErrorKind.CONNECT_FAILED:
+                failure = error
     raise failure or NoResponse(ErrorKind.CONNECT_FAILED, "connect EADDRNOTAVAIL")
 
 
-def _not_allowed(attempt: Attempt) -> NoResponse:
+def _not_allowed(attempt: Attempt, ip: str) -> NoResponse:
     target = attempt.target
+    logger.info(
+        "no request to %s:%d: WEBHOOKS_ALLOWED_NETWORKS does not allow its address %s", target.host, target.port, ip
+    )
     # Never the address it resolved to: the text is shown to whoever typed the URL.
     return NoResponse(ErrorKind.NOT_ALLOWED, f"address not allowed: {target.shown_host}:{target.port}")
 
@@ -176,7 +188,7 @@ class Connection:
         sock.settimeout(0)
         self.sock = sock
         #: Scheme, host and port: which requests it is for.
-        self.endpoint = attempt.target[:3]
+        self.endpoint = attempt.target.endpoint
         self.peer = attempt.peer
         #: Both on the monotonic clock.
         self.opened_at = self.idle_since = time.monotonic()
@@ -193,13 +205,13 @@ class Connection:
         self.sock.close()
 
 
-def open_connection(attempt: Attempt, connector: Connector, tls_context: ssl.SSLContext) -> Connection:
+def open_connection(attempt: Attempt, connector: Connector, tls_context: ClientContext) -> Connection:
     """Open a connection to the target of an attempt.
 
     Args:
         attempt: gets the timings, and the peer.
         connector: makes the TCP connection.
-        tls_context: from `make_tls_context`.
+        tls_context: as `ClientContext.make` makes it.
 
     Raises:
         NoResponse: there is none.
@@ -210,15 +222,17 @@ def open_connection(attempt: Attempt, connector: Connector, tls_context: ssl.SSL
     return Connection(sock, attempt)
 
 
-def _start_tls(tcp: socket.socket, attempt: Attempt, context: ssl.SSLContext) -> ssl.SSLSocket:
-    # Name and SNI are the URL's, whatever address was judged. ssl knows no zone ids, certificates no root dot.
-    name = attempt.target.host.partition("%")[0].rstrip(".")
+def _start_tls(tcp: socket.socket, attempt: Attempt, tls_context: ClientContext) -> ssl.SSLSocket:
+    name = attempt.target.tls_name  # the URL's, whatever address was judged
+    context = tls_context.for_host(name)
     sock = tcp
     try:
         with attempt.timing(Phase.TLS):
             sock = tls = context.wrap_socket(tcp, server_hostname=name, do_handshake_on_connect=False)
             tls.settimeout(attempt.remaining_s())
             tls.do_handshake()
+            if not context.check_hostname:
+                check_name(cast("dict[str, Any]", tls.getpeercert()), name)
     except BaseException as error:
         sock.close()
         if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
@@ -229,15 +243,3 @@ def _start_tls(tcp: socket.socket, attempt: Attempt, context: ssl.SSLContext) ->
             raise attempt.read_failed(error) from error
         raise
     return tls
-
-
-def make_tls_context(ca_file: str) -> ssl.SSLContext:
-    """Make the client context: certificates required, names checked, TLS 1.2 at least, one handshake."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    # TLS 1.2 lets a receiver ask for one handshake after another, for as long as the deadline allows.
-    context.options |= ssl.OP_NO_RENEGOTIATION
-    context.hostname_checks_common_name = False
-    context.set_alpn_protocols(["http/1.1"])
-    context.load_verify_locations(ca_file)
-    return context

@@ -7,15 +7,12 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from urllib.parse import quote
 
 from requests.models import PreparedRequest
 from requests.structures import CaseInsensitiveDict
 
 from webhooks.sender.attempt import Attempt
 from webhooks.target import Target, parse_target
-
-_DEFAULT_PORTS = {"http": 80, "https": 443}
 
 #: Most attempts go where others went before.
 _MAX_CACHED = 1024
@@ -28,9 +25,6 @@ _BASE_HEADERS = {
 
 #: One line for each header. RFC 9110, 5.1 and 5.5: a token; visible characters, spaces and tabs, and obs-text.
 _HEADER_LINES = re.compile(r"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+: [\t -~\x80-\xff]*\r\n)+")
-
-#: What may not stand in a request's target (RFC 3986): neither a character of a URL nor a percent-encoded byte.
-_NOT_IN_TARGET = re.compile(r"[^A-Za-z0-9._~!$&'()*+,;=:@/?%-]|%(?![0-9A-Fa-f]{2})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +104,4 @@ def prepare(target: Target, headers: Mapping[str, str], body: bytes, attempt: At
 @lru_cache(maxsize=_MAX_CACHED)
 def _begin_head(target: Target) -> tuple[str, str]:
     """Return the request line and the line of the header Host."""
-    path = target.url[target.url.index("/", len(target.scheme) + len("://")) :]
-    path = _NOT_IN_TARGET.sub(lambda match: quote(match[0], safe=""), path)
-    # RFC 6874, 4: a zone id means nothing to the other end; nor does the root's dot to a virtual host.
-    host = target.host.partition("%")[0].rstrip(".")
-    host = f"[{host}]" if ":" in host else host
-    port = "" if target.port == _DEFAULT_PORTS[target.scheme] else f":{target.port}"
-    return f"POST {path} HTTP/1.1\r\n", f"Host: {host}{port}\r\n"
+    return f"POST {target.request_target} HTTP/1.1\r\n", f"Host: {target.host_header}\r\n"
