@@ -214,6 +214,8 @@ cast("dict[str, set[click.Option]]", app.user_options)["preload"].add(
 
 @worker_init.connect
 def _prepare_worker(sender: Any, **_: object) -> None:
+    if sender.app is not app:  # a service's own worker, which hands events in
+        return
     _check_pool(get_implementation(sender.pool_cls))
     _read_json_as_it_is()
     _keep_payloads_out_of_logs()
