@@ -73,7 +73,11 @@ def request():
 
 def produce(stack: Stack, code: str) -> str:
     """Run a service's code, with its tracing if there is one."""
-    argv = [sys.executable, "-c", f"import json\nfrom webhooks import deliver\nevent = json.loads({body_of(EVENT)!r})\n{code}"]
+    argv = [
+        sys.executable,
+        "-c",
+        f"import json\nfrom webhooks import deliver\nevent = json.loads({body_of(EVENT)!r})\n{code}",
+    ]
     done = subprocess.run(argv, env=environment(stack), capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
