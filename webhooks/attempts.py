@@ -71,6 +71,9 @@ class Attempts:
         """Make one; `start` starts its thread."""
         self._ended: queue.SimpleQueue[tuple[Attempt, COTWebhookLog] | None] = queue.SimpleQueue()
         self._recorder = new_thread(self._record_all, "record")
+        #: Requests that are not answered yet.
+        self._under_way = 0
+        self._changed = threading.Condition()
 
     def start(self) -> None:
         """Start the thread."""
@@ -78,7 +81,8 @@ class Attempts:
 
     def close(self) -> None:
         """End what was begun, and wait for it."""
-        get_services().attempter.sender.close()
+        with self._changed:
+            self._changed.wait_for(lambda: not self._under_way)
         self._ended.put(END)
         self._recorder.join()
 
@@ -104,8 +108,18 @@ class Attempts:
             if isinstance(prepared.request, Answer):
                 self._end(attempt, prepared, prepared.request)
             else:
-                requests.append((prepared.request, partial(self._end, attempt, prepared)))
+                requests.append((prepared.request, partial(self._end_request, attempt, prepared)))
+        with self._changed:
+            self._under_way += len(requests)
         services.attempter.sender.submit_many(requests)
+
+    def _end_request(self, attempt: Attempt, prepared: PreparedAttempt, answer: Answer) -> None:
+        try:
+            self._end(attempt, prepared, answer)
+        finally:
+            with self._changed:
+                self._under_way -= 1
+                self._changed.notify_all()
 
     def _end(self, attempt: Attempt, prepared: PreparedAttempt, answer: Answer) -> None:
         """Have an attempt recorded, and queue its retry if it failed."""
