@@ -240,3 +240,103 @@ def test_kept_connection_of_a_port_that_is_not_allowed_is_not_used(make_sender: 
         sender._allowed_ports = frozenset({443})  # pyright: ignore[reportPrivateUsage]
         assert sender.post(receiver.url, HEADERS, b"").error_kind is ErrorKind.NOT_ALLOWED
         assert len(receiver.requests) == 1
+
+
+# --- what a kept connection used to have otherwise -------------------------------------------------------------------
+
+NEW, KEPT = 0, None
+EACH_CONNECTION = pytest.mark.parametrize("max_age_s", [NEW, KEPT], ids=["new", "kept"])
+
+
+@EACH_CONNECTION
+def test_slow_body_is_read_time(make_sender: MakeSender, max_age_s: float | None) -> None:
+    data = r.response(200, b"ok")
+    slow_body = r.trickle(data, at_once=len(data) - 2, interval_s=0.2)
+    with Receiver().then(r.reply(), slow_body) as receiver:
+        sender = make_sender()
+        sender.post(receiver.url, HEADERS, b"")
+        timings = sender.post(receiver.url, HEADERS, b"", max_connection_age_s=max_age_s).timings
+    assert timings.wait_ms is not None
+    assert timings.read_ms is not None
+    assert timings.wait_ms < 200 < 400 * 0.9 < timings.read_ms
+
+
+@EACH_CONNECTION
+def test_slow_head_is_waiting_time(make_sender: MakeSender, max_age_s: float | None) -> None:
+    with Receiver().then(r.reply(), r.reply(delay_s=0.4)) as receiver:
+        sender = make_sender()
+        sender.post(receiver.url, HEADERS, b"")
+        timings = sender.post(receiver.url, HEADERS, b"", max_connection_age_s=max_age_s).timings
+    assert timings.wait_ms is not None
+    assert timings.read_ms is not None
+    assert timings.read_ms < 200 < 400 * 0.9 < timings.wait_ms
+
+
+@EACH_CONNECTION
+@pytest.mark.parametrize("has_head", [True, False])
+def test_phase_in_which_the_time_was_up_is_the_last(
+    make_sender: MakeSender, max_age_s: float | None, has_head: bool
+) -> None:
+    data = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n" if has_head else b"HTTP/1.1 200 OK\r\n"
+    with Receiver().then(r.reply(), r.trickle(data + b"ok", at_once=len(data), interval_s=60)) as receiver:
+        sender = make_sender(total_timeout_s=TOTAL_S)
+        sender.post(receiver.url, HEADERS, b"")
+        answer = sender.post(receiver.url, HEADERS, b"", max_connection_age_s=max_age_s)
+    assert answer.error_kind is ErrorKind.TIMEOUT
+    timings = answer.timings
+    assert timings.send_ms is not None
+    assert timings.wait_ms is not None
+    if has_head:
+        assert timings.read_ms is not None
+        assert timings.wait_ms < TOTAL_S * 500 < timings.read_ms
+    else:
+        assert timings.read_ms is None
+        assert timings.wait_ms > TOTAL_S * 500
+
+
+@EACH_CONNECTION
+@pytest.mark.parametrize(
+    ("content_types", "text"),
+    [
+        (["text/plain; charset=ISO-8859-1", "application/json"], "é"),
+        (["application/json", "text/plain; charset=ISO-8859-1"], "\\xe9"),
+    ],
+)
+def test_first_of_two_content_types_counts(
+    make_sender: MakeSender, max_age_s: float | None, content_types: list[str], text: str
+) -> None:
+    # As a framework and the proxy before it send them, that both add the header.
+    behaviour = r.reply(200, b"\xe9", [("Content-Type", value) for value in content_types])
+    with Receiver(default=behaviour) as receiver:
+        sender = make_sender()
+        sender.post(receiver.url, HEADERS, b"")
+        assert sender.post(receiver.url, HEADERS, b"", max_connection_age_s=max_age_s).text == text
+
+
+@pytest.mark.parametrize("use_tls", [False, True], ids=["http", "https"])
+def test_408_on_a_kept_connection_is_no_answer(
+    make_sender: MakeSender, authority: Authority, ca_file: Path, use_tls: bool
+) -> None:
+    tls = authority.context() if use_tls else None
+    too_late = r.reply(408, b"idle for too long", [("Connection", "close")])
+    with Receiver(tls=tls).then(r.reply(), too_late, r.reply(201, b"taken"), too_late) as receiver:
+        sender = make_sender(ca_bundle=ca_file)
+        sender.post(receiver.url, HEADERS, b"x")
+        answer = sender.post(receiver.url, HEADERS, b"x")
+        assert (answer.status, answer.text) == (201, "taken")
+        assert answer.timings.connect_ms is not None
+        assert [request.connection for request in receiver.requests] == [0, 0, 1]
+        # On a new connection it is about our request.
+        answer = sender.post(receiver.url, HEADERS, b"x", max_connection_age_s=0)
+        assert (answer.status, answer.text) == (408, "idle for too long")
+        assert len(receiver.requests) == 4
+
+
+def test_answer_before_the_whole_request_was_read_counts(make_sender: MakeSender) -> None:
+    refusal = r.Behaviour(r.raw(r.response(413, b"too large", [("Connection", "close")])).act, reads_body=False)
+    with Receiver().then(r.reply(), refusal) as receiver:
+        sender = make_sender()
+        sender.post(receiver.url, HEADERS, b"")
+        answer = sender.post(receiver.url, HEADERS, b"x" * 100)
+    assert (answer.status, answer.error_kind) == (413, None)
+    assert [request.connection for request in receiver.requests] == [0, 0]

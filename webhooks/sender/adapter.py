@@ -50,7 +50,6 @@ class Adapter(HTTPAdapter):
         connection = self._idle.take(request.target.endpoint, max_age_s)
         if connection is None:
             return None
-        request.attempt.is_reused = True
         request.attempt.peer = connection.peer
         return InFlightRequest(request.attempt, connection, request.data)
 

@@ -83,8 +83,6 @@ class Attempt:
     peer: str | None = None
     #: Bytes of the response that have arrived, over the connection now in use.
     received_bytes: int = 0
-    #: Whether the request went over a connection that an earlier one had used.
-    is_reused: bool = False
     _durations: dict[Phase, float] = field(default_factory=dict)
 
     @property
@@ -131,7 +129,6 @@ class Attempt:
 
     def start_over(self) -> None:
         """Forget the try that met a stale connection; its time still counts against the deadline and in the total."""
-        self.is_reused = False
         self.received_bytes = 0
         self.peer = None
         self._durations.clear()
