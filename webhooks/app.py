@@ -194,8 +194,10 @@ def _prepare_command(*_: object) -> None:
         os.environ.setdefault("FLOWER_CONF", str(find_config("flowerconfig.py")))
 
 
+#: What only workers load, by its import: tasks that run by the clock, and what answers Celery's signals there.
+_WORKERS_MODULES = ("webhooks.bindings", "webhooks.sweeper", "webhooks.steward")
 # Not the current app: a producer that imports us keeps its own.
-app = Celery("webhooks", set_as_current=False, amqp=AMQP, include=["webhooks.sweeper", "webhooks.steward"])
+app = Celery("webhooks", set_as_current=False, amqp=AMQP, include=_WORKERS_MODULES)
 app.config_from_object(_LazyConfig())
 # Celery adds these to each of its commands, Flower's included. This one is only there for its callback, which comes
 # before Celery reads its options.
