@@ -22,7 +22,7 @@ from webhooks.deadletters import DeadLetterStore
 from webhooks.errors import InvalidSettings, StoreUnavailable, WebhooksError
 from webhooks.ledger import Ledger
 from webhooks.mongo import open_database, server_version
-from webhooks.transport import PARKED_KEY, UNREADABLE_KEY
+from webhooks.transport import PARKED_KEY
 from webhooks.vault import Vault
 from webhooks.webhookstore import WebhookStore
 
@@ -198,8 +198,6 @@ def _ask_broker(settings: Settings) -> Part:
             name = "Valkey" if "valkey_version" in facts else "Redis"
             part.text = f"{name} {facts.get('valkey_version') or facts.get('redis_version')}"
             part.warnings = _find_dangers(facts)
-            if unreadable := client.llen(UNREADABLE_KEY):
-                part.warnings.append(f"{unreadable} in the list {UNREADABLE_KEY}: what is no message at all")
         else:
             facts = getattr(connection.connection, "server_properties", {})
             part.text = f"{facts.get('product', connection.transport.driver_type)} {facts.get('version', '')}".strip()
