@@ -62,7 +62,7 @@ def lane_of_message(message: Mapping[str, Any]) -> str:
         if isinstance(content, dict):  # task protocol 1, in which the body says what others say in headers
             if headers.get("task", content["task"]) != _DELIVER:
                 return OTHERS
-            args, kwargs = content.get("args"), content.get("kwargs")
+            args, kwargs = content.get("args"), content.get("kwargs") or {}
         else:
             args, kwargs, *_ = content
         event = args[0] if args else next(iter(kwargs.values()))

@@ -36,9 +36,9 @@ from kombu import connection
 from kombu.transport import redis as plain
 
 from webhooks.transport.channel import LANES_OPTION, Channel, Poller, QoS, finish, hold_lane, report
+from webhooks.transport.counts import QueueCounts, count_arguments, count_queues, read_counts
 from webhooks.transport.lanes import LANE_HEADER, OTHERS, RATE_HEADER, SERIAL, TAKEN_FROM_HEADER, Lanes, whole_of
 from webhooks.transport.messages import NO_MESSAGE, Admission, LaneState, Turn
-from webhooks.transport.scripts import PARKED_KEY
 
 __all__ = [
     "AMQP",
@@ -47,7 +47,6 @@ __all__ = [
     "NO_MESSAGE",
     "OPTION",
     "OTHERS",
-    "PARKED_KEY",
     "RATE_HEADER",
     "SERIAL",
     "TAKEN_FROM_HEADER",
@@ -58,10 +57,14 @@ __all__ = [
     "Lanes",
     "Poller",
     "QoS",
+    "QueueCounts",
     "Transport",
     "Turn",
+    "count_arguments",
+    "count_queues",
     "finish",
     "hold_lane",
+    "read_counts",
     "report",
     "whole_of",
 ]

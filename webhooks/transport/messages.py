@@ -119,7 +119,7 @@ class Message(virtual.Message):
         """
         message = cls({"content-type": NO_MESSAGE, "properties": {"delivery_tag": tag}}, channel=channel)
         message.body = message._raw = raw
-        message.errors.append((type(error), error, error.__traceback__))
+        message.errors = [(type(error), error, error.__traceback__)]
         return message
 
 
