@@ -25,6 +25,7 @@ from kombu import serialization
 from kombu.utils.json import dumps
 
 from webhooks.books import Books
+from webhooks.celery_commands import add_missing_flower
 from webhooks.config import Settings, get_settings
 from webhooks.deadletters import DeadLetterStore
 from webhooks.delivery import Attempter
@@ -36,6 +37,7 @@ from webhooks.logstore import LogStore
 from webhooks.mongo import open_database
 from webhooks.operators import Operators
 from webhooks.outbox import Outbox
+from webhooks.remedies import explain_database
 from webhooks.retry import RetryPolicy
 from webhooks.sender import Sender
 from webhooks.transport import AMQP
@@ -195,7 +197,7 @@ def _prepare_command(*_: object) -> None:
 
 
 #: What only workers load, by its import: tasks that run by the clock, and what answers Celery's signals there.
-_WORKERS_MODULES = ("webhooks.bindings", "webhooks.sweeper", "webhooks.steward")
+_WORKERS_MODULES = ("webhooks.bindings", "webhooks.inspection", "webhooks.sweeper", "webhooks.steward")
 # Not the current app: a producer that imports us keeps its own.
 app = Celery("webhooks", set_as_current=False, amqp=AMQP, include=_WORKERS_MODULES)
 app.config_from_object(_LazyConfig())
@@ -206,6 +208,7 @@ cast("dict[str, set[click.Option]]", app.user_options)["preload"].add(
         ["--check-settings"], is_flag=True, hidden=True, is_eager=True, expose_value=False, callback=_prepare_command
     )
 )
+add_missing_flower()
 
 
 @worker_init.connect
@@ -286,7 +289,7 @@ def _make_indexes() -> None:
             services.outbox.ensure_indexes()
             services.dead_letters.ensure_indexes()
         except StoreUnavailable as error:
-            logger.warning("waiting to make the indexes: %s", error)
+            logger.warning("waiting to make the indexes: %s", explain_database(error))
             stopping.wait(5)
         except Exception:
             logger.exception("the indexes could not be made; deliveries work, questions to the logs may be slow")

@@ -22,6 +22,7 @@ from http import HTTPStatus
 from bson import ObjectId
 
 from webhooks.errors import ErrorKind, SecretUnreadable, trace
+from webhooks.hints import hint
 from webhooks.ledger import Claim, Delivery, Interrupted
 from webhooks.matching import match
 from webhooks.models import NO_RESPONSE_STATUS, AttemptDetails, COTEvent, COTWebhook, COTWebhookLog, now
@@ -86,7 +87,8 @@ def summarize(log: COTWebhookLog) -> str:
         line += ", was the last; kept for an operator to decide"
     elif attempt.outcome == Outcome.FAILED:
         line += ", was the last"
-    return line
+    setting = hint(attempt.error_kind)
+    return f"{line}; {setting}" if setting else line
 
 
 def _phrase(status: int) -> str:
