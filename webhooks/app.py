@@ -25,7 +25,6 @@ from kombu import serialization
 from kombu.utils.json import dumps
 
 from webhooks.books import Books
-from webhooks.celery_commands import add_missing_flower
 from webhooks.config import Settings, get_settings
 from webhooks.deadletters import DeadLetterStore
 from webhooks.delivery import Attempter
@@ -208,7 +207,6 @@ cast("dict[str, set[click.Option]]", app.user_options)["preload"].add(
         ["--check-settings"], is_flag=True, hidden=True, is_eager=True, expose_value=False, callback=_prepare_command
     )
 )
-add_missing_flower()
 
 
 @worker_init.connect

@@ -1,25 +1,32 @@
-"""Has `celery -A webhooks flower` say how to install Flower where it is missing: Celery says "no such command"."""
+"""What stands for `celery flower` where Flower is missing: Celery alone says that there is no such command.
 
-import sys
-from typing import Any
+Celery finds its commands by entry points, before it loads an app. So this is one (pyproject.toml), for every app of an
+environment in which this package is installed; with Flower it is Flower's own command.
+"""
+
+from importlib.util import find_spec
 
 import click
 
 
-def add_missing_flower() -> None:
-    """Add a command that stands for Flower's, in a process that is Celery's command line and has no Flower."""
-    command_line: Any = sys.modules.get("celery.bin.celery")
-    if command_line is not None and "flower" not in command_line.celery.commands:
-        command_line.celery.add_command(_flower)
-
-
 @click.command(
     "flower",
-    short_help="Not installed: pip install '.[flower]'.",
+    short_help="Not installed: pip install flower.",
     context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []},
 )
-def _flower() -> None:
+def _missing() -> None:
     raise click.ClickException(
-        "Flower is not installed in this environment: it comes with the extra `flower`: pip install '.[flower]' in "
-        "this project"
+        "Flower is not installed in this environment; in this project it comes with the extra `flower`: "
+        "pip install '.[flower]'"
     )
+
+
+def _find() -> click.Command:
+    if find_spec("flower") is None:
+        return _missing
+    from flower.command import flower  # noqa: PLC0415 - an extra
+
+    return flower
+
+
+flower = _find()

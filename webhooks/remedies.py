@@ -130,8 +130,8 @@ def _remedy_of_refusal(error: OperationFailure) -> str:
 def _remedy_of_selection(text: str) -> str:
     if "SSL" in text or "certificate" in text:
         return f"check the server's certificate, and the TLS options of {_DATABASE}"
-    if "closed" in text or "timed out" in text:
-        return f"check host and port in {_DATABASE}, and whether the server wants TLS (tls=true)"
     if "replica set" in text.lower() or "primary" in text:
         return f"check replicaSet in {_DATABASE}, and that the set has a primary"
-    return _START_DATABASE
+    if "refused" in text or "[Errno -" in text:  # nothing listens, or the host's name leads nowhere
+        return _START_DATABASE
+    return f"check host and port in {_DATABASE}, and whether the server wants TLS (tls=true)"

@@ -65,7 +65,15 @@ class Vault:
         Raises:
             SecretUnreadable: there is no key.
         """
-        return self._need_key(_NEW_KEY).encrypt(f"{webhook_id}:{use}:{secret}".encode()).decode()
+        return self.require_key().encrypt(f"{webhook_id}:{use}:{secret}".encode()).decode()
+
+    def require_key(self) -> MultiFernet:
+        """Return what seals.
+
+        Raises:
+            SecretUnreadable: there is no key; with the remedy.
+        """
+        return self._need_key(_NEW_KEY)
 
     def open(self, sealed: str, webhook_id: ObjectId, use: Use) -> str:
         """Return the secret in what `seal` made for this webhook and this use.

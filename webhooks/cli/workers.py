@@ -14,6 +14,7 @@ from webhooks.errors import NoResponse, SecretUnreadable
 from webhooks.guard import Verdict, classify
 from webhooks.sender.ports import check_port
 from webhooks.target import Target, parse_target
+from webhooks.vault import Vault
 
 #: Seconds in which workers have to answer where a person waits for it.
 _WITHIN_S = 1.0
@@ -113,16 +114,15 @@ def _remedy(address: str, verdict: Verdict) -> str:
 
 
 def check_key(asked: Question[Digests]) -> None:
-    """Make sure that workers can open what is about to be sealed here: else they would send nothing to the webhook.
+    """Make sure that something can be sealed here, and that workers can open it: else they would send nothing.
 
     Where no worker answers there is nothing to compare.
 
     Raises:
-        SecretUnreadable: one of them cannot; with the remedy.
+        SecretUnreadable: there is no key, or a worker lacks it; with the remedy.
     """
     keys = get_settings().encryption_key
-    if not keys:
-        return  # nothing is sealed, and sealing says why
+    Vault(keys).require_key()
     workers = _answers(asked)
     missing = open_missing(workers, keys[0])
     if missing:
