@@ -196,7 +196,13 @@ def _prepare_command(*_: object) -> None:
 
 
 #: What only workers load, by its import: tasks that run by the clock, and what answers Celery's signals there.
-_WORKERS_MODULES = ("webhooks.bindings", "webhooks.inspection", "webhooks.sweeper", "webhooks.steward")
+_WORKERS_MODULES = (
+    "webhooks.bindings",
+    "webhooks.inspection",
+    "webhooks.startup_errors",
+    "webhooks.sweeper",
+    "webhooks.steward",
+)
 # Not the current app: a producer that imports us keeps its own.
 app = Celery("webhooks", set_as_current=False, amqp=AMQP, include=_WORKERS_MODULES)
 app.config_from_object(_LazyConfig())

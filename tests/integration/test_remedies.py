@@ -18,6 +18,7 @@ import redis
 from flower import command as flower_command
 
 from tests.servers import Server
+from tests.worker import Worker, wait_until
 from webhooks import celery_commands, embedded
 
 PASSWORD = "hunter2@:/#%"
@@ -49,7 +50,7 @@ def mongod_command(port: int, folder: Path) -> list[str]:
 
 
 class _Http(http.server.BaseHTTPRequestHandler):
-    def log_message(self, *_: Any) -> None:
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
         pass
 
 
@@ -200,6 +201,23 @@ def test_up_does_not_wait_for_a_server_that_refuses_the_password(guarded: Guarde
     assert "refuses us" in line
     assert "percent-encoded" in line
     assert "hunter2" not in done.stdout + done.stderr
+
+
+def test_worker_that_is_refused_says_what_to_do(guarded: Guarded, tmp_path: Path):
+    settings = {
+        "WEBHOOKS_BROKER_URL": guarded.broker("default:hunter2x"),
+        "WEBHOOKS_MONGODB_URL": guarded.database("root:hunter2x@"),
+        "WEBHOOKS_MONGODB_TIMEOUT_S": "2",
+    }
+    worker = Worker(tmp_path, settings)
+    worker.start(wait=False)
+    try:
+        wait_until(lambda: "check user and password in WEBHOOKS_BROKER_URL" in worker.log(), "broker's remedy")
+        wait_until(lambda: "check user and password in WEBHOOKS_MONGODB_URL" in worker.log(), "MongoDB's remedy")
+        assert "hunter2" not in worker.log()
+        assert "Traceback" not in worker.log()
+    finally:
+        worker.kill()
 
 
 def test_celery_without_flower_says_how_to_install_it(redis_url: str):

@@ -55,6 +55,7 @@ LAYERS = {
     "worker": 4,
     "bindings": 4,
     "inspection": 4,
+    "startup_errors": 4,
     "sweeper": 4,
     "steward": 4,
     "up": 4,
