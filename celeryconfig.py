@@ -3,7 +3,7 @@
 Only options. What users tune are the `WEBHOOKS_…` settings of the README; this file follows from them.
 """
 
-from kombu.entity import Queue
+from kombu.entity import Exchange, Queue
 
 from webhooks import lanes
 from webhooks.config import get_settings
@@ -54,7 +54,9 @@ task_publish_retry_policy = {"max_retries": 10, "interval_start": 0, "interval_s
 # "celery" is where the message of a producer with nothing but Celery lands, by Celery's own default. Ours have names
 # of their own, so that another application's worker on the same broker does not take them.
 task_default_queue = "celery"
-task_queues = [Queue("celery"), Queue("webhooks.deliver"), Queue("webhooks.send")]
+# Each has its own exchange and key: Celery binds a queue without them to exchange "celery" with key "celery", and then
+# a producer that publishes there, as clients in other languages do, has its message copied into every queue.
+task_queues = [Queue(name, Exchange(name), routing_key=name) for name in lanes.QUEUES]
 task_routes = {
     "webhooks.deliver": {"queue": "webhooks.deliver"},
     "webhooks.send": {"queue": "webhooks.send"},

@@ -37,6 +37,7 @@ from webhooks.logstore import LogStore
 from webhooks.mongo import open_database
 from webhooks.operators import Operators
 from webhooks.outbox import Outbox
+from webhooks.remedies import explain_database
 from webhooks.retry import RetryPolicy
 from webhooks.sender import Sender
 from webhooks.transport import AMQP
@@ -200,8 +201,16 @@ def _prepare_command(*_: object) -> None:
         os.environ.setdefault("FLOWER_CONF", str(find_config("flowerconfig.py")))
 
 
+#: What only workers load, by its import: tasks that run by the clock, and what answers Celery's signals there.
+_WORKERS_MODULES = (
+    "webhooks.bindings",
+    "webhooks.inspection",
+    "webhooks.startup_errors",
+    "webhooks.sweeper",
+    "webhooks.steward",
+)
 # Not the current app: a producer that imports us keeps its own.
-app = Celery("webhooks", set_as_current=False, amqp=AMQP, include=["webhooks.sweeper", "webhooks.steward"])
+app = Celery("webhooks", set_as_current=False, amqp=AMQP, include=_WORKERS_MODULES)
 app.config_from_object(_LazyConfig())
 # Celery adds these to each of its commands, Flower's included. This one is only there for its callback, which comes
 # before Celery reads its options.
@@ -310,7 +319,7 @@ def _make_indexes() -> None:
             services.outbox.ensure_indexes()
             services.dead_letters.ensure_indexes()
         except StoreUnavailable as error:
-            logger.warning("waiting to make the indexes: %s", error)
+            logger.warning("waiting to make the indexes: %s", explain_database(error))
             stopping.wait(5)
         except Exception:
             logger.exception("the indexes could not be made; deliveries work, questions to the logs may be slow")

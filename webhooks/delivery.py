@@ -21,7 +21,8 @@ from http import HTTPStatus
 
 from bson import ObjectId
 
-from webhooks.errors import NOT_ALLOWED_REMEDY, ErrorKind, SecretUnreadable, trace
+from webhooks.errors import ErrorKind, SecretUnreadable, trace
+from webhooks.hints import hint
 from webhooks.ledger import Claim, Delivery, Interrupted
 from webhooks.matching import match
 from webhooks.models import NO_RESPONSE_STATUS, AttemptDetails, COTEvent, COTWebhook, COTWebhookLog, now
@@ -78,8 +79,6 @@ def summarize(log: COTWebhookLog) -> str:
     """Say in one line what came of an attempt, without payload or response body: what Flower shows as result."""
     attempt = log.details
     came_back = log.response if attempt.error_kind else f"{log.status} {_phrase(log.status)}".strip()
-    if attempt.error_kind == ErrorKind.NOT_ALLOWED:
-        came_back += f" ({NOT_ALLOWED_REMEDY})"
     took = "" if attempt.total_ms is None else f" in {attempt.total_ms:.0f} ms"
     line = f"{came_back}{took}, {'probe at ' if attempt.probe else ''}retry {log.retry}"
     if attempt.next_at is not None:
@@ -88,7 +87,8 @@ def summarize(log: COTWebhookLog) -> str:
         line += ", was the last; kept for an operator to decide"
     elif attempt.outcome == Outcome.FAILED:
         line += ", was the last"
-    return line
+    setting = hint(attempt.error_kind)
+    return f"{line}; {setting}" if setting else line
 
 
 def _phrase(status: int) -> str:

@@ -92,10 +92,6 @@ class ErrorKind(StrEnum):
     WEBHOOK_UNUSABLE = "webhook_unusable"
 
 
-#: What operators are told beside `ErrorKind.NOT_ALLOWED`. Not in the log's ``response``: the URL's author reads that.
-NOT_ALLOWED_REMEDY = "WEBHOOKS_ALLOWED_NETWORKS and WEBHOOKS_ALLOWED_PORTS say where requests may go"
-
-
 def trace(error: BaseException) -> str:
     """Say where an error came from, for a log: its type and lines of code, and the same of what led to it.
 

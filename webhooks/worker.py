@@ -251,6 +251,8 @@ class DurableRequest(Request):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if self._request_dict.get("retries") is None:  # clients in other languages send null for what they leave out
+            self._request_dict["retries"] = 0
         fault = None if isinstance(self.message, InPlaceMessage) else self._find_fault()
         if fault:
             raise InvalidTaskError(fault)
@@ -269,7 +271,7 @@ class DurableRequest(Request):
             return f"its id is no text of 1 to {_MAX_NAME} characters that can be printed"
         if shadow is not None and not _is_name(shadow):
             return f"its shadow is no text of 1 to {_MAX_NAME} characters that can be printed"
-        if not isinstance(headers.get("retries", 0), int) or not 0 <= headers.get("retries", 0) <= _MAX_RETRIES:
+        if not isinstance(headers["retries"], int) or not 0 <= headers["retries"] <= _MAX_RETRIES:
             return f"its retries are no number from 0 to {_MAX_RETRIES}"
         if not isinstance(limits, list | tuple) or len(limits) != 2 or not all(map(_is_limit, limits)):
             return "its time limits are no two numbers"

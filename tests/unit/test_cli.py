@@ -213,7 +213,7 @@ def test_logs_of_refusals_name_the_settings_once(capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().err == ""
     printer.print([refused, refused])
     printer.print([refused])
-    said = "note: WEBHOOKS_ALLOWED_NETWORKS and WEBHOOKS_ALLOWED_PORTS say where requests may go"
+    said = "note: not_allowed: the workers' WEBHOOKS_ALLOWED_NETWORKS and WEBHOOKS_ALLOWED_PORTS say what is allowed"
     assert capsys.readouterr().err.count(said) == 1
 
 

@@ -244,7 +244,7 @@ def test_refusal_names_the_settings_to_operators_alone():
     text = "address not allowed: host:8443"
     log, _ = attempt(answer(None, text, error_kind=ErrorKind.NOT_ALLOWED))
     assert log.response == text
-    assert "(WEBHOOKS_ALLOWED_NETWORKS and WEBHOOKS_ALLOWED_PORTS say where requests may go)" in summarize(log)
+    assert "the workers' WEBHOOKS_ALLOWED_NETWORKS and WEBHOOKS_ALLOWED_PORTS say what is allowed" in summarize(log)
 
 
 def test_interrupted_attempt_is_logged_under_its_own_id_as_one_that_is_repeated():

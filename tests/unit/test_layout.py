@@ -24,6 +24,10 @@ LAYERS = {
     "guard": 1,
     "signing": 1,
     "vault": 1,
+    "celery_commands": 1,
+    "digest": 1,
+    "hints": 1,
+    "remedies": 1,
     "mongo": 2,
     "sender": 2,
     "webhookstore": 2,
@@ -38,6 +42,7 @@ LAYERS = {
     "supervisor": 2,
     "transport": 2,
     "delivery": 3,
+    "flower_queues": 3,
     "operators": 3,
     "skipping": 3,
     "books": 3,
@@ -55,6 +60,9 @@ LAYERS = {
     "steward": 9,
     "pool": 9,
     "tasks": 9,
+    "bindings": 5,
+    "inspection": 5,
+    "startup_errors": 5,
     "worker": 10,
     "up": 10,
     "demo": 11,
@@ -79,6 +87,7 @@ WITHIN_A_LAYER = {
     ("ledger", "lanes"),
     ("skipping", "delivery"),
     ("deadletters", "mongo"),
+    ("deadletters", "transport"),
 }
 
 

@@ -50,6 +50,16 @@ def test_make_folder_keeps_git_out_of_a_new_folder_only(tmp_path: Path) -> None:
     assert (tmp_path / "data").stat().st_mode & 0o077 == 0
 
 
+def test_what_is_allowed_is_said_and_loopback_is_added_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = up._describe_allowed(Settings())
+    assert "--allow-loopback" in text
+    assert "WEBHOOKS_ALLOWED_NETWORKS" in text
+    monkeypatch.setenv("WEBHOOKS_ALLOWED_NETWORKS", "127.0.0.0/8")
+    settings = up.with_loopback(Settings())
+    assert up.child_env(settings)["WEBHOOKS_ALLOWED_NETWORKS"] == "127.0.0.0/8,::1/128"
+    assert up._describe_allowed(settings) == "requests to public addresses and 127.0.0.0/8, ::1/128"
+
+
 def test_flower_program_listens_on_loopback(tmp_path: Path) -> None:
     argv = up.flower_program({}, tmp_path, 7002).argv
     assert {"--address=127.0.0.1", "--port=7002"} <= set(argv)

@@ -9,7 +9,6 @@ import sys
 from typing import Any, NoReturn
 
 import click
-from kombu.exceptions import OperationalError
 
 from webhooks.cli.bench_cmd import bench
 from webhooks.cli.check_cmd import check
@@ -19,11 +18,13 @@ from webhooks.cli.demo_cmd import demo
 from webhooks.cli.gate_cmd import drain, pause, resume, skip_deliveries
 from webhooks.cli.header_cmd import header
 from webhooks.cli.logs_cmd import logs
+from webhooks.cli.queues_cmd import queues
 from webhooks.cli.secret_cmd import secret
 from webhooks.cli.send_cmd import send
 from webhooks.cli.up_cmd import up
 from webhooks.cli.webhooks_cmd import activate, add, deactivate, edit, list_webhooks, show
-from webhooks.errors import WebhooksError
+from webhooks.errors import StoreUnavailable, WebhooksError
+from webhooks.remedies import DRIVER_ERRORS, explain_broker, explain_database
 from webhooks.version import __version__
 
 
@@ -54,14 +55,17 @@ class OneLineGroup(click.Group):
             return error.exit_code
         except click.Abort:
             return 130
+        except StoreUnavailable as error:
+            complain(explain_database(error))
+            return 1
         except WebhooksError as error:
             complain(str(error))
             return 1
         except UnicodeEncodeError:  # half a character on the command line; MongoDB cannot be asked for it
             complain("what was typed is not UTF-8")
             return 2
-        except OperationalError as error:
-            complain(f"the broker cannot be reached: {error}")
+        except DRIVER_ERRORS as error:
+            complain(f"the broker cannot be used: {explain_broker(error)}")
             return 1
 
 
@@ -78,7 +82,7 @@ for command in (add, list_webhooks, show, edit, secret, header, deactivate, acti
     cli.add_command(command)
 for command in (pause, resume, drain, skip_deliveries):
     cli.add_command(command)
-for command in (send, logs, dead, check, demo, up, bench):
+for command in (send, logs, dead, check, queues, demo, up, bench):
     cli.add_command(command)
 
 
