@@ -1,7 +1,8 @@
 """The inspect command ``webhooks_settings``, to which each worker answers with the digest of its settings.
 
 Celery's own remote control, not a document in MongoDB: only workers that live answer, nothing has to be kept fresh or
-cleared away, and every broker carries it. ``celery -A webhooks inspect webhooks_settings`` works as well.
+cleared away, and every broker carries it. The command asks it by `Inspect`: ``celery inspect`` knows only what its own
+process has loaded.
 """
 
 from typing import Any
