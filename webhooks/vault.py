@@ -87,7 +87,7 @@ class Vault:
 
     def _need_key(self) -> MultiFernet:
         if self._fernet is None:
-            raise SecretUnreadable("WEBHOOKS_ENCRYPTION_KEY is not set")
+            raise SecretUnreadable("WEBHOOKS_ENCRYPTION_KEY is not set; `webhooks secret new-key` makes a key")
         return self._fernet
 
 
