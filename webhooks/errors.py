@@ -22,6 +22,9 @@ of the package.
 import traceback
 from enum import StrEnum
 
+#: What to do when a URL cannot be taken apart, for all settings that are one.
+ENCODE_HINT = "percent-encode special characters of user and password: @ %40, : %3A, / %2F, ? %3F, # %23, ; %3B, % %25"
+
 
 class WebhooksError(Exception):
     """Base of all errors raised on purpose."""

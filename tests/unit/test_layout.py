@@ -14,6 +14,8 @@ PACKAGE = Path(webhooks.__file__).parent
 #: Each module's layer. Within a layer nothing is imported, but for the pairs below.
 LAYERS = {
     "errors": 0,
+    "broker_url": 0,
+    "mongodb_url": 0,
     "config": 0,
     "models": 0,
     "target": 0,
@@ -57,7 +59,11 @@ LAYERS = {
     "__main__": 5,
 }
 WITHIN_A_LAYER = {
+    ("broker_url", "errors"),
+    ("mongodb_url", "errors"),
+    ("config", "broker_url"),
     ("config", "errors"),
+    ("config", "mongodb_url"),
     ("config", "target"),
     ("models", "errors"),
     ("models", "target"),
