@@ -14,6 +14,7 @@ of the package.
     │   └── WorkersLost      workers died of it, again and again
     ├── SecretUnreadable     a webhook's secret cannot be sealed or opened with the key that we have
     ├── CannotResend         a dead letter whose message cannot be published again
+    ├── BrokerTooOld         the broker is a Redis that lacks what the transport needs
     ├── StoreUnavailable     MongoDB cannot be reached or cannot serve us now: hold, never drop
     ├── ServerMissing        a server of the embedded default is not installed, or cannot run here
     └── CannotStart          a program that we run, or wait for, does not come up
@@ -142,6 +143,10 @@ class SecretUnreadable(WebhooksError):
 
 class CannotResend(WebhooksError):
     """A dead letter whose message cannot be published again; the text says why."""
+
+
+class BrokerTooOld(WebhooksError):
+    """The broker is a Redis that lacks what the transport needs; the text names the version that has it."""
 
 
 class StoreUnavailable(WebhooksError):

@@ -45,12 +45,12 @@ _DOCUMENT_ERRORS = frozenset(
     }
 )
 
-_WRONG_PASSWORD = f"; correct user and password in WEBHOOKS_MONGODB_URL, and {ENCODE_HINT}"
+_NOT_LET_IN = "; correct user or password in WEBHOOKS_MONGODB_URL"
 #: By the code of the server's error.
 _REMEDIES = {
     13: "; WEBHOOKS_MONGODB_URL needs a user, with readWrite on its database",  # Unauthorized
-    18: _WRONG_PASSWORD,  # AuthenticationFailed
-    8000: _WRONG_PASSWORD,  # AtlasError, which is "bad auth" before all else
+    18: _NOT_LET_IN,  # AuthenticationFailed
+    8000: _NOT_LET_IN,  # AtlasError, which is "bad auth" before all else
 }
 
 

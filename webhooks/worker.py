@@ -19,7 +19,8 @@ from typing import Any, ClassVar, cast
 from billiard.einfo import ExceptionWithTraceback
 from billiard.exceptions import Terminated, WorkerLostError
 from celery.concurrency.thread import TaskPool
-from celery.exceptions import InvalidTaskError, TaskPredicate
+from celery.exceptions import InvalidTaskError, TaskPredicate, WorkerShutdown
+from celery.platforms import EX_FAILURE
 from celery.worker import state
 from celery.worker.consumer import Consumer
 from celery.worker.request import Request
@@ -30,7 +31,7 @@ from webhooks.app import get_services, stopping
 from webhooks.config import get_settings
 from webhooks.deadletters import DeadLetter, Reason
 from webhooks.delivery import describe_input
-from webhooks.errors import AttemptFailed, InvalidEvent, StoreUnavailable, TaskDefect, WorkersLost, trace
+from webhooks.errors import AttemptFailed, BrokerTooOld, InvalidEvent, StoreUnavailable, TaskDefect, WorkersLost, trace
 from webhooks.express import Express
 
 logger = logging.getLogger(__name__)
@@ -124,6 +125,14 @@ class DurableConsumer(Consumer):
     _express: Express | None = None
     #: Celery's way for a message; a new one with each connection.
     _handle: Callable[[Message], None]
+
+    def start(self) -> None:
+        """Consume until the worker ends; a broker that is too old ends it in one line."""
+        try:
+            super().start()
+        except BrokerTooOld as error:
+            logger.critical("%s", error)
+            raise WorkerShutdown(EX_FAILURE) from None
 
     def on_decode_error(self, message: Message, exc: Exception) -> None:
         """Keep a message whose body cannot be read."""
