@@ -15,7 +15,7 @@ _on_redis = _settings.broker_url.startswith("redis")
 
 # ── Broker ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 broker_url = _settings.broker_url
-# kombu has these from the URL already; Flower's page of queues wants them here.
+# By default kombu checks no certificate of Redis, and no host name of RabbitMQ. Flower's page of queues reads it, too.
 broker_use_ssl = tls_options(broker_url)
 
 # A broker that comes up late, or goes away for a weekend, is waited for, without end.

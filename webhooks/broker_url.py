@@ -64,12 +64,15 @@ def read_broker_url(url: str, *, is_test: bool = False) -> str:
 
 
 def tls_options(url: str) -> dict[str, object] | None:
-    """Return what a Redis URL that `read_broker_url` gave says of TLS, in the form of Celery's ``broker_use_ssl``.
+    """Return what a URL that `read_broker_url` gave says of TLS, in the form of Celery's ``broker_use_ssl``.
 
     Returns:
-        None for a broker without TLS, and for RabbitMQ, whose certificate kombu checks.
+        None for a broker without TLS, and for several nodes of RabbitMQ: kombu would look for the name of the first
+        node in the certificates of all.
     """
     scheme, _, rest = url.partition("://")
+    if scheme == "amqps":
+        return None if ";" in rest else {"server_hostname": None}  # has kombu fill in the URL's host
     if scheme != "rediss":
         return None
     options: dict[str, object] = dict(parse_qsl(rest.partition("?")[2]))

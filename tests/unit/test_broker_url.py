@@ -124,6 +124,10 @@ def test_certificates_are_checked_alike_by_kombu_redis_and_flower(url: str, mode
         assert connection.check_hostname is checks_name  # pyright: ignore[reportAttributeAccessIssue]
 
 
-@pytest.mark.parametrize("url", ["redis://host/0", "amqp://host//", "amqps://host//"])
-def test_broker_without_tls_of_redis_has_no_options(url: str):
+@pytest.mark.parametrize("url", ["redis://host/0", "amqp://host//", "amqps://a//;amqps://b//"])
+def test_broker_without_tls_has_no_options(url: str):
     assert tls_options(url) is None
+
+
+def test_rabbitmq_must_show_a_certificate_for_the_urls_host():
+    assert tls_options("amqps://host//") == {"server_hostname": None}
