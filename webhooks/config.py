@@ -29,7 +29,7 @@ Network = IPv4Network | IPv6Network
 #: Of the names of all settings.
 PREFIX = "WEBHOOKS_"
 #: Names and values of the variables that Kubernetes sets in each container for each Service.
-_OF_A_SERVICE = re.compile(r"_SERVICE_(HOST|PORT)|_PORT_[0-9]+_(TCP|UDP|SCTP)")
+_OF_A_SERVICE = re.compile(r"(^|_)SERVICE_(HOST|PORT)|(^|_)PORT_[0-9]+_(TCP|UDP|SCTP)")
 _PLACE = re.compile(r"(tcp|udp|sctp)://")
 #: Of a key of the cipher that `vault` uses.
 _KEY_BYTES = 32
@@ -330,23 +330,23 @@ def find_notices(environ: Mapping[str, str]) -> list[str]:
     Returns:
         A sentence for each, without values.
     """
-    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
-    ours = {name.upper(): value for name, value in sorted(environ.items()) if name.upper().startswith(PREFIX)}
+    known = [name.upper() for name in Settings.model_fields]
+    given = {name.upper(): value for name, value in sorted(environ.items())}
+    ours = {name.removeprefix(PREFIX): value for name, value in given.items() if name.startswith(PREFIX)}
     notices = []
     for name, value in ours.items():
         if name not in known and not _is_foreign(name, value):
             nearest = get_close_matches(name, known, n=1)
-            remedy = f"did you mean {nearest[0]}?" if nearest else "`webhooks settings` lists all"
-            notices.append(f"{name} is not a setting: {remedy}")
-    name = f"{PREFIX}MONGODB_URL"
-    for option in find_overruled(ours.get(name, "")):
-        notices.append(f"{name}: the option {option} has no effect, as everything is read from the primary")
+            remedy = f"did you mean {PREFIX}{nearest[0]}?" if nearest else "`webhooks settings` lists all"
+            notices.append(f"{PREFIX}{name} is not a setting: {remedy}")
+    for option in find_overruled(ours.get("MONGODB_URL", "")):
+        notices.append(f"{PREFIX}MONGODB_URL: the option {option} has no effect: everything is read from the primary")
     return notices
 
 
 def _is_foreign(name: str, value: str) -> bool:
     """Say whether a name that begins like ours is of our tests, or Kubernetes's for a Service named ``webhooks…``."""
-    return name.startswith(f"{PREFIX}TEST_") or bool(_OF_A_SERVICE.search(name)) or bool(_PLACE.match(value))
+    return name.startswith("TEST_") or bool(_OF_A_SERVICE.search(name)) or bool(_PLACE.match(value))
 
 
 def _parts(text: str) -> list[str]:
