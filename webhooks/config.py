@@ -5,6 +5,7 @@ values on; modules of lower layers get them as arguments.
 """
 
 import re
+import ssl
 import sys
 from base64 import b64decode, urlsafe_b64decode
 from collections.abc import Mapping
@@ -299,13 +300,16 @@ class Settings(BaseSettings):
 
     @field_validator("ca_bundle")
     @classmethod
-    def _ca_bundle_is_a_file(cls, value: Path | None) -> Path | None:
+    def _ca_bundle_has_certificates(cls, value: Path | None) -> Path | None:
         try:
-            is_file = value is None or value.is_file()
+            if value is not None:
+                ssl.create_default_context(cafile=str(value))
+        except FileNotFoundError:
+            raise ValueError("there is no such file") from None
+        except ssl.SSLError:
+            raise ValueError("holds no certificates in PEM form") from None
         except OSError as error:  # such as a folder that we may not look into, or a name too long to be one
-            raise ValueError(f"cannot be looked at: {error.strerror}") from None
-        if not is_file:
-            raise ValueError("there is no such file")
+            raise ValueError(f"cannot be read: {error.strerror}") from None
         return value
 
 

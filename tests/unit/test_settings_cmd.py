@@ -2,9 +2,9 @@
 
 import json
 from base64 import b64encode
-from pathlib import Path
 from typing import Any
 
+import certifi
 import pytest
 from click.testing import CliRunner
 
@@ -42,15 +42,14 @@ def test_every_setting_is_shown_with_unit_and_source(monkeypatch: pytest.MonkeyP
     assert {row["unit"] for row in rows.values()} == {"seconds", "bytes", "days", None}
 
 
-def test_values_are_shown_as_they_are_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    (tmp_path / "ca.pem").touch()
+def test_values_are_shown_as_they_are_set(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("WEBHOOKS_ALLOWED_NETWORKS", "fd00::/8, 10.0.0.0/8")
     monkeypatch.setenv("WEBHOOKS_ALLOWED_PORTS", "8000-8002,443,80")
-    monkeypatch.setenv("WEBHOOKS_CA_BUNDLE", str(tmp_path / "ca.pem"))
+    monkeypatch.setenv("WEBHOOKS_CA_BUNDLE", certifi.where())
     rows, lines = show()
     assert rows["WEBHOOKS_ALLOWED_NETWORKS"]["value"] == ["10.0.0.0/8", "fd00::/8"]
     assert rows["WEBHOOKS_ALLOWED_PORTS"]["value"] == [80, 443, 8000, 8001, 8002]
-    assert rows["WEBHOOKS_CA_BUNDLE"]["value"] == str(tmp_path / "ca.pem")
+    assert rows["WEBHOOKS_CA_BUNDLE"]["value"] == certifi.where()
     assert " 10.0.0.0/8,fd00::/8 " in lines["WEBHOOKS_ALLOWED_NETWORKS"]
     assert " 80,443,8000-8002 " in lines["WEBHOOKS_ALLOWED_PORTS"]
 
