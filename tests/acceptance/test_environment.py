@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -90,7 +91,7 @@ def test_own_app_of_a_producer_keeps_its_variables(stack: Stack):
 
 
 def test_worker_with_all_of_them_delivers_what_waits_and_says_what_has_no_effect(stack: Stack):
-    everything = {**OF_AN_APP, **OF_THE_COMMAND, **OF_A_WORKER}
+    everything: dict[str, Any] = {**OF_AN_APP, **OF_THE_COMMAND, **OF_A_WORKER}
     with Receiver() as receiver:
         stack.add_webhook(receiver.url)
         stack.send_task(EVENT)  # before the worker starts, which must not purge it
