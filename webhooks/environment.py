@@ -40,7 +40,7 @@ _OVERRULED_OPTIONS = {
 #: Options of the worker that may come from the environment: they say where the process runs and what it writes, and
 #: nothing of which messages it takes or what becomes of them.
 _OBEYED_OPTIONS = frozenset(
-    {"hostname", "loglevel", "logfile", "pidfile", "statedb", "detach", "uid", "gid", "umask", "workdir", "executable"}
+    {"hostname", "loglevel", "logfile", "pidfile", "statedb", "detach", "uid", "gid", "umask", "executable"}
 )
 _WORKER_PREFIX = "CELERY_WORKER_"
 
