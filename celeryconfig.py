@@ -6,6 +6,7 @@ Only options. What users tune are the `WEBHOOKS_…` settings of the README; thi
 from kombu.entity import Exchange, Queue
 
 from webhooks import lanes
+from webhooks.broker_url import tls_options
 from webhooks.config import get_settings
 from webhooks.transport import LANES_OPTION, OPTION, Lanes
 
@@ -14,6 +15,8 @@ _on_redis = _settings.broker_url.startswith("redis")
 
 # ── Broker ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 broker_url = _settings.broker_url
+# By default kombu checks no certificate of Redis, and no host name of RabbitMQ. Flower's page of queues reads it, too.
+broker_use_ssl = tls_options(broker_url)
 
 # A broker that comes up late, or goes away for a weekend, is waited for, without end.
 broker_connection_retry_on_startup = True

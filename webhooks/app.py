@@ -19,7 +19,6 @@ from types import ModuleType
 from typing import Any, cast
 
 import click
-from celery import Celery
 from celery.concurrency import get_implementation
 from celery.signals import worker_init, worker_process_init, worker_shutting_down
 from kombu import serialization
@@ -29,6 +28,7 @@ from webhooks.books import Books
 from webhooks.config import Settings, get_settings
 from webhooks.deadletters import DeadLetterStore
 from webhooks.delivery import Attempter
+from webhooks.environment import OwnCelery, close_worker_options, refuse_overruled
 from webhooks.errors import InvalidSettings, StoreUnavailable
 from webhooks.gates import GateStore
 from webhooks.kept import KeptDeliveries
@@ -190,10 +190,15 @@ class _LazyConfig(Mapping[str, Any]):
         return len(self._options)
 
 
-def _prepare_command(*_: object) -> None:
+def _prepare_command(context: click.Context, *_: object) -> None:
     """Do what comes first in each `celery -A webhooks …`: check the settings, and show Flower its own."""
     try:
         get_settings()
+        if context.parent is not None:
+            refuse_overruled(context.parent)
+        if context.command.name == "worker":
+            close_worker_options(context.command)
+            get_services()  # what the driver of MongoDB refuses is an error of the command, not of each event
     except InvalidSettings as error:
         raise click.ClickException(str(error)) from None
     # Flower looks for it in the current folder alone, and without it listens to everybody.
@@ -205,12 +210,13 @@ def _prepare_command(*_: object) -> None:
 _WORKERS_MODULES = (
     "webhooks.bindings",
     "webhooks.inspection",
+    "webhooks.startup",
     "webhooks.startup_errors",
     "webhooks.sweeper",
     "webhooks.steward",
 )
 # Not the current app: a producer that imports us keeps its own.
-app = Celery("webhooks", set_as_current=False, amqp=AMQP, include=_WORKERS_MODULES)
+app = OwnCelery("webhooks", set_as_current=False, amqp=AMQP, include=_WORKERS_MODULES)
 app.config_from_object(_LazyConfig())
 # Celery adds these to each of its commands, Flower's included. This one is only there for its callback, which comes
 # before Celery reads its options.

@@ -14,6 +14,7 @@ of the package.
     │   └── WorkersLost      workers died of it, again and again
     ├── SecretUnreadable     a webhook's secret cannot be sealed or opened with the key that we have
     ├── CannotResend         a dead letter whose message cannot be published again
+    ├── BrokerTooOld         the broker is a Redis that lacks what the transport needs
     ├── StoreUnavailable     MongoDB cannot be reached or cannot serve us now: hold, never drop
     ├── ServerMissing        a server of the embedded default is not installed, or cannot run here
     └── CannotStart          a program that we run, or wait for, does not come up
@@ -21,6 +22,9 @@ of the package.
 
 import traceback
 from enum import StrEnum
+
+#: What to do when a URL cannot be taken apart, for all settings that are one.
+ENCODE_HINT = "percent-encode special characters of user and password: @ %40, : %3A, / %2F, ? %3F, # %23, ; %3B, % %25"
 
 
 class WebhooksError(Exception):
@@ -139,6 +143,10 @@ class SecretUnreadable(WebhooksError):
 
 class CannotResend(WebhooksError):
     """A dead letter whose message cannot be published again; the text says why."""
+
+
+class BrokerTooOld(WebhooksError):
+    """The broker is a Redis that lacks what the transport needs; the text names the version that has it."""
 
 
 class StoreUnavailable(WebhooksError):

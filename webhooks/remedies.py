@@ -62,6 +62,8 @@ def explain_broker(error: BaseException) -> str:
     """Say why the broker cannot be used, and what to do about it."""
     chain = list(_causes(error))
     reason = _text_of_broker(error)
+    if _BROKER in reason:  # the transport has said what to check
+        return f"{reason}, {_ENCODED}"
     for kinds, remedy in _BROKER_REMEDIES:
         if any(isinstance(one, kinds) for one in chain):
             return f"{reason}; {remedy}"

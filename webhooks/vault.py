@@ -11,6 +11,7 @@ secret signed with for another webhook, or sent in a header. (They can change wh
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from functools import lru_cache
+from hashlib import sha256
 
 from bson import ObjectId
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
@@ -37,6 +38,11 @@ class Use(StrEnum):
 def new_key() -> str:
     """Make a key for WEBHOOKS_ENCRYPTION_KEY."""
     return Fernet.generate_key().decode()
+
+
+def fingerprint(key: str) -> str:
+    """Return what tells a key from others and shows nothing of it: 16 hexadecimal digits of its SHA-256."""
+    return sha256(key.encode()).hexdigest()[:16]
 
 
 class Vault:

@@ -18,7 +18,8 @@ from typing import Any, cast
 
 from billiard.einfo import ExceptionWithTraceback
 from billiard.exceptions import Terminated
-from celery.exceptions import InvalidTaskError, Reject, TaskPredicate
+from celery.exceptions import InvalidTaskError, Reject, TaskPredicate, WorkerShutdown
+from celery.platforms import EX_FAILURE
 from celery.worker import state
 from celery.worker.consumer import Consumer
 from celery.worker.request import Request
@@ -30,7 +31,7 @@ from webhooks.app import get_services, stopping
 from webhooks.config import get_settings
 from webhooks.deadletters import DeadLetter, Reason
 from webhooks.delivery import describe_input
-from webhooks.errors import AttemptFailed, InvalidEvent, StoreUnavailable, TaskDefect, WorkersLost, trace
+from webhooks.errors import AttemptFailed, BrokerTooOld, InvalidEvent, StoreUnavailable, TaskDefect, WorkersLost, trace
 from webhooks.holding import hold
 from webhooks.inplace import InPlaceMessage
 from webhooks.pool import BatchPool
@@ -129,6 +130,14 @@ _revoked = ThreadPoolExecutor(1, "revoked")
 
 class DurableConsumer(Consumer):
     """Keeps as a dead letter what Celery's consumer drops, or dies of."""
+
+    def start(self) -> None:
+        """Consume until the worker ends; a broker that is too old ends it in one line."""
+        try:
+            super().start()
+        except BrokerTooOld as error:
+            logger.critical("%s", error)
+            raise WorkerShutdown(EX_FAILURE) from None
 
     def on_decode_error(self, message: Message, exc: Exception) -> None:
         """Keep a message whose body cannot be read."""

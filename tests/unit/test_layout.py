@@ -14,6 +14,8 @@ PACKAGE = Path(webhooks.__file__).parent
 #: Each module's layer. Within a layer nothing is imported, but for the pairs below.
 LAYERS = {
     "errors": 0,
+    "broker_url": 0,
+    "mongodb_url": 0,
     "config": 0,
     "models": 0,
     "target": 0,
@@ -28,6 +30,7 @@ LAYERS = {
     "digest": 1,
     "hints": 1,
     "remedies": 1,
+    "environment": 2,
     "mongo": 2,
     "sender": 2,
     "webhookstore": 2,
@@ -63,6 +66,7 @@ LAYERS = {
     "bindings": 5,
     "inspection": 5,
     "startup_errors": 5,
+    "startup": 5,
     "worker": 10,
     "up": 10,
     "demo": 11,
@@ -71,7 +75,11 @@ LAYERS = {
     "__main__": 13,
 }
 WITHIN_A_LAYER = {
+    ("broker_url", "errors"),
+    ("mongodb_url", "errors"),
+    ("config", "broker_url"),
     ("config", "errors"),
+    ("config", "mongodb_url"),
     ("config", "target"),
     ("models", "errors"),
     ("models", "target"),

@@ -1,7 +1,9 @@
 """What `webhooks up` hands to the processes that it runs."""
 
 from pathlib import Path
+from shutil import copy
 
+import certifi
 import pytest
 
 from webhooks import up
@@ -11,7 +13,7 @@ from webhooks.vault import Vault, new_key
 
 
 def test_child_env_carries_every_setting_to_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "ca.pem").touch()
+    copy(certifi.where(), tmp_path / "ca.pem")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WEBHOOKS_MAX_RETRIES", "9")
     monkeypatch.setenv("OTHER", "kept")

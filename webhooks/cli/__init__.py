@@ -5,6 +5,7 @@ deliveries. Exit codes: 0 done, 1 it failed, 2 the command line cannot be unders
 """
 
 import io
+import os
 import sys
 from typing import Any, NoReturn
 
@@ -21,8 +22,10 @@ from webhooks.cli.logs_cmd import logs
 from webhooks.cli.queues_cmd import queues
 from webhooks.cli.secret_cmd import secret
 from webhooks.cli.send_cmd import send
+from webhooks.cli.settings_cmd import settings
 from webhooks.cli.up_cmd import up
 from webhooks.cli.webhooks_cmd import activate, add, deactivate, edit, list_webhooks, show
+from webhooks.config import find_notices
 from webhooks.errors import StoreUnavailable, WebhooksError
 from webhooks.remedies import DRIVER_ERRORS, explain_broker, explain_database
 from webhooks.version import __version__
@@ -76,13 +79,15 @@ def cli() -> None:
 
     Broker and database are those of WEBHOOKS_BROKER_URL and WEBHOOKS_MONGODB_URL.
     """
+    for notice in find_notices(os.environ):
+        complain(notice)
 
 
 for command in (add, list_webhooks, show, edit, secret, header, deactivate, activate):
     cli.add_command(command)
 for command in (pause, resume, drain, skip_deliveries):
     cli.add_command(command)
-for command in (send, logs, dead, check, queues, demo, up, bench):
+for command in (send, logs, dead, check, queues, settings, demo, up, bench):
     cli.add_command(command)
 
 

@@ -9,7 +9,7 @@ from webhooks.cli.common import complain, json_option, place_of, print_json
 from webhooks.cli.questions import NoAnswer, Question
 from webhooks.cli.workers import Digests, ask_workers, note_refusal
 from webhooks.config import get_settings
-from webhooks.errors import InvalidEvent, InvalidSettings
+from webhooks.errors import InvalidEvent
 from webhooks.matching import match
 from webhooks.models import COTEvent, COTWebhook, parse_event_text
 from webhooks.mongo import open_database
@@ -36,11 +36,8 @@ def send(file: BinaryIO, as_json: bool) -> None:
     except UnicodeDecodeError:
         raise InvalidEvent("invalid event: it is not UTF-8") from None
     event = parse_event_text(text, settings.max_event_bytes)
-    try:
-        # Somebody waits for the answer and can repeat the command, so Celery does not.
-        event_id = deliver.apply_async((event,), retry=False).id  # pyright: ignore[reportFunctionMemberAccess]
-    except (ValueError, KeyError, ImportError):  # in this order kombu's words for a port, a scheme, a missing library
-        raise InvalidSettings("WEBHOOKS_BROKER_URL: is not a broker URL that can be used here") from None
+    # Somebody waits for the answer and can repeat the command, so Celery does not.
+    event_id = deliver.apply_async((event,), retry=False).id  # pyright: ignore[reportFunctionMemberAccess]
     if as_json:
         print_json(json.dumps({"event_id": event_id}))
         return

@@ -19,6 +19,7 @@ from kombu.utils.json import dumps, loads
 from kombu.utils.scheduling import priority_cycle
 from redis.exceptions import NoScriptError, ResponseError
 
+from webhooks.errors import BrokerTooOld
 from webhooks.transport.lanes import LANE_HEADER, OTHERS, RATE_HEADER, TAKEN_FROM_HEADER, Lanes, whole_of
 from webhooks.transport.messages import (
     Admission,
@@ -75,6 +76,8 @@ _RESTORE_EVERY_S = 1.0
 _ALIVE_EVERY_S = 1.0
 #: Seconds between two looks for messages that are in no lane yet, where no take comes to tell of them.
 _SORT_EVERY_S = 0.1
+#: Major version of the first Redis that knows the flags of a script.
+_OLDEST_REDIS = 7
 #: In ``broker_transport_options``: a `Lanes`.
 LANES_OPTION = "webhooks_lanes"
 #: The name of a lane: no more than this, and nothing that would end it in a key.
@@ -210,7 +213,14 @@ class Channel(plain.Channel):
         self._consumer_callbacks: dict[str, tuple[Any, bool]] = {}
         self._kept: tuple[Any, Any] = (None, None)
         self._kept_plain: tuple[Any, Any] = (None, None)
-        super().__init__(*args, **kwargs)
+        try:
+            super().__init__(*args, **kwargs)
+        except redis.AuthenticationError as error:
+            # The same type: Celery goes on trying, as the password may be changed meanwhile.
+            raise type(error)(f"{error}; check user and password in WEBHOOKS_BROKER_URL") from error
+        except ResponseError as error:
+            self._refuse_old_redis(error)
+            raise
         client = self.connection.client
         broker = (client.hostname, client.port, client.virtual_host, self.global_keyprefix, self.unacked_key)
         self.outbox = _outboxes.setdefault(broker, Outbox())
@@ -749,8 +759,32 @@ class Channel(plain.Channel):
         return wait
 
     def _load_scripts(self) -> None:
-        for script in SHAS:
-            self._script_client.script_load(script)
+        try:
+            for script in SHAS:
+                self._script_client.script_load(script)
+        except ResponseError as error:  # the line with which they begin is one of Redis 7.0
+            self._refuse_old_redis(error)
+            raise
+
+    def _refuse_old_redis(self, error: ResponseError) -> None:
+        """Find out whether an error is for want of a newer Redis.
+
+        Raises:
+            BrokerTooOld: it is.
+        """
+        try:
+            # Redis 5 does not know the protocol that the driver begins with.
+            with redis.Redis(connection_pool=redis.ConnectionPool(**{**self._connparams(), "protocol": 2})) as client:
+                facts = cast("dict[str, Any]", client.info("server"))
+        except redis.RedisError:  # INFO is among what an ACL with -@dangerous refuses
+            return
+        version = str(facts.get("redis_version", ""))
+        major = version.partition(".")[0]
+        if major.isdigit() and int(major) < _OLDEST_REDIS and "valkey_version" not in facts:
+            raise BrokerTooOld(
+                f"Redis {version} at WEBHOOKS_BROKER_URL is too old: use Redis {_OLDEST_REDIS}.0 or later, or Valkey, "
+                "or set WEBHOOKS_ATOMIC_TRANSPORT=false"
+            ) from error
 
 
 def _read(link: Any) -> Any:
