@@ -231,7 +231,7 @@ cast("dict[str, set[click.Option]]", app.user_options)["preload"].add(
 def _prepare_worker(sender: Any, **_: object) -> None:
     if sender.app is not app:  # a service's own worker, which hands events in
         return
-    _check_pool(get_implementation(sender.pool_cls))
+    _check_pool(cast("type", get_implementation(sender.pool_cls)))
     _read_json_as_it_is()
     _keep_payloads_out_of_logs()
     _log_one_line_per_attempt()

@@ -71,6 +71,7 @@ class Job:
 
     @property
     def task_id(self) -> str:
+        """Celery's: of an attempt the delivery's id, of an event its own."""
         return self.args[1]
 
     @property
@@ -88,6 +89,13 @@ class Job:
             self.result = self.target(*self.args)
         except Exception as error:  # noqa: BLE001 - the tracer lets a few pass; Celery's pools hand them on as well
             logger.error("job %s: %s", self.task_id, trace(error))  # noqa: TRY400
+            self.result = 1, ExceptionInfo(), 0.0
+
+    def reject(self, reason: str) -> None:
+        """Have its message go back to its queue, whatever came of it before."""
+        try:
+            raise Reject(reason, requeue=True)  # noqa: TRY301 - Celery reads what is raised
+        except Reject:
             self.result = 1, ExceptionInfo(), 0.0
 
     def finish(self) -> None:
@@ -123,10 +131,7 @@ class _Event:
         if not is_last:
             return
         if self.given_up is not None:
-            try:
-                raise Reject(self.given_up, requeue=True)
-            except Reject:
-                self.job.result = 1, ExceptionInfo(), 0.0
+            self.job.reject(self.given_up)
         self.job.finish()
 
     def give_up_one(self, reason: str) -> None:

@@ -165,8 +165,9 @@ class DurableConsumer(Consumer):
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[..., None]:
         """Return what is called with each message."""
         handle = super().create_task_handler(*args, **kwargs)
-        if self.event_dispatcher:
-            self.event_dispatcher.buffer_limit = _MAX_EVENTS
+        events = cast("Any", self).event_dispatcher
+        if events:
+            events.buffer_limit = _MAX_EVENTS
         broker_errors = (*self.connection_errors, *self.channel_errors)
 
         def on_task_received(message: Message) -> None:
@@ -194,7 +195,7 @@ class DurableConsumer(Consumer):
     def _tell_started() -> None:
         before = time.time() - _STARTED_AFTER_S
         for request in state.active_requests:
-            if isinstance(request, DurableRequest) and request.time_start < before:
+            if isinstance(request, DurableRequest) and (request.time_start or before) < before:
                 request.tell_started()
 
     def call_soon_ack(self, p: Callable[..., object], *args: Any, **kwargs: Any) -> Any:
@@ -342,7 +343,7 @@ class DurableRequest(Request):
             self.is_told_started = True
             self.send_event("task-started")
 
-    def info(self, safe: bool = False) -> dict[str, Any]:  # noqa: FBT001, FBT002 - Celery's signature
+    def info(self, safe: bool = False) -> dict[str, Any]:
         """Return what `celery inspect` shows: with what stands for the arguments, which may be payload."""
         return {**super().info(safe=safe), "args": self.argsrepr, "kwargs": self.kwargsrepr}
 
@@ -383,7 +384,7 @@ def _is_limit(value: object) -> bool:
 class SendRequest(DurableRequest):
     """A received ``webhooks.send`` message, or one that stands for a first attempt in place."""
 
-    def _announce_revoked(self, reason: str, terminated: bool, signum: object, expired: bool) -> None:  # noqa: FBT001
+    def _announce_revoked(self, reason: str, terminated: bool, signum: object, expired: bool) -> None:
         """Give the delivery up before its message is acked: what was only dropped would be queued again."""
         self._already_revoked = True
         if isinstance(self.message, InPlaceMessage):

@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -66,16 +67,14 @@ def rabbitmq_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url
     finally:
         process.terminate()
-        try:
+        with suppress(subprocess.TimeoutExpired):
             process.wait(20)
-        except subprocess.TimeoutExpired:
-            pass
         kill_group(process)
         process.wait()
 
 
 @pytest.fixture(params=["rabbitmq", "plain"])
-def plain_stack(request: pytest.FixtureRequest, stack: Stack) -> Iterator[Stack]:
+def plain_stack(request: pytest.FixtureRequest, stack: Stack) -> Stack:
     """A stack on a broker without lanes."""
     if request.param == "plain":
         stack.more["WEBHOOKS_ATOMIC_TRANSPORT"] = "false"

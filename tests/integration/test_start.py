@@ -93,7 +93,7 @@ def test_password_that_is_refused_is_said_to_be_wrong_and_waited_for(servers: Se
     worker = Worker(tmp_path, settings)
     worker.start(wait=False)
     try:
-        wait_until(lambda: "check user and password in WEBHOOKS_BROKER_URL" in worker.log(), "told of the broker's password")
+        wait_until(lambda: "check user and password in WEBHOOKS_BROKER_URL" in worker.log(), "told of the broker's")
         wait_until(lambda: "check user and password in WEBHOOKS_MONGODB_URL" in worker.log(), "told of MongoDB's")
         with redis.Redis.from_url(servers.valkey.url, password="right") as client:
             client.config_set("requirepass", "secret")

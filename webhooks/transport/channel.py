@@ -10,7 +10,7 @@ from queue import Empty
 from typing import Any, cast
 
 import redis
-from kombu import Producer
+from kombu.messaging import Producer
 from kombu.transport import redis as plain
 from kombu.transport import virtual
 from kombu.utils.encoding import bytes_to_str
