@@ -184,10 +184,10 @@ def _place(services: Services, events: Sequence[Accepting], room: Room | None) -
     claims = {
         delivery.delivery_id: Claim(delivery.delivery_id, 0, ObjectId(), event.worker) for event, delivery in asked
     }
-    # The broker and MongoDB are asked at one time: one after the other was a third of the time until the request.
-    wait = ask_turns([Admission(str(claims[d.delivery_id].log_id), d.lane, d.rate) for _, d in asked])
     admitted: dict[str, Delivery] = {}
     try:
+        # The broker and MongoDB are asked at one time: one after the other was a third of the time until the request.
+        wait = ask_turns([Admission(str(claims[d.delivery_id].log_id), d.lane, d.rate) for _, d in asked])
         try:
             ended, gates = records.look_up([one for event, one in pairs if not event.is_looked_up])
         finally:
