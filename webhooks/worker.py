@@ -267,7 +267,12 @@ class DurableRequest(Request):
         if fault:
             raise InvalidTaskError(fault)
         # Celery's tracer would decode the body once more.
-        self._body, self._content_type, self._content_encoding = self._payload, None, None
+        self._body, self._content_type, self._content_encoding = self._decoded_body, None, None
+
+    @property
+    def _decoded_body(self) -> Any:
+        # Celery's `_payload` is this behind a lock that all requests share, and costs as much as all the rest.
+        return self._Request__payload  # pyright: ignore[reportAttributeAccessIssue]
 
     def _find_fault(self) -> str | None:
         """Say what is wrong with headers or arguments; None when nothing is.
@@ -275,7 +280,7 @@ class DurableRequest(Request):
         Celery does not look at these before a pool thread trips over them, where some errors count as success and
         others leave the message unacked for ever.
         """
-        headers, (args, kwargs, embed) = self._request_dict, self._payload
+        headers, (args, kwargs, embed) = self._request_dict, self._decoded_body
         shadow, limits, eta = headers.get("shadow"), self.time_limits, self.eta
         if not _is_name(headers["id"]):
             return f"its id is no text of 1 to {_MAX_NAME} characters that can be printed"
