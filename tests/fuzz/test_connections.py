@@ -15,6 +15,7 @@ from tests.receiver import Receiver, Recorded
 from tests.senders import new_sender
 from webhooks.errors import NoResponse
 from webhooks.sender import Answer, Resolver, Sender
+from webhooks.sender.response import ResponseReader
 from webhooks.target import parse_target
 
 CAP = 500
@@ -149,3 +150,24 @@ def test_new_and_kept_connections_log_the_same_response(ends: Ends, data: bytes)
         for answer, _ in ends.post_over_each(ends.receiver.url, {}, b"{}", r.raw(data))
     )
     assert new == kept
+
+
+def read(pieces: list[bytes]) -> object:
+    """Return what the reader makes of a response that arrives in these pieces, and then the connection's end."""
+    reader, body = ResponseReader(), b""
+    try:
+        for piece in pieces:
+            if not reader.is_over:
+                body += reader.feed(piece)
+        reader.end()
+    except NoResponse as error:
+        return error.kind, error.text
+    return reader.head, body
+
+
+@given(data=responses(), cuts=st.lists(st.integers(0, 400), max_size=5), is_trickled=st.booleans())
+def test_pieces_in_which_a_response_arrives_do_not_matter(data: bytes, cuts: list[int], is_trickled: bool) -> None:
+    places = range(len(data)) if is_trickled and len(data) < 5_000 else sorted({cut % (len(data) or 1) for cut in cuts})
+    pieces = [data[start:end] for start, end in zip([0, *places], [*places, len(data)], strict=True)]
+    assert b"".join(pieces) == data
+    assert read([piece for piece in pieces if piece]) == read([data] if data else [])

@@ -27,7 +27,7 @@ from webhooks.ledger import Claim, Delivery, Interrupted
 from webhooks.models import Context, COTEvent, COTWebhook, UnusableWebhook
 from webhooks.models.headers import check_header_name
 from webhooks.retry import RetryPolicy
-from webhooks.sender import Answer, Sender, Timings
+from webhooks.sender import Answer, OutgoingRequest, Sender, Timings
 from webhooks.signing import Scheme, new_secret, public_key
 from webhooks.vault import Use, Vault, new_key
 from webhooks.webhookstore import WebhookStore
@@ -284,6 +284,17 @@ def test_webhook_that_was_mended_since_the_event_came_gets_it():
     log, sender = attempt(answer(), delivery=replace(DELIVERY, unusable="url: it holds credentials"))
     assert len(sender.sent) == 1
     assert log.status == 200
+
+
+def test_defect_that_comes_as_an_answer_is_logged(caplog: pytest.LogCaptureFixture):
+    attempter = Attempter(sender=cast("Sender", None), policy=RetryPolicy(30, 3), vault=VAULT, clock=lambda: NOON)
+    prepared = attempter.prepare(DELIVERY, WEBHOOK, Claim("msg_1", 0, LOG_ID), EVENT)
+    assert isinstance(prepared.request, OutgoingRequest)
+    given = answer(None, "internal error: KeyError", error_kind=ErrorKind.INTERNAL, defect=KeyError("secret"))
+    log = attempter.conclude(prepared, given)
+    assert (log.status, log.response) == (409, "internal error: KeyError")
+    assert "failed by a defect: KeyError" in caplog.text
+    assert "secret" not in caplog.text
 
 
 def test_defect_of_ours_is_a_failed_attempt(caplog: pytest.LogCaptureFixture):

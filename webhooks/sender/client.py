@@ -85,7 +85,7 @@ class Sender:
         self._connect_timeout_s = connect_timeout_s
         self._total_timeout_s = total_timeout_s
         self._max_response_bytes = max_response_bytes
-        self._concurrency = concurrency or pool_size
+        self._concurrency = pool_size if concurrency is None else concurrency
         self._resolver = resolver or Resolver()
         self._idle = IdleConnections(pool_size)
         self._adapter = Adapter(
@@ -218,10 +218,11 @@ class Sender:
     def _end_without_response(self, job: "_Job", request: InFlightRequest, error: NoResponse) -> None:
         attempt = request.attempt
         self._adapter.finish(request, is_read=False)
-        if error.kind in (ErrorKind.TIMEOUT, ErrorKind.RESET):
+        is_silent = not attempt.received_bytes
+        if is_silent and error.kind in (ErrorKind.TIMEOUT, ErrorKind.RESET):
             # The network, or whatever stands before the receiver, may have forgotten the others as well.
             self._idle.close_silent(request.connection.endpoint, attempt.started)
-        if error.kind in (ErrorKind.RESET, ErrorKind.HANG_UP) and not attempt.received_bytes:
+        if is_silent and error.kind in (ErrorKind.RESET, ErrorKind.HANG_UP):
             # The receiver closed a kept connection while we wrote to it, which every keep-alive server does some
             # time (RFC 9112, 9.3.1). That says nothing about the receiver, so it is not a failed attempt.
             self._try_again(job)

@@ -100,9 +100,12 @@ class IdleConnections:
         present = time.monotonic()
         with self._lock:
             for endpoint, idle in list(self._idle.items()):
-                usable = [connection for connection in idle if _is_usable(connection, present)]
-                if len(usable) < len(idle):
-                    _close([connection for connection in idle if connection not in usable])
+                usable = []
+                for connection in idle:
+                    if _is_usable(connection, present):
+                        usable.append(connection)
+                    else:
+                        connection.close()
                 idle[:] = usable
                 if not idle:
                     del self._idle[endpoint]
