@@ -30,7 +30,9 @@ from webhooks.deadletters import DeadLetterStore
 from webhooks.delivery import Attempter
 from webhooks.errors import InvalidSettings, StoreUnavailable
 from webhooks.gates import GateStore
+from webhooks.holder import process_token
 from webhooks.kept import KeptDeliveries
+from webhooks.leases import Leases
 from webhooks.ledger import Ledger
 from webhooks.logstore import LogStore
 from webhooks.mongo import open_database
@@ -82,6 +84,7 @@ class Services:
     logs: LogStore
     dead_letters: DeadLetterStore
     ledger: Ledger
+    leases: Leases
     kept: KeptDeliveries
     gates: GateStore
     outbox: Outbox
@@ -101,7 +104,8 @@ def get_services() -> Services:
     """
     settings = get_settings()
     database = open_database(settings.mongodb_url, settings.mongodb_timeout_s)
-    logs, ledger = LogStore(database), Ledger(database, settings.claim_s, settings.mongodb_timeout_s)
+    logs, leases = LogStore(database), Leases(database, process_token())
+    ledger = Ledger(database, settings.claim_s, settings.mongodb_timeout_s, leases=leases)
     sender = Sender(
         allowed_networks=settings.allowed_networks,
         allowed_ports=settings.allowed_ports,
@@ -119,6 +123,7 @@ def get_services() -> Services:
         logs=logs,
         dead_letters=DeadLetterStore(database),
         ledger=ledger,
+        leases=leases,
         kept=kept,
         gates=gates,
         outbox=Outbox(database),
@@ -279,6 +284,7 @@ def _make_indexes() -> None:
             services.webhooks.ensure_indexes()
             services.logs.ensure_indexes(get_settings().log_ttl_days)
             services.ledger.ensure_indexes()
+            services.leases.ensure_indexes()
             services.kept.ensure_indexes()
             services.gates.ensure_indexes()
             services.outbox.ensure_indexes()

@@ -1,0 +1,38 @@
+"""Who holds what was taken: one token per process, and for how long a lease on it is good.
+
+A worker renews a lease in Redis, where its messages and lane slots are (`transport`), and one in MongoDB, where its
+claims are (`leases`). What is held under a lapsed lease is free. What is held under a token without a lease, such as
+that of a worker of an older version, is free after the time-outs of before.
+"""
+
+import os
+import secrets
+
+#: Seconds that a lease is good for from its last renewal. A dead worker is found within this and `RENEW_EVERY_S`. A
+#: live one loses nothing until two renewals have failed and a third is late: more than a full thread pool, garbage
+#: collection or a slow fsync takes, less than a pause that users notice.
+LEASE_S = 10.0
+#: Seconds between two renewals, and after one that failed.
+RENEW_EVERY_S = 3.0
+RENEW_AGAIN_S = 1.0
+#: When the server was away or paused, all leases lapse together and none of their workers is dead. So only a process
+#: says of others that their leases lapsed whose own renewals came without a longer gap than this, in seconds: then the
+#: others' could come as well, the latest of them `RENEW_EVERY_S` earlier, which is less than `LEASE_S`.
+MAX_GAP_S = 5.0
+#: ... and that for so many seconds: time for two renewals of everyone else.
+WITNESS_AFTER_S = 6.0
+
+_token = secrets.token_hex(8)
+
+
+def process_token() -> str:
+    """Return what this process holds things under; another one in each process and after each start."""
+    return _token
+
+
+def _take_new_token() -> None:
+    global _token  # noqa: PLW0603 - a process has one, and a forked child is another process
+    _token = secrets.token_hex(8)
+
+
+os.register_at_fork(after_in_child=_take_new_token)
