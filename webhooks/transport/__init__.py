@@ -14,8 +14,9 @@ What is promised, and how:
   worker, and an ack whose connection is gone is sent over the next one.
 * **A message with an ETA** waits in a sorted set, scored by when it is due on Redis's clock, from its publishing on or,
   from a plain producer, from when it is first taken. The take that comes after its time moves it to its queue.
-* **What a dead worker held** comes back ``visibility_timeout`` later (``OVERDUE``); what a stopping worker held, or a
-  task rejected, comes back at once, to be taken next.
+* **What a dead worker held** comes back when its lease has lapsed (``LEASE``, ``OVERDUE``): a process renews one, and
+  each tag begins with its token. What is held without a lease comes back ``visibility_timeout`` later. What a stopping
+  worker held, or a task rejected, comes back at once, to be taken next.
 * **A lost connection** gives nothing back: the tasks at work finish, and ack over the next connection.
 * **What cannot be read** is set aside in the list `UNREADABLE_KEY`; it neither stops a worker nor is lost.
 * **A full Redis** (``maxmemory``) refuses publishing alone; taking, acks and the rest go on, so it drains.

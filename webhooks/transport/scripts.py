@@ -10,6 +10,7 @@ from webhooks.transport.lanes import (
     FIRST_SHARE,
     LUA,
     LUA_ALIVE,
+    LUA_LEASES,
     LUA_LEAVE,
     LUA_LIMIT,
     LUA_REPORT,
@@ -85,6 +86,7 @@ for i = 5, #ARGV, 4 do
   local is_first = redis.call('EXISTS', key('lane.' .. q .. '/' .. lane)) == 0
   if is_first and not why_not(q, lane, true) then
     note_flight(q, lane, tag)
+    redis.call('HSET', key('taken'), tag, q .. '\\n' .. lane .. '\\n')  -- so it can be found if its process dies
     free = free - 1
     answer = 1
   else
@@ -103,10 +105,11 @@ return reply
 #: priority, all of the next. ARGV: prefix, id of this take, most messages, threads of this worker that have nothing in
 #: hand, messages of one queue in a row, number of queues, a batch, the longest that a message is in hand, then for each
 #: queue its name, what ends its entry in unacked, and "" or "lanes" or "bounded", then the priorities.
+#: A process whose lease has lapsed renews it here: what it takes now is not to be taken from it.
 #: Returns the time, milliseconds until a parked message or a lane is due or -1, how many messages of queues with lanes
 #: are in none yet, then for each message its queue's number, lane or "", and itself.
 TAKE = f"""#!lua flags=allow-oom
-{_NOW}{_WAKE}{LUA}
+{_NOW}{_WAKE}{LUA}{LUA_LEASES}
 local id, most, room, row, queues = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local batch, held_s = ARGV[7], tonumber(ARGV[8])
 local name, ending, kind = {{}}, {{}}, {{}}
@@ -119,6 +122,10 @@ for p = 1, priorities do level[ARGV[8 + 3 * queues + p]] = p end
 local threads = tonumber(redis.call('GET', key('threads')) or '0')
 local free = math.max(threads - redis.call('HLEN', KEYS[1]), room)
 {LUA_TAKE}
+local holder = holder_of(id)
+local lease = holder and redis.call('ZSCORE', key('leases'), holder)
+if lease and tonumber(lease) <= now then renew(holder) end
+
 local next_due = -1
 local function note_due(at)
   local wait = math.max(0, math.ceil((tonumber(at) - now) * 1000))
@@ -226,6 +233,7 @@ for i = 2, #ARGV, 6 do
     redis.call('EXPIRE', state, math.ceil(tonumber(number)) + 3600)
     is_ours = false
   elseif act == 'done' then
+    redis.call('HDEL', key('taken'), tag)
     leave_flight(ARGV[i + 5], where, tag)
     is_ours = false
   elseif act == 'stale' and redis.call('ZSCORE', KEYS[2], tag) ~= number then
@@ -396,32 +404,68 @@ if ARGV[3] == '1' then redis.call('DEL', key('lanes.' .. q)) end
 return sum
 """
 
-#: ARGV: prefix, who it is, threads, or 0 when it stops.
+#: ARGV: prefix, who it is, threads, or 0 when it stops. Returns how many leases have lapsed.
 ALIVE = f"""#!lua flags=allow-oom
 {_NOW}{LUA}{LUA_ALIVE}
+return redis.call('ZCOUNT', key('leases'), '-inf', now)
 """
 
-#: KEYS: unacked, unacked_index, restoring. ARGV: visibility timeout in seconds, milliseconds for which no other worker
-#: looks, or 0 to go on looking, a batch. Returns the time, then tag, score and entry of each overdue message, the
-#: oldest first.
+#: ARGV: prefix, token of a process, "1" to renew its lease, "0" to end it.
+LEASE = f"""#!lua flags=allow-oom
+{_NOW}{LUA}{LUA_LEASES}
+if ARGV[3] == '1' then
+  renew(ARGV[2])
+else
+  redis.call('ZADD', key('leases'), 'XX', string.format('%.6f', now), ARGV[2])
+end
+"""
+
+#: KEYS: unacked, unacked_index, restoring. ARGV: prefix, visibility timeout in seconds, milliseconds for which no other
+#: worker looks, or 0 to go on looking, a batch, token of the process that asks. Returns the time, then tag, score and
+#: entry of each message that its worker holds no more, the oldest first. What a process without a lease holds besides,
+#: it leaves at once.
 OVERDUE = f"""#!lua flags=allow-oom
-{_NOW}
-local reply = {{tostring(now)}}
-if ARGV[2] ~= '0' and not redis.call('SET', KEYS[3], '1', 'NX', 'PX', ARGV[2]) then return reply end
+{_NOW}{_WAKE}{LUA}{LUA_LEASES}{LUA_LEAVE}
+local reply, batch = {{tostring(now)}}, tonumber(ARGV[4])
+if ARGV[3] ~= '0' and not redis.call('SET', KEYS[3], '1', 'NX', 'PX', ARGV[3]) then return reply end
 -- Redis may have evicted the index alone: what it does not have is noted again, as if it were taken now.
 if redis.call('HLEN', KEYS[1]) > redis.call('ZCARD', KEYS[2]) then
   for _, tag in ipairs(redis.call('HKEYS', KEYS[1])) do redis.call('ZADD', KEYS[2], 'NX', now, tag) end
 end
-local before = now - tonumber(ARGV[1])
-local found = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', before, 'WITHSCORES', 'LIMIT', 0, ARGV[3])
+local before, lapsed, is_any_lapsed = now - tonumber(ARGV[2]), {{}}, false
+for _, token in ipairs(find_lapsed(ARGV[5])) do
+  lapsed[token] = true
+  is_any_lapsed = true
+end
+local function is_lapsed(tag)
+  local token = holder_of(tag)
+  return token and lapsed[token]
+end
+-- All that is in hand is looked through where a process is dead, else what is overdue alone.
+local found = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', is_any_lapsed and '+inf' or before, 'WITHSCORES', 'LIMIT', 0,
+  is_any_lapsed and -1 or batch)
 for i = 1, #found, 2 do
-  local entry = redis.call('HGET', KEYS[1], found[i])
-  if entry then
-    reply[#reply + 1] = found[i]
-    reply[#reply + 1] = found[i + 1]
-    reply[#reply + 1] = entry
-  else
-    redis.call('ZREM', KEYS[2], found[i])
+  if tonumber(found[i + 1]) <= before or is_lapsed(found[i]) then
+    local entry = redis.call('HGET', KEYS[1], found[i])
+    if not entry then
+      redis.call('ZREM', KEYS[2], found[i])
+    elseif #reply > 3 * batch then
+      break
+    else
+      reply[#reply + 1] = found[i]
+      reply[#reply + 1] = found[i + 1]
+      reply[#reply + 1] = entry
+    end
+  end
+end
+if is_any_lapsed then
+  for _, tag in ipairs(redis.call('HKEYS', key('taken'))) do
+    if is_lapsed(tag) and redis.call('HEXISTS', KEYS[1], tag) == 0 then leave(tag) end
+  end
+  -- Forgotten once it holds nothing any more.
+  for token in pairs(#reply == 1 and lapsed or {{}}) do
+    redis.call('ZREM', key('leases'), token)
+    redis.call('HDEL', key('leases.since'), token)
   end
 end
 return reply
@@ -430,5 +474,5 @@ return reply
 #: What Redis knows each script by.
 SHAS = {
     script: sha1(script.encode(), usedforsecurity=False).hexdigest()
-    for script in (PUT, ADMIT, TAKE, SETTLE, OVERDUE, UNSORTED, SORT, SERIALIZE, LOOK, COUNT, ALIVE)
+    for script in (PUT, ADMIT, TAKE, SETTLE, OVERDUE, UNSORTED, SORT, SERIALIZE, LOOK, COUNT, ALIVE, LEASE)
 }
