@@ -200,7 +200,9 @@ def _prepare_command(*_: object) -> None:
 
 
 # Not the current app: a producer that imports us keeps its own.
-app = Celery("webhooks", set_as_current=False, amqp=AMQP, include=["webhooks.sweeper", "webhooks.steward"])
+app = Celery(
+    "webhooks", set_as_current=False, amqp=AMQP, include=["webhooks.renewal", "webhooks.sweeper", "webhooks.steward"]
+)
 app.config_from_object(_LazyConfig())
 # Celery adds these to each of its commands, Flower's included. This one is only there for its callback, which comes
 # before Celery reads its options.

@@ -51,6 +51,7 @@ LAYERS = {
     "attempts": 4,
     "express": 4,
     "worker": 4,
+    "renewal": 5,
     "sweeper": 4,
     "steward": 4,
     "up": 4,
