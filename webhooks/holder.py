@@ -7,6 +7,8 @@ that of a worker of an older version, is free after the time-outs of before.
 
 import os
 import secrets
+import time
+from functools import partial
 
 #: Seconds that a lease is good for from its last renewal. A dead worker is found within this and `RENEW_EVERY_S`. A
 #: live one loses nothing until two renewals have failed and a third is late: more than a full thread pool, garbage
@@ -21,6 +23,13 @@ RENEW_AGAIN_S = 1.0
 MAX_GAP_S = 5.0
 #: ... and that for so many seconds: time for two renewals of everyone else.
 WITNESS_AFTER_S = 6.0
+
+#: Seconds for which a process may rely on what it has read of something that it holds: if it was paused since, another
+#: one may have brought that to its end. Less than is left of a lease, at least, that is renewed.
+KNOWN_FOR_S = 5.0
+
+#: Seconds that go on while the process is paused, and while its machine is suspended where the system counts that.
+uptime = partial(time.clock_gettime, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 _token = secrets.token_hex(8)
 

@@ -5,16 +5,14 @@ A process's own: ``_id`` (its token), ``since`` (from when on its renewals came 
 none of which anything is known; `holder` says what follows from that, and why its times are as they are.
 """
 
-import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
-from functools import partial
 
 from pymongo import ASCENDING, ReturnDocument, WriteConcern
 from pymongo.database import Database
 from pymongo.errors import DuplicateKeyError
 
-from webhooks.holder import LEASE_S, MAX_GAP_S, RENEW_AGAIN_S, WITNESS_AFTER_S
+from webhooks.holder import LEASE_S, MAX_GAP_S, RENEW_AGAIN_S, WITNESS_AFTER_S, uptime
 from webhooks.mongo import Document, store_errors
 
 #: More than any job's lease lasts: one that claims to last longer was changed by hand, or the server's clock has gone
@@ -23,14 +21,11 @@ _LONGEST_JOB_S = 10_000
 #: Seconds after its end for which a lease is kept: longer than any claim that was made under it lasts.
 _KEPT_S = 3_600
 
-#: Seconds that go on while the machine is suspended, where the system counts them.
-_uptime = partial(time.clock_gettime, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
-
 
 class Leases:
     """One process's leases. Methods that ask MongoDB raise StoreUnavailable when it cannot serve us now."""
 
-    def __init__(self, database: Database[Document], token: str, clock: Callable[[], float] = _uptime) -> None:
+    def __init__(self, database: Database[Document], token: str, clock: Callable[[], float] = uptime) -> None:
         """Use a database.
 
         Args:
