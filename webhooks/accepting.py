@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from bson import ObjectId
 from celery.exceptions import Reject
@@ -76,13 +76,25 @@ class Accepted:
     attempts: Sequence[ToAttempt] = ()
 
 
-def accept(services: Services, events: Sequence[Accepting], room: int) -> list[Accepted]:
+class Room(Protocol):
+    """How many attempts the caller can make besides those under way."""
+
+    def take(self, most: int) -> int:
+        """Reserve room for attempts, as far as there is some; return for how many."""
+        ...
+
+    def give_back(self, count: int) -> None:
+        """Give back what was reserved."""
+        ...
+
+
+def accept(services: Services, events: Sequence[Accepting], room: Room | None = None) -> list[Accepted]:
     """Turn events into deliveries that are written down, and either begun or queued.
 
     Args:
         services: this process's own.
         events: new ones, and those that the step has left unfinished before.
-        room: attempts that the caller can make besides those under way.
+        room: for attempts that the caller makes; what is returned to be attempted is reserved. None: it makes none.
 
     Returns:
         For each event what became of it.
@@ -161,7 +173,7 @@ def _is_its_turn(event_id: str, event: COTEvent, lane: str, *, is_ordered: bool)
     return True
 
 
-def _place(services: Services, events: Sequence[Accepting], room: int) -> dict[int, list[ToAttempt]]:
+def _place(services: Services, events: Sequence[Accepting], room: Room | None) -> dict[int, list[ToAttempt]]:
     """Begin what may be attempted at once, and queue what has to wait elsewhere.
 
     Returns:
@@ -172,7 +184,8 @@ def _place(services: Services, events: Sequence[Accepting], room: int) -> dict[i
         event.is_looked_up = begun_at - event.looked_up_at < KNOWN_FOR_S
     records = services.books
     pairs = [(event, delivery) for event in events for delivery in event.unplaced]
-    asked = [pair for pair in pairs if pair[0].makes_attempts and not pair[1].is_ordered][:room]
+    asked = [pair for pair in pairs if room is not None and pair[0].makes_attempts]
+    asked = asked[: 0 if room is None else room.take(len(asked))]
     claims = {
         delivery.delivery_id: Claim(delivery.delivery_id, 0, ObjectId(), event.worker) for event, delivery in asked
     }
@@ -199,7 +212,11 @@ def _place(services: Services, events: Sequence[Accepting], room: int) -> dict[i
         for delivery_id, delivery in admitted.items():
             services.ledger.give_up(claims[delivery_id])
             leave_lane(delivery, claims[delivery_id])
+        if room is not None:
+            room.give_back(len(asked))
         raise
+    if room is not None:
+        room.give_back(len(asked) - len(begun))
     for delivery_id in admitted.keys() - {delivery.delivery_id for _, delivery in begun}:
         leave_lane(admitted[delivery_id], claims[delivery_id])
     for event in events:

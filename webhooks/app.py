@@ -20,6 +20,7 @@ from typing import Any, cast
 
 import click
 from celery import Celery
+from celery.concurrency import get_implementation
 from celery.signals import worker_init, worker_process_init, worker_shutting_down
 from kombu import serialization
 from kombu.utils.json import dumps
@@ -45,6 +46,10 @@ from webhooks.vault import Vault
 from webhooks.webhookstore import WebhookStore
 
 logger = logging.getLogger(__name__)
+
+
+#: Requests of a process at one time: more than any pool has under way, whose size is what bounds them.
+_MOST_REQUESTS = 10_000
 
 
 class _SignalEvent(threading.Event):
@@ -115,6 +120,7 @@ def get_services() -> Services:
         max_response_bytes=settings.max_response_bytes,
         ca_bundle=settings.ca_bundle,
         pool_size=settings.concurrency,
+        concurrency=_MOST_REQUESTS,
     )
     policy = RetryPolicy(settings.retry_delay_s, settings.max_retries, settings.max_retry_after_s)
     kept, gates, webhooks = KeptDeliveries(database, ledger), GateStore(database), WebhookStore(database)
@@ -214,9 +220,13 @@ cast("dict[str, set[click.Option]]", app.user_options)["preload"].add(
 
 
 @worker_init.connect
-def _prepare_worker(**_: object) -> None:
+def _prepare_worker(sender: Any, **_: object) -> None:
+    if sender.app is not app:  # a service's own worker, which hands events in
+        return
+    _check_pool(get_implementation(sender.pool_cls))
     _read_json_as_it_is()
     _keep_payloads_out_of_logs()
+    _log_one_line_per_attempt()
     _allow_many_connections()
     threading.Thread(target=_make_indexes, name="make-indexes", daemon=True).start()
 
@@ -232,6 +242,16 @@ def _note_stopping(**_: object) -> None:
     stopping.set()
 
 
+def _check_pool(pool: type) -> None:
+    """Refuse pools that cannot do this worker's work; Celery's solo pool can, one task at a time."""
+    if pool.__module__ not in {"webhooks.pool", "celery.concurrency.solo"}:
+        # Celery's signals let no other error through.
+        raise SystemExit(
+            f"Error: this worker has a pool of its own, which cannot be {pool.__module__}: start it without `-P`. "
+            "For more attempts at one time give `-c`; for more cores start more workers."
+        )
+
+
 def _keep_payloads_out_of_logs() -> None:
     """Silence the loggers that at DEBUG write what they are given: pymongo each command, Celery's pool arguments.
 
@@ -239,6 +259,12 @@ def _keep_payloads_out_of_logs() -> None:
     """
     for name in ("pymongo", "celery.pool"):
         logging.getLogger(name).setLevel(logging.INFO)
+
+
+def _log_one_line_per_attempt() -> None:
+    """Silence Celery's lines of each task that was received and that ended: one line of ours tells of each attempt."""
+    for name in ("celery.worker.strategy", "celery.app.trace"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _allow_many_connections() -> None:

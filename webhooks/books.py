@@ -22,6 +22,7 @@ from webhooks.mongo import ask_both
 from webhooks.retry import Outcome, ends_webhook
 from webhooks.webhookstore import WebhookStore
 
+
 @dataclass(frozen=True, slots=True)
 class Held:
     """A delivery that may not be sent now and is kept: its message is to be dropped."""

@@ -88,8 +88,12 @@ class ErrorKind(StrEnum):
     SKIPPED = "skipped"
     #: The webhook was deactivated after the event was accepted; no request was made.
     WEBHOOK_INACTIVE = "webhook_inactive"
-    #: The webhook's document is gone, or was changed into one that breaks the contract; no request was made.
+    #: The webhook's document is gone, or breaks the contract; no request was made.
     WEBHOOK_UNUSABLE = "webhook_unusable"
+
+
+#: What operators are told beside `ErrorKind.NOT_ALLOWED`. Not in the log's ``response``: the URL's author reads that.
+NOT_ALLOWED_REMEDY = "WEBHOOKS_ALLOWED_NETWORKS and WEBHOOKS_ALLOWED_PORTS say where requests may go"
 
 
 def trace(error: BaseException) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 from celery.app.task import Context
 
 from webhooks.lanes import SEND_QUEUE
-from webhooks.ledger import Delivery
+from webhooks.ledger import Claim, Delivery
 from webhooks.queueing import FROM_OUTBOX, lane_headers
 from webhooks.transport import LANE_HEADER, RATE_HEADER, TAKEN_FROM_HEADER
 
@@ -33,6 +33,7 @@ class InPlaceMessage:
     def __init__(
         self,
         delivery: Delivery,
+        claim: Claim,
         parent: Mapping[str, Any],
         on_end: Callable[[], object],
         on_give_back: Callable[[str], object],
@@ -41,10 +42,12 @@ class InPlaceMessage:
 
         Args:
             delivery: what to attempt.
+            claim: on the attempt.
             parent: the request of the event's task.
             on_end: called when Celery acks it.
             on_give_back: called when Celery gives it back; gets the reason.
         """
+        self.claim = claim
         self._on_end = on_end
         self._on_give_back = on_give_back
         #: What the pool made of it; None where Celery did not hand it on, as it was revoked.
@@ -64,9 +67,12 @@ class InPlaceMessage:
             "ignore_result": True,
             "stamped_headers": parent.get("stamped_headers"),
             "stamps": parent.get("stamps"),
-            **lane_headers(delivery.lane, delivery.rate),
             **inherited(parent),
+            **lane_headers(delivery.lane, delivery.rate),
         }
+        if isinstance(nested := parent.get("headers"), dict):
+            # Where some tracers keep theirs; if it is there, it is all that the task and its retries know of headers.
+            self.headers["headers"] = {**inherited(nested), **lane_headers(delivery.lane, delivery.rate)}
 
     def ack(self, *_: object) -> None:
         """End it, as Celery's ``on_ack``."""

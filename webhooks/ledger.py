@@ -381,6 +381,12 @@ class Ledger:
             documents = list(self._deliveries.find(query, OVERDUE_FIELDS).sort("due_at", 1).limit(limit))
         return self.read_sound(documents)
 
+    def find(self, delivery_id: str) -> Overdue | None:
+        """Return what is owed of a delivery; None when nothing is."""
+        with store_errors():
+            document = self._deliveries.find_one({"_id": delivery_id}, OVERDUE_FIELDS)
+        return None if document is None else read_overdue(document)
+
     def read_sound(self, documents: Iterable[Document]) -> list[Overdue]:
         """Read deliveries that are to be queued, and set aside those that somebody changed."""
         sound = []
@@ -447,6 +453,7 @@ def _write(delivery: Delivery, at: datetime, *, has_body: bool) -> Document:
         "retry": 0,
         **({"held": True} if delivery.is_held else {"due_at": at}),
         **({} if delivery.place is None else {"place": delivery.place}),
+        **({} if delivery.unusable is None else {"unusable": delivery.unusable}),
         "created_at": at,
     }
 

@@ -45,6 +45,8 @@ class Delivery:
     is_held: bool = False
     #: Attempts per second of its webhook, and those in a burst; None: no limit, or not known. Not stored likewise.
     rate: tuple[float, int] | None = None
+    #: Why its webhook could not be used when the event was accepted, without values; None: it could.
+    unusable: str | None = None
 
     @property
     def lane(self) -> str:
@@ -183,6 +185,7 @@ def read_claimed(
         body=body,
         place=place if isinstance(place := document.get("place"), int) else None,
         is_held=document.get("held") is True,
+        unusable=unusable if isinstance(unusable := document.get("unusable"), str) else None,
     )
     due_at, before, created_at = (document.get(name) for name in ("due_at", "interrupted", "created_at"))
     interrupted = [_read_interrupted(old) for old in before] if isinstance(before, list) else []

@@ -16,20 +16,24 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, cast
 
 from billiard.einfo import ExceptionInfo
 from bson import ObjectId
 from celery.concurrency.base import BasePool, apply_target
 from celery.exceptions import Reject
+from celery.worker import state
 
 from webhooks.accepting import Accepted, Accepting, accept, leave_lane
 from webhooks.app import app, get_services
 from webhooks.batch import new_batch
 from webhooks.claiming import claim_all
+from webhooks.delivery import PreparedAttempt
 from webhooks.errors import trace
 from webhooks.holding import carry_out
 from webhooks.inplace import InPlaceMessage
@@ -37,6 +41,7 @@ from webhooks.ledger import Claim
 from webhooks.outcomes import Attempted, DeliverOutcome, Failed, SendOutcome, ToAttempt
 from webhooks.queueing import report_attempt
 from webhooks.recording import record
+from webhooks.sender import Answer, OutgoingRequest
 
 logger = logging.getLogger(__name__)
 
@@ -156,7 +161,6 @@ class BatchPool(BasePool):
         self._events: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._sends: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._ended: queue.SimpleQueue[_Send | None] = queue.SimpleQueue()
-        self._threads = ThreadPoolExecutor(1000)
         self._others = ThreadPoolExecutor(_OTHER_THREADS, "task")
         self._slots = _Slots(self.limit)
         self._closing = threading.Event()
@@ -166,6 +170,8 @@ class BatchPool(BasePool):
     # ── Celery's pool ───────────────────────────────────────────────────────────────────────────────────────────────
     def on_start(self) -> None:
         """Start the threads."""
+        for requests in (state.reserved_requests, state.active_requests):
+            requests.__class__ = _SharedWeakSet
         for thread in (*self._steps, self._recorder):
             thread.start()
 
@@ -198,7 +204,7 @@ class BatchPool(BasePool):
         self._sends.put(_END)
         for thread in self._steps:
             thread.join()
-        self._threads.shutdown()
+        get_services().attempter.sender.close()
         self._ended.put(_END)
         self._recorder.join()
         self._others.shutdown(cancel_futures=True)
@@ -240,7 +246,7 @@ class BatchPool(BasePool):
         services = get_services()
 
         def step(some: Sequence[_Event]) -> list[Accepted]:
-            return accept(services, [event.accepting for event in some], self._slots.free)
+            return accept(services, [event.accepting for event in some], self._slots)
 
         waiting, over = [], []
         sends: list[_Send] = []
@@ -268,13 +274,13 @@ class BatchPool(BasePool):
     def _begin_in_place(self, event: _Event, attempts: Sequence[ToAttempt]) -> list[_Send]:
         """Have Celery make a ``webhooks.send`` request of each first attempt, without a message from the broker."""
         sends = []
-        self._slots.take(len(attempts))
         event.add(len(attempts))
         for attempt in attempts:
-            message = InPlaceMessage(attempt.delivery, event.job.request, event.end_one, event.give_up_one)
+            message = InPlaceMessage(
+                attempt.delivery, attempt.claim, event.job.request, event.end_one, event.give_up_one
+            )
             self.consumer.strategies["webhooks.send"](message, None, message.ack, message.reject, ())
-            if message.job is None:  # it was revoked; Celery has acked it
-                get_services().ledger.give_up(attempt.claim)
+            if message.job is None:  # it was revoked: see `worker.SendRequest`
                 self._leave(event, attempt)
                 continue
             message.job.begin()
@@ -299,7 +305,7 @@ class BatchPool(BasePool):
 
     def _claim(self, jobs: Sequence[Job]) -> None:
         services = get_services()
-        sends, attempts = [], []
+        attempts = []
         for job in jobs:
             job.begin()
 
@@ -312,11 +318,8 @@ class BatchPool(BasePool):
                 send.attempt = found
                 attempts.append(send)
             else:
-                job.outcome = found
-                sends.append(send)
+                self._end(send, found)
         self._attempt(attempts)
-        for send in sends:
-            self._ended.put(send)
 
     def _claim_of(self, job: Job) -> Claim:
         (delivery_id,) = [*job.request["args"], *job.request["kwargs"].values()]
@@ -324,21 +327,39 @@ class BatchPool(BasePool):
 
     # ── Attempt ─────────────────────────────────────────────────────────────────────────────────────────────────────
     def _attempt(self, sends: Iterable[_Send]) -> None:
+        """Have requests made; their answers come to `_conclude`."""
+        attempter = get_services().attempter
+        requests: list[tuple[OutgoingRequest, Callable[[Answer], None]]] = []
         for send in sends:
-            self._threads.submit(self._conclude, send)
+            one = cast("ToAttempt", send.attempt)
+            try:
+                prepared = attempter.prepare(one.delivery, one.webhook, one.claim, one.event, is_probe=one.is_probe)
+            except Exception as error:  # noqa: BLE001 - such as a body that was changed into no event
+                get_services().ledger.give_up(one.claim)
+                self._end(send, Failed(error))
+                continue
+            on_answer = partial(self._conclude, send, prepared)
+            if isinstance(prepared.request, Answer):
+                on_answer(prepared.request)
+            else:
+                requests.append((prepared.request, on_answer))
+        attempter.sender.submit_many(requests)
 
-    def _conclude(self, send: _Send) -> None:
-        attempt = cast("ToAttempt", send.attempt)
+    def _conclude(self, send: _Send, prepared: PreparedAttempt, answer: Answer) -> None:
+        """Judge an answer; called by one of the sender's threads, among others."""
+        one = cast("ToAttempt", send.attempt)
         try:
-            log = get_services().attempter.attempt(
-                attempt.delivery, attempt.webhook, attempt.claim, is_probe=attempt.is_probe, event=attempt.event
-            )
+            log = get_services().attempter.conclude(prepared, answer)
             send.job.took_s = (log.details.total_ms or 0) / 1000
-            send.job.outcome = Attempted(attempt, log)
-            report_attempt(attempt.delivery.lane, attempt.webhook, log)
+            report_attempt(one.delivery.lane, one.webhook, log)
         except Exception as error:  # noqa: BLE001 - whatever it is, the task says it in Celery's words
             # The claim stays: when it has run out, the next claimant puts an interrupted attempt on record.
-            send.job.outcome = send.job.outcome or Failed(error)
+            self._end(send, Failed(error))
+        else:
+            self._end(send, Attempted(one, log))
+
+    def _end(self, send: _Send, outcome: SendOutcome) -> None:
+        send.job.outcome = outcome
         self._ended.put(send)
 
     # ── Record ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -382,6 +403,14 @@ class BatchPool(BasePool):
         return getattr(self.consumer, "hostname", None)
 
 
+class _SharedWeakSet(weakref.WeakSet[Any]):
+    """A set that one thread can read while others change it; Celery's `inspect` reads the worker's own as they are."""
+
+    def __iter__(self) -> Iterator[Any]:
+        references: Any = self.data  # pyright: ignore[reportAttributeAccessIssue]
+        return (request for reference in list(references) if (request := reference()) is not None)
+
+
 class _Slots:
     """How many attempts are under way, and how many may be."""
 
@@ -391,7 +420,7 @@ class _Slots:
         self._changed = threading.Condition()
 
     @property
-    def free(self) -> int:
+    def _free(self) -> int:
         return max(0, self._limit - self.taken)
 
     def resize(self, limit: int) -> None:
@@ -399,20 +428,23 @@ class _Slots:
             self._limit = limit
             self._changed.notify_all()
 
-    def take(self, count: int) -> None:
-        """Take slots, whether they are free or not."""
+    def take(self, most: int) -> int:
+        """Take slots, as many as are free; return how many."""
         with self._changed:
-            self.taken += count
+            taken = min(most, self._free)
+            self.taken += taken
+            return taken
 
     def give_back(self, count: int) -> None:
+        """Give slots back."""
         with self._changed:
             self.taken -= count
             self._changed.notify_all()
 
     def wait(self, most: int, closing: threading.Event) -> int:
-        """Take slots as soon as there is one; return how many. 0 when the pool closes."""
+        """Take slots as soon as one is free; return how many. 0 when the pool closes."""
         with self._changed:
-            while not (taken := min(most, self.free)):
+            while not (taken := min(most, self._free)):
                 if closing.is_set():
                     return 0
                 self._changed.wait(0.1)

@@ -35,9 +35,9 @@ from webhooks.health import (
 from webhooks.ledger import Overdue
 from webhooks.logstore import AttemptCount
 from webhooks.models import COTWebhook
+from webhooks.queueing import queue_next, queue_released
 from webhooks.retry import Outcome, is_own_fault
 from webhooks.sweeper import start_job
-from webhooks.queueing import queue_next, queue_released
 
 logger = logging.getLogger(__name__)
 

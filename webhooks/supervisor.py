@@ -209,6 +209,11 @@ class Supervisor:
         with self._lock:
             return any(child.program.name == name and child.is_running() for child in self._children)
 
+    def pid_of(self, name: str) -> int | None:
+        """Return the process id of the program of that name; None while it does not run."""
+        with self._lock:
+            return next((child.pid for child in self._children if child.program.name == name), None)
+
     def stop(self) -> None:
         """Stop every program, the last started first, and wait until they and all that they started are gone."""
         self._stopping = True
@@ -298,6 +303,12 @@ class _Child:
         """Say whether its process lives now."""
         process = self._process
         return process is not None and process.poll() is None
+
+    @property
+    def pid(self) -> int | None:
+        """Its process's id; None while there is none."""
+        process = self._process
+        return None if process is None else process.pid
 
     def is_ready(self) -> bool:
         """Say whether it does its work or, where it cannot tell, has been started."""

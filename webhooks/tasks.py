@@ -23,20 +23,21 @@ from webhooks.app import app, get_services
 from webhooks.batch import current_batch, gathering_producer
 from webhooks.claiming import claim_all
 from webhooks.config import get_settings
-from webhooks.delivery import describe_event, summarize
+from webhooks.delivery import describe_event, read_rate, summarize
 from webhooks.errors import AttemptFailed, InvalidEvent, TaskDefect, trace
 from webhooks.holding import carry_out, hold
 from webhooks.lanes import lane_of_event
 from webhooks.ledger import Claim, Delivery
-from webhooks.models import COTEvent, COTWebhookLog
+from webhooks.models import COTEvent, COTWebhook, COTWebhookLog
 from webhooks.outcomes import Attempted, DeliverOutcome, Done, Failed, Postponed, SendOutcome, ToAttempt
 from webhooks.publishing import Draft, publish_many
-from webhooks.queueing import queue_attempt, report_attempt
+from webhooks.queueing import lane_headers, queue_attempt, report_attempt
 from webhooks.recording import record, store_log
 from webhooks.retry import Outcome
 from webhooks.transport import LANE_HEADER, RATE_HEADER
 
 logger = logging.getLogger(__name__)
+
 
 class DurableTask(Task):
     """A task whose message is never dropped: what a defect of ours stops is tried again, and ends as a dead letter."""
@@ -134,6 +135,9 @@ class DeliverTask(DurableTask):
 class SendTask(DurableTask):
     """Hands over the log of each attempt, from Celery's hooks: they run before the message is acked."""
 
+    #: In the worker: puts on record what an operator revokes.
+    Request = "webhooks.worker:SendRequest"
+
     #: A failed attempt is no defect: a line in the log, no traceback.
     throws = (AttemptFailed,)
 
@@ -204,7 +208,7 @@ def _deliver_alone(task: Task, event: object) -> DeliverOutcome:
     """Accept one event outside of the pool; its first attempts get messages."""
     headers = {} if task.request.called_directly else vars(task.request)
     one = Accepting(task.request.id or uuid(), event, headers, task.request.hostname)
-    (found,) = carry_out(lambda events: accept_all(get_services(), events, 0), [one])
+    (found,) = carry_out(lambda events: accept_all(get_services(), events), [one])
     return found if isinstance(found, Failed) else found.outcome or Failed(TaskDefect("an event without outcome"))
 
 
@@ -256,11 +260,11 @@ def send(self: Task, *, delivery_id: str) -> str:
         case Failed(error):
             raise error
         case Attempted(attempt, log):
-            return _say(self, attempt.delivery, log)
+            return _say(self, attempt.delivery, attempt.webhook, log)
     raise TaskDefect(f"no outcome of an attempt: {outcome!r}")
 
 
-def _say(task: Task, delivery: Delivery, log: COTWebhookLog) -> str:
+def _say(task: Task, delivery: Delivery, webhook: COTWebhook | None, log: COTWebhookLog) -> str:
     """Say in Celery's words what came of an attempt."""
     details, summary = log.details, summarize(log)
     if details.outcome == Outcome.SUCCESS:
@@ -276,6 +280,8 @@ def _say(task: Task, delivery: Delivery, log: COTWebhookLog) -> str:
             max_retries=log.retry + 1,  # the retry rule has said that there is one more
             throw=False,
             argsrepr=delivery.label,
+            # As they are now: the webhook's limit may have changed since the message was made.
+            headers={**(task.request.headers or {}), **lane_headers(delivery.lane, read_rate(webhook))},
         )
     except Reject:
         # The retry could not be published, and Celery drops its message (celery/app/task.py, `Task.retry`). Once the

@@ -9,16 +9,16 @@ import logging
 import queue
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 from billiard.einfo import ExceptionWithTraceback
-from billiard.exceptions import Terminated, WorkerLostError
-from celery.exceptions import InvalidTaskError, TaskPredicate
+from billiard.exceptions import Terminated
+from celery.exceptions import InvalidTaskError, Reject, TaskPredicate
 from celery.worker import state
 from celery.worker.consumer import Consumer
 from celery.worker.request import Request
@@ -31,8 +31,11 @@ from webhooks.config import get_settings
 from webhooks.deadletters import DeadLetter, Reason
 from webhooks.delivery import describe_input
 from webhooks.errors import AttemptFailed, InvalidEvent, StoreUnavailable, TaskDefect, WorkersLost, trace
+from webhooks.holding import hold
 from webhooks.inplace import InPlaceMessage
 from webhooks.pool import BatchPool
+from webhooks.skipping import skip
+from webhooks.transport import LANE_HEADER
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +43,11 @@ logger = logging.getLogger(__name__)
 _MAX_NAME = 255
 #: More than any setting allows; a number beyond MongoDB's would fail the write that many others share.
 _MAX_RETRIES = 1_000_000
-#: Pool processes that one message may cost one worker.
-_MAX_LOSSES = 3
+#: Seconds after which a task that is not over is said to have started, and between two looks.
+_STARTED_AFTER_S = 0.5
+#: Seconds between two messages with task events, and events that are sent before that.
+_TELL_EVERY_S = 0.1
+_MAX_EVENTS = 1_000
 
 
 # ── Keeping ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -114,6 +120,8 @@ class Undertaker:
 
 
 _undertaker = Undertaker()
+#: Puts on record what was revoked: the consumer's thread must not wait for MongoDB.
+_revoked = ThreadPoolExecutor(1, "revoked")
 
 
 # ── Messages that do not become a request ───────────────────────────────────────────────────────────────────────────
@@ -148,6 +156,8 @@ class DurableConsumer(Consumer):
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[..., None]:
         """Return what is called with each message."""
         handle = super().create_task_handler(*args, **kwargs)
+        if self.event_dispatcher:
+            self.event_dispatcher.buffer_limit = _MAX_EVENTS
         broker_errors = (*self.connection_errors, *self.channel_errors)
 
         def on_task_received(message: Message) -> None:
@@ -161,6 +171,22 @@ class DurableConsumer(Consumer):
                 self._survive(message, error)
 
         return on_task_received
+
+    def register_with_event_loop(self, hub: Any) -> None:
+        """Join Celery's event loop."""
+        super().register_with_event_loop(hub)
+        hub.call_repeatedly(_TELL_EVERY_S, self._flush_events)
+        hub.call_repeatedly(_STARTED_AFTER_S, self._tell_started)
+
+    def on_send_event_buffered(self) -> None:
+        """Do nothing: buffered events are sent ten times a second, and not with each turn of the event loop."""
+
+    @staticmethod
+    def _tell_started() -> None:
+        before = time.time() - _STARTED_AFTER_S
+        for request in state.active_requests:
+            if isinstance(request, DurableRequest) and request.time_start < before:
+                request.tell_started()
 
     def call_soon_ack(self, p: Callable[..., object], *args: Any, **kwargs: Any) -> Any:
         """Ack or reject a message; on our transport at once, as any thread may, and the next take carries it."""
@@ -218,8 +244,10 @@ class DurableConsumer(Consumer):
 class DurableRequest(Request):
     """A received message of one of our tasks. Celery drops it when its task fails; this keeps it as a dead letter."""
 
-    #: How many pool processes each message has cost this worker, by task id.
-    _losses: ClassVar[Counter[str]] = Counter()
+    #: What the task raised; None before it did.
+    _error: object = None
+    #: Whether Celery's listeners were told that the task has started.
+    is_told_started = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -267,17 +295,9 @@ class DurableRequest(Request):
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:
         """Take note that the task failed; acks the message, unless it goes back to its queue."""
-        error = exc_info.exception
-        if isinstance(error, ExceptionWithTraceback):
-            error = error.exc
+        self._error = error = _unwrap(exc_info.exception)
         finish = partial(super().on_failure, exc_info, send_failed_event, return_ok)
-        if isinstance(error, WorkerLostError):
-            self._losses[self.id] += 1
-            if self._losses[self.id] < _MAX_LOSSES:
-                finish()  # it goes back
-            else:
-                self._bury(Reason.WORKER_LOST, f"{_MAX_LOSSES} pool processes died of it", self._end)
-        elif isinstance(error, InvalidEvent):
+        if isinstance(error, InvalidEvent):
             self._bury(Reason.INVALID_EVENT, str(error), finish)
         elif isinstance(error, WorkersLost):
             self._bury(Reason.WORKER_LOST, str(error), finish)
@@ -289,6 +309,31 @@ class DurableRequest(Request):
             finish()  # it is on record, goes on elsewhere, was revoked by an operator, or is Celery's to survive
         else:
             self._bury(Reason.DEFECT, f"internal error: {type(error).__name__}", finish)
+
+    def on_retry(self, exc_info: Any) -> None:
+        """Take note that the task is retried; acks the message."""
+        self._error = getattr(_unwrap(exc_info.exception), "exc", None)
+        super().on_retry(exc_info)
+
+    def send_event(self, type: str, **fields: Any) -> None:  # noqa: A002 - Celery's name
+        """Send one of Celery's task events, in words that people can read in Flower."""
+        if type == "task-started" and not self.is_told_started:
+            # Of a task that is over in milliseconds it tells nothing, and costs Flower as much as the others do.
+            # `DurableConsumer` sends it for those that take longer.
+            return
+        if type in {"task-retried", "task-failed"} and isinstance(self._error, AttemptFailed | InvalidEvent):
+            fields.update(exception=str(self._error), result=str(self._error), traceback="")
+        super().send_event(type, **fields)
+
+    def tell_started(self) -> None:
+        """Tell Celery's listeners that the task has started, once."""
+        if not self.is_told_started:
+            self.is_told_started = True
+            self.send_event("task-started")
+
+    def info(self, safe: bool = False) -> dict[str, Any]:  # noqa: FBT001, FBT002 - Celery's signature
+        """Return what `celery inspect` shows: with what stands for the arguments, which may be payload."""
+        return {**super().info(safe=safe), "args": self.argsrepr, "kwargs": self.kwargsrepr}
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """Take note of a time limit. A hard one comes to `on_failure` as well, and Celery would ack it here."""
@@ -302,10 +347,9 @@ class DurableRequest(Request):
         state.task_ready(self)
         self.reject(requeue=True)
 
-    def _end(self) -> None:
-        """Ack the message of a lost pool process, which Celery would give back without end."""
-        state.task_ready(self)
-        self.acknowledge()
+
+def _unwrap(error: object) -> object:
+    return error.exc if isinstance(error, ExceptionWithTraceback) else error
 
 
 def _is_name(value: object) -> bool:
@@ -325,13 +369,46 @@ def _is_limit(value: object) -> bool:
     return value is None or isinstance(value, int | float)
 
 
+class SendRequest(DurableRequest):
+    """A received ``webhooks.send`` message, or one that stands for a first attempt in place."""
+
+    def _announce_revoked(self, reason: str, terminated: bool, signum: object, expired: bool) -> None:  # noqa: FBT001
+        """Give the delivery up before its message is acked: what was only dropped would be queued again."""
+        self._already_revoked = True
+        if isinstance(self.message, InPlaceMessage):
+            get_services().ledger.give_up(self.message.claim)
+        finish = partial(super()._announce_revoked, reason, terminated, signum, expired)
+        _revoked.submit(self._give_up, finish)
+
+    def _give_up(self, finish: Callable[[], object]) -> None:
+        try:
+            hold(lambda: skip_one(self.id))
+        except Reject:
+            self._give_back()
+        except Exception as error:  # noqa: BLE001 - the ledger keeps it, and the sweep queues it again
+            logger.error("revoked delivery %s is not given up: %s", self.id, trace(error))  # noqa: TRY400
+            finish()
+        else:
+            logger.warning("delivery %s is given up, it was revoked", self.id)
+            finish()
+
+
+def skip_one(delivery_id: str) -> None:
+    """Put on record that a delivery is given up, if it is still owed and nobody is attempting it."""
+    services = get_services()
+    owed = services.ledger.find(delivery_id)
+    if owed is not None:
+        skip([owed], services.webhooks.get(owed.webhook_id), services.ledger, services.logs)
+
+
 class DeliverRequest(DurableRequest):
     """A received ``webhooks.deliver`` message whose payload is not shown."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # What the log of a task reads. Constant, as describing an event costs more than most messages need.
-        self._request_dict["argsrepr"] = self._request_dict["kwargsrepr"] = "…"
+        if LANE_HEADER not in self._request_dict:
+            # What the log of a task reads. Constant, as describing an event costs more than most messages need.
+            self._request_dict["argsrepr"] = self._request_dict["kwargsrepr"] = "…"
 
     def _can_take(self, *arguments: object) -> bool:
         """Take anything: an event is checked, and refused in words, by its task."""
@@ -340,6 +417,8 @@ class DeliverRequest(DurableRequest):
     @property
     def argsrepr(self) -> str:
         """What Flower and `celery inspect` show as arguments."""
+        if LANE_HEADER in self._request_dict:  # a producer with this package has described them
+            return self._argsrepr
         return describe_input([*self._args, *self._kwargs.values()])
 
     @property

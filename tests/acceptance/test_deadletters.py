@@ -143,10 +143,8 @@ def test_mended_event_is_sent_again_byte_for_byte(stack: Stack):
 
 #: What a worker imports to have a defect for as long as the file beside it is there.
 DEFECTS = """
-import os, pathlib, signal
-import webhooks.books, webhooks.tasks
-# Celery waits this long for a word from a process that died; ten seconds by default.
-webhooks.tasks.app.conf.worker_lost_wait = 0.2
+import pathlib
+import webhooks.accepting, webhooks.books
 switch = pathlib.Path(__file__).with_name("is_broken")
 
 def broken(function, act):
@@ -158,20 +156,13 @@ def broken(function, act):
 
 def fail():
     raise KeyError("a defect")
-
-def die():
-    with switch.open("a") as deaths:
-        deaths.write("x")
-    os.kill(os.getpid(), signal.SIGKILL)
 """
 DEFECT_IN = {
-    "deliver": "import webhooks.express\n"
-    "webhooks.tasks.fan_out = webhooks.express.fan_out = broken(webhooks.tasks.fan_out, fail)",
-    # And in what the short way asks first, so that the attempt gets a message of its own.
+    "deliver": "webhooks.accepting.fan_out = broken(webhooks.accepting.fan_out, fail)",
+    # And in what is asked first of all, so that the attempt gets a message of its own.
     "send": "from webhooks.books import Books\n"
-    "Books.claim, Books.claim_many = broken(Books.claim, fail), broken(Books.claim_many, fail)\n"
-    "Books.find_plain = broken(Books.find_plain, fail)",
-    "worker": "webhooks.tasks.fan_out = broken(webhooks.tasks.fan_out, die)",
+    "Books.claim = broken(Books.claim, fail)\n"
+    "Books.is_open = lambda *_: False",
 }
 
 
@@ -218,19 +209,6 @@ def test_defect_in_writing_a_log_is_kept(stack: Stack, redis_client: redis.Redis
     push(redis_client, make_message([["{}"], {}, None], task="webhooks.write_log"))
     (letter,) = letters(stack, 1)
     assert (letter["reason"], letter["text"]) == ("defect", "internal error: ValidationError")
-
-
-def test_event_that_kills_pool_processes_is_kept_after_three(stack: Stack):
-    with Receiver() as receiver:
-        stack.add_webhook(receiver.url)
-        _, switch = start_broken_worker(stack, "worker", "-P", "processes", "-c", "1")
-        stack.send_task(EVENT)
-        (letter,) = letters(stack, 1)
-        assert letter["reason"] == "worker_lost"
-        assert len(switch.read_text()) == 3
-        switch.unlink()
-        stack.run_command("dead", "resend", "--all")
-        receiver.wait_for(1, 20)
 
 
 def test_poison_that_comes_while_mongodb_is_down_is_kept_when_it_is_back(fragile: Stack, servers: Servers):

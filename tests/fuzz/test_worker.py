@@ -222,7 +222,7 @@ def test_healthy_events_arrive_among_messages_of_any_shape(
 
 #: Makes our own code fail on an event, with words that hold some of it, as those of foreign errors do.
 DEFECT = """
-import webhooks.delivery, webhooks.logstore, webhooks.sender.client, webhooks.tasks
+import webhooks.accepting, webhooks.delivery, webhooks.logstore, webhooks.sender.client
 
 def fail(*arguments, **named):
     try:
@@ -233,7 +233,7 @@ def fail(*arguments, **named):
 PAYLOAD = "p4yl0ad"
 """
 DEFECT_IN = {
-    "deliver": "webhooks.tasks.fan_out = fail",
+    "deliver": "webhooks.accepting.fan_out = fail",
     "attempt": "webhooks.delivery.read_event = fail",
     "post": "webhooks.sender.client.Sender.post = fail",
     "record": "webhooks.logstore.LogStore.write = fail",

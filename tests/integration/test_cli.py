@@ -594,9 +594,9 @@ def _worker(env: dict[str, str], cwd: Path, log: Any) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("http://hooks.example.com:6379/", "port 6379 is not allowed"),
-        ("http://0x7f.1/", "address not allowed: 0x7f.1"),
-        ("http://[::ffff:10.0.0.1]/", "address not allowed: [::ffff:10.0.0.1]"),
+        ("http://hooks.example.com:6379/", "port 6379 is not allowed; WEBHOOKS_ALLOWED_PORTS allows it"),
+        ("http://0x7f.1/", "address not allowed: 0x7f.1; WEBHOOKS_ALLOWED_NETWORKS allows it"),
+        ("http://[::ffff:10.0.0.1]/", "address not allowed: [::ffff:10.0.0.1]; WEBHOOKS_ALLOWED_NETWORKS allows it"),
         ("https://hooks.example.com/", ""),
         ("https://93.184.216.34/", ""),
     ],

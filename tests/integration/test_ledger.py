@@ -1,6 +1,7 @@
 """The ledger and the group commit, on a real MongoDB."""
 
 import time
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -58,6 +59,14 @@ def test_event_of_one_webhook_is_stored_with_its_delivery(ledger: Ledger, databa
     one = delivery(1)
     ledger.add([one], now())
     assert database["events"].count_documents({}) == 0
+    claimed = claim_one(ledger)
+    assert isinstance(claimed, Claimed)
+    assert claimed.delivery == one
+
+
+def test_reason_of_an_unusable_webhook_is_stored_with_its_delivery(ledger: Ledger):
+    one = replace(delivery(1), unusable="url: it holds credentials")
+    ledger.add([one], now())
     claimed = claim_one(ledger)
     assert isinstance(claimed, Claimed)
     assert claimed.delivery == one
@@ -151,14 +160,14 @@ def test_log_of_an_interrupted_attempt_settles_nothing_and_gives_way_to_the_real
     ledger: Ledger, database: Documents
 ):
     books = make_books(database, ledger)
-    books.accept([delivery(1)])
+    accept(books, [delivery(1)])
     real = failed(1, 0)
     attempt = make_attempt(delivery_id="msg_1", event_id="e", error_kind="interrupted", next_at=now())
     guess = make_log("interrupted", attempt=attempt, retry=0, log_id=real.id)
-    books.record(guess)
+    books.record([guess])
     assert [d["retry"] for d in database["deliveries"].find()] == [0]
-    books.record(real)
-    books.record(guess)
+    books.record([real])
+    books.record([guess])
     assert [log["response"] for log in database["webhooklogs"].find()] == ["x"]
     assert [d["retry"] for d in database["deliveries"].find()] == [1]
 
@@ -234,11 +243,18 @@ def test_retry_is_due_by_the_servers_clock_whatever_the_workers_says(ledger: Led
     assert 29 < (owed["due_at"] - ledger.now()).total_seconds() < 31
 
 
+def accept(books: Books, deliveries: list[Delivery]) -> list[Delivery]:
+    """Write deliveries down, as the step that accepts events does."""
+    ended, gates = books.look_up(deliveries)
+    return books.accept([one for one in deliveries if one.delivery_id not in ended], gates)
+
+
 def test_books_write_log_and_ledger(ledger: Ledger, database: Documents):
     books = make_books(database, ledger)
-    assert len(books.accept([delivery(1), delivery(2)])) == 2
-    assert isinstance(books.claim(Claim("msg_1", 0, ObjectId())), Claimed)
-    books.record(failed(1, 0))
+    assert len(accept(books, [delivery(1), delivery(2)])) == 2
+    (claimed,) = books.claim([Claim("msg_1", 0, ObjectId())])
+    assert isinstance(claimed, Claimed)
+    assert books.record([failed(1, 0)]) == [None]
     assert database["webhooklogs"].count_documents({}) == 1
     assert [d["retry"] for d in database["deliveries"].find().sort("_id", 1)] == [1, 0]
 
@@ -246,20 +262,19 @@ def test_books_write_log_and_ledger(ledger: Ledger, database: Documents):
 def test_event_handled_again_brings_back_nothing_that_has_ended(ledger: Ledger, database: Documents):
     books = make_books(database, ledger)
     both = [delivery(1), delivery(2)]
-    books.accept(both)
-    books.record(failed(1, 3, is_last=True))
-    books.record(failed(2, 0))
-    assert books.accept(both) == [both[1]]
+    accept(books, both)
+    books.record([failed(1, 3, is_last=True), failed(2, 0)])
+    assert accept(books, both) == [both[1]]
     assert [(d["_id"], d["retry"]) for d in database["deliveries"].find()] == [("msg_2", 1)]
 
 
 def test_log_that_mongodb_cannot_hold_is_its_callers_error_and_the_ledger_goes_on(ledger: Ledger, database: Documents):
     database.create_collection("webhooklogs", validator={"status": {"$ne": 599}})
     books = make_books(database, ledger)
-    books.accept([delivery(1)])
+    accept(books, [delivery(1)])
     attempt = make_attempt(delivery_id="msg_1", event_id="e", next_at=None)
-    with pytest.raises(Exception, match="error 121"):
-        books.record(make_log("x", attempt=attempt, status=599))
+    (fault,) = books.record([make_log("x", attempt=attempt, status=599)])
+    assert "error 121" in str(fault)
     assert ledger.count() == 0
 
 

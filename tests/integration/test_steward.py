@@ -75,9 +75,9 @@ class World:
             self.written += 1
             names.append(f"msg_{self.written}")
             event_id = f"e{self.written}"
-            self.books.accept(
-                [Delivery(names[-1], event_id, webhook_id, COMPANY, "label", '{"a":1}', is_ordered=is_ordered)]
-            )
+            one = Delivery(names[-1], event_id, webhook_id, COMPANY, "label", '{"a":1}', is_ordered=is_ordered)
+            _, gates = self.books.look_up([one])
+            self.books.accept([one], gates)
         return names
 
     def end(self, webhook_id: ObjectId, delivery_id: str, *, status: int = 200, **attempt: Any) -> None:
@@ -89,8 +89,8 @@ class World:
             **{"outcome": "success" if is_ok else "failed", "error_kind": None, **attempt},
         )
         log = make_log("x", attempt=details, retry=0, at=now(), status=status, webhook_id=str(webhook_id))
-        self.books.claim(Claim(delivery_id, 0, log.id))
-        self.books.record(log)
+        self.books.claim([Claim(delivery_id, 0, log.id)])
+        self.books.record([log])
 
     def log(
         self, webhook_id: ObjectId, count: int, *, age_s: float, kind: str | None = None, status: int = 503
@@ -301,7 +301,7 @@ def test_one_probe_at_a_time_and_the_oldest(world: World):
     assert world.tend() == [], "the next one is a minute away"
     soon = {"$set": {"probe_at": now() - timedelta(seconds=1)}}
     world.database["gates"].update_one({"_id": webhook_id}, soon)
-    world.books.claim(Claim(oldest, 0, ObjectId()))
+    world.books.claim([Claim(oldest, 0, ObjectId())])
     assert world.tend() == [], "somebody is at it"
     past = {"$set": {"claim.until": now() - timedelta(seconds=1)}}
     world.database["deliveries"].update_one({"_id": oldest}, past)

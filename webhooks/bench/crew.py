@@ -83,19 +83,23 @@ class Crew:
 
 
 @contextmanager
-def run_crew(bases: Sequence[Program], folder: Path, screen: TextIO) -> Iterator[Crew]:
+def run_crew(bases: Sequence[Program], folder: Path, screen: TextIO, *, is_worker: bool = True) -> Iterator[Crew]:
     """Run workers while the context lasts; they may not take messages yet.
 
     Args:
         bases: Celery's workers, without their names and files.
         folder: is made for their files, and removed again.
         screen: gets what the supervisor says.
+        is_worker: whether they are workers, which have names and write their process ids; Flower does not.
     """
     folder.mkdir()
     programs = [
         replace(
             base,
-            argv=[*base.argv, f"--hostname={base.name}@%h", f"--pidfile={_pid_path(folder, base.name)}"],
+            argv=[
+                *base.argv,
+                *([f"--hostname={base.name}@%h", f"--pidfile={_pid_path(folder, base.name)}"] if is_worker else []),
+            ],
             log_path=folder / f"{base.name}.log",
             restart=False,
         )
@@ -104,6 +108,8 @@ def run_crew(bases: Sequence[Program], folder: Path, screen: TextIO) -> Iterator
     with Troupe(screen) as troupe:
         for program in programs:
             troupe.start(program)
+            if not is_worker:
+                _pid_path(folder, program.name).write_text(str(troupe.pid_of(program.name)))
         yield Crew(troupe, programs, folder)
     shutil.rmtree(folder)  # a log can be large
 

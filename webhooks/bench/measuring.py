@@ -63,7 +63,13 @@ class Measuring:
         return f"{text}, round {self._round} of {self._sizes.rounds}" if self._sizes.rounds > 1 else text
 
     def _watch(
-        self, crew: Crew, receiver: Receiver, collection: str, count: int, logged: Callable[[], int] | None = None
+        self,
+        crew: Crew,
+        receiver: Receiver,
+        collection: str,
+        count: int,
+        logged: Callable[[], int] | None = None,
+        also: Mapping[str, Crew] | None = None,
     ) -> list[Sample]:
         return self._stage.watch(
             crew,
@@ -71,6 +77,7 @@ class Measuring:
             count,
             receiver=receiver,
             tell=self._progress.now,
+            also=also or {},
         )
 
     def _require(
@@ -102,8 +109,8 @@ class Measuring:
             self._step(f"other programs used {part.others:.0%} of a core meanwhile")
         self._found.take(key, receiver, part.per_s, note=note)
 
-    def _take_cpu(self, prefix: str, receiver: Receiver, part: Steady) -> None:
-        for name in _PARTS:
+    def _take_cpu(self, prefix: str, receiver: Receiver, part: Steady, parts: Sequence[str] = _PARTS) -> None:
+        for name in parts:
             if name in part.cpu_s:
                 self._found.take(f"{prefix}{name}", receiver if name == "receiver" else None, part.cpu_s[name] * US)
 

@@ -12,6 +12,8 @@ ROWS = {
     "a": "(a) instant receivers",
     "b": "(b) receivers that take 100 ms",
     "c": "(c) 20 receivers, of which one hangs",
+    "events": "(a) with task events on, which nobody reads",
+    "flower": "(a) and the plain Celery worker with Flower open, its task page read every two seconds",
     "latency": "time from deliver.delay to arrival",
     "enqueue": "enqueue rate of a producer",
     "fanout": "one event to many webhooks",
@@ -43,18 +45,16 @@ class Size:
 
     processes: int
     concurrency: int
-    #: Whether they are the processes of Celery's prefork pool, which makes one attempt at a time in each.
-    is_prefork: bool = False
 
     @property
     def key(self) -> str:
         """What it is called in figures."""
-        return f"sizes_{self.processes}x{self.concurrency}{'_prefork' if self.is_prefork else ''}"
+        return f"sizes_{self.processes}x{self.concurrency}"
 
     @property
     def text(self) -> str:
         """What it is called by people."""
-        return f"{self.processes} × {self.concurrency}{', prefork' if self.is_prefork else ''}"
+        return f"{self.processes} × {self.concurrency}"
 
 
 #: What (sizes) measures.
@@ -67,7 +67,6 @@ SIZES = (
     Size(2, 128),
     Size(2, 256),
     Size(4, 64),
-    Size(4, 1, is_prefork=True),
 )
 
 

@@ -5,7 +5,7 @@ Owns which numbers are taken and how; their arithmetic is `measures`'s. What tel
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from bson import ObjectId
 from webhooks.bench.crew import Crew
 from webhooks.bench.events import Target
 from webhooks.bench.findings import Findings, Progress
-from webhooks.bench.measures import RowFailed, percentile, steady
+from webhooks.bench.measures import RowFailed, Steady, percentile, steady
 from webhooks.bench.measuring import MB, MS, SUCCESS, US, Measuring, targets_of
 from webhooks.bench.plan import ENDPOINTS, EVENT_BYTES, LOAD, SMALL_EVENT_BYTES, Plan
 from webhooks.bench.producer import Handing
@@ -54,6 +54,8 @@ class _Rows(Measuring):
             "a": self._a,
             "b": self._b,
             "c": self._c,
+            "events": self._events,
+            "flower": self._flower,
         }
         for _ in self._rounds():
             for row, measure_row in compared.items():
@@ -142,14 +144,54 @@ class _Rows(Measuring):
         note = f"{healthy:,} events to healthy ones, {healthy // (ENDPOINTS - 1):,} to the hanging one"
         self._take_rate("c", receiver, samples, healthy, note)
 
-    def _take_drain(self, key: str, receiver: Receiver, path: str, endpoints: int, count: int) -> None:
-        """Take the rate at which a queue of events for so many endpoints is worked off."""
+    def _events(self) -> None:
+        self._step(self._in_round("(a) with task events on"))
+        receiver = self._stage.receivers.find(INSTANT)
+        part = self._take_drain("events", receiver, INSTANT, ENDPOINTS, self._sizes.events, options=("--task-events",))
+        self._take_cpu("events_cpu_", receiver, part, ("workers",))
+
+    def _flower(self) -> None:
+        self._step(self._in_round("(a) with Flower open"))
+        receiver, sizes = self._stage.receivers.find(INSTANT), self._sizes
+        with self._stage.flower() as flower:
+            part = self._take_drain("flower", receiver, INSTANT, ENDPOINTS, sizes.events, also={"flower": flower})
+        self._take_cpu("flower_cpu_", receiver, part, ("workers", "flower"))
+        self._stage.servers.reset()
+        self._step(self._in_round("plain Celery worker with Flower open"))
+        lines = self._stage.write_events(targets_of(receiver, INSTANT), EVENT_BYTES)
+        self._stage.queue_plain(lines, sizes.plain_events)
+        with self._stage.plain_flower(), self._stage.plain_worker() as crew:
+            samples = self._watch(crew, receiver, PLAIN_LOGS, sizes.plain_events)
+        self._take_rate("flower_plain", receiver, samples, sizes.plain_events, f"{sizes.plain_events:,} events")
+
+    def _take_drain(
+        self,
+        key: str,
+        receiver: Receiver,
+        path: str,
+        endpoints: int,
+        count: int,
+        *,
+        options: Sequence[str] = (),
+        also: Mapping[str, Crew] | None = None,
+    ) -> Steady:
+        """Take the rate at which a queue of events for so many endpoints is worked off.
+
+        Args:
+            key: of the figure.
+            receiver: who takes them.
+            path: likewise, at the receiver.
+            endpoints: how many.
+            count: events.
+            options: of Celery's workers.
+            also: who works beside, and what its part of the CPU time is called.
+        """
         lines = self._stage.prepare(targets_of(receiver, path)[:endpoints], EVENT_BYTES)
         self._stage.queue(lines, count)
-        with self._stage.workers() as crew:
-            samples = self._watch(crew, receiver, LOGS, count)
+        with self._stage.workers(options=options) as crew:
+            samples = self._watch(crew, receiver, LOGS, count, also=also)
         self._require(LOGS, SUCCESS, count)
-        self._take_rate(key, receiver, samples, count, f"{count:,} events")
+        return self._take_rate(key, receiver, samples, count, f"{count:,} events")
 
     # ── Latency ─────────────────────────────────────────────────────────────────────────────────────────────────────
     def _latency(self) -> None:

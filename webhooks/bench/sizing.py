@@ -65,16 +65,14 @@ class _Sizing(Measuring):
         receiver = self._stage.receivers.find(path)
         lines = self._stage.prepare(targets_of(receiver, path), EVENT_BYTES)
         self._stage.queue(lines, count)
-        with self._stage.workers(Workers(size.processes, size.concurrency, is_prefork=size.is_prefork)) as crew:
+        with self._stage.workers(Workers(size.processes, size.concurrency)) as crew:
             samples = self._watch(crew, receiver, LOGS, count)
             memory = crew.memory_bytes()
         self._require(LOGS, SUCCESS, count)
         part = self._take_rate(f"{size.key}_{what}", receiver, samples, count, f"{count:,} events")
         if what == "instant":
             self._found.take(f"{size.key}_cpu", receiver, part.cpu_s["workers"] * US)
-            # A prefork worker has a process of its own besides.
-            processes = size.processes + 1 if size.is_prefork else size.processes
-            self._found.take(f"{size.key}_memory", None, sum(memory) / processes / MB, note="RSS")
+            self._found.take(f"{size.key}_memory", None, sum(memory) / size.processes / MB, note="RSS")
 
 
 class _Scaling(Measuring):

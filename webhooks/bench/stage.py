@@ -15,14 +15,16 @@ from typing import Any, TextIO
 from urllib.parse import urlsplit
 
 from webhooks.bench import processes
-from webhooks.bench.crew import LOOK_EVERY_S, SOON_S, Crew, Troupe, environment, run_crew, run_to_end
+from webhooks.bench.crew import LOOK_EVERY_S, SOON_S, Crew, Troupe, environment, run_crew, run_to_end, wait
 from webhooks.bench.events import Target, to_lines
+from webhooks.bench.flower import FlowerReader
 from webhooks.bench.measures import RowFailed, Sample
 from webhooks.bench.network import LOCAL, Network, Place, open_network
 from webhooks.bench.plan import Plan
 from webhooks.bench.producer import Handing
-from webhooks.bench.receivers import Receiver, Receivers
+from webhooks.bench.receivers import Receiver, Receivers, free_ports
 from webhooks.bench.servers import Servers
+from webhooks.embedded import LOOPBACK
 from webhooks.errors import CannotStart
 from webhooks.supervisor import Program, Supervisor
 from webhooks.up import worker_program
@@ -41,9 +43,6 @@ class Workers:
     processes: int
     #: Attempts of each at one time; None: the product's default.
     concurrency: int | None = None
-    #: Whether they have Celery's prefork pool, and not the product's: one worker then, with so many processes that
-    #: each make one attempt at a time.
-    is_prefork: bool = False
 
 
 class Stage:
@@ -155,26 +154,26 @@ class Stage:
 
     # ── Workers ─────────────────────────────────────────────────────────────────────────────────────────────────────
     def workers(
-        self, wanted: Workers | None = None, settings: Mapping[str, str] | None = None
+        self,
+        wanted: Workers | None = None,
+        settings: Mapping[str, str] | None = None,
+        options: Sequence[str] = (),
     ) -> AbstractContextManager[Crew]:
         """Run workers of the product while the context lasts; they may not take messages yet.
 
         Args:
             wanted: which; None: those of the plan. On a network of the benchmark's own each gets a namespace.
             settings: ``WEBHOOKS_…`` that are not as in the rest of the run; None: there are none.
+            options: of Celery's worker.
         """
         wanted = wanted or self._usual
         env = {**self._env, **(settings or {})}
         if wanted.concurrency is not None:
             env = {**env, "WEBHOOKS_CONCURRENCY": str(wanted.concurrency)}
         base = worker_program(env, self._folder, grace_s=_GRACE_S)
-        count = wanted.processes
-        if wanted.is_prefork:
-            base = replace(base, argv=[*base.argv, "--pool=prefork", f"--concurrency={wanted.processes}"])
-            count = 1
         bases = [
-            replace(base, argv=[*self._new_place().prefix, *base.argv], name=f"worker{number}")
-            for number in range(count)
+            replace(base, argv=[*self._new_place().prefix, *base.argv, *options], name=f"worker{number}")
+            for number in range(wanted.processes)
         ]
         return run_crew(bases, self._path("crew"), self._screen)
 
@@ -184,6 +183,24 @@ class Stage:
         argv += [f"--concurrency={self._usual.processes}"]
         program = Program("plain", argv, self._plain_env, self._plain_folder, grace_s=_GRACE_S)
         return run_crew([program], self._path("crew"), self._screen)
+
+    def flower(self) -> AbstractContextManager[Crew]:
+        """Run Flower beside the product's workers while the context lasts, and read its task page now and then."""
+        return self._run_flower("webhooks", self._env, self._folder)
+
+    def plain_flower(self) -> AbstractContextManager[Crew]:
+        """Run Flower beside the plain worker. As `flower`."""
+        return self._run_flower("yardsticks", self._plain_env, self._plain_folder)
+
+    @contextmanager
+    def _run_flower(self, app: str, env: Mapping[str, str], folder: Path) -> Iterator[Crew]:
+        [port] = free_ports(1)
+        argv = [sys.executable, "-m", "celery", "-A", app, "flower", f"--address={LOOPBACK}", f"--port={port}"]
+        program = Program("flower", argv, env, folder, grace_s=_GRACE_S)
+        with run_crew([program], self._path("crew"), self._screen, is_worker=False) as crew:
+            with FlowerReader(f"http://{LOOPBACK}:{port}") as reader:
+                wait(reader.has_read, "Flower's task page", crew.check)
+                yield crew
 
     def _new_place(self) -> Place:
         return LOCAL if self._network is None else self._network.add_worker()
@@ -197,6 +214,7 @@ class Stage:
         *,
         receiver: Receiver,
         tell: Callable[[str], None],
+        also: Mapping[str, Crew] = {},
         patience_s: float = 40,
     ) -> list[Sample]:
         """Look on until there are so many logs.
@@ -207,6 +225,7 @@ class Stage:
             enough: how many are waited for.
             receiver: who takes them.
             tell: is told how it goes.
+            also: who works beside, by what its part of the CPU time is called.
             patience_s: seconds without a new log that end it.
 
         Raises:
@@ -215,7 +234,8 @@ class Stage:
         samples: list[Sample] = []
         grown_at = time.monotonic()
         while True:
-            sample = Sample(time.monotonic(), logged(), self._cpu_s(crew, [receiver.pid]))
+            used = self._cpu_s(crew, [receiver.pid]) | {name: other.cpu_s() for name, other in also.items()}
+            sample = Sample(time.monotonic(), logged(), used)
             if not samples or sample.logged > samples[-1].logged:
                 grown_at = sample.at
             samples.append(sample)

@@ -22,7 +22,7 @@ from webhooks.cli.common import (
     print_json,
 )
 from webhooks.delivery import describe_event
-from webhooks.errors import StoreUnavailable
+from webhooks.errors import NOT_ALLOWED_REMEDY, ErrorKind, StoreUnavailable
 from webhooks.logstore import LogQuery, LogStore
 from webhooks.models import COTWebhookLog, now
 from webhooks.retry import Outcome, judge
@@ -173,6 +173,7 @@ class LogPrinter:
         self._as_json = as_json
         self._table = Table(right=_RIGHT_ALIGNED, cut=True, width=width)
         self._has_header = False
+        self._has_remedy = False
 
     def print(self, found: Sequence[COTWebhookLog]) -> None:
         """Print logs in the given order."""
@@ -185,6 +186,11 @@ class LogPrinter:
             rows.insert(0, [Cell(name, "bold") for name in _HEADER])
             self._has_header = True
         self._table.print(rows)
+        if not self._has_remedy and any(
+            log.attempt and log.attempt.error_kind == ErrorKind.NOT_ALLOWED for log in found
+        ):
+            self._has_remedy = True
+            complain(f"note: {NOT_ALLOWED_REMEDY}")
 
 
 def print_logs(found: Sequence[COTWebhookLog]) -> None:

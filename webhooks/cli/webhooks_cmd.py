@@ -455,14 +455,19 @@ def _warn_of_refusal(url: str) -> None:
     settings, target = get_settings(), parse_target(url)
     try:
         check_port(target.port, settings.allowed_ports)
-        answers = socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+        answers = socket.getaddrinfo(
+            target.lookup_host, target.port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
+        )
     except NoResponse as error:
-        complain(f"note: with these settings attempts will fail: {error.text}")
+        complain(f"note: with these settings attempts will fail: {error.text}; WEBHOOKS_ALLOWED_PORTS allows it")
         return
     except (socket.gaierror, UnicodeError):
         return  # a name: what it leads to is judged at each attempt
     if not all(classify(str(sockaddr[0]), settings.allowed_networks).is_allowed for *_, sockaddr in answers):
-        complain(f"note: with these settings attempts will fail: address not allowed: {target.shown_host}")
+        complain(
+            f"note: with these settings attempts will fail: address not allowed: {target.shown_host}; "
+            "WEBHOOKS_ALLOWED_NETWORKS allows it"
+        )
 
 
 def _warn_of_idle_context(webhook: COTWebhook) -> None:
