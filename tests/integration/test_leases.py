@@ -23,7 +23,7 @@ from webhooks.leases import Leases
 from webhooks.ledger import Blocked, Claim, Claimed, Delivery, Ledger
 from webhooks.logstore import LogStore
 from webhooks.models import COTWebhookLog, now
-from webhooks.transport import Admission, Connection, Turn, finish
+from webhooks.transport import Admission, Turn, finish
 from webhooks.webhookstore import WebhookStore
 
 Documents = Database[dict[str, Any]]

@@ -254,7 +254,7 @@ def test_books_write_log_and_ledger(ledger: Ledger, database: Documents):
     assert len(accept(books, [delivery(1), delivery(2)])) == 2
     (claimed,) = books.claim([Claim("msg_1", 0, ObjectId())])
     assert isinstance(claimed, Claimed)
-    assert books.record([failed(1, 0)]) == [None]
+    assert books.record([failed(1, 0, log_id=claimed.log_id)]) == [None]
     assert database["webhooklogs"].count_documents({}) == 1
     assert [d["retry"] for d in database["deliveries"].find().sort("_id", 1)] == [1, 0]
 
