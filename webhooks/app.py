@@ -228,6 +228,7 @@ def _prepare_worker(sender: Any, **_: object) -> None:
     _keep_payloads_out_of_logs()
     _log_one_line_per_attempt()
     _allow_many_connections()
+    get_services()  # before there are threads: two that ask at one time would each open their own
     threading.Thread(target=_make_indexes, name="make-indexes", daemon=True).start()
 
 

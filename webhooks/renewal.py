@@ -130,7 +130,9 @@ _renewals: list[Renewal] = []
 
 
 @worker_init.connect
-def _start(**_: object) -> None:
+def _start(sender: Any, **_: object) -> None:
+    if sender.app is not app:  # a service's own worker, which hands events in
+        return
     _renewals.append(Renewal("MongoDB", _renew_in_mongodb, _end_in_mongodb))
     if app.connection_for_read().get_transport_cls() is Transport:
         lease = RedisLease()
