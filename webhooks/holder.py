@@ -10,16 +10,19 @@ import secrets
 import time
 from functools import partial
 
-#: Seconds that a lease is good for from its last renewal. A dead worker is found within this and `RENEW_EVERY_S`. A
-#: live one loses nothing until two renewals have failed and a third is late: more than a full thread pool, garbage
-#: collection or a slow fsync takes, less than a pause that users notice.
-LEASE_S = 10.0
 #: Seconds between two renewals, and after one that failed.
 RENEW_EVERY_S = 3.0
 RENEW_AGAIN_S = 1.0
+#: Seconds that a lease in Redis is good for from its last renewal. So a dead worker's messages come back after 9 to
+#: 13 s: workers look once a second. A live worker loses nothing until three renewals in a row have failed or are late:
+#: more than threads that want the interpreter, a full collection of garbage or a slow fsync take.
+LEASE_S = 12.0
+#: The same of a lease in MongoDB. Shorter by a renewal, so that a message that comes back finds its claim free. A live
+#: worker whose lease lapses here alone loses nothing, unless there is a second message of the same attempt.
+CLAIM_LEASE_S = LEASE_S - RENEW_EVERY_S
 #: When the server was away or paused, all leases lapse together and none of their workers is dead. So only a process
 #: says of others that their leases lapsed whose own renewals came without a longer gap than this, in seconds: then the
-#: others' could come as well, the latest of them `RENEW_EVERY_S` earlier, which is less than `LEASE_S`.
+#: others' could come as well, the latest of them `RENEW_EVERY_S` earlier, which is less than a lease.
 MAX_GAP_S = 5.0
 #: ... and that for so many seconds: time for two renewals of everyone else.
 WITNESS_AFTER_S = 6.0

