@@ -6,7 +6,7 @@ their lanes let them go at once. What its lane does not let go gets a message, a
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -206,7 +206,9 @@ def _place(services: Services, events: Sequence[Accepting], room: Room | None) -
         # Those that were written down before, by whomever, are claimed like any other.
         rest += [pair for pair, is_ours in zip(taken, ours, strict=True) if not is_ours]
         _check_age(begun_at)
-        _queue(services, [delivery for _, delivery in rest], gates)
+        # What another worker, or this one, had begun with is older than all that has come to its lane since.
+        again = {delivery.delivery_id for event, delivery in rest if event.headers.get("redelivered")}
+        _queue(services, [delivery for _, delivery in rest], gates, again)
     except BaseException:
         # No attempt was made: without this, the next claimant would record interrupted attempts.
         for delivery_id, delivery in admitted.items():
@@ -270,14 +272,16 @@ def _sort_out(
     return now, waiting, rest
 
 
-def _queue(services: Services, deliveries: Sequence[Delivery], gates: Mapping[ObjectId, Gate]) -> None:
-    """Write deliveries down and queue their first attempts."""
+def _queue(
+    services: Services, deliveries: Sequence[Delivery], gates: Mapping[ObjectId, Gate], first: Collection[str]
+) -> None:
+    """Write deliveries down and queue their first attempts; some as the first of their lanes."""
     if not deliveries:
         return
     missing = {delivery.webhook_id for delivery in deliveries} - gates.keys()
     known = {**gates, **services.gates.get_many(missing)} if missing else gates
     standing = services.books.accept(deliveries, known)
-    queue_attempts([delivery for delivery in standing if not delivery.is_held])
+    queue_attempts([delivery for delivery in standing if not delivery.is_held], first)
     for webhook_id in {delivery.webhook_id for delivery in standing if delivery.is_ordered}:
         queue_next(services, services.webhooks.get(webhook_id))
 

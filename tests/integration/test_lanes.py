@@ -15,6 +15,7 @@ from tests.worker import wait_until
 from webhooks.lanes import QUEUES
 from webhooks.transport import (
     AMQP,
+    FIRST_HEADER,
     LANE_HEADER,
     LANES_OPTION,
     OPTION,
@@ -235,6 +236,16 @@ def test_message_given_back_has_its_old_place(url: str):
             message.requeue()
         party.got.clear()
         assert party.drain(3) == [0, 1, 2]
+
+
+def test_message_that_is_to_come_first_in_its_lane_does_and_does_not_say_so_for_ever(url: str):
+    put(url, DELIVER, "c/x", *range(3))
+    put(url, DELIVER, "c/x", "old", **{FIRST_HEADER: True})
+    put(url, DELIVER, "c/y", "alone", **{FIRST_HEADER: True})
+    with worker(url, DELIVER) as party:
+        party.drain(5)
+        assert [body for body in party.bodies if body != "alone"] == ["old", 0, 1, 2]
+        assert all(FIRST_HEADER not in message.headers for message in party.got)
 
 
 # ── Limits and holds ────────────────────────────────────────────────────────────────────────────────────────────────

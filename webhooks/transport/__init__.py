@@ -35,12 +35,22 @@ from kombu import connection
 from kombu.transport import redis as plain
 
 from webhooks.transport.channel import LANES_OPTION, Channel, Poller, QoS, finish, hold_lane, report
-from webhooks.transport.lanes import LANE_HEADER, OTHERS, RATE_HEADER, SERIAL, TAKEN_FROM_HEADER, Lanes, whole_of
+from webhooks.transport.lanes import (
+    FIRST_HEADER,
+    LANE_HEADER,
+    OTHERS,
+    RATE_HEADER,
+    SERIAL,
+    TAKEN_FROM_HEADER,
+    Lanes,
+    whole_of,
+)
 from webhooks.transport.messages import Admission, LaneState, Message, Turn
 from webhooks.transport.scripts import PARKED_KEY, UNREADABLE_KEY
 
 __all__ = [
     "AMQP",
+    "FIRST_HEADER",
     "LANES_OPTION",
     "LANE_HEADER",
     "OPTION",

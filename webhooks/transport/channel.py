@@ -21,7 +21,7 @@ from kombu.utils.scheduling import priority_cycle
 from redis.exceptions import NoScriptError, ResponseError
 
 from webhooks.holder import process_token
-from webhooks.transport.lanes import LANE_HEADER, OTHERS, RATE_HEADER, TAKEN_FROM_HEADER, Lanes, whole_of
+from webhooks.transport.lanes import FIRST_HEADER, LANE_HEADER, OTHERS, RATE_HEADER, TAKEN_FROM_HEADER, Lanes, whole_of
 from webhooks.transport.messages import (
     Admission,
     LaneState,
@@ -293,7 +293,8 @@ class Channel(plain.Channel):
             eta = due_at(message)
             delay_s = "" if eta is None or eta <= time.time() else repr(eta - time.time())
             lane = self.lane_of(message) if has_lanes else ""
-            arguments += [write(without_eta(message)), delay_s, lane, whole_of(lane), *_rate_of(message)]
+            stored, is_first = _without_first(without_eta(message))
+            arguments += [write(stored), delay_s, lane, whole_of(lane), *_rate_of(message), int(is_first)]
         return keys, arguments
 
     # ── Taking ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -807,6 +808,15 @@ def _rate_of(message: dict[str, Any]) -> tuple[float | str, float | str]:
     if isinstance(limit, list | tuple) and len(limit) == 2 and all(isinstance(n, int | float) and n > 0 for n in limit):
         return limit[0], limit[1]
     return "", ""
+
+
+def _without_first(message: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """Return a message as it is stored, and whether it comes first in its lane."""
+    headers = message.get("headers") or {}
+    if FIRST_HEADER not in headers:
+        return message, False
+    kept = {name: value for name, value in headers.items() if name != FIRST_HEADER}
+    return {**message, "headers": kept}, headers[FIRST_HEADER] is True
 
 
 def _nothing() -> None:

@@ -55,6 +55,8 @@ SERIAL = "!"
 #: In a message's headers: the lane that it belongs to, and of a webhook with a limit, attempts per second and burst.
 LANE_HEADER = "webhooks_lane"
 RATE_HEADER = "webhooks_rate"
+#: True: the message comes first in its lane. Only told to the transport, which does not store it.
+FIRST_HEADER = "webhooks_first"
 #: In the headers of a message as the worker gets it: the lane that it came out of; not there if it came out of none.
 TAKEN_FROM_HEADER = "webhooks_taken_from"
 

@@ -45,11 +45,12 @@ end
 """
 
 #: KEYS: the list, its queue's parked set, its queue's wake-up. ARGV: prefix, queue, priority, then for each message:
-#: itself, seconds to wait or "", lane or "", what the lane is a part of or "", its rate limit and burst or "".
+#: itself, seconds to wait or "", lane or "", what the lane is a part of or "", its rate limit and burst or "", and "1"
+#: if it comes first in its lane.
 PUT = f"""#!lua
 {_NOW}{_WAKE}{LUA}{LUA_LIMIT}
 local q, is_taken_soon = ARGV[2], false
-for i = 4, #ARGV, 6 do
+for i = 4, #ARGV, 7 do
   local message, wait, lane = ARGV[i], ARGV[i + 1], ARGV[i + 2]
   if ARGV[i + 4] ~= '' then set_limit(q, lane, ARGV[i + 4], ARGV[i + 5]) end
   if wait ~= '' then
@@ -60,7 +61,9 @@ for i = 4, #ARGV, 6 do
     if lane == '' then
       redis.call('LPUSH', KEYS[1], message)
     else
-      enter(q, choose(lane, ARGV[i + 3]), next_place(), message)
+      lane = choose(lane, ARGV[i + 3])
+      local first = ARGV[i + 6] == '1' and redis.call('ZRANGE', key('lane.' .. q .. '/' .. lane), 0, 0, 'WITHSCORES')[2]
+      enter(q, lane, first and tonumber(first) - 1 or next_place(), message)
     end
   end
 end
