@@ -75,6 +75,7 @@ _PAGE_EVERY_S = 0.05
 #: Open attempts of the worker that is killed or paused, at least; for how long it is paused: until all that it held is
 #: somebody else's; and seconds until the other one may say that it is dead.
 _OPEN = 2
+_FEW_PER_S = 8.0
 _WORKER_PAUSED_S = 25.0
 _LEASE_IS_KNOWN_S = WITNESS_AFTER_S
 #: Seconds after a worker's death within which all that it held is free and its attempts are made again.
@@ -111,6 +112,8 @@ class Row:
     has_stepped_clocks: bool = False
     #: The row's own, besides those of all.
     settings: Mapping[str, str] = field(default_factory=dict)
+    #: Of the producer, where the size's would measure the backlog rather than the fault; None: the size's.
+    events_per_s: float | None = None
     #: Seconds from the fault's end within which the last delivery must have come; None: however long it takes.
     within_s: float | None = None
 
@@ -383,9 +386,10 @@ ROWS: Sequence[Row] = (
     Row("workers-sigkill", "every worker SIGKILLed at once", _kill_all, **_AT_ALL_WORKERS),
     Row("worker-sigkill-open", "a worker SIGKILLed with open requests, deadlines as by default",
         _kill_one_with_open_attempts, lambda size: THREADS, f"{THREADS} threads", settings=_DEFAULTS,
-        within_s=_RECOVERED_WITHIN_S),
+        events_per_s=_FEW_PER_S, within_s=_RECOVERED_WITHIN_S),
     Row("worker-paused-open", f"a worker paused for {_WORKER_PAUSED_S:g} s with open requests, likewise",
-        _pause_one_with_open_attempts, lambda size: THREADS, f"{THREADS} threads", settings=_DEFAULTS),
+        _pause_one_with_open_attempts, lambda size: THREADS, f"{THREADS} threads", settings=_DEFAULTS,
+        events_per_s=_FEW_PER_S, within_s=_RECOVERED_WITHIN_S),
     Row("redis-restart", "Redis restarted with its data, {down_s:g} s away", _stop_redis, **_AT_ALL_WORKERS),
     Row("redis-sigkill", "Redis SIGKILLed, restarted with its data (`appendfsync always`)", _kill_redis,
         **_AT_ALL_WORKERS),
@@ -505,7 +509,7 @@ def run_row(
         ) as stage:
             tell(f"{row.id}: load")
             started_at = time.monotonic()
-            stage.start_load(size.events_per_s)
+            stage.start_load(row.events_per_s or size.events_per_s)
             stage.run_for(size.before_s)
             tell(f"{row.id}: fault")
             row.strike(stage, size)
