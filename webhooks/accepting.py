@@ -6,7 +6,7 @@ their lanes let them go at once. What its lane does not let go gets a message, a
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -16,8 +16,9 @@ from celery.exceptions import Reject
 from webhooks.app import Services
 from webhooks.config import get_settings
 from webhooks.delivery import describe_event, fan_out
-from webhooks.errors import InvalidEvent
+from webhooks.errors import InvalidEvent, StoreUnavailable
 from webhooks.gates import Gate
+from webhooks.holder import KNOWN_FOR_S, uptime
 from webhooks.lanes import SEND_QUEUE, whole_lane
 from webhooks.ledger import Claim, Delivery
 from webhooks.models import TRIGGERS, COTEvent, parse_event, parse_event_text
@@ -53,6 +54,8 @@ class Accepting:
     owed: list[Delivery] = field(default_factory=list)
     #: Those that are neither begun nor queued yet.
     unplaced: list[Delivery] = field(default_factory=list)
+    #: When MongoDB was asked which of its deliveries have ended, by `uptime`; and whether that still holds.
+    looked_up_at: float = float("-inf")
     is_looked_up: bool = False
     #: When to queue what its lane did not let go, by `time.monotonic`.
     queue_at: float = 0.0
@@ -176,7 +179,9 @@ def _place(services: Services, events: Sequence[Accepting], room: Room | None) -
     Returns:
         What is to be attempted, by the `id` of its event.
     """
-    present = time.monotonic()
+    present, begun_at = time.monotonic(), uptime()
+    for event in events:
+        event.is_looked_up = begun_at - event.looked_up_at < KNOWN_FOR_S
     records = services.books
     pairs = [(event, delivery) for event in events for delivery in event.unplaced]
     asked = [pair for pair in pairs if room is not None and pair[0].makes_attempts]
@@ -195,11 +200,15 @@ def _place(services: Services, events: Sequence[Accepting], room: Room | None) -
             admitted = {d.delivery_id: d for _, d in asked if turns[d.delivery_id] is Turn.NOW}
         taken, waiting, rest = _sort_out(services, pairs, ended, gates, turns, present)
         webhooks = services.webhooks.get_many({delivery.webhook_id for _, delivery in taken})
+        _check_age(begun_at)
         ours = records.accept_claimed([(delivery, claims[delivery.delivery_id]) for _, delivery in taken])
         begun = [pair for pair, is_ours in zip(taken, ours, strict=True) if is_ours]
         # Those that were written down before, by whomever, are claimed like any other.
         rest += [pair for pair, is_ours in zip(taken, ours, strict=True) if not is_ours]
-        _queue(services, [delivery for _, delivery in rest], gates)
+        _check_age(begun_at)
+        # What another worker, or this one, had begun with is older than all that has come to its lane since.
+        again = {delivery.delivery_id for event, delivery in rest if event.headers.get("redelivered")}
+        _queue(services, [delivery for _, delivery in rest], gates, again)
     except BaseException:
         # No attempt was made: without this, the next claimant would record interrupted attempts.
         for delivery_id, delivery in admitted.items():
@@ -214,7 +223,7 @@ def _place(services: Services, events: Sequence[Accepting], room: Room | None) -
         leave_lane(admitted[delivery_id], claims[delivery_id])
     for event in events:
         event.owed = [delivery for delivery in event.owed if event.is_looked_up or delivery.delivery_id not in ended]
-        event.is_looked_up = True
+        event.looked_up_at = event.looked_up_at if event.is_looked_up else begun_at
         event.unplaced = []
     for event, delivery in waiting:
         event.unplaced.append(delivery)
@@ -223,6 +232,16 @@ def _place(services: Services, events: Sequence[Accepting], room: Room | None) -
         one = ToAttempt(delivery, claims[delivery.delivery_id], webhooks[delivery.webhook_id], event.event)
         attempts.setdefault(id(event), []).append(one)
     return attempts
+
+
+def _check_age(begun_at: float) -> None:
+    """See to it that nothing is written down anew that another worker has ended, as this one was paused.
+
+    Raises:
+        StoreUnavailable: what was read when the step began may not hold any more.
+    """
+    if uptime() - begun_at > KNOWN_FOR_S:
+        raise StoreUnavailable("this worker was paused, or MongoDB took long, so it is asked again")
 
 
 _Pairs = list[tuple[Accepting, Delivery]]
@@ -253,14 +272,16 @@ def _sort_out(
     return now, waiting, rest
 
 
-def _queue(services: Services, deliveries: Sequence[Delivery], gates: Mapping[ObjectId, Gate]) -> None:
-    """Write deliveries down and queue their first attempts."""
+def _queue(
+    services: Services, deliveries: Sequence[Delivery], gates: Mapping[ObjectId, Gate], first: Collection[str]
+) -> None:
+    """Write deliveries down and queue their first attempts; some as the first of their lanes."""
     if not deliveries:
         return
     missing = {delivery.webhook_id for delivery in deliveries} - gates.keys()
     known = {**gates, **services.gates.get_many(missing)} if missing else gates
     standing = services.books.accept(deliveries, known)
-    queue_attempts([delivery for delivery in standing if not delivery.is_held])
+    queue_attempts([delivery for delivery in standing if not delivery.is_held], first)
     for webhook_id in {delivery.webhook_id for delivery in standing if delivery.is_ordered}:
         queue_next(services, services.webhooks.get(webhook_id))
 

@@ -31,7 +31,9 @@ from webhooks.delivery import Attempter
 from webhooks.environment import OwnCelery, close_worker_options, refuse_overruled
 from webhooks.errors import InvalidSettings, StoreUnavailable
 from webhooks.gates import GateStore
+from webhooks.holder import process_token
 from webhooks.kept import KeptDeliveries
+from webhooks.leases import Leases
 from webhooks.ledger import Ledger
 from webhooks.logstore import LogStore
 from webhooks.mongo import open_database
@@ -88,6 +90,7 @@ class Services:
     logs: LogStore
     dead_letters: DeadLetterStore
     ledger: Ledger
+    leases: Leases
     kept: KeptDeliveries
     gates: GateStore
     outbox: Outbox
@@ -107,7 +110,8 @@ def get_services() -> Services:
     """
     settings = get_settings()
     database = open_database(settings.mongodb_url, settings.mongodb_timeout_s)
-    logs, ledger = LogStore(database), Ledger(database, settings.claim_s, settings.mongodb_timeout_s)
+    logs, leases = LogStore(database), Leases(database, process_token())
+    ledger = Ledger(database, settings.claim_s, settings.mongodb_timeout_s, leases=leases)
     sender = Sender(
         allowed_networks=settings.allowed_networks,
         allowed_ports=settings.allowed_ports,
@@ -126,6 +130,7 @@ def get_services() -> Services:
         logs=logs,
         dead_letters=DeadLetterStore(database),
         ledger=ledger,
+        leases=leases,
         kept=kept,
         gates=gates,
         outbox=Outbox(database),
@@ -210,6 +215,7 @@ def _prepare_command(context: click.Context, *_: object) -> None:
 _WORKERS_MODULES = (
     "webhooks.bindings",
     "webhooks.inspection",
+    "webhooks.renewal",
     "webhooks.startup",
     "webhooks.startup_errors",
     "webhooks.sweeper",
@@ -236,6 +242,7 @@ def _prepare_worker(sender: Any, **_: object) -> None:
     _keep_payloads_out_of_logs()
     _log_one_line_per_attempt()
     _allow_many_connections()
+    get_services()  # before there are threads: two that ask at one time would each open their own
     threading.Thread(target=_make_indexes, name="make-indexes", daemon=True).start()
 
 
@@ -320,6 +327,7 @@ def _make_indexes() -> None:
             services.webhooks.ensure_indexes()
             services.logs.ensure_indexes(get_settings().log_ttl_days)
             services.ledger.ensure_indexes()
+            services.leases.ensure_indexes()
             services.kept.ensure_indexes()
             services.gates.ensure_indexes()
             services.outbox.ensure_indexes()

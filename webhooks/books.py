@@ -114,6 +114,19 @@ class Books:
         if deliveries:
             self._ledger.add(deliveries, self._ledger.now())
 
+    def keep_unended(self, deliveries: Sequence[Delivery]) -> None:
+        """Write down once more deliveries whose first attempt is over: a crash of MongoDB may have forgotten them.
+
+        One that is not there because another worker has ended it, as this one was paused, stays ended.
+        """
+        if not deliveries:
+            return
+        added = self._ledger.add(deliveries, self._ledger.now())
+        if added:  # the logs are written before a delivery ends, so they know
+            events = {delivery.event_id for delivery in deliveries if delivery.delivery_id in added}
+            ended = added & self._logs.find_ended(list(events))
+            self._ledger.forget(ended)
+
     def keep_unless_head(self, claimed: Claimed) -> Held | None:
         """Keep a delivery of an ordered webhook that was claimed and is not the next in line."""
         if self._kept.is_head(claimed):

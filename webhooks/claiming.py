@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 from webhooks.app import Services
 from webhooks.books import Held, PutOff
-from webhooks.config import get_settings
 from webhooks.delivery import describe_interrupted, read_rate, summarize
 from webhooks.errors import WorkersLost
 from webhooks.holding import hold
@@ -63,10 +62,10 @@ def _judge(
             rate = read_rate(webhooks.get(found.delivery.webhook_id))
             return Postponed(text, found.seconds, found.delivery.label, lane, rate)
         case Blocked():
-            # Either a second message of the same attempt, or the worker that held it was killed. When its claim has
-            # run out the ledger knows which.
-            seconds = get_settings().claim_s
-            return Postponed(f"another worker is at it; looked at again in {seconds:g} s", seconds)
+            # Either a second message of the same attempt, or the worker that held it was killed. When its claim or its
+            # lease has run out the ledger knows which.
+            text = f"another worker is at it; looked at again in {found.again_s:.1f} s"
+            return Postponed(text, found.again_s)
         case Exception():
             services.ledger.give_up(claim)
             return Failed(found)
@@ -78,6 +77,7 @@ def _judge(
         services.ledger.give_up(claim)
         return Failed(error)
     if made_before is not None:
+        hold(lambda: services.ledger.release([claim]))  # what is owed next is for the log's own claim to say
         store_log(made_before)
         logger.info("attempt of %s was made before: %s", claim.delivery_id, summarize(made_before))
         return Done(f"was made before: {summarize(made_before)}")

@@ -201,12 +201,14 @@ class Settings(BaseSettings):
 
     @property
     def visibility_timeout_s(self) -> float:
-        """Seconds after which the broker gives an unacked message to another worker.
+        """Seconds after which the broker gives an unacked message to another worker, although its worker lives.
+
+        A dead worker's come back when its lease has lapsed: see `holder`. This is for workers without one (of older
+        versions, and all on Celery's own transport), and for a message that a defect keeps from its end.
 
         The longest time that a worker may rightly have one in its hands: prefetched behind another one, then its own
         turn, and each of the two held while MongoDB is away, attempted and written. In Celery's own transport a retry
-        waits in a worker until it is due, besides. Longer delays the rescue of what a dead worker held; shorter
-        repeats attempts.
+        waits in a worker until it is due, besides. Longer delays that rescue; shorter repeats attempts.
         """
         waiting_s = 0 if self.atomic_transport else self.retry_delay_s
         hold_s = write_s = self.mongodb_timeout_s

@@ -9,29 +9,57 @@ nothing is owed is dropped, so that what is queued twice is sent once.
 where the event is stored beside), ``retry`` (number of the next attempt), ``due_at`` (absent where it was set aside or
 is kept), ``held`` (true: it is kept, has no message, and waits to be let out: see `kept`), ``place`` (in the line of an
 ordered webhook), ``probe`` (true: it was let out to try a paused endpoint), ``created_at``, and while an attempt is
-made its ``claim``: ``log_id``, ``retry``, ``worker``, ``at``, ``until``. A claim that ran out without an end on record
-moves to the list ``interrupted``. ``events``: ``_id`` (the event's id and
-its company, as a producer may choose the ids of its events), ``event_id``, ``body``, ``created_at``. Documents are read
-with care: one that somebody changed by hand must not spoil those that are read beside it.
+made its ``claim``: ``log_id``, ``retry``, ``worker``, ``at``, ``until``, ``holder`` (token of the process that makes
+it; absent where that has no lease). A claim whose time or whose holder's lease (`leases`) ran out without an end on
+record moves to the list ``interrupted``. ``events``: ``_id`` (the event's id and its company, as a producer may choose
+the ids of its events), ``event_id``, ``body``, ``created_at``. `owed` reads the documents.
 """
 
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from bson import MinKey, ObjectId
-from pymongo import ASCENDING, DeleteOne, IndexModel, ReturnDocument, UpdateOne, WriteConcern
+from pymongo import ASCENDING, DeleteOne, IndexModel, UpdateOne, WriteConcern
 from pymongo.database import Database
-from pymongo.errors import BulkWriteError, DuplicateKeyError
+from pymongo.errors import BulkWriteError
 
 from webhooks.errors import ErrorKind
-from webhooks.lanes import lane_of_webhook
+from webhooks.leases import Leases, is_over
 from webhooks.models import COTWebhookLog
 from webhooks.models.wire import show
 from webhooks.mongo import Document, document_errors, insert_new, store_errors
+from webhooks.owed import (
+    OVERDUE_FIELDS,
+    Blocked,
+    Claim,
+    Claimed,
+    Delivery,
+    Interrupted,
+    Oldest,
+    Overdue,
+    read_claimed,
+    read_overdue,
+    shared_id,
+    shared_ids,
+)
+from webhooks.retry import Outcome
+
+__all__ = [
+    "OVERDUE_FIELDS",
+    "Blocked",
+    "Claim",
+    "Claimed",
+    "Delivery",
+    "Interrupted",
+    "Ledger",
+    "Oldest",
+    "Overdue",
+    "read_overdue",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -47,141 +75,15 @@ _INDEXES = [
 #: Seconds between two looks at MongoDB's clock: in that time no two clocks go far apart.
 _ASK_TIME_EVERY_S = 30.0
 
-
-#: More than any setting makes of a claim and of a lease: what claims to hold longer was changed by hand, or the
-#: server's clock has gone back. It is over.
+#: More than any setting makes of a claim: one that claims to last longer was changed by hand, or the server's clock has
+#: gone back. It is over.
 _LONGEST_CLAIM_S = 3_600
-_LONGEST_LEASE_S = 10_000
 
 #: Claims given up that are remembered while MongoDB is away. Those beyond are taken for interrupted attempts.
 _MAX_GIVEN_UP = 100_000
 
 #: Any webhook.
 _ANY = object()
-
-#: What a delivery needs to be attempted. Anybody may have written the document.
-_FIELDS: Mapping[str, type] = {
-    "retry": int,
-    "event_id": str,
-    "webhook_id": ObjectId,
-    "company": ObjectId,
-    "label": str,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """One event owed to one webhook."""
-
-    delivery_id: str
-    event_id: str
-    webhook_id: ObjectId
-    company: ObjectId
-    #: What people see of it in Flower and logs: which event goes to which webhook. Holds no payload.
-    label: str
-    #: The event's JSON text: what is sent, byte for byte.
-    body: str = field(repr=False)
-    #: Whether its webhook's events arrive in order. Not stored: the webhook has it.
-    is_ordered: bool = False
-    #: Its place in the line of an ordered webhook; None: it stands in none.
-    place: int | None = None
-    #: Whether it is written down as one that is kept.
-    is_held: bool = False
-    #: Attempts per second of its webhook, and those in a burst; None: no limit, or not known. Not stored likewise.
-    rate: tuple[float, int] | None = None
-    #: Why its webhook could not be used when the event was accepted, without values; None: it could.
-    unusable: str | None = None
-
-    @property
-    def lane(self) -> str:
-        """What the broker keeps apart from others: one webhook's attempts."""
-        return lane_of_webhook(self.company, self.webhook_id)
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """What a ``webhooks.send`` message asks for: to make one attempt."""
-
-    delivery_id: str
-    #: The attempt's number, from 0.
-    retry: int
-    #: The ``_id`` that the attempt's log will have. Asking again with it is the same claim.
-    log_id: ObjectId
-    #: Who makes the attempt: Celery's node name; None when it is not known.
-    worker: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Interrupted:
-    """An attempt that was begun, and of whose end nothing is known here: its worker died, most likely."""
-
-    #: The ``_id`` that its log has, if it was written after all.
-    log_id: ObjectId
-    retry: int
-    worker: str | None
-    started_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class Claimed:
-    """A delivery whose next attempt is ours to make."""
-
-    delivery: Delivery
-    #: Since when; None, if it was set aside.
-    due_at: datetime | None
-    #: Attempts since the last one that ended, oldest first.
-    interrupted: tuple[Interrupted, ...]
-    #: The claim's.
-    log_id: ObjectId
-    #: When it was written down; None, if somebody changed that.
-    created_at: datetime | None = None
-    #: Whether it was let out to try a paused endpoint.
-    is_probe: bool = False
-
-
-class Blocked:
-    """Somebody else is making an attempt of this delivery, or was until a moment ago."""
-
-
-@dataclass(frozen=True, slots=True)
-class Overdue:
-    """A delivery that is to be queued: its message is lost, or it was kept and has none."""
-
-    delivery_id: str
-    label: str
-    retry: int
-    company: ObjectId
-    webhook_id: ObjectId
-
-    @property
-    def lane(self) -> str:
-        """As `Delivery.lane`."""
-        return lane_of_webhook(self.company, self.webhook_id)
-
-
-#: What `read_overdue` reads.
-OVERDUE_FIELDS = {"label": 1, "retry": 1, "company": 1, "webhook_id": 1}
-
-
-def read_overdue(document: Document) -> Overdue | None:
-    """Read what is needed to queue a delivery; None when somebody changed it."""
-    delivery_id, label, retry, company, webhook_id = (
-        document.get(field) for field in ("_id", "label", "retry", "company", "webhook_id")
-    )
-    if not isinstance(delivery_id, str) or not isinstance(label, str) or not isinstance(retry, int) or retry < 0:
-        return None
-    if not isinstance(company, ObjectId) or not isinstance(webhook_id, ObjectId):
-        return None
-    return Overdue(delivery_id, label, retry, company, webhook_id)
-
-
-@dataclass(frozen=True, slots=True)
-class Oldest:
-    """The delivery to a webhook that has been due for the longest time. Its ids may be anything."""
-
-    webhook_id: object
-    company: object
-    due_at: datetime
 
 
 class Ledger:
@@ -193,6 +95,7 @@ class Ledger:
         claim_s: float,
         timeout_s: float,
         clock: Callable[[], float] = time.monotonic,
+        leases: Leases | None = None,
     ) -> None:
         """Use a database.
 
@@ -202,17 +105,19 @@ class Ledger:
                 the time after which a dead worker's message comes back.
             timeout_s: seconds within which MongoDB answers or is given up: what it does later is wanted by nobody.
             clock: seconds that never jump.
+            leases: of this process, where it renews one; None: its claims last for `claim_s`, whatever becomes of it,
+                and so do others' for it.
         """
         self._clock = clock
+        self._leases = leases
         #: MongoDB's time, and ours when we asked for it; None before.
         self._asked: tuple[datetime, float] | None = None
         self._deliveries = database["deliveries"]
         self._events = database["events"]
-        self._leases = database["leases"]
         # For what a crash of MongoDB may forget, as that is found out or costs one attempt made twice: its journal need
         # not be waited for.
         self._quick = self._deliveries.with_options(write_concern=WriteConcern(w=1))
-        self._claim_ms = int(claim_s * 1000)
+        self._claim_s = claim_s
         self._timeout = timedelta(seconds=timeout_s)
         #: Delivery and log id of claims that were given up before an attempt was made.
         self._given_up: deque[tuple[str, ObjectId]] = deque(maxlen=_MAX_GIVEN_UP)
@@ -237,7 +142,7 @@ class Ledger:
             self._asked = asked = (answer["localTime"], self._clock())
         return asked[0] + timedelta(seconds=self._clock() - asked[1])
 
-    def add(self, deliveries: Iterable[Delivery], at: datetime) -> None:
+    def add(self, deliveries: Iterable[Delivery], at: datetime) -> set[str]:
         """Write down deliveries that are owed; one that is written down already is left as it is.
 
         An event that several of them share is stored once.
@@ -245,10 +150,13 @@ class Ledger:
         Args:
             deliveries: of one event or of several.
             at: since when, by `now`.
+
+        Returns:
+            The ids of those that were not written down before.
         """
         by_event: dict[str, list[Delivery]] = {}
         for delivery in deliveries:
-            by_event.setdefault(_shared_id(delivery.event_id, delivery.company), []).append(delivery)
+            by_event.setdefault(shared_id(delivery.event_id, delivery.company), []).append(delivery)
         shared = [same for same in by_event.values() if len(same) > 1]
         # The events first: a delivery must never be without its body. One that is there is made new again, so that
         # the clean-up does not take it away just now.
@@ -256,14 +164,20 @@ class Ledger:
             fresh = [
                 {"$set": {"event_id": same[0].event_id, "body": same[0].body, "created_at": at}} for same in shared
             ]
-            keys = [{"_id": _shared_id(same[0].event_id, same[0].company)} for same in shared]
+            keys = [{"_id": shared_id(same[0].event_id, same[0].company)} for same in shared]
             with store_errors():
                 self._events.bulk_write(
                     [UpdateOne(key, change, upsert=True) for key, change in zip(keys, fresh, strict=True)],
                     ordered=False,
                 )
         documents = [_write(delivery, at, has_body=len(same) == 1) for same in by_event.values() for delivery in same]
-        insert_new(self._deliveries, documents)
+        known = insert_new(self._deliveries, documents).known
+        return {document["_id"] for place, document in enumerate(documents) if place not in known}
+
+    def forget(self, delivery_ids: Iterable[str]) -> None:
+        """Delete deliveries that are owed no more."""
+        with store_errors():
+            self._deliveries.delete_many({"_id": {"$in": list(delivery_ids)}})
 
     def add_claimed(self, claims: Sequence[tuple[Delivery, Claim]], at: datetime) -> list[bool]:
         """Write down deliveries together with claims on their first attempts, which are about to be made.
@@ -277,10 +191,11 @@ class Ledger:
         Returns:
             For each one whether the attempt is ours to make; it is not where the delivery is written down already.
         """
-        until = at + timedelta(milliseconds=self._claim_ms)
+        until = at + timedelta(seconds=self._claim_s)
         documents = []
         for delivery, claim in claims:
             ours = {"log_id": claim.log_id, "retry": claim.retry, "worker": claim.worker, "at": at, "until": until}
+            ours |= self._holder()
             documents.append(_write(delivery, at, has_body=True) | {"claim": ours})
         result = insert_new(self._quick, documents)
         return [place not in result.known and place not in result.faults for place in range(len(claims))]
@@ -289,29 +204,50 @@ class Ledger:
         """Ask for attempts, many at a time.
 
         Whoever holds a claim is the only one to make an attempt of its delivery, for `claim_s` seconds on the
-        server's clock, so that workers' clocks do not matter.
+        server's clock, or until the lease of its process has lapsed. Workers' clocks do not matter.
 
         Returns:
             For each claim the delivery, if the attempt is ours to make; None, if it was made already or the delivery
-            has ended; Blocked, if somebody else is at it; a LookupError, if its event is not stored, or somebody
-            changed the delivery's document into none.
+            has ended; Blocked, if another worker is at it; a LookupError, if its event is not stored, or the delivery's
+            document was changed by hand into none.
         """
         given_up = [self._given_up.popleft() for _ in range(len(self._given_up))]
+        not_after = self.now() + self._timeout
         try:
-            not_after = self.now() + self._timeout
-            with store_errors():
-                takes = [self._take(claim, not_after) for claim in claims]
-                self._quick.bulk_write([*_release(given_up), *takes], ordered=False)
+            results = self._ask(claims, [self._take(claim, not_after) for claim in claims], given_up)
         except BaseException:
             self._given_up.extend(given_up)
             raise
+        blocked = {place: one for place, one in enumerate(results) if isinstance(one, Blocked) and one.holder}
+        if not blocked or self._leases is None:
+            return results
+        # Only here a lease is looked at: there is a second message of the same attempt, or its worker is dead.
+        left_s = self._leases.find_left({one.holder for one in blocked.values() if one.holder})
+        lapsed = []
+        for place, one in blocked.items():
+            left = left_s.get(one.holder or "", one.again_s)
+            if left > 0:
+                results[place] = replace(one, again_s=min(one.again_s, left))
+            elif one.log_id is not None:
+                lapsed.append((place, one.log_id))
+        again = [claims[place] for place, _ in lapsed]
+        takes = [self._take(claims[place], not_after, lapsed=log_id) for place, log_id in lapsed]
+        for (place, _), result in zip(lapsed, self._ask(again, takes) if lapsed else [], strict=True):
+            results[place] = result
+        return results
+
+    def _ask(
+        self, claims: Sequence[Claim], takes: Sequence[UpdateOne], given_up: Sequence[tuple[str, ObjectId]] = ()
+    ) -> list[Claimed | Blocked | Exception | None]:
         with store_errors():
+            self._quick.bulk_write([*_release(given_up), *takes], ordered=False)
             found = {
                 document["_id"]: document
                 for document in self._deliveries.find({"_id": {"$in": [claim.delivery_id for claim in claims]}})
             }
             bodies = self._read_bodies(found.values())
-        return [self._judge(claim, found.get(claim.delivery_id), bodies) for claim in claims]
+        present = self.now()
+        return [read_claimed(one, found.get(one.delivery_id), bodies, present, self._claim_s) for one in claims]
 
     def give_up(self, claim: Claim) -> None:
         """Note that no attempt was made on a claim, whether we have it or not: MongoDB did not say.
@@ -321,8 +257,29 @@ class Ledger:
         """
         self._given_up.append((claim.delivery_id, claim.log_id))
 
-    def _take(self, claim: Claim, not_after: datetime) -> UpdateOne:
-        is_free = _is_over("$claim.until", _LONGEST_CLAIM_S)
+    def release(self, claims: Iterable[Claim]) -> None:
+        """Undo claims on which no attempt was made, now: as `give_up`, where others are to claim them at once."""
+        writes = _release((claim.delivery_id, claim.log_id) for claim in claims)
+        if writes:
+            with store_errors():
+                self._quick.bulk_write(writes, ordered=False)
+
+    def _holder(self) -> Document:
+        """Return what a claim says of this process."""
+        token = None if self._leases is None else self._leases.holder()
+        return {} if token is None else {"holder": token}
+
+    def _take(self, claim: Claim, not_after: datetime, lapsed: ObjectId | None = None) -> UpdateOne:
+        """Return the write that makes a claim.
+
+        Args:
+            claim: which one.
+            not_after: by the server's clock; later it does nothing.
+            lapsed: log id of a claim that stands in the way, but whose holder's lease has lapsed; None for none.
+        """
+        is_free = is_over("$claim.until", _LONGEST_CLAIM_S)
+        if lapsed is not None:
+            is_free = {"$or": [is_free, {"$eq": ["$claim.log_id", lapsed]}]}
         is_ours = {"$eq": ["$claim.log_id", claim.log_id]}
         # Whoever ends an attempt takes its claim away. One that is there still, and is not ours, has run out.
         is_left_over = {"$and": [{"$ne": [{"$type": "$claim"}, "missing"]}, {"$not": is_ours}]}
@@ -332,7 +289,8 @@ class Ledger:
             "retry": claim.retry,
             "worker": {"$literal": claim.worker},
             "at": "$$NOW",
-            "until": {"$add": ["$$NOW", self._claim_ms]},
+            "until": {"$add": ["$$NOW", int(self._claim_s * 1000)]},
+            **self._holder(),
         }
         return UpdateOne(
             {
@@ -349,59 +307,18 @@ class Ledger:
         )
 
     def _read_bodies(self, documents: Iterable[Document]) -> dict[str, str]:
-        shared = {
-            _shared_id(document.get("event_id"), document.get("company"))
-            for document in documents
-            if "body" not in document
-        }
+        shared = shared_ids(documents)
         if not shared:
             return {}
         found = self._events.find({"_id": {"$in": list(shared)}}, {"body": 1})
         return {event["_id"]: event["body"] for event in found if isinstance(event.get("body"), str)}
 
-    def _judge(
-        self, claim: Claim, document: Document | None, bodies: dict[str, str]
-    ) -> Claimed | Blocked | Exception | None:
-        if document is None:
-            return None
-        wrong = [field for field, kind in _FIELDS.items() if not isinstance(document.get(field), kind)]
-        if wrong:
-            return LookupError(f"delivery {claim.delivery_id} was changed by hand: {', '.join(wrong)}")
-        if document["retry"] > claim.retry:
-            return None
-        held = document.get("claim")
-        if not isinstance(held, dict) or held.get("log_id") != claim.log_id:
-            return Blocked()
-        shared_id = _shared_id(document["event_id"], document["company"])
-        body = document["body"] if "body" in document else bodies.get(shared_id)
-        if not isinstance(body, str):
-            return LookupError(f"event {document['event_id']} is not stored")
-        delivery = Delivery(
-            delivery_id=claim.delivery_id,
-            event_id=document["event_id"],
-            webhook_id=document["webhook_id"],
-            company=document["company"],
-            label=document["label"],
-            body=body,
-            place=place if isinstance(place := document.get("place"), int) else None,
-            is_held=document.get("held") is True,
-            unusable=unusable if isinstance(unusable := document.get("unusable"), str) else None,
-        )
-        due_at, before, created_at = (document.get(field) for field in ("due_at", "interrupted", "created_at"))
-        interrupted = [_read_interrupted(old) for old in before] if isinstance(before, list) else []
-        return Claimed(
-            delivery,
-            due_at if isinstance(due_at, datetime) else None,
-            tuple(old for old in interrupted if old is not None),
-            claim.log_id,
-            created_at if isinstance(created_at, datetime) else None,
-            document.get("probe") is True,
-        )
-
     def settle(self, logs: Iterable[COTWebhookLog]) -> None:
         """Bring the ledger up to date with attempts that were made: what is owed next, or nothing any more.
 
-        An attempt that was interrupted changes nothing: whoever found it is making it again.
+        An attempt that was interrupted changes nothing: the worker that found it is making it again. Nor does a failed
+        one whose claim was taken over meanwhile, as its process was paused, say: what is owed next is for the new claim
+        to say. One that succeeded ends its delivery all the same.
         """
         ends: list[DeleteOne] = []
         changes: list[UpdateOne] = []
@@ -410,7 +327,9 @@ class Ledger:
             if attempt.error_kind is ErrorKind.INTERRUPTED:
                 continue
             # Never back: a log that was written late must not undo what came after it.
-            query = {"_id": attempt.delivery_id, "retry": {"$lte": log.retry}}
+            query: Document = {"_id": attempt.delivery_id, "retry": {"$lte": log.retry}}
+            if attempt.outcome != Outcome.SUCCESS:
+                query["claim.log_id"] = {"$in": [log.id, None]}  # None: there is no claim
             done = {"claim": "", "interrupted": ""}
             keep = {"$set": {"held": True}, "$unset": {**done, "due_at": "", "probe": ""}}
             if attempt.kept:
@@ -433,27 +352,6 @@ class Ledger:
                     self._quick.bulk_write(ends, ordered=False)
             except BulkWriteError as error:
                 document_errors(error)
-
-    def take_lease(self, name: str, owner: str, seconds: float) -> bool:
-        """Try to be the one worker that does something for some time, by the server's clock.
-
-        Returns:
-            Whether the lease is the owner's now.
-        """
-        is_free = {"$or": [_is_over("$until", _LONGEST_LEASE_S), {"$eq": ["$owner", owner]}]}
-        until = {"$add": ["$$NOW", int(seconds * 1000)]}
-        taken = {
-            "owner": {"$cond": [is_free, owner, "$owner"]},
-            "until": {"$cond": [is_free, until, "$until"]},
-        }
-        with store_errors():
-            try:
-                lease = self._leases.find_one_and_update(
-                    {"_id": name}, [{"$set": taken}], upsert=True, return_document=ReturnDocument.AFTER
-                )
-            except DuplicateKeyError:  # two were the first at the same time; the other one was faster
-                return False
-            return bool(lease) and lease.get("owner") == owner
 
     def find_oldest_overdue(self, before: datetime, limit: int) -> list[Oldest]:
         """Return, of each webhook to which anything was due before an instant, since when the oldest was.
@@ -560,12 +458,6 @@ def _write(delivery: Delivery, at: datetime, *, has_body: bool) -> Document:
     }
 
 
-def _is_over(until: str, longest_s: float) -> Document:
-    """Return the expression that says whether an instant is not ahead, or too far ahead to be one of ours."""
-    limit = {"$add": ["$$NOW", int(longest_s * 1000)]}
-    return {"$or": [{"$lte": [{"$ifNull": [until, "$$NOW"]}, "$$NOW"]}, {"$gt": [until, limit]}]}
-
-
 def _release(given_up: Iterable[tuple[str, ObjectId]]) -> list[UpdateOne]:
     """Return the writes that undo claims on which no attempt was made."""
     writes = []
@@ -577,17 +469,3 @@ def _release(given_up: Iterable[tuple[str, ObjectId]]) -> list[UpdateOne]:
             ),
         ]
     return writes
-
-
-def _read_interrupted(old: object) -> Interrupted | None:
-    """Read an entry of the list; None for one that somebody put there by hand."""
-    if not isinstance(old, dict):
-        return None
-    log_id, retry, worker, at = (old.get(field) for field in ("log_id", "retry", "worker", "at"))
-    if not isinstance(log_id, ObjectId) or not isinstance(retry, int) or not isinstance(at, datetime):
-        return None
-    return Interrupted(log_id, retry, worker if isinstance(worker, str) else None, at)
-
-
-def _shared_id(event_id: object, company: object) -> str:
-    return f"{event_id}/{company}"

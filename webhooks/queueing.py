@@ -3,7 +3,7 @@
 A broker without lanes (RabbitMQ, plain Redis) has the same functions; there a lane lets everything through.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, cast
 
 from celery import Task
@@ -15,7 +15,7 @@ from webhooks.ledger import Delivery, Overdue
 from webhooks.models import COTWebhook, COTWebhookLog
 from webhooks.publishing import Draft, publish_many
 from webhooks.retry import Verdict, is_own_fault, judge_endpoint
-from webhooks.transport import LANE_HEADER, RATE_HEADER, Admission, Channel, Turn, report
+from webhooks.transport import FIRST_HEADER, LANE_HEADER, RATE_HEADER, Admission, Channel, Turn, report
 
 #: Header of a message whose event is in the outbox, and to be taken out when the ledger has its deliveries.
 FROM_OUTBOX = "webhooks_outbox"
@@ -56,8 +56,12 @@ def queue_attempt(
     _task("webhooks.send").apply_async(kwargs={"delivery_id": delivery_id}, task_id=delivery_id, **options)
 
 
-def queue_attempts(deliveries: Sequence[Delivery]) -> None:
+def queue_attempts(deliveries: Sequence[Delivery], first: Collection[str] = ()) -> None:
     """Queue the first attempts of many deliveries, as `queue_attempt` does.
+
+    Args:
+        deliveries: all.
+        first: the ids of those that come first in their lanes.
 
     Raises:
         kombu.exceptions.OperationalError: the broker cannot be reached; a part of them may be queued.
@@ -69,7 +73,8 @@ def queue_attempts(deliveries: Sequence[Delivery]) -> None:
             {"delivery_id": delivery.delivery_id},
             delivery.label,
             "retry 0",
-            lane_headers(delivery.lane, delivery.rate),
+            lane_headers(delivery.lane, delivery.rate)
+            | ({FIRST_HEADER: True} if delivery.delivery_id in first else {}),
         )
         for delivery in deliveries
     ]

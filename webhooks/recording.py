@@ -32,7 +32,7 @@ def record(services: Services, attempted: Sequence[Attempted], first: Iterable[A
     unsafe = [one.attempt.delivery for one in first if one.log.details.next_at or one.log.details.kept]
     forgotten: set[str] = set()
     try:
-        services.books.keep_owed(unsafe)
+        services.books.keep_unended(unsafe)
         faults = services.books.record(logs)
     except Exception:  # noqa: BLE001 - one by one it is held, kept by the broker, or named
         for log in logs:

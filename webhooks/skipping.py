@@ -42,7 +42,7 @@ def skip(owed: Sequence[Overdue], webhook: COTWebhook | None, ledger: Ledger, lo
     """
     done = Skipped()
     records: list[COTWebhookLog] = []
-    ended: list[COTWebhookLog] = []
+    ended: dict[str, COTWebhookLog] = {}
     claims = {one.delivery_id: Claim(one.delivery_id, one.retry, ObjectId()) for one in owed}
     for claim, result in zip(claims.values(), ledger.claim(list(claims.values())), strict=True):
         if isinstance(result, Blocked):
@@ -60,7 +60,7 @@ def skip(owed: Sequence[Overdue], webhook: COTWebhook | None, ledger: Ledger, lo
             if is_made is None:
                 records.append(made)
             else:
-                ended.append(is_made)
+                ended[claim.delivery_id] = is_made
     # The records first: whatever is owed no more is on record.
     faults = {records[place].id for place in logs.write(records)} if records else set()
     for record in records:
@@ -70,11 +70,9 @@ def skip(owed: Sequence[Overdue], webhook: COTWebhook | None, ledger: Ledger, lo
             done.broken[record.details.delivery_id] = "MongoDB cannot hold its record"
         else:
             done.logs.append(record)
-    ledger.settle([*ended, *done.logs])
-    for delivery_id in done.broken:
-        ledger.give_up(claims[delivery_id])
-    if done.broken:
-        ledger.claim([])  # tells MongoDB now: this process may not claim anything again
+    # What is owed after an attempt that was made is for its own claim to say; and what is broken is owed as before.
+    ledger.release(claims[delivery_id] for delivery_id in (*ended, *done.broken))
+    ledger.settle([*ended.values(), *done.logs])
     return done
 
 

@@ -10,8 +10,6 @@ Runs as a thread in each worker; a lease lets one of them at a time do it. Start
 """
 
 import logging
-import os
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -63,7 +61,6 @@ def start_job(name: str, job: Callable[[Services, Settings], int], pause_s: floa
 
 def _run(name: str, job: Callable[[Services, Settings], int], pause_s: float) -> None:
     settings = get_settings()
-    owner = f"{socket.gethostname()}:{os.getpid()}"
     # Each look at the lease is a write: a job that is done often is not worth one each time.
     lease_every_s = max(pause_s, _LEASE_EVERY_S)
     is_ours, look_at = False, 0.0
@@ -72,7 +69,7 @@ def _run(name: str, job: Callable[[Services, Settings], int], pause_s: float) ->
             if time.monotonic() >= look_at:
                 is_ours = False
                 # A lease a little longer than the pause: the one who has it keeps it, and a dead one's ends soon.
-                is_ours = get_services().ledger.take_lease(name, owner, lease_every_s * 2 + _LEASE_SLACK_S)
+                is_ours = get_services().leases.take_job(name, lease_every_s * 2 + _LEASE_SLACK_S)
                 look_at = time.monotonic() + (lease_every_s if lease_every_s > pause_s else 0)
             if is_ours:
                 job(get_services(), settings)

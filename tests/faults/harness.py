@@ -5,6 +5,7 @@ Owns the processes and what is read from them. Knows nothing of the single fault
 """
 
 import json
+import os
 import shutil
 import signal
 import struct
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -68,6 +69,7 @@ class Stage:
         *,
         cancelled: threading.Event,
         mongodb_timeout_s: float,
+        settings: Mapping[str, str] | None = None,
         has_stepped_clocks: bool = False,
     ) -> None:
         """Make it; entering it starts everything.
@@ -76,6 +78,7 @@ class Stage:
             folder: of its own, not there yet.
             cancelled: once set, whatever runs here ends by raising `Cancelled`.
             mongodb_timeout_s: the product's setting, of which claims and visibility timeout are made.
+            settings: the row's own; None for none.
             has_stepped_clocks: whether `step_clock` is to work; the workers' clock is another one then.
         """
         folder.mkdir(parents=True)
@@ -88,6 +91,7 @@ class Stage:
             "WEBHOOKS_MONGODB_URL": self.servers.mongod.url,
             "WEBHOOKS_CONCURRENCY": str(THREADS),
             "WEBHOOKS_MONGODB_TIMEOUT_S": f"{mongodb_timeout_s:g}",
+            **(settings or {}),
         }
         self.derived = Settings(**{k.removeprefix("WEBHOOKS_").lower(): v for k, v in self.settings.items()})  # pyright: ignore[reportArgumentType]
         self.clocks = [folder / f"clock{number}" for number in range(WORKERS)]
@@ -260,6 +264,18 @@ class Stage:
         """End a worker as a crash does; it is started again soon."""
         self._struck.add(number)
         self.workers[number].kill()
+
+    def pause_worker(self, number: int) -> None:
+        """Stop a worker in its tracks, as a suspended machine does."""
+        os.kill(self.workers[number].pid, signal.SIGSTOP)
+
+    def resume_worker(self, number: int) -> None:
+        """Let it go on after `pause_worker`."""
+        os.kill(self.workers[number].pid, signal.SIGCONT)
+
+    def count_claims(self, number: int) -> int:
+        """Count the attempts that a worker is making."""
+        return self.database["deliveries"].count_documents({"claim.worker": self.workers[number].name})
 
     def terminate_worker(self, number: int) -> None:
         """Ask a worker to end, as a deployment does; it is started again when it has."""

@@ -10,10 +10,10 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import redis
 from tests.faults.harness import HOLD_MESSAGES, THREADS, WEBHOOKS, WORKERS, Cancelled, Stage
 from tests.faults.judge import Verdict, judge
 from webhooks import embedded
+from webhooks.holder import WITNESS_AFTER_S
 from webhooks.transport.scripts import PARKED_KEY
 
 
@@ -71,6 +72,21 @@ _LAG_S = 2.0
 _PAGE_BYTES = 100_000
 _PAGES_BYTES = 20 * _PAGE_BYTES
 _PAGE_EVERY_S = 0.05
+#: Open attempts of the worker that is killed or paused, at least; for how long it is paused: until all that it held is
+#: somebody else's; and seconds until the other one may say that it is dead.
+_OPEN = 2
+_FEW_PER_S = 8.0
+_WORKER_PAUSED_S = 25.0
+_LEASE_IS_KNOWN_S = WITNESS_AFTER_S
+#: Seconds after a worker's death within which all that it held is free and its attempts are made again.
+_RECOVERED_WITHIN_S = 20.0
+#: The product's own deadlines, of which the old time-outs are made.
+_DEFAULTS = {
+    "WEBHOOKS_TOTAL_TIMEOUT_S": "15",
+    "WEBHOOKS_CONNECT_TIMEOUT_S": "5",
+    "WEBHOOKS_MONGODB_TIMEOUT_S": "10",
+    "WEBHOOKS_SWEEP_INTERVAL_S": "10",
+}
 #: Where attempts wait for their time.
 _PARKED = PARKED_KEY.format("webhooks.send")
 #: Seconds for a row to settle, whatever happens: the worst is a backlog on a machine that does other things.
@@ -94,6 +110,12 @@ class Row:
     #: For servers that lose what they hold: which events were promised is narrower, as the table says.
     counts_only_safe: bool = False
     has_stepped_clocks: bool = False
+    #: The row's own, besides those of all.
+    settings: Mapping[str, str] = field(default_factory=dict)
+    #: Of the producer, where the size's would measure the backlog rather than the fault; None: the size's.
+    events_per_s: float | None = None
+    #: Seconds from the fault's end within which the last delivery must have come; None: however long it takes.
+    within_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -115,7 +137,10 @@ class Result:
     @property
     def faults(self) -> list[str]:
         """What must not be."""
-        return self.verdict.faults(self.bound, self.row.underlogged_why)
+        found = self.verdict.faults(self.bound, self.row.underlogged_why)
+        if self.row.within_s is not None and self.recovery_s > self.row.within_s:
+            found.append(f"the last one came after {self.recovery_s:.1f} s, where {self.row.within_s:g} s are promised")
+        return found
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON."""
@@ -137,6 +162,35 @@ def _kill_all(stage: Stage, size: Size) -> None:
     for number in range(WORKERS):
         stage.kill_worker(number)
     stage.fault_has_ended()
+
+
+def _open_attempts(stage: Stage) -> int:
+    """Have attempts wait for their answers, as many as the lanes of two webhooks let begin; return who is busiest."""
+    stage.run_for(_LEASE_IS_KNOWN_S)
+    stage.set_receiver("hold")
+
+    def count() -> list[int]:
+        return [stage.count_claims(number) for number in range(WORKERS)]
+
+    stage.run_until(lambda: max(count()) >= _OPEN, f"a worker makes {_OPEN} attempts", 30)
+    found = count()
+    return found.index(max(found))
+
+
+def _kill_one_with_open_attempts(stage: Stage, size: Size) -> None:
+    stage.kill_worker(_open_attempts(stage))
+    stage.run_for(0.25)  # until the receiver has seen that nobody waits for its answers
+    stage.set_receiver("ok")
+    stage.fault_has_ended()
+
+
+def _pause_one_with_open_attempts(stage: Stage, size: Size) -> None:
+    number = _open_attempts(stage)
+    stage.pause_worker(number)
+    stage.set_receiver("ok")
+    stage.fault_has_ended()
+    stage.run_for(_WORKER_PAUSED_S)
+    stage.resume_worker(number)
 
 
 def _stop_one_after_another(stage: Stage, size: Size) -> None:
@@ -330,6 +384,12 @@ ROWS: Sequence[Row] = (
         lambda size: THREADS * size.kills, f"{THREADS} threads × {{kills}} kills"),
     Row("worker-sigterm", "a worker SIGTERMed, {stops} times", _stop_one_after_another, **_NONE),
     Row("workers-sigkill", "every worker SIGKILLed at once", _kill_all, **_AT_ALL_WORKERS),
+    Row("worker-sigkill-open", "a worker SIGKILLed with open requests, deadlines as by default",
+        _kill_one_with_open_attempts, lambda size: THREADS, f"{THREADS} threads", settings=_DEFAULTS,
+        events_per_s=_FEW_PER_S, within_s=_RECOVERED_WITHIN_S),
+    Row("worker-paused-open", f"a worker paused for {_WORKER_PAUSED_S:g} s with open requests, likewise",
+        _pause_one_with_open_attempts, lambda size: THREADS, f"{THREADS} threads", settings=_DEFAULTS,
+        events_per_s=_FEW_PER_S, within_s=_RECOVERED_WITHIN_S),
     Row("redis-restart", "Redis restarted with its data, {down_s:g} s away", _stop_redis, **_AT_ALL_WORKERS),
     Row("redis-sigkill", "Redis SIGKILLed, restarted with its data (`appendfsync always`)", _kill_redis,
         **_AT_ALL_WORKERS),
@@ -444,11 +504,12 @@ def run_row(
             folder,
             cancelled=cancelled,
             mongodb_timeout_s=size.mongodb_timeout_s,
+            settings=row.settings,
             has_stepped_clocks=row.has_stepped_clocks,
         ) as stage:
             tell(f"{row.id}: load")
             started_at = time.monotonic()
-            stage.start_load(size.events_per_s)
+            stage.start_load(row.events_per_s or size.events_per_s)
             stage.run_for(size.before_s)
             tell(f"{row.id}: fault")
             row.strike(stage, size)
@@ -457,8 +518,8 @@ def run_row(
             load_s = time.monotonic() - started_at
             slot.release()
             tell(f"{row.id}: {len(stage.accepted)} events accepted; waiting until nothing is owed")
-            # What a dead worker held comes back after the visibility timeout, may then find the dead one's claim and
-            # be looked at once more; what is lost besides, the sweep finds a little later.
+            # What was held without a lease comes back after the visibility timeout, may then find a claim and be looked
+            # at once more; what is lost besides, the sweep finds a little later.
             derived = stage.derived
             stage.settle(2 * (derived.visibility_timeout_s + derived.claim_s) + 30, _SETTLED_WITHIN_S)
             return _conclude(row, size, stage, load_s)
@@ -473,24 +534,28 @@ def _conclude(row: Row, size: Size, stage: Stage, load_s: float) -> Result:
     settled_s = time.time() - ended_at
     evidence = stage.gather(stage.promised(only_safe=row.counts_only_safe))
     early = {number for number, _, accepted_at in stage.accepted if accepted_at <= ended_at}
-    came_at = [
-        evidence.receipts[key].first_ok_at for key in evidence.expected if key[0] in early and key in evidence.receipts
-    ]
+    came_at = {
+        key: evidence.receipts[key].first_ok_at
+        for key in evidence.expected
+        if key[0] in early and key in evidence.receipts
+    }
     verdict, bound = judge(evidence), row.bound(size)
-    if verdict.faults(bound):
-        repeated = [key for key, receipts in evidence.receipts.items() if receipts.ok > 1]
-        wrong = [*verdict.lost, *verdict.unlogged, *verdict.underlogged, *verdict.renamed]
-        stage.dump(evidence, [*wrong, *evidence.owed, *repeated])
-    return Result(
+    result = Result(
         row=row,
         verdict=verdict,
         bound=bound,
-        recovery_s=max(0.0, max(came_at, default=0.0) - ended_at),
+        recovery_s=max(0.0, max(came_at.values(), default=0.0) - ended_at),
         settled_s=settled_s,
         refusals=stage.refusals,
         died_by_themselves=stage.died_by_themselves,
         per_s=len(stage.accepted) * WEBHOOKS / load_s,
     )
+    if result.faults:
+        repeated = [key for key, receipts in evidence.receipts.items() if receipts.ok > 1]
+        wrong = [*verdict.lost, *verdict.unlogged, *verdict.underlogged, *verdict.renamed]
+        late = [key for key, at in came_at.items() if row.within_s is not None and at - ended_at > row.within_s]
+        stage.dump(evidence, [*wrong, *late, *evidence.owed, *repeated])
+    return result
 
 
 # ── Showing ─────────────────────────────────────────────────────────────────────────────────────────────────────────

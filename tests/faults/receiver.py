@@ -7,6 +7,7 @@ answers with one:
 ``{"mode": "ok"}``         answer 200, but 503 to the first attempt of every tenth event: retries are always about
 ``{"mode": "fail_first"}`` answer 503 to the first attempt of every event, 200 to later ones
 ``{"mode": "reset_half"}`` reset every second connection when its request has come, close the others after one answer
+``{"mode": "hold"}``       answer nothing until another mode comes, then answer all
 ``{"mode": "down"}``       close the port
 ``{"mode": null}``         leave it; the answer is what was counted: see `Counted`
 """
@@ -18,7 +19,9 @@ import socket
 import struct
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from tests.quick_http import RequestProtocol, port_of, serve_commands
@@ -30,7 +33,7 @@ _ID = re.compile(rb"\r\nwebhook-id: *(\S+)", re.IGNORECASE)
 #: instant many attempts are in flight for a fault to strike.
 ANSWER_AFTER_S = 0.03
 
-MODES = ("ok", "fail_first", "reset_half", "down")
+MODES = ("ok", "fail_first", "reset_half", "hold", "down")
 
 
 @dataclass(slots=True)
@@ -56,6 +59,8 @@ class Receiver:
         self.mode = "ok"
         self.counted: dict[tuple[int, str], Counted] = {}
         self.connections: set[_Connection] = set()
+        #: What answers the requests that are held.
+        self.held: list[Callable[[], None]] = []
         self.accepted = 0
         self._socket = self._bind(0)
         self._server: asyncio.Server | None = None
@@ -76,6 +81,9 @@ class Receiver:
         if mode not in MODES:
             raise ValueError(f"no such mode: {mode!r}")
         self.mode = mode
+        held, self.held = self.held, []
+        for reply in held:
+            reply()
         if mode == "down" and self._server is not None:
             port = self.port
             self._server.close()
@@ -154,7 +162,11 @@ class _Connection(RequestProtocol):
         is_doomed = is_resetting and self._number % 2 == 0
         key = (int(number[1]), path)
         status = self._receiver.begin(key, webhook_id[1].decode(), is_doomed=is_doomed)
-        asyncio.get_running_loop().call_later(ANSWER_AFTER_S, self._reply, key, status, is_resetting)
+        reply = partial(self._reply, key, status, is_resetting)
+        if self._receiver.mode == "hold":
+            self._receiver.held.append(reply)
+        else:
+            asyncio.get_running_loop().call_later(ANSWER_AFTER_S, reply)
 
     def _reply(self, key: tuple[int, str], status: int | None, is_resetting: bool) -> None:
         self._receiver.end(key, is_ok=status == 200 and self.is_open)

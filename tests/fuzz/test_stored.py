@@ -19,6 +19,7 @@ from tests.logs import COMPANY, NOON, WEBHOOK_ID, make_attempt, make_log
 from tests.samples_data import read_sample
 from webhooks.cli import cli
 from webhooks.deadletters import DeadLetter, DeadLetterStore, Reason
+from webhooks.leases import Leases
 from webhooks.ledger import Claim, Claimed, Delivery, Ledger
 from webhooks.logstore import LogQuery, LogStore
 from webhooks.matching import match
@@ -343,14 +344,14 @@ def test_claim_goes_on_past_a_ruined_delivery(ours: Documents, name: str) -> Non
 @pytest.mark.parametrize("until", [datetime(9999, 1, 1, tzinfo=UTC), DatetimeMS(10**15)], ids=["9999", "beyond"])
 def test_lease_that_somebody_made_endless_is_taken(ours: Documents, until: Any) -> None:
     ours["leases"].insert_one({"_id": "sweep", "owner": "nobody", "until": until})
-    assert Ledger(ours, claim_s=25, timeout_s=10).take_lease("sweep", "us", 10)
+    assert Leases(ours, "us").take_job("sweep", 10)
 
 
 @FEWER
 @given(document=ruined({"_id": "sweep", "owner": "nobody", "until": NOON}, BSON_VALUES.filter(lambda v: v == v)))
 def test_any_lease_is_taken_or_left(ours: Documents, document: dict[str, Any]) -> None:
     store(ours["leases"], document)
-    assert Ledger(ours, claim_s=25, timeout_s=10).take_lease("sweep", "us", 10) in (True, False)
+    assert Leases(ours, "us").take_job("sweep", 10) in (True, False)
 
 
 def test_two_events_with_one_message_id_do_not_share_a_body(ours: Documents) -> None:

@@ -16,13 +16,16 @@ from tests.worker import wait_until
 from webhooks.lanes import QUEUES
 from webhooks.transport import (
     AMQP,
+    FIRST_HEADER,
     LANE_HEADER,
     LANES_OPTION,
     OPTION,
     RATE_HEADER,
     TAKEN_FROM_HEADER,
+    Admission,
     Connection,
     Lanes,
+    Turn,
     hold_lane,
     report,
 )
@@ -235,6 +238,28 @@ def test_message_given_back_has_its_old_place(url: str):
             message.requeue()
         party.got.clear()
         assert party.drain(3) == [0, 1, 2]
+
+
+def test_message_that_is_to_come_first_in_its_lane_does_and_does_not_say_so_for_ever(url: str):
+    put(url, DELIVER, "c/x", *range(3))
+    put(url, DELIVER, "c/x", "old", **{FIRST_HEADER: True})
+    put(url, DELIVER, "c/y", "alone", **{FIRST_HEADER: True})
+    with worker(url, DELIVER) as party:
+        party.drain(5)
+        assert [body for body in party.bodies if body != "alone"] == ["old", 0, 1, 2]
+        assert all(FIRST_HEADER not in message.headers for message in party.got)
+
+
+@pytest.mark.parametrize(("waiting", "turn"), [(0, Turn.NOW), (1, Turn.SOON), (30, Turn.SOON), (2_000, Turn.LATER)])
+def test_attempt_is_to_come_soon_only_where_few_wait_before_it(url: str, waiting: int, turn: Turn):
+    with worker(url, SEND) as party:
+        put(url, SEND, "c/w", "first")
+        party.drain(1)
+        settle(party, 1)  # it is quick
+        party.poll()
+        party.consumer.cancel()
+        put(url, SEND, "c/w", *range(waiting))
+        assert party.channel.admit(SEND, [Admission("x", "c/w", None)], 0)() == [turn]
 
 
 # ── Limits and holds ────────────────────────────────────────────────────────────────────────────────────────────────

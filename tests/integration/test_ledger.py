@@ -48,11 +48,11 @@ def claim_one(
     return result
 
 
-def failed(number: int, retry: int, *, is_last: bool = False) -> Any:
+def failed(number: int, retry: int, *, is_last: bool = False, log_id: ObjectId | None = None) -> Any:
     attempt = make_attempt(
         delivery_id=f"msg_{number}", event_id="e", next_at=None if is_last else now() + timedelta(seconds=30)
     )
-    return make_log("x", attempt=attempt, retry=retry)
+    return make_log("x", attempt=attempt, retry=retry, log_id=log_id or ObjectId())
 
 
 def test_event_of_one_webhook_is_stored_with_its_delivery(ledger: Ledger, database: Documents):
@@ -114,11 +114,11 @@ def test_attempt_whose_claim_ran_out_is_known_as_interrupted_until_one_ends(ledg
     old = claimed.interrupted[0]
     assert (old.retry, old.worker) == (0, "worker@host")
     assert abs(old.started_at - now()) < timedelta(seconds=10 * CLAIM_S)
-    ledger.settle([failed(1, 0)])
+    ledger.settle([failed(1, 0, log_id=claimed.log_id)])
     claimed = claim_one(ledger, retry=1)
     assert isinstance(claimed, Claimed)
     assert claimed.interrupted == ()
-    ledger.settle([failed(1, 1, is_last=True)])
+    ledger.settle([failed(1, 1, is_last=True, log_id=claimed.log_id)])
     assert database["deliveries"].count_documents({}) == 0
 
 
@@ -174,11 +174,12 @@ def test_log_of_an_interrupted_attempt_settles_nothing_and_gives_way_to_the_real
 
 def test_claim_of_an_attempt_that_was_made_gets_nothing(ledger: Ledger):
     ledger.add([delivery(1)], now())
-    assert isinstance(claim_one(ledger), Claimed)
-    ledger.settle([failed(1, 0)])
+    a, b = ObjectId(), ObjectId()
+    assert isinstance(claim_one(ledger, log_id=a), Claimed)
+    ledger.settle([failed(1, 0, log_id=a)])
     assert claim_one(ledger, retry=0) is None
-    assert isinstance(claim_one(ledger, retry=1), Claimed)
-    ledger.settle([failed(1, 1, is_last=True)])
+    assert isinstance(claim_one(ledger, retry=1, log_id=b), Claimed)
+    ledger.settle([failed(1, 1, is_last=True, log_id=b)])
     assert claim_one(ledger, retry=2) is None
     assert ledger.count() == 0
 
@@ -229,15 +230,6 @@ def test_shared_event_is_forgotten_when_nothing_of_it_is_owed(ledger: Ledger, da
     assert sorted(event["_id"] for event in database["events"].find()) == [f"owed/{COMPANY}", f"young/{COMPANY}"]
 
 
-def test_lease_is_held_by_one_until_it_ends(ledger: Ledger):
-    assert ledger.take_lease("sweep", "a", 0.5)
-    assert not ledger.take_lease("sweep", "b", 0.5)
-    assert ledger.take_lease("sweep", "a", 0.5), "its owner makes it longer"
-    assert ledger.take_lease("other", "b", 0.5)
-    time.sleep(0.6)
-    assert ledger.take_lease("sweep", "b", 0.5)
-
-
 def test_time_of_the_server_can_be_compared(ledger: Ledger):
     assert abs(ledger.now() - now()) < timedelta(seconds=5)
 
@@ -262,7 +254,7 @@ def test_books_write_log_and_ledger(ledger: Ledger, database: Documents):
     assert len(accept(books, [delivery(1), delivery(2)])) == 2
     (claimed,) = books.claim([Claim("msg_1", 0, ObjectId())])
     assert isinstance(claimed, Claimed)
-    assert books.record([failed(1, 0)]) == [None]
+    assert books.record([failed(1, 0, log_id=claimed.log_id)]) == [None]
     assert database["webhooklogs"].count_documents({}) == 1
     assert [d["retry"] for d in database["deliveries"].find().sort("_id", 1)] == [1, 0]
 

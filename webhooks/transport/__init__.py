@@ -14,8 +14,9 @@ What is promised, and how:
   worker, and an ack whose connection is gone is sent over the next one.
 * **A message with an ETA** waits in a sorted set, scored by when it is due on Redis's clock, from its publishing on or,
   from a plain producer, from when it is first taken. The take that comes after its time moves it to its queue.
-* **What a dead worker held** comes back ``visibility_timeout`` later (``OVERDUE``); what a stopping worker held, or a
-  task rejected, comes back at once, to be taken next.
+* **What a dead worker held** comes back when its lease has lapsed (``LEASE``, ``OVERDUE``): a process renews one, and
+  each tag begins with its token. What is held without a lease comes back ``visibility_timeout`` later. What a stopping
+  worker held, or a task rejected, comes back at once, to be taken next.
 * **A lost connection** gives nothing back: the tasks at work finish, and ack over the next connection.
 * **Messages of other clients** are taken as kombu's own transport takes them, also without headers (task protocol 1).
   What cannot be read comes to the consumer as a message that cannot be decoded (`NO_MESSAGE`): it neither stops a
@@ -37,11 +38,21 @@ from kombu.transport import redis as plain
 
 from webhooks.transport.channel import LANES_OPTION, Channel, Poller, QoS, finish, hold_lane, report
 from webhooks.transport.counts import QueueCounts, count_arguments, count_queues, read_counts
-from webhooks.transport.lanes import LANE_HEADER, OTHERS, RATE_HEADER, SERIAL, TAKEN_FROM_HEADER, Lanes, whole_of
+from webhooks.transport.lanes import (
+    FIRST_HEADER,
+    LANE_HEADER,
+    OTHERS,
+    RATE_HEADER,
+    SERIAL,
+    TAKEN_FROM_HEADER,
+    Lanes,
+    whole_of,
+)
 from webhooks.transport.messages import NO_MESSAGE, Admission, LaneState, Message, Turn
 
 __all__ = [
     "AMQP",
+    "FIRST_HEADER",
     "LANES_OPTION",
     "LANE_HEADER",
     "NO_MESSAGE",

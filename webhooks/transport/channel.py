@@ -1,10 +1,10 @@
 """kombu's channel, its acks and its poller, each with the parts that `webhooks.transport` promises otherwise."""
 
+import itertools
 import logging
 import re
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from queue import Empty
 from typing import Any, cast
@@ -20,7 +20,8 @@ from kombu.utils.scheduling import priority_cycle
 from redis.exceptions import NoScriptError, ResponseError
 
 from webhooks.errors import BrokerTooOld
-from webhooks.transport.lanes import LANE_HEADER, OTHERS, RATE_HEADER, TAKEN_FROM_HEADER, Lanes, whole_of
+from webhooks.holder import process_token
+from webhooks.transport.lanes import FIRST_HEADER, LANE_HEADER, OTHERS, RATE_HEADER, TAKEN_FROM_HEADER, Lanes, whole_of
 from webhooks.transport.messages import (
     Admission,
     LaneState,
@@ -41,6 +42,7 @@ from webhooks.transport.scripts import (
     ADMIT,
     ALIVE,
     COUNT,
+    LEASE,
     LOOK,
     OVERDUE,
     PARKED_KEY,
@@ -86,6 +88,8 @@ _MAX_LANE = 200
 #: Milliseconds for which one worker's look for overdue messages keeps the others from theirs.
 _RESTORING_MS = 900
 
+#: Numbers the channels of this process.
+_channel_numbers = itertools.count(1)
 #: By broker: all channels of this process to one Redis share one.
 _outboxes: dict[object, Outbox] = {}
 
@@ -115,7 +119,12 @@ def hold_lane(queue: str, lane: str, seconds: float) -> None:
 def finish(queue: str, lane: str, tag: str) -> None:
     """Tell of the end of an attempt that `Channel.admit` let go; told with the next settlements."""
     for outbox in list(_outboxes.values()):
-        outbox.settlements.append(Settlement(tag, "done", "", lane, "", queue))
+        outbox.settlements.append(Settlement(_held_tag(tag), "done", "", lane, "", queue))
+
+
+def _held_tag(tag: str) -> str:
+    """Return a tag that says which process holds what it stands for: `LUA_LEASES` reads it."""
+    return f"{process_token()}/{tag}"
 
 
 def _tell(settlement: Settlement) -> None:
@@ -164,6 +173,7 @@ class QoS(plain.QoS):
         if now < self._look_again_at:
             return
         self._look_again_at = now + max(_RESTORE_EVERY_S, self.visibility_timeout / 10)
+        self.channel.line_up_forgotten()
         self.channel.restore_overdue()
 
 
@@ -205,7 +215,7 @@ class Channel(plain.Channel):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._take: Take | None = None
-        self._take_prefix = uuid.uuid4().hex
+        self._take_prefix = _held_tag(str(next(_channel_numbers)))
         self._unsorted = False
         self._sort_at = self._alive_at = self._gather_until = 0.0
         self._take_count = 0
@@ -293,7 +303,8 @@ class Channel(plain.Channel):
             eta = due_at(message)
             delay_s = "" if eta is None or eta <= time.time() else repr(eta - time.time())
             lane = self.lane_of(message) if has_lanes else ""
-            arguments += [write(without_eta(message)), delay_s, lane, whole_of(lane), *_rate_of(message)]
+            stored, is_first = _without_first(without_eta(message))
+            arguments += [write(stored), delay_s, lane, whole_of(lane), *_rate_of(message), int(is_first)]
         return keys, arguments
 
     # ── Taking ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -491,7 +502,8 @@ class Channel(plain.Channel):
     def admit(self, queue: str, attempts: Sequence[Admission], in_hand: int) -> Callable[[], list[Turn]]:
         """Ask which attempts may be made at once, without a message of their own, by the rules of their lanes.
 
-        Those that may count as in hand until `finish` tells of their end, or for twice the visibility timeout.
+        Those that may count as in hand until `finish` tells of their end, or this process's lease has lapsed; without
+        a lease for twice the visibility timeout.
 
         Args:
             queue: in which the others will wait.
@@ -504,9 +516,19 @@ class Channel(plain.Channel):
         held_s = 2 * self.visibility_timeout
         arguments: list[Any] = [self.prefixed(""), queue, in_hand, held_s]
         for attempt in attempts:
-            arguments += [attempt.tag, attempt.lane, *(attempt.rate or ("", ""))]
+            arguments += [_held_tag(attempt.tag), attempt.lane, *(attempt.rate or ("", ""))]
         wait = self.begin(ADMIT, [self.unacked_key], arguments)
-        return lambda: [Turn(reply) for reply in wait()]
+
+        def read() -> list[Turn]:
+            try:
+                return [Turn(reply) for reply in wait()]
+            except BaseException:
+                # Redis may have let them go: nobody makes them, so nobody would tell of their end.
+                for attempt in attempts:
+                    finish(queue, attempt.lane, attempt.tag)
+                raise
+
+        return read
 
     def look_at(self, queue: str, lanes: Sequence[str]) -> list[LaneState]:
         """Say how it stands with lanes of a queue, in their order."""
@@ -525,9 +547,18 @@ class Channel(plain.Channel):
         """Say whether there is anything in a queue: Redis knows no empty ones."""
         return super()._has_queue(queue, **kwargs) or self._count_in_lanes(queue) > 0
 
-    def _say_alive(self, threads: int) -> None:
+    def _say_alive(self, threads: int) -> bool:
+        """Say how many threads this worker has; return whether a process is dead that held something."""
         self._alive_at = time.monotonic() + _ALIVE_EVERY_S
-        self.run(ALIVE, [], [self.prefixed(""), self._take_prefix, threads])
+        return int(self.run(ALIVE, [], [self.prefixed(""), self._take_prefix, threads])) > 0
+
+    def renew_lease(self) -> None:
+        """Say that this process lives: what it holds stays its own for a while."""
+        self.run(LEASE, [], [self.prefixed(""), process_token(), 1])
+
+    def end_lease(self) -> None:
+        """Say that this process holds nothing any more."""
+        self.run(LEASE, [], [self.prefixed(""), process_token(), 0])
 
     # ── Settling ────────────────────────────────────────────────────────────────────────────────────────────────────
     def settle(self, settlement: Settlement) -> None:
@@ -579,13 +610,20 @@ class Channel(plain.Channel):
         return Settlement(tag, act, seen, prefix + key, value, prefix + WAKE_KEY.format(queue))
 
     # ── Giving back ─────────────────────────────────────────────────────────────────────────────────────────────────
-    def restore_overdue(self) -> None:
-        """Give back what was taken longer ago than the visibility timeout, unless another worker is just doing it."""
-        keys, pause_ms = [*self._notes, RESTORING_KEY], _RESTORING_MS
+    def line_up_forgotten(self) -> None:
+        """Line up the lanes that Redis forgot, if it evicts keys."""
         for queue in self.active_queues:
-            self._count_in_lanes(queue)  # lines up what Redis forgot, if it evicts keys
+            self._count_in_lanes(queue)
+
+    def restore_overdue(self) -> None:
+        """Give back what a process whose lease has lapsed holds, and what was taken longer ago than visibility timeout.
+
+        Not while another worker is just doing it.
+        """
+        keys, pause_ms = [*self._notes, RESTORING_KEY], _RESTORING_MS
         while True:
-            _, *found = self.run(OVERDUE, keys, [self.visibility_timeout, pause_ms, _BATCH])
+            asked = [self.prefixed(""), self.visibility_timeout, pause_ms, _BATCH, process_token()]
+            _, *found = self.run(OVERDUE, keys, asked)
             entries = list(zip(found[::3], found[1::3], found[2::3], strict=True))
             for tag, score, entry in reversed(entries):  # the oldest is to be taken first
                 self._give_back_entry(bytes_to_str(tag), entry, "stale", bytes_to_str(score))
@@ -636,8 +674,8 @@ class Channel(plain.Channel):
         if not queues:
             return
         present = time.monotonic()
-        if present >= self._alive_at:
-            self._say_alive(self.qos.prefetch_count or _MOST_AT_ONCE)
+        if present >= self._alive_at and self._say_alive(self.qos.prefetch_count or _MOST_AT_ONCE):
+            self.restore_overdue()
         if self._unsorted or present >= self._sort_at:
             self._sort_at = present + _SORT_EVERY_S
             self._unsorted = sort(self, queues, self._take_prefix)
@@ -812,6 +850,15 @@ def _rate_of(message: dict[str, Any]) -> tuple[float | str, float | str]:
     if isinstance(limit, list | tuple) and len(limit) == 2 and all(isinstance(n, int | float) and n > 0 for n in limit):
         return limit[0], limit[1]
     return "", ""
+
+
+def _without_first(message: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """Return a message as it is stored, and whether it comes first in its lane."""
+    headers = message.get("headers") or {}
+    if FIRST_HEADER not in headers:
+        return message, False
+    kept = {name: value for name, value in headers.items() if name != FIRST_HEADER}
+    return {**message, "headers": kept}, headers[FIRST_HEADER] is True
 
 
 def _nothing() -> None:

@@ -10,7 +10,7 @@ may be in workers' hands at a time:
 * Besides, it gets no more than four times **what is free**: of all threads of all workers, those that have nothing in
   hand. Lanes that are slow, or of which nothing good is known yet, have three quarters of all threads together.
 * What is in hand is counted by the messages themselves, in the scripts that take and settle them. So a worker that dies
-  holds its part until its messages come back, and no longer.
+  holds its part until its lease lapses, and no longer.
 
 A lane may have a rate limit (GCRA: the theoretical arrival time of ITU-T I.371), and may be held until an instant. A
 *serial* lane, whose name ends with ``!``, gives out one message at a time, in the order in which they came: its place
@@ -20,11 +20,14 @@ Keys, each behind ``webhooks.`` and the user's prefix, ``q`` the queue: ``lane.q
 place), ``lanes.q`` (those that have any), ``ring.q`` and ``ring.q/group`` (whose turn it is), ``later.q`` (those that
 may not go now, and when to look again), ``state.q/name``, ``flight.q/name`` (what of it is in hand), ``slow.q`` (what
 of all slow ones is), ``taken`` (whence each message in hand came), ``place``, ``place.newest``, ``serial``,
-``sorting``, ``threads``, ``workers``.
+``sorting``, ``threads``, ``workers``, ``leases`` (until when each process holds what it holds) and ``leases.since``
+(from when on it has renewed its lease without a gap).
 """
 
 from collections.abc import Mapping
 from typing import TypedDict
+
+from webhooks.holder import LEASE_S, MAX_GAP_S, WITNESS_AFTER_S
 
 #: Attempts at one time that an endpoint begins with, and does not fall below for want of work.
 FIRST_SHARE = 4
@@ -52,6 +55,8 @@ SERIAL = "!"
 #: In a message's headers: the lane that it belongs to, and of a webhook with a limit, attempts per second and burst.
 LANE_HEADER = "webhooks_lane"
 RATE_HEADER = "webhooks_rate"
+#: True: the message comes first in its lane. Only told to the transport, which does not store it.
+FIRST_HEADER = "webhooks_first"
 #: In the headers of a message as the worker gets it: the lane that it came out of; not there if it came out of none.
 TAKEN_FROM_HEADER = "webhooks_taken_from"
 
@@ -288,6 +293,29 @@ local function report(q, lane, ms, verdict, rate, burst)
   redis.call('HSET', state, unpack(changes))
   redis.call('EXPIRE', state, {_STATE_KEPT_S})
 end
+"""
+
+#: Leases: see `holder`. Needs besides: `now`.
+LUA_LEASES = f"""
+local function renew(token)
+  local before = redis.call('ZSCORE', key('leases'), token)
+  if not before or tonumber(before) - now < {LEASE_S - MAX_GAP_S} then
+    redis.call('HSET', key('leases.since'), token, string.format('%.6f', now))
+  end
+  redis.call('ZADD', key('leases'), string.format('%.6f', now + {LEASE_S}), token)
+end
+
+-- Returns the tokens whose lease has lapsed, if the process that asks may say so.
+local function find_lapsed(witness)
+  local before = redis.call('ZSCORE', key('leases'), witness)
+  local since = redis.call('HGET', key('leases.since'), witness)
+  if not before or tonumber(before) - now < {LEASE_S - MAX_GAP_S} then return {{}} end
+  if not since or now - tonumber(since) < {WITNESS_AFTER_S} then return {{}} end
+  return redis.call('ZRANGEBYSCORE', key('leases'), '-inf', now)
+end
+
+-- Returns the token that a tag begins with: none in tags of workers of older versions, nor in kombu's own.
+local function holder_of(tag) return string.match(tag, '^(%x+)/') end
 """
 
 #: What a worker says once a second: ARGV 2 and 3 are its id and its threads. So all know how many there are.

@@ -10,6 +10,7 @@ from webhooks.transport.lanes import (
     FIRST_SHARE,
     LUA,
     LUA_ALIVE,
+    LUA_LEASES,
     LUA_LEAVE,
     LUA_LIMIT,
     LUA_REPORT,
@@ -25,6 +26,10 @@ RESTORING_KEY = "webhooks.restoring"
 
 #: Seconds that an attempt may be in hand before nobody waits here for it to end.
 _STUCK_S = 0.5
+#: Seconds that the messages before an attempt may take, by what its endpoint takes on the average, before the attempt
+#: gets a message as well; and that average where it is not known.
+_SOON_S = 0.5
+_MEAN_S = 0.1
 
 _NOW = """
 local time = redis.call('TIME')
@@ -41,11 +46,12 @@ end
 """
 
 #: KEYS: the list, its queue's parked set, its queue's wake-up. ARGV: prefix, queue, priority, then for each message:
-#: itself, seconds to wait or "", lane or "", what the lane is a part of or "", its rate limit and burst or "".
+#: itself, seconds to wait or "", lane or "", what the lane is a part of or "", its rate limit and burst or "", and "1"
+#: if it comes first in its lane.
 PUT = f"""#!lua
 {_NOW}{_WAKE}{LUA}{LUA_LIMIT}
 local q, is_taken_soon = ARGV[2], false
-for i = 4, #ARGV, 6 do
+for i = 4, #ARGV, 7 do
   local message, wait, lane = ARGV[i], ARGV[i + 1], ARGV[i + 2]
   if ARGV[i + 4] ~= '' then set_limit(q, lane, ARGV[i + 4], ARGV[i + 5]) end
   if wait ~= '' then
@@ -56,7 +62,9 @@ for i = 4, #ARGV, 6 do
     if lane == '' then
       redis.call('LPUSH', KEYS[1], message)
     else
-      enter(q, choose(lane, ARGV[i + 3]), next_place(), message)
+      lane = choose(lane, ARGV[i + 3])
+      local first = ARGV[i + 6] == '1' and redis.call('ZRANGE', key('lane.' .. q .. '/' .. lane), 0, 0, 'WITHSCORES')[2]
+      enter(q, lane, first and tonumber(first) - 1 or next_place(), message)
     end
   end
 end
@@ -66,7 +74,8 @@ if is_taken_soon then wake(KEYS[3]) end
 #: KEYS: unacked. ARGV: prefix, queue, messages of the asking worker that are in hand and not yet begun, the longest
 #: that a message is in hand, then for each attempt that may be made without a message of its own: tag, lane, rate limit
 #: and burst or "". Returns for each one 1 if it may be made now, and counts it among those in hand; 2 if that is to be
-#: expected at any moment, as its endpoint is quick, or nobody knows, and no attempt has been in hand for long; else 0.
+#: expected at any moment, as its endpoint is quick, or nobody knows, no attempt has been in hand for long, and few wait
+#: before it; else 0.
 ADMIT = f"""#!lua flags=allow-oom
 {_NOW}{LUA}{LUA_LIMIT}
 local q, held_s = ARGV[2], tonumber(ARGV[4])
@@ -79,17 +88,20 @@ for i = 5, #ARGV, 4 do
   set_limit(q, lane, ARGV[i + 2], ARGV[i + 3])
   local answer = 0
   -- Those that wait in the lane came before.
-  local is_first = redis.call('EXISTS', key('lane.' .. q .. '/' .. lane)) == 0
-  if is_first and not why_not(q, lane, true) then
+  local waiting = redis.call('ZCARD', key('lane.' .. q .. '/' .. lane))
+  if waiting == 0 and not why_not(q, lane, true) then
     note_flight(q, lane, tag)
+    redis.call('HSET', key('taken'), tag, q .. '\\n' .. lane .. '\\n')  -- so it can be found if its process dies
     free = free - 1
     answer = 1
   else
-    local s = redis.call('HMGET', key('state.' .. q .. '/' .. lane), 'held', 'rate', 'mean', 'good')
+    local s = redis.call('HMGET', key('state.' .. q .. '/' .. lane), 'held', 'rate', 'mean', 'good', 'share')
     local is_slow = s[3] and (not s[4] or tonumber(s[3]) >= {SLOW_S})
     local oldest = redis.call('ZRANGE', key('flight.' .. q .. '/' .. lane), 0, 0, 'WITHSCORES')[2]
     local is_stuck = oldest and now - tonumber(oldest) > {_STUCK_S}
-    if tonumber(s[1] or '0') <= now and not s[2] and not is_slow and not is_stuck then answer = 2 end
+    local wait_s = waiting * (tonumber(s[3]) or {_MEAN_S}) / (tonumber(s[5]) or {FIRST_SHARE})
+    local is_held = tonumber(s[1] or '0') > now
+    if not is_held and not s[2] and not is_slow and not is_stuck and wait_s < {_SOON_S} then answer = 2 end
   end
   reply[#reply + 1] = answer
 end
@@ -100,10 +112,11 @@ return reply
 #: priority, all of the next. ARGV: prefix, id of this take, most messages, threads of this worker that have nothing in
 #: hand, messages of one queue in a row, number of queues, a batch, the longest that a message is in hand, then for each
 #: queue its name, what ends its entry in unacked, and "" or "lanes" or "bounded", then the priorities.
+#: A process whose lease has lapsed renews it here: what it takes now is not to be taken from it.
 #: Returns the time, milliseconds until a parked message or a lane is due or -1, how many messages of queues with lanes
 #: are in none yet, then for each message its queue's number, lane or "", and itself.
 TAKE = f"""#!lua flags=allow-oom
-{_NOW}{_WAKE}{LUA}
+{_NOW}{_WAKE}{LUA}{LUA_LEASES}
 local id, most, room, row, queues = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local batch, held_s = ARGV[7], tonumber(ARGV[8])
 local name, ending, kind = {{}}, {{}}, {{}}
@@ -116,6 +129,10 @@ for p = 1, priorities do level[ARGV[8 + 3 * queues + p]] = p end
 local threads = tonumber(redis.call('GET', key('threads')) or '0')
 local free = math.max(threads - redis.call('HLEN', KEYS[1]), room)
 {LUA_TAKE}
+local holder = holder_of(id)
+local lease = holder and redis.call('ZSCORE', key('leases'), holder)
+if lease and tonumber(lease) <= now then renew(holder) end
+
 local next_due = -1
 local function note_due(at)
   local wait = math.max(0, math.ceil((tonumber(at) - now) * 1000))
@@ -223,6 +240,7 @@ for i = 2, #ARGV, 6 do
     redis.call('EXPIRE', state, math.ceil(tonumber(number)) + 3600)
     is_ours = false
   elseif act == 'done' then
+    redis.call('HDEL', key('taken'), tag)
     leave_flight(ARGV[i + 5], where, tag)
     is_ours = false
   elseif act == 'stale' and redis.call('ZSCORE', KEYS[2], tag) ~= number then
@@ -389,32 +407,68 @@ if ARGV[3] == '1' then redis.call('DEL', key('lanes.' .. q)) end
 return sum
 """
 
-#: ARGV: prefix, who it is, threads, or 0 when it stops.
+#: ARGV: prefix, who it is, threads, or 0 when it stops. Returns how many leases have lapsed.
 ALIVE = f"""#!lua flags=allow-oom
 {_NOW}{LUA}{LUA_ALIVE}
+return redis.call('ZCOUNT', key('leases'), '-inf', now)
 """
 
-#: KEYS: unacked, unacked_index, restoring. ARGV: visibility timeout in seconds, milliseconds for which no other worker
-#: looks, or 0 to go on looking, a batch. Returns the time, then tag, score and entry of each overdue message, the
-#: oldest first.
+#: ARGV: prefix, token of a process, "1" to renew its lease, "0" to end it.
+LEASE = f"""#!lua flags=allow-oom
+{_NOW}{LUA}{LUA_LEASES}
+if ARGV[3] == '1' then
+  renew(ARGV[2])
+else
+  redis.call('ZADD', key('leases'), 'XX', string.format('%.6f', now), ARGV[2])
+end
+"""
+
+#: KEYS: unacked, unacked_index, restoring. ARGV: prefix, visibility timeout in seconds, milliseconds for which no other
+#: worker looks, or 0 to go on looking, a batch, token of the process that asks. Returns the time, then tag, score and
+#: entry of each message that its worker holds no more, the oldest first. What a process without a lease holds besides,
+#: it leaves at once.
 OVERDUE = f"""#!lua flags=allow-oom
-{_NOW}
-local reply = {{tostring(now)}}
-if ARGV[2] ~= '0' and not redis.call('SET', KEYS[3], '1', 'NX', 'PX', ARGV[2]) then return reply end
+{_NOW}{_WAKE}{LUA}{LUA_LEASES}{LUA_LEAVE}
+local reply, batch = {{tostring(now)}}, tonumber(ARGV[4])
+if ARGV[3] ~= '0' and not redis.call('SET', KEYS[3], '1', 'NX', 'PX', ARGV[3]) then return reply end
 -- Redis may have evicted the index alone: what it does not have is noted again, as if it were taken now.
 if redis.call('HLEN', KEYS[1]) > redis.call('ZCARD', KEYS[2]) then
   for _, tag in ipairs(redis.call('HKEYS', KEYS[1])) do redis.call('ZADD', KEYS[2], 'NX', now, tag) end
 end
-local before = now - tonumber(ARGV[1])
-local found = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', before, 'WITHSCORES', 'LIMIT', 0, ARGV[3])
+local before, lapsed, is_any_lapsed = now - tonumber(ARGV[2]), {{}}, false
+for _, token in ipairs(find_lapsed(ARGV[5])) do
+  lapsed[token] = true
+  is_any_lapsed = true
+end
+local function is_lapsed(tag)
+  local token = holder_of(tag)
+  return token and lapsed[token]
+end
+-- All that is in hand is looked through where a process is dead, else what is overdue alone.
+local found = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', is_any_lapsed and '+inf' or before, 'WITHSCORES', 'LIMIT', 0,
+  is_any_lapsed and -1 or batch)
 for i = 1, #found, 2 do
-  local entry = redis.call('HGET', KEYS[1], found[i])
-  if entry then
-    reply[#reply + 1] = found[i]
-    reply[#reply + 1] = found[i + 1]
-    reply[#reply + 1] = entry
-  else
-    redis.call('ZREM', KEYS[2], found[i])
+  if tonumber(found[i + 1]) <= before or is_lapsed(found[i]) then
+    local entry = redis.call('HGET', KEYS[1], found[i])
+    if not entry then
+      redis.call('ZREM', KEYS[2], found[i])
+    elseif #reply > 3 * batch then
+      break
+    else
+      reply[#reply + 1] = found[i]
+      reply[#reply + 1] = found[i + 1]
+      reply[#reply + 1] = entry
+    end
+  end
+end
+if is_any_lapsed then
+  for _, tag in ipairs(redis.call('HKEYS', key('taken'))) do
+    if is_lapsed(tag) and redis.call('HEXISTS', KEYS[1], tag) == 0 then leave(tag) end
+  end
+  -- Forgotten once it holds nothing any more.
+  for token in pairs(#reply == 1 and lapsed or {{}}) do
+    redis.call('ZREM', key('leases'), token)
+    redis.call('HDEL', key('leases.since'), token)
   end
 end
 return reply
@@ -423,5 +477,5 @@ return reply
 #: What Redis knows each script by.
 SHAS = {
     script: sha1(script.encode(), usedforsecurity=False).hexdigest()
-    for script in (PUT, ADMIT, TAKE, SETTLE, OVERDUE, UNSORTED, SORT, SERIALIZE, LOOK, COUNT, ALIVE)
+    for script in (PUT, ADMIT, TAKE, SETTLE, OVERDUE, UNSORTED, SORT, SERIALIZE, LOOK, COUNT, ALIVE, LEASE)
 }
