@@ -39,7 +39,7 @@ from webhooks.operators import Operators
 from webhooks.outbox import Outbox
 from webhooks.retry import RetryPolicy
 from webhooks.sender import Sender
-from webhooks.transport import AMQP
+from webhooks.transport import AMQP, BoundedConnection
 from webhooks.vault import Vault
 from webhooks.webhookstore import WebhookStore
 
@@ -213,6 +213,7 @@ def _prepare_worker(sender: Any, **_: object) -> None:
     _read_json_as_it_is()
     _keep_payloads_out_of_logs()
     _log_one_line_per_attempt()
+    BoundedConnection.is_patient = True
     _allow_many_connections()
     threading.Thread(target=_make_indexes, name="make-indexes", daemon=True).start()
 

@@ -12,8 +12,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from webhooks.headers import OTHERS
 from webhooks.models import TRIGGERS
-from webhooks.transport import OTHERS
 
 SEND_QUEUE = "webhooks.send"
 #: Queues with lanes, and whether what is in hand of one of them is bounded: the fan-out is over in milliseconds.

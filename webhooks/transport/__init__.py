@@ -33,8 +33,10 @@ from celery.app import amqp
 from kombu import connection
 from kombu.transport import redis as plain
 
+from webhooks.headers import LANE_HEADER, OTHERS
+from webhooks.transport.bounded import BoundedConnection
 from webhooks.transport.channel import LANES_OPTION, Channel, Poller, QoS, finish, hold_lane, report
-from webhooks.transport.lanes import LANE_HEADER, OTHERS, RATE_HEADER, SERIAL, TAKEN_FROM_HEADER, Lanes, whole_of
+from webhooks.transport.lanes import RATE_HEADER, SERIAL, TAKEN_FROM_HEADER, Lanes, whole_of
 from webhooks.transport.messages import Admission, LaneState, Message, Turn
 from webhooks.transport.scripts import PARKED_KEY, UNREADABLE_KEY
 
@@ -50,6 +52,7 @@ __all__ = [
     "TAKEN_FROM_HEADER",
     "UNREADABLE_KEY",
     "Admission",
+    "BoundedConnection",
     "Channel",
     "Connection",
     "LaneState",
@@ -90,7 +93,7 @@ class Transport(plain.Transport):
         self.cycle.close()
 
 
-class _ChoosesTransport(connection.Connection):
+class _ChoosesTransport(BoundedConnection):
     """kombu's connection, which takes this transport for a Redis where the options say so.
 
     Not an alias in kombu's table: then the broker's URL would have a scheme of ours, which Flower cannot read, TLS

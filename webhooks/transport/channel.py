@@ -11,7 +11,7 @@ from queue import Empty
 from typing import Any, cast
 
 import redis
-from kombu import Producer
+from kombu.messaging import Producer
 from kombu.transport import redis as plain
 from kombu.transport import virtual
 from kombu.utils.encoding import bytes_to_str
@@ -20,7 +20,8 @@ from kombu.utils.json import dumps, loads
 from kombu.utils.scheduling import priority_cycle
 from redis.exceptions import NoScriptError, ResponseError
 
-from webhooks.transport.lanes import LANE_HEADER, OTHERS, RATE_HEADER, TAKEN_FROM_HEADER, Lanes, whole_of
+from webhooks.headers import LANE_HEADER, OTHERS
+from webhooks.transport.lanes import RATE_HEADER, TAKEN_FROM_HEADER, Lanes, whole_of
 from webhooks.transport.messages import (
     Admission,
     LaneState,
@@ -224,7 +225,9 @@ class Channel(plain.Channel):
 
         One of a batch, or to a queue that expires, goes the plain way; whoever takes it parks it.
         """
-        if kwargs.get("_publish_batch") is not None or queue in self._expires:
+        if kwargs.get("_publish_batch") is not None or queue in getattr(
+            self, "_expires", ()
+        ):  # older kombu has no queues that expire
             super()._put(queue, message, **kwargs)
             return
         self.run(PUT, *self._put_arguments(queue, [message], self.priority(self._get_message_priority(message))))
@@ -713,7 +716,7 @@ class Channel(plain.Channel):
     def begin(self, script: str, keys: Sequence[str], arguments: Sequence[Any]) -> Callable[[], Any]:
         """Send a script; return what waits for its reply, and is to be called once."""
         pool, command = self.pool, self._evalsha(script, keys, arguments)
-        link = pool.get_connection()
+        link = _get_connection(pool)
         try:
             link.send_command(*command)
         except BaseException:
@@ -751,6 +754,13 @@ def _read(link: Any) -> Any:
         return link.read_response(disable_decoding=True)
     except ResponseError as error:
         return error
+
+
+def _get_connection(pool: Any) -> Any:
+    try:
+        return pool.get_connection()
+    except TypeError:  # redis before 5.3 wants to be told a command, of which later ones warn
+        return pool.get_connection("EVALSHA")
 
 
 def _drop(pool: Any, link: Any) -> None:

@@ -26,6 +26,8 @@ of all slow ones is), ``taken`` (whence each message in hand came), ``place``, `
 from collections.abc import Mapping
 from typing import TypedDict
 
+from webhooks.headers import OTHERS
+
 #: Attempts at one time that an endpoint begins with, and does not fall below for want of work.
 FIRST_SHARE = 4
 #: Seconds that its attempts may take on the average before an endpoint counts as slow.
@@ -45,12 +47,9 @@ _STATE_KEPT_S = 86_400
 _MOST_LOOKS = 64
 #: Seconds after which a worker that was not heard of is gone.
 _WORKER_GONE_S = 5
-#: The lane of what has none of its own, such as a log on its way to MongoDB. Is never bounded.
-OTHERS = "-"
 #: Ends the name of a serial lane.
 SERIAL = "!"
-#: In a message's headers: the lane that it belongs to, and of a webhook with a limit, attempts per second and burst.
-LANE_HEADER = "webhooks_lane"
+#: In a message's headers, of a webhook with a limit: attempts per second and burst.
 RATE_HEADER = "webhooks_rate"
 #: In the headers of a message as the worker gets it: the lane that it came out of; not there if it came out of none.
 TAKEN_FROM_HEADER = "webhooks_taken_from"
