@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from webhooks.app import Services
 from webhooks.books import Held, PutOff
 from webhooks.config import get_settings
 from webhooks.delivery import describe_interrupted, read_rate, summarize
@@ -13,6 +12,7 @@ from webhooks.ledger import Blocked, Claim, Claimed
 from webhooks.models import COTWebhook, COTWebhookLog, now
 from webhooks.outcomes import Done, Failed, Postponed, SendOutcome, ToAttempt
 from webhooks.recording import store_log
+from webhooks.services import Services
 from webhooks.transport import hold_lane
 
 #: Attempts of a delivery that may be interrupted in a row. Whatever else a dying worker had in its hands is interrupted

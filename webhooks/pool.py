@@ -29,7 +29,7 @@ from celery.exceptions import Reject
 from celery.worker import state
 
 from webhooks.accepting import Accepted, Accepting, accept, leave_lane
-from webhooks.app import app, get_services
+from webhooks.app import app
 from webhooks.batch import new_batch
 from webhooks.claiming import claim_all
 from webhooks.errors import trace
@@ -39,6 +39,7 @@ from webhooks.ledger import Claim
 from webhooks.outcomes import Attempted, DeliverOutcome, Failed, SendOutcome, ToAttempt
 from webhooks.queueing import report_attempt
 from webhooks.recording import record
+from webhooks.services import get_services
 
 logger = logging.getLogger(__name__)
 

@@ -26,7 +26,6 @@ from kombu.exceptions import ContentDisallowed
 from kombu.message import Message
 
 from webhooks import transport
-from webhooks.app import get_services, stopping
 from webhooks.config import get_settings
 from webhooks.deadletters import DeadLetter, Reason
 from webhooks.delivery import describe_input
@@ -34,7 +33,9 @@ from webhooks.errors import AttemptFailed, InvalidEvent, StoreUnavailable, TaskD
 from webhooks.holding import hold
 from webhooks.inplace import InPlaceMessage
 from webhooks.pool import BatchPool
+from webhooks.services import get_services
 from webhooks.skipping import skip
+from webhooks.stopping import stopping
 from webhooks.transport import LANE_HEADER
 
 logger = logging.getLogger(__name__)
@@ -331,7 +332,7 @@ class DurableRequest(Request):
             self.is_told_started = True
             self.send_event("task-started")
 
-    def info(self, safe: bool = False) -> dict[str, Any]:  # noqa: FBT001, FBT002 - Celery's signature
+    def info(self, safe: bool = False) -> dict[str, Any]:
         """Return what `celery inspect` shows: with what stands for the arguments, which may be payload."""
         return {**super().info(safe=safe), "args": self.argsrepr, "kwargs": self.kwargsrepr}
 
@@ -372,7 +373,7 @@ def _is_limit(value: object) -> bool:
 class SendRequest(DurableRequest):
     """A received ``webhooks.send`` message, or one that stands for a first attempt in place."""
 
-    def _announce_revoked(self, reason: str, terminated: bool, signum: object, expired: bool) -> None:  # noqa: FBT001
+    def _announce_revoked(self, reason: str, terminated: bool, signum: object, expired: bool) -> None:
         """Give the delivery up before its message is acked: what was only dropped would be queued again."""
         self._already_revoked = True
         if isinstance(self.message, InPlaceMessage):

@@ -9,7 +9,7 @@ from webhooks.cli.common import json_option, place_of, print_json
 from webhooks.config import get_settings
 from webhooks.errors import InvalidEvent, InvalidSettings
 from webhooks.models import parse_event_text
-from webhooks.tasks import deliver
+from webhooks.producer import deliver
 
 
 @click.command(short_help="Send an event, from a file or standard input.")
