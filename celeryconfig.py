@@ -3,9 +3,10 @@
 Only options. What users tune are the `WEBHOOKS_…` settings of the README; this file follows from them.
 """
 
-from kombu.entity import Queue
+from kombu.entity import Exchange, Queue
 
 from webhooks import lanes
+from webhooks.broker_url import tls_options
 from webhooks.config import get_settings
 from webhooks.transport import LANES_OPTION, OPTION, Lanes
 
@@ -14,6 +15,8 @@ _on_redis = _settings.broker_url.startswith("redis")
 
 # ── Broker ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 broker_url = _settings.broker_url
+# By default kombu checks no certificate of Redis, and no host name of RabbitMQ. Flower's page of queues reads it, too.
+broker_use_ssl = tls_options(broker_url)
 
 # A broker that comes up late, or goes away for a weekend, is waited for, without end.
 broker_connection_retry_on_startup = True
@@ -56,7 +59,9 @@ task_publish_retry_policy = {"max_retries": 10, "interval_start": 0, "interval_s
 # "celery" is where the message of a producer with nothing but Celery lands, by Celery's own default. Ours have names
 # of their own, so that another application's worker on the same broker does not take them.
 task_default_queue = "celery"
-task_queues = [Queue("celery"), Queue("webhooks.deliver"), Queue("webhooks.send")]
+# Each has its own exchange and key: Celery binds a queue without them to exchange "celery" with key "celery", and then
+# a producer that publishes there, as clients in other languages do, has its message copied into every queue.
+task_queues = [Queue(name, Exchange(name), routing_key=name) for name in lanes.QUEUES]
 task_routes = {
     "webhooks.deliver": {"queue": "webhooks.deliver"},
     "webhooks.send": {"queue": "webhooks.send"},

@@ -5,6 +5,8 @@ from ipaddress import ip_address
 import click
 from tornado.options import options
 
+from webhooks.flower_queues import count_lanes
+
 
 def _is_loopback(host: str) -> bool:
     try:
@@ -29,3 +31,6 @@ tasks_columns = "name,state,args,result,exception,retries,received,runtime,kwarg
 
 # Flower's memory is for looking at what happens now; the logs in MongoDB are what happened.
 max_tasks = 10_000
+
+# What waits in lanes counts as well.
+count_lanes()

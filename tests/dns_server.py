@@ -1,6 +1,6 @@
 """A name server that answers as it is told to, and the system's own resolver pointed at it.
 
-Owns what stands on the wire of DNS: UDP on a free loopback port, A, AAAA and CNAME, each answer to be forgotten at once
+Owns what stands on the wire of DNS: UDP on a loopback port, A, AAAA, CNAME and SRV, each answer to be forgotten at once
 (TTL 0). `NameServer.look_up` is ``socket.getaddrinfo`` itself, asking this server: nothing between a test and the C
 library is made up, and it takes no special rights. Used as a context manager.
 """
@@ -16,8 +16,8 @@ from ipaddress import IPv4Address, ip_address
 from types import TracebackType
 from typing import Any, Self
 
-_A, _CNAME, _AAAA = 1, 5, 28
-_TYPES = {_A: "A", _CNAME: "CNAME", _AAAA: "AAAA"}
+_A, _CNAME, _AAAA, _SRV = 1, 5, 28, 33
+_TYPES = {_A: "A", _CNAME: "CNAME", _AAAA: "AAAA", _SRV: "SRV"}
 
 #: An answer with authority, and that there is no such name (RFC 1035, 4.1.1).
 _FOUND, _NO_SUCH_NAME = 0x8580, 0x8583
@@ -48,6 +48,7 @@ class NameServer:
 
     #: (name, type) of each question, in the order in which they came.
     queries: list[tuple[str, str]] = field(default_factory=list)
+    #: On which it listens; 0 until it does, for a free one.
     port: int = 0
     _rounds: dict[str, list[tuple[str, ...]]] = field(default_factory=dict)
     _sock: socket.socket = field(default_factory=lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
@@ -60,7 +61,7 @@ class NameServer:
         Args:
             name: without a dot at the end.
             rounds: the nth look-up gets the nth, further ones the last. Each has addresses, or one other name, which
-                becomes a CNAME.
+                becomes a CNAME, or with a port behind it an SRV.
         """
         self._rounds[name.lower()] = [tuple(records) for records in rounds]
 
@@ -75,7 +76,7 @@ class NameServer:
 
     def __enter__(self) -> Self:
         _ask_no_other_service()
-        self._sock.bind(("127.0.0.1", 0))
+        self._sock.bind(("127.0.0.1", self.port))
         self.port = self._sock.getsockname()[1]
         self._thread = threading.Thread(target=self._serve, name=f"name server {self.port}", daemon=True)
         self._thread.start()
@@ -116,6 +117,11 @@ class NameServer:
             try:
                 ip = ip_address(value)
             except ValueError:
+                target, is_service, port = value.partition(":")
+                if is_service:
+                    if kind == _SRV:
+                        yield _record(name, _SRV, struct.pack("!3H", 0, 0, int(port)) + _encode(target))
+                    continue
                 yield _record(name, _CNAME, _encode(value))
                 # A server that looks names up for others, as the system expects it, goes on by itself.
                 yield from self._records(value, kind)

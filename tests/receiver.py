@@ -273,6 +273,9 @@ class Receiver:
     host: str = "127.0.0.1"
     #: Receive buffer of its sockets; ``None`` for the system's. A small one makes a slow reader slow sooner.
     receive_buffer_bytes: int | None = None
+    #: Seconds without a request after which a connection is forgotten, as NATs and balancers do it: without a word,
+    #: and what comes over it then is read by nobody. ``None``: never.
+    forgets_after_s: float | None = None
     default: Behaviour = field(default_factory=reply)
     requests: list[Recorded] = field(default_factory=list)
     #: TLS handshakes that the client broke off, as text.
@@ -408,8 +411,12 @@ class Receiver:
         wire = Wire(sock, self._closing)
         with sock.makefile("rb") as file:
             while not self._closing.is_set():
+                idle_since = time.monotonic()
                 head = _read_head(file)
                 if head is None:
+                    return
+                if self.forgets_after_s is not None and time.monotonic() - idle_since > self.forgets_after_s:
+                    self._closing.wait()
                     return
                 method, path, headers = head
                 behaviour = self._choose(path)

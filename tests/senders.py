@@ -1,6 +1,7 @@
 """What tests of the sender share: its settings, how they look at an answer, and a sender whose memory is measured."""
 
 import json
+import queue
 import socket
 import subprocess
 import sys
@@ -13,8 +14,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from tests.receiver import Receiver
 from webhooks.errors import ErrorKind
-from webhooks.sender import Answer, Resolver, Sender
+from webhooks.sender import Answer, OutgoingRequest, Resolver, Sender
 
 LOOPBACK = (ip_network("127.0.0.0/8"),)
 
@@ -41,6 +43,14 @@ def new_sender(**changes: Any) -> Sender:
 def assert_failed(answer: Answer, kind: ErrorKind, text: str) -> None:
     """Check that an attempt ended without a response, and how it says so."""
     assert (answer.status, answer.error_kind, answer.text, answer.cut) == (None, kind, text, False)
+
+
+def keep_connections(sender: Sender, receiver: Receiver, count: int) -> None:
+    """Have a sender keep connections to a receiver, whose answers must take some time."""
+    answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
+    sender.submit_many([(OutgoingRequest(receiver.url, {}, b""), answers.put)] * count)
+    assert [answers.get(timeout=10).status for _ in range(count)] == [200] * count
+    assert receiver.connections == count
 
 
 def free_port() -> int:

@@ -12,9 +12,10 @@ from types import ModuleType
 from typing import Any, cast
 
 import click
-from celery import Celery
+from kombu.utils.imports import symbol_by_name
 
 from webhooks.config import get_settings
+from webhooks.environment import OwnCelery, close_worker_options, refuse_overruled
 from webhooks.errors import InvalidSettings, NotInstalled
 from webhooks.extras import require
 
@@ -58,11 +59,17 @@ class _LazyConfig(Mapping[str, Any]):
         return len(self._options)
 
 
-def _prepare_command(*_: object) -> None:
+def _prepare_command(context: click.Context, *_: object) -> None:
     """Do what comes first in each `celery -A webhooks …`: check packages and settings, and show Flower its own."""
     try:
         require("worker")
         get_settings()
+        if context.parent is not None:
+            refuse_overruled(context.parent)
+        if context.command.name == "worker":
+            close_worker_options(context.command)
+            # What the driver of MongoDB refuses is an error of the command, not of each event.
+            cast("Any", symbol_by_name("webhooks.services:get_services"))()
     except (NotInstalled, InvalidSettings) as error:
         raise click.ClickException(str(error)) from None
     # Flower looks for it in the current folder alone, and without it listens to everybody.
@@ -70,11 +77,18 @@ def _prepare_command(*_: object) -> None:
         os.environ.setdefault("FLOWER_CONF", str(find_config("flowerconfig.py")))
 
 
-#: What a worker loads besides, before it takes messages.
-_WORKER = ["webhooks.startup", "webhooks.tasks", "webhooks.sweeper", "webhooks.steward"]
-
+#: What only workers load, by its import: tasks that run by the clock, and what answers Celery's signals there.
+_WORKERS_MODULES = (
+    "webhooks.bindings",
+    "webhooks.inspection",
+    "webhooks.startup",
+    "webhooks.startup_errors",
+    "webhooks.tasks",
+    "webhooks.sweeper",
+    "webhooks.steward",
+)
 # Not the current app: a producer that imports us keeps its own.
-app = Celery("webhooks", set_as_current=False, amqp="webhooks.transport:AMQP", include=_WORKER)
+app = OwnCelery("webhooks", set_as_current=False, amqp="webhooks.transport:AMQP", include=_WORKERS_MODULES)
 app.config_from_object(_LazyConfig())
 # Celery adds these to each of its commands, Flower's included. This one is only there for its callback, which comes
 # before Celery reads its options.

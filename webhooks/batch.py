@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from celery import Celery
-from kombu import Producer
+from kombu.messaging import Producer
 
 from webhooks.outcomes import Attempted, DeliverOutcome, SendOutcome
 from webhooks.transport import Channel

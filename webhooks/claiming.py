@@ -1,5 +1,6 @@
 """The step from messages of attempts to attempts that are ours to make."""
 
+import logging
 from collections.abc import Sequence
 
 from webhooks.books import Held, PutOff
@@ -14,6 +15,8 @@ from webhooks.outcomes import Done, Failed, Postponed, SendOutcome, ToAttempt
 from webhooks.recording import store_log
 from webhooks.services import Services
 from webhooks.transport import hold_lane
+
+logger = logging.getLogger(__name__)
 
 #: Attempts of a delivery that may be interrupted in a row. Whatever else a dying worker had in its hands is interrupted
 #: as well, so it is more than it takes to suspect one delivery, and each costs no more than a worker's restart.
@@ -76,6 +79,7 @@ def _judge(
         return Failed(error)
     if made_before is not None:
         store_log(made_before)
+        logger.info("attempt of %s was made before: %s", claim.delivery_id, summarize(made_before))
         return Done(f"was made before: {summarize(made_before)}")
     return ToAttempt(found.delivery, claim, webhook, is_probe=found.is_probe)
 

@@ -5,8 +5,12 @@ values on; modules of lower layers get them as arguments.
 """
 
 import re
+import ssl
+import sys
 from base64 import b64decode, urlsafe_b64decode
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import cache
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
@@ -16,11 +20,18 @@ from urllib.parse import quote, unquote, urlsplit
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from webhooks.broker_url import read_broker_url
 from webhooks.errors import InvalidSettings, NoResponse
+from webhooks.mongodb_url import find_overruled, read_mongodb_url
 from webhooks.target import parse_target
 
 Network = IPv4Network | IPv6Network
 
+#: Of the names of all settings.
+PREFIX = "WEBHOOKS_"
+#: Names and values of the variables that Kubernetes sets in each container for each Service.
+_OF_A_SERVICE = re.compile(r"(^|_)SERVICE_(HOST|PORT)|(^|_)PORT_[0-9]+_(TCP|UDP|SCTP)")
+_PLACE = re.compile(r"(tcp|udp|sctp)://")
 #: Of a key of the cipher that `vault` uses.
 _KEY_BYTES = 32
 #: Of a secret of Standard Webhooks, which `signing` reads; both are in layers above this one.
@@ -78,12 +89,12 @@ class Proxy:
 class Settings(BaseSettings):
     """All settings. ``description`` is the text of the README's table, which a test compares with this class."""
 
-    model_config = SettingsConfigDict(env_prefix="WEBHOOKS_", frozen=True, extra="ignore", hide_input_in_errors=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore", hide_input_in_errors=True)
 
     broker_url: str = Field(
         default="redis://127.0.0.1:6379/0",
         repr=False,
-        description="Celery's broker: `redis://…`, `rediss://…` or `amqp://…`",
+        description="Celery's broker: `redis://…` or `amqp://…`, with TLS `rediss://…` or `amqps://…`",
     )
     publish_timeout_s: float = Field(
         default=5,
@@ -207,6 +218,16 @@ class Settings(BaseSettings):
         hold_s = write_s = self.mongodb_timeout_s
         return waiting_s + 2 * (hold_s + self.total_timeout_s + write_s)
 
+    @field_validator("broker_url")
+    @classmethod
+    def _read_broker_url(cls, value: str) -> str:
+        return read_broker_url(value, is_test="pytest" in sys.modules)
+
+    @field_validator("mongodb_url")
+    @classmethod
+    def _read_mongodb_url(cls, value: str) -> str:
+        return read_mongodb_url(value)
+
     @field_validator("allowed_networks", mode="before")
     @classmethod
     def _split_networks(cls, value: object) -> object:
@@ -285,13 +306,16 @@ class Settings(BaseSettings):
 
     @field_validator("ca_bundle")
     @classmethod
-    def _ca_bundle_is_a_file(cls, value: Path | None) -> Path | None:
+    def _ca_bundle_has_certificates(cls, value: Path | None) -> Path | None:
         try:
-            is_file = value is None or value.is_file()
+            if value is not None:
+                ssl.create_default_context(cafile=str(value))
+        except FileNotFoundError:
+            raise ValueError("there is no such file") from None
+        except ssl.SSLError:
+            raise ValueError("holds no certificates in PEM form") from None
         except OSError as error:  # such as a folder that we may not look into, or a name too long to be one
-            raise ValueError(f"cannot be looked at: {error.strerror}") from None
-        if not is_file:
-            raise ValueError("there is no such file")
+            raise ValueError(f"cannot be read: {error.strerror}") from None
         return value
 
 
@@ -306,8 +330,33 @@ def get_settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        reasons = [f"WEBHOOKS_{str(e['loc'][0]).upper()}: {_words(e['msg'])}" for e in error.errors()]
+        reasons = [f"{PREFIX}{str(e['loc'][0]).upper()}: {_words(e['msg'])}" for e in error.errors()]
         raise InvalidSettings("; ".join(reasons)) from None
+
+
+def find_notices(environ: Mapping[str, str]) -> list[str]:
+    """Find what the environment sets without effect: names of no setting, and options of MongoDB's URL.
+
+    Returns:
+        A sentence for each, without values.
+    """
+    known = [name.upper() for name in Settings.model_fields]
+    given = {name.upper(): value for name, value in sorted(environ.items())}
+    ours = {name.removeprefix(PREFIX): value for name, value in given.items() if name.startswith(PREFIX)}
+    notices = []
+    for name, value in ours.items():
+        if name not in known and not _is_foreign(name, value):
+            nearest = get_close_matches(name, known, n=1)
+            remedy = f"did you mean {PREFIX}{nearest[0]}?" if nearest else "`webhooks settings` lists all"
+            notices.append(f"{PREFIX}{name} is not a setting: {remedy}")
+    for option in find_overruled(ours.get("MONGODB_URL", "")):
+        notices.append(f"{PREFIX}MONGODB_URL: the option {option} has no effect: everything is read from the primary")
+    return notices
+
+
+def _is_foreign(name: str, value: str) -> bool:
+    """Say whether a name that begins like ours is of our tests, or Kubernetes's for a Service named ``webhooks…``."""
+    return name.startswith("TEST_") or bool(_OF_A_SERVICE.search(name)) or bool(_PLACE.match(value))
 
 
 def _parts(text: str) -> list[str]:

@@ -25,6 +25,7 @@ from webhooks.errors import CannotResend
 from webhooks.models import now
 from webhooks.models.wire import show
 from webhooks.mongo import Document, store_errors
+from webhooks.transport import NO_MESSAGE
 
 #: Bytes of a body that are kept. MongoDB takes 16 MB per document; base64 makes a third more of it.
 MAX_BODY_BYTES = 8 * 1024 * 1024
@@ -124,6 +125,7 @@ class DeadLetter:
         delivery = message.delivery_info if isinstance(message.delivery_info, Mapping) else {}
         properties = message.properties if isinstance(message.properties, Mapping) else {}
         body = _to_bytes(message.body)
+        named = _read_names(headers, message)
         envelope = {
             "content_type": message.content_type,
             "content_encoding": message.content_encoding,
@@ -133,11 +135,11 @@ class DeadLetter:
         }
         envelope_text = dumps(envelope)
         return cls(
-            id=_make_id(headers.get("id"), body),
+            id=_make_id(named.get("id"), body),
             reason=reason,
             text=one_line(text),
-            task=_name(headers.get("task")),
-            message_id=_name(headers.get("id")),
+            task=_name(named.get("task")),
+            message_id=_name(named.get("id")),
             queue=_name(delivery.get("routing_key") or getattr(message, "queue", None)),
             created_at=now(),
             worker=worker,
@@ -201,6 +203,8 @@ class DeadLetter:
             raise CannotResend(f"dead letter {self.id} does not say which queue it came from: it cannot be sent again")
         # Not kombu's way of reading JSON, which makes Python objects of some: it goes out again as it is.
         envelope = json.loads(self.envelope)
+        if envelope["content_type"] == NO_MESSAGE:
+            raise CannotResend(f"dead letter {self.id} is no message that Celery reads: its producer must send it anew")
         properties = envelope["properties"]
         message = channel.prepare_message(
             self.body,
@@ -289,6 +293,17 @@ def _make_id(message_id: object, body: bytes) -> ObjectId:
     if not isinstance(message_id, str):
         return ObjectId()
     return ObjectId(hashlib.sha256(message_id.encode(errors="replace") + b"\0" + body).digest()[:12])
+
+
+def _read_names(headers: Mapping[str, Any], message: Message) -> Mapping[str, Any]:
+    """Return what holds task and id: the headers, or in task protocol 1 the body."""
+    if "task" in headers or message.errors:
+        return headers
+    try:
+        body = message.decode()
+    except Exception:  # noqa: BLE001 - nothing is known of it then
+        return headers
+    return body if isinstance(body, Mapping) else headers
 
 
 def _as_published(headers: dict[str, Any], *, is_decompressed: bool) -> dict[str, Any]:

@@ -15,18 +15,19 @@ import json
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from http import HTTPStatus
 
 from bson import ObjectId
 
 from webhooks.errors import ErrorKind, SecretUnreadable, trace
+from webhooks.hints import hint
 from webhooks.ledger import Claim, Delivery, Interrupted
 from webhooks.matching import match
 from webhooks.models import NO_RESPONSE_STATUS, AttemptDetails, COTEvent, COTWebhook, COTWebhookLog, describe_event, now
 from webhooks.retry import Outcome, RetryPolicy, ends_webhook, judge, next_delay_s, why_failed
-from webhooks.sender import Answer, Exchange, Sender, Timings
+from webhooks.sender import Answer, OutgoingRequest, Sender, Timings
 from webhooks.signing import sign
 from webhooks.vault import Use, Vault
 from webhooks.version import __version__
@@ -81,7 +82,8 @@ def summarize(log: COTWebhookLog) -> str:
         line += ", was the last; kept for an operator to decide"
     elif attempt.outcome == Outcome.FAILED:
         line += ", was the last"
-    return line
+    setting = hint(attempt.error_kind)
+    return f"{line}; {setting}" if setting else line
 
 
 def _phrase(status: int) -> str:
@@ -101,22 +103,40 @@ def read_rate(webhook: COTWebhook | None) -> tuple[float, int] | None:
 def fan_out(event: COTEvent, event_id: str, webhooks: WebhookStore) -> list[Delivery]:
     """Find who asked for the event, and return one delivery for each; none is no error.
 
+    A webhook that cannot be used gets one as well: its only attempt puts the reason on record.
+
     Raises:
         StoreUnavailable: the webhooks cannot be read now.
     """
-    body = event.to_json()
+    body, kind = event.to_json(), describe_event(event)
+    usable = match(event, webhooks.of_company(event.company))
+    unusable = match(event, webhooks.unusable_of_company(event.company))
     return [
-        Delivery(
-            delivery_id=make_delivery_id(event_id, webhook.id),
-            event_id=event_id,
-            webhook_id=webhook.id,
-            company=event.company,
-            label=f"{describe_event(event)} → {webhook.label} ({webhook.origin})",
-            body=body,
-            is_ordered=webhook.ordered,
-            rate=read_rate(webhook),
-        )
-        for webhook in match(event, webhooks.of_company(event.company))
+        *(
+            Delivery(
+                delivery_id=make_delivery_id(event_id, webhook.id),
+                event_id=event_id,
+                webhook_id=webhook.id,
+                company=event.company,
+                label=f"{kind} → {webhook.label} ({webhook.origin})",
+                body=body,
+                is_ordered=webhook.ordered,
+                rate=read_rate(webhook),
+            )
+            for webhook in usable
+        ),
+        *(
+            Delivery(
+                delivery_id=make_delivery_id(event_id, webhook.id),
+                event_id=event_id,
+                webhook_id=webhook.id,
+                company=event.company,
+                label=f"{kind} → {webhook.label} (cannot be used)",
+                body=body,
+                unusable=webhook.reason,
+            )
+            for webhook in unusable
+        ),
     ]
 
 
@@ -132,7 +152,8 @@ class Attempter:
         probe_interval_s: float = 0,
         clock: Callable[[], datetime] = now,
     ) -> None:
-        self._sender = sender
+        #: What sends the requests that `prepare` makes.
+        self.sender = sender
         self._probe_interval_s = probe_interval_s
         self._policy = policy
         self._vault = vault
@@ -149,128 +170,105 @@ class Attempter:
     ) -> COTWebhookLog:
         """Make one attempt of a delivery, start to finish, and return its log; the log is not written yet.
 
+        The arguments are those of `prepare`.
+        """
+        prepared = self.prepare(delivery, webhook, claim, event, is_probe=is_probe)
+        request = prepared.request
+        return self.conclude(prepared, request if isinstance(request, Answer) else self._send(request))
+
+    def prepare(
+        self,
+        delivery: Delivery,
+        webhook: COTWebhook | None,
+        claim: Claim,
+        event: COTEvent | None,
+        *,
+        is_probe: bool = False,
+    ) -> "PreparedAttempt":
+        """Prepare an attempt up to its request.
+
         Args:
             delivery: what to send.
             webhook: where to; None when there is no usable one any more.
             claim: on this attempt.
-            is_probe: whether it is made to try a paused endpoint, and uses up no retry.
             event: what the delivery's body holds, where it has been read; None where it has not.
+            is_probe: whether it is made to try a paused endpoint, and uses up no retry.
+
+        Raises:
+            ValueError: the delivery's body holds no event.
         """
         # First of all: a body that cannot be logged must not be sent.
         event = event or read_event(delivery)
         webhook = _own(delivery, webhook)
         started_at = self._clock()
-        answer = self._answer(webhook, delivery, started_at)
-        return self._conclude(delivery, event, webhook, claim, answer, started_at, is_probe=is_probe)
-
-    def begin(
-        self, delivery: Delivery, webhook: COTWebhook | None, claim: Claim, event: COTEvent | None
-    ) -> "BegunAttempt | None":
-        """Begin an attempt that needs no waiting.
-
-        Args:
-            delivery: what to send.
-            webhook: where to, as for `attempt`.
-            claim: on this attempt.
-            event: what the delivery's body holds, where it has been read; None where it has not.
-
-        Returns:
-            None where only `attempt` can make it: there is no kept connection, or it has to say what is wrong.
-        """
-        webhook = _own(delivery, webhook)
-        if webhook is None or not webhook.isActive:
-            return None
-        started_at = self._clock()
-        try:
-            event = event or read_event(delivery)
-            body = delivery.body.encode()
-            headers = self._make_headers(webhook, delivery.delivery_id, body, started_at)
-            exchange = self._sender.begin(webhook.url, headers, body)
-        except Exception:  # noqa: BLE001 - whatever it is, `attempt` meets it too, and puts it on record
-            return None
-        if exchange is None:
-            return None
-        return BegunAttempt(delivery, event, webhook, claim, started_at, headers, body, exchange)
-
-    def end(self, begun: "BegunAttempt", answer: Answer | None) -> COTWebhookLog:
-        """End an attempt that was begun, and return its log; the log is not written yet.
-
-        Args:
-            begun: as `begin` returned it.
-            answer: of its exchange; None: wait for it.
-        """
-        if answer is None:
-            webhook, headers = begun.webhook, begun.headers
-            answer = self._send(
-                begun.delivery, lambda: self._sender.resume(begun.exchange, webhook.url, headers, begun.body)
-            )
-        return self._conclude(begun.delivery, begun.event, begun.webhook, begun.claim, answer, begun.started_at)
-
-    def _conclude(
-        self,
-        delivery: Delivery,
-        event: COTEvent,
-        webhook: COTWebhook | None,
-        claim: Claim,
-        answer: Answer,
-        started_at: datetime,
-        *,
-        is_probe: bool = False,
-    ) -> COTWebhookLog:
-        """Judge an answer, and return the attempt's log."""
-        outcome = judge(answer.status)
         # Where there is no webhook to try, it is an attempt like any other.
         is_probe = is_probe and webhook is not None and webhook.isActive
+        request = self._make_request(webhook, delivery, started_at, is_first=not claim.retry and not is_probe)
+        return PreparedAttempt(delivery, event, webhook, claim, started_at, is_probe, request)
+
+    def conclude(self, prepared: "PreparedAttempt", answer: Answer) -> COTWebhookLog:
+        """Judge an answer, and return the attempt's log; the log is not written yet."""
+        claim, webhook, is_probe = prepared.claim, prepared.webhook, prepared.is_probe
+        if answer.defect is not None:
+            logger.error("attempt of %s failed by a defect: %s", prepared.delivery.delivery_id, trace(answer.defect))
+        outcome = judge(answer.status)
         next_s = next_delay_s(outcome, claim.retry, self._policy, answer.retry_after_s)
         if is_probe and outcome is Outcome.FAILED:
             next_s = max(self._probe_interval_s, self._bound(answer.retry_after_s) or 0)
-        # Retired for good, by an operator or by its receiver; a webhook that cannot be used may be mended in time.
-        is_retired = answer.error_kind is ErrorKind.WEBHOOK_INACTIVE or ends_webhook(answer.status)
+        # Retired for good, by an operator or by its receiver. A webhook that was changed or removed since the event was
+        # accepted may be mended in time; one that could not be used even then is not waited for.
+        is_retired = (
+            answer.error_kind is ErrorKind.WEBHOOK_INACTIVE
+            or ends_webhook(answer.status)
+            or (answer.error_kind is ErrorKind.WEBHOOK_UNUSABLE and prepared.delivery.unusable is not None)
+        )
         is_used_up = outcome is Outcome.FAILED and next_s is None and not is_retired
         ended_at = self._clock()
         made = _Made(
-            started_at=started_at,
+            started_at=prepared.started_at,
             ended_at=ended_at,
             next_at=None if next_s is None or is_retired else ended_at + timedelta(seconds=next_s),
             retry_after_s=self._bound(answer.retry_after_s),
             probe=is_probe,
             kept=is_used_up and webhook is not None and webhook.ordered and webhook.on_exhausted == "stop",
         )
-        return _make_log(delivery, event, webhook, claim, answer, made)
+        return _make_log(prepared.delivery, prepared.event, webhook, claim, answer, made)
 
     def _bound(self, retry_after_s: float | None) -> float | None:
         """Return how long the receiver asked us to wait, as far as the settings let it."""
         return None if retry_after_s is None else min(retry_after_s, self._policy.max_retry_after_s)
 
-    def _answer(self, webhook: COTWebhook | None, delivery: Delivery, started_at: datetime) -> Answer:
-        """Get an answer from the webhook's receiver, or say why none was asked for."""
+    def _make_request(
+        self, webhook: COTWebhook | None, delivery: Delivery, started_at: datetime, *, is_first: bool
+    ) -> OutgoingRequest | Answer:
+        """Return what to send, or the answer that says why nothing is sent."""
         if webhook is None:
-            return _not_sent(ErrorKind.WEBHOOK_UNUSABLE, "webhook was removed or made unusable")
+            reason = delivery.unusable
+            text = "webhook was removed or made unusable" if reason is None else f"webhook cannot be used: {reason}"
+            return _not_sent(ErrorKind.WEBHOOK_UNUSABLE, text)
         if not webhook.isActive:
             return _not_sent(ErrorKind.WEBHOOK_INACTIVE, "webhook was deactivated before this attempt")
-
-        def post() -> Answer:
-            body = delivery.body.encode()
-            headers = self._make_headers(webhook, delivery.delivery_id, body, started_at)
-            return self._sender.post(webhook.url, headers, body)
-
-        return self._send(delivery, post)
-
-    def _send(self, delivery: Delivery, send: Callable[[], Answer]) -> Answer:
-        """Carry out a request; whatever goes wrong with us is an answer, too."""
-        begun = time.monotonic()
+        body = delivery.body.encode()
         try:
-            return send()
+            headers = self._make_headers(webhook, delivery.delivery_id, body, started_at)
         except SecretUnreadable as error:
             webhook_id = delivery.webhook_id
             logger.error("attempt of %s failed: a secret of webhook %s: %s", delivery.delivery_id, webhook_id, error)  # noqa: TRY400
             return _not_sent(ErrorKind.SECRET_UNREADABLE, "not sent: a secret of the webhook cannot be used")
-        except Exception as error:  # noqa: BLE001 - whatever it is
-            # A defect of ours must neither lose the delivery nor repeat it for ever: it counts as a failed attempt,
-            # which is on record and has its retries.
-            logger.error("attempt of %s failed by a defect: %s", delivery.delivery_id, trace(error))  # noqa: TRY400
-            elapsed_ms = (time.monotonic() - begun) * 1000
-            return _not_sent(ErrorKind.INTERNAL, f"internal error: {type(error).__name__}", elapsed_ms)
+        except Exception as error:  # noqa: BLE001 - see `_blame_us`
+            return _blame_us(error)
+        # A connection that is younger than this was opened after the attempt before had failed.
+        return OutgoingRequest(webhook.url, headers, body, None if is_first else self._policy.delay_s)
+
+    def _send(self, request: OutgoingRequest) -> Answer:
+        """Carry out a request; whatever goes wrong with us is an answer, too."""
+        begun = time.monotonic()
+        try:
+            return self.sender.post(
+                request.url, request.headers, request.body, max_connection_age_s=request.max_connection_age_s
+            )
+        except Exception as error:  # noqa: BLE001 - see `_blame_us`
+            return _blame_us(error, (time.monotonic() - begun) * 1000)
 
     def _make_headers(self, webhook: COTWebhook, delivery_id: str, body: bytes, started_at: datetime) -> dict[str, str]:
         """Return a request's headers.
@@ -298,17 +296,18 @@ class Attempter:
 
 
 @dataclass(frozen=True, slots=True)
-class BegunAttempt:
-    """An attempt whose request is on its way."""
+class PreparedAttempt:
+    """An attempt up to its request."""
 
     delivery: Delivery
     event: COTEvent
-    webhook: COTWebhook
+    #: None when there is no usable one any more.
+    webhook: COTWebhook | None
     claim: Claim
     started_at: datetime
-    headers: dict[str, str] = field(repr=False)
-    body: bytes = field(repr=False)
-    exchange: Exchange
+    is_probe: bool
+    #: What to send; or, where nothing is sent, the answer that says why.
+    request: OutgoingRequest | Answer
 
 
 def _own(delivery: Delivery, webhook: COTWebhook | None) -> COTWebhook | None:
@@ -412,3 +411,13 @@ def _not_sent(kind: ErrorKind, text: str, total_ms: float = 0.0) -> Answer:
         lookup_ms=None, connect_ms=None, tls_ms=None, send_ms=None, wait_ms=None, read_ms=None, total_ms=total_ms
     )
     return Answer(status=None, text=text, error_kind=kind, cut=False, peer=None, timings=timings)
+
+
+def _blame_us(error: Exception, total_ms: float = 0.0) -> Answer:
+    """Return the answer for a defect of ours.
+
+    It must neither lose the delivery nor repeat it for ever: it counts as a failed attempt, which is on record and has
+    its retries.
+    """
+    answer = _not_sent(ErrorKind.INTERNAL, f"internal error: {type(error).__name__}", total_ms)
+    return replace(answer, defect=error)

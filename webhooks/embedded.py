@@ -24,6 +24,7 @@ from kombu.exceptions import KombuError
 from pymongo.errors import PyMongoError
 
 from webhooks.errors import CannotStart, ServerMissing
+from webhooks.remedies import explain_broker, explain_database, is_refusal
 
 #: The one address that servers of ours listen on.
 LOOPBACK = "127.0.0.1"
@@ -199,21 +200,29 @@ def wait_until_answers(
         output: gives the lines that the server wrote last, for the error; none where nobody knows.
 
     Raises:
-        CannotStart: it did not answer in time, or has ended. One line with the reason and that output.
+        CannotStart: it did not answer in time, refuses our password, or has ended. One line with the reason and that
+            output.
     """
     deadline = time.monotonic() + within_s
     while True:
         # Looked at before asking: a server that has ended may have left its port to another that does answer.
         ended = not is_running()
-        reason = "it has ended" if ended else _ping(url)
-        if reason is None:
+        error = None if ended else _ping(url)
+        if not ended and error is None:
             return
+        if error is not None and is_refusal(error):
+            raise CannotStart(f"the server at {hosts_of(url)} refuses us: {_explain(url, error)}")
         if ended or time.monotonic() >= deadline:
+            reason = "it has ended" if error is None else _explain(url, error)
             raise CannotStart(" / ".join([f"the server at {hosts_of(url)} does not answer: {reason}", *output()]))
         time.sleep(_PING_PAUSE_S)
 
 
-def _ping(url: str) -> str | None:
+def _explain(url: str, error: Exception) -> str:
+    return explain_database(error) if url.startswith("mongodb") else explain_broker(error)
+
+
+def _ping(url: str) -> Exception | None:
     """Ask the server once; None when it answered, otherwise why not."""
     try:
         if url.startswith("mongodb"):
@@ -224,8 +233,7 @@ def _ping(url: str) -> str | None:
             with Connection(url, connect_timeout=_PING_TIMEOUT_S) as connection:
                 connection.ensure_connection(max_retries=1, timeout=_PING_TIMEOUT_S)
     except (PyMongoError, redis.RedisError, KombuError, OSError, ValueError) as error:
-        # What pymongo adds after this word is a page about its own state.
-        return str(error).partition(" (configured timeouts")[0] or type(error).__name__
+        return error
     return None
 
 

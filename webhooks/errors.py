@@ -14,6 +14,7 @@ of the package.
     │   └── WorkersLost      workers died of it, again and again
     ├── SecretUnreadable     a webhook's secret cannot be sealed or opened with the key that we have
     ├── CannotResend         a dead letter whose message cannot be published again
+    ├── BrokerTooOld         the broker is a Redis that lacks what the transport needs
     ├── StoreUnavailable     MongoDB cannot be reached or cannot serve us now: hold, never drop
     ├── NotInstalled         packages that this needs are missing here, or of versions that it cannot use
     ├── ServerMissing        a server of the embedded default is not installed, or cannot run here
@@ -22,6 +23,9 @@ of the package.
 
 import traceback
 from enum import StrEnum
+
+#: What to do when a URL cannot be taken apart, for all settings that are one.
+ENCODE_HINT = "percent-encode special characters of user and password: @ %40, : %3A, / %2F, ? %3F, # %23, ; %3B, % %25"
 
 
 class WebhooksError(Exception):
@@ -89,7 +93,7 @@ class ErrorKind(StrEnum):
     SKIPPED = "skipped"
     #: The webhook was deactivated after the event was accepted; no request was made.
     WEBHOOK_INACTIVE = "webhook_inactive"
-    #: The webhook's document is gone, or was changed into one that breaks the contract; no request was made.
+    #: The webhook's document is gone, or breaks the contract; no request was made.
     WEBHOOK_UNUSABLE = "webhook_unusable"
 
 
@@ -140,6 +144,10 @@ class SecretUnreadable(WebhooksError):
 
 class CannotResend(WebhooksError):
     """A dead letter whose message cannot be published again; the text says why."""
+
+
+class BrokerTooOld(WebhooksError):
+    """The broker is a Redis that lacks what the transport needs; the text names the version that has it."""
 
 
 class StoreUnavailable(WebhooksError):

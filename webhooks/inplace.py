@@ -80,7 +80,7 @@ class InPlaceMessage:
             self.acknowledged = True
             self._on_end()
 
-    def reject(self, logger: object, errors: object, requeue: bool = False) -> None:  # noqa: FBT001, FBT002 - Celery's
+    def reject(self, logger: object, errors: object, requeue: bool = False) -> None:
         """Drop it or give it back, as Celery's ``on_reject``."""
         if not requeue:
             self.ack()

@@ -15,6 +15,7 @@ from typing import Any
 from webhooks.headers import OTHERS
 from webhooks.models import TRIGGERS
 
+_DELIVER = "webhooks.deliver"
 SEND_QUEUE = "webhooks.send"
 #: Queues with lanes, and whether what is in hand of one of them is bounded: the fan-out is over in milliseconds.
 QUEUES: Mapping[str, bool] = {"celery": False, "webhooks.deliver": False, SEND_QUEUE: True}
@@ -52,12 +53,18 @@ def lane_of_webhook(company: object, webhook_id: object) -> str:
 def lane_of_message(message: Mapping[str, Any]) -> str:
     """Return the lane of a message of a producer with nothing but Celery, whatever it is. Never raises."""
     try:
-        if message["headers"]["task"] != "webhooks.deliver":
+        headers, properties, body = message.get("headers") or {}, message.get("properties") or {}, message["body"]
+        if headers.get("task", _DELIVER) != _DELIVER:
             return OTHERS
-        body = message["body"]
-        if message["properties"].get("body_encoding") == "base64":
+        if properties.get("body_encoding") == "base64":
             body = base64.b64decode(body)
-        args, kwargs, *_ = json.loads(body)
+        content = json.loads(body)
+        if isinstance(content, dict):  # task protocol 1, in which the body says what others say in headers
+            if headers.get("task", content["task"]) != _DELIVER:
+                return OTHERS
+            args, kwargs = content.get("args"), content.get("kwargs") or {}
+        else:
+            args, kwargs, *_ = content
         event = args[0] if args else next(iter(kwargs.values()))
         return lane_of_event(json.loads(event) if isinstance(event, str) else event)
     except Exception:  # noqa: BLE001 - anybody may have published it; its task, or the worker, says what is wrong

@@ -89,6 +89,8 @@ class Delivery:
     is_held: bool = False
     #: Attempts per second of its webhook, and those in a burst; None: no limit, or not known. Not stored likewise.
     rate: tuple[float, int] | None = None
+    #: Why its webhook could not be used when the event was accepted, without values; None: it could.
+    unusable: str | None = None
 
     @property
     def lane(self) -> str:
@@ -383,6 +385,7 @@ class Ledger:
             body=body,
             place=place if isinstance(place := document.get("place"), int) else None,
             is_held=document.get("held") is True,
+            unusable=unusable if isinstance(unusable := document.get("unusable"), str) else None,
         )
         due_at, before, created_at = (document.get(field) for field in ("due_at", "interrupted", "created_at"))
         interrupted = [_read_interrupted(old) for old in before] if isinstance(before, list) else []
@@ -552,6 +555,7 @@ def _write(delivery: Delivery, at: datetime, *, has_body: bool) -> Document:
         "retry": 0,
         **({"held": True} if delivery.is_held else {"due_at": at}),
         **({} if delivery.place is None else {"place": delivery.place}),
+        **({} if delivery.unusable is None else {"unusable": delivery.unusable}),
         "created_at": at,
     }
 

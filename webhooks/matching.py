@@ -1,11 +1,14 @@
 """Which webhooks get an event. Pure; called by `delivery`."""
 
 from collections.abc import Iterable
+from typing import TypeVar
 
-from webhooks.models import TRIGGERS, COTEvent, COTWebhook
+from webhooks.models import TRIGGERS, COTEvent, COTWebhook, UnusableWebhook
+
+_Webhook = TypeVar("_Webhook", COTWebhook, UnusableWebhook)
 
 
-def match(event: COTEvent, webhooks: Iterable[COTWebhook]) -> list[COTWebhook]:
+def match(event: COTEvent, webhooks: Iterable[_Webhook]) -> list[_Webhook]:
     """Return the webhooks that asked for the event, in the given order.
 
     An event goes to every active webhook of its own company whose trigger and context match (contract).
@@ -13,7 +16,7 @@ def match(event: COTEvent, webhooks: Iterable[COTWebhook]) -> list[COTWebhook]:
     return [webhook for webhook in webhooks if is_match(event, webhook)]
 
 
-def is_match(event: COTEvent, webhook: COTWebhook) -> bool:
+def is_match(event: COTEvent, webhook: COTWebhook | UnusableWebhook) -> bool:
     """Tell whether one webhook asked for the event."""
     trigger = TRIGGERS[webhook.trigger]
     return (

@@ -19,13 +19,16 @@ from pymongo.errors import (
     OperationFailure,
     WriteError,
 )
-from pymongo.uri_parser import parse_uri
+from pymongo.uri_parser import split_options
 
-from webhooks.errors import InvalidSettings, StoreUnavailable
+from webhooks.errors import ENCODE_HINT, InvalidSettings, StoreUnavailable
+from webhooks.mongodb_url import list_options, read_mongodb_url
 
 Document = dict[str, Any]
 
-_BAD_URL = "WEBHOOKS_MONGODB_URL: is not a MongoDB URL, such as mongodb://127.0.0.1:27017/webhooks"
+_BAD_URL = f"WEBHOOKS_MONGODB_URL: is not a MongoDB URL, or its options contradict each other; {ENCODE_HINT}"
+#: Where the URL names none.
+_DEFAULT_DATABASE = "webhooks"
 
 _DUPLICATE_KEY = 11000
 _BAD_VALUE = 2
@@ -42,6 +45,14 @@ _DOCUMENT_ERRORS = frozenset(
     }
 )
 
+_NOT_LET_IN = "; correct user or password in WEBHOOKS_MONGODB_URL"
+#: By the code of the server's error.
+_REMEDIES = {
+    13: "; WEBHOOKS_MONGODB_URL needs a user, with readWrite on its database",  # Unauthorized
+    18: _NOT_LET_IN,  # AuthenticationFailed
+    8000: _NOT_LET_IN,  # AtlasError, which is "bad auth" before all else
+}
+
 
 def open_database(url: str, timeout_s: float) -> Database[Document]:
     """Make a client for this process; connects on first use, and again by itself.
@@ -56,10 +67,16 @@ def open_database(url: str, timeout_s: float) -> Database[Document]:
     """
     half_ms = max(1, int(timeout_s * 500))  # 0 would be no limit
     try:
-        name = parse_uri(url, validate=True).get("database") or "webhooks"
+        _check_options(read_mongodb_url(url))
+    except ValueError as error:
+        raise InvalidSettings(f"WEBHOOKS_MONGODB_URL: {error}") from None
+    has_name = any(option.lower() == "appname" for option, _ in list_options(url))
+    name: dict[str, Any] = {} if has_name else {"appname": "webhooks"}
+    try:
         client: MongoClient[Document] = MongoClient(
             url,
-            appname="webhooks",
+            # A name server that is away must not keep a URL with mongodb+srv:// from being opened: see store_errors.
+            connect=False,
             tz_aware=True,
             # Others write here, too. A date beyond Python's calendar, or a text that is no UTF-8, in one document must
             # not make all those unreadable that are read with it.
@@ -73,16 +90,37 @@ def open_database(url: str, timeout_s: float) -> Database[Document]:
             w="majority",
             journal=True,
             retryWrites=True,
+            # Decisions follow from what is read, whatever the URL prefers: a secondary lags behind.
+            readPreference="primary",
+            readPreferenceTags="",
+            maxStalenessSeconds=-1,
+            **name,
         )
-    except OSError as error:
-        raise InvalidSettings(f"WEBHOOKS_MONGODB_URL: a file that it names cannot be read: {error.strerror}") from None
     except (InvalidURI, ConfigurationError, ValueError):
         raise InvalidSettings(_BAD_URL) from None
     try:
-        return client[name]
+        return client.get_default_database(_DEFAULT_DATABASE)
     except InvalidName:
         client.close()
         raise InvalidSettings(_BAD_URL) from None
+
+
+def _check_options(url: str) -> None:
+    """Have the driver check each option by itself, so that the one it does not take can be named.
+
+    Raises:
+        ValueError: it does not take one.
+    """
+    for name, value in list_options(url):
+        try:
+            split_options(f"{name}={value}")
+        except OSError:
+            reason = "names a file that cannot be read"
+        except (InvalidURI, ConfigurationError, ValueError, TypeError):
+            reason = "is unknown to MongoDB's driver, or has a value that it does not take: correct it or leave it out"
+        else:
+            continue
+        raise ValueError(f"the option {name} {reason}")
 
 
 @contextmanager
@@ -98,10 +136,17 @@ def store_errors() -> Iterator[None]:
         raise
     except ConnectionFailure as error:
         raise StoreUnavailable(f"MongoDB is not reachable ({type(error).__name__})") from error
+    except ConfigurationError as error:
+        # What the driver finds out when it connects: mongodb+srv:// asks the name server then.
+        if error.__cause__ is None:
+            raise StoreUnavailable("MongoDB is one that the driver cannot use") from error
+        reason = type(error.__cause__).__name__
+        raise StoreUnavailable(f"the name server does not say where MongoDB is ({reason})") from error
     except OperationFailure as error:
         if error.code in _DOCUMENT_ERRORS:
             raise
-        raise StoreUnavailable(f"MongoDB refused an operation: {_name(error)}") from error
+        remedy = _REMEDIES.get(error.code or 0, "")
+        raise StoreUnavailable(f"MongoDB refused an operation: {_name(error)}{remedy}") from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, cast
 
 from billiard.einfo import ExceptionInfo
@@ -32,6 +33,7 @@ from webhooks.accepting import Accepted, Accepting, accept, leave_lane
 from webhooks.app import app
 from webhooks.batch import new_batch
 from webhooks.claiming import claim_all
+from webhooks.delivery import PreparedAttempt
 from webhooks.errors import trace
 from webhooks.holding import carry_out
 from webhooks.inplace import InPlaceMessage
@@ -39,6 +41,7 @@ from webhooks.ledger import Claim
 from webhooks.outcomes import Attempted, DeliverOutcome, Failed, SendOutcome, ToAttempt
 from webhooks.queueing import report_attempt
 from webhooks.recording import record
+from webhooks.sender import Answer, OutgoingRequest
 from webhooks.services import get_services
 
 logger = logging.getLogger(__name__)
@@ -69,6 +72,7 @@ class Job:
 
     @property
     def task_id(self) -> str:
+        """Celery's: of an attempt the delivery's id, of an event its own."""
         return self.args[1]
 
     @property
@@ -86,6 +90,13 @@ class Job:
             self.result = self.target(*self.args)
         except Exception as error:  # noqa: BLE001 - the tracer lets a few pass; Celery's pools hand them on as well
             logger.error("job %s: %s", self.task_id, trace(error))  # noqa: TRY400
+            self.result = 1, ExceptionInfo(), 0.0
+
+    def reject(self, reason: str) -> None:
+        """Have its message go back to its queue, whatever came of it before."""
+        try:
+            raise Reject(reason, requeue=True)  # noqa: TRY301 - Celery reads what is raised
+        except Reject:
             self.result = 1, ExceptionInfo(), 0.0
 
     def finish(self) -> None:
@@ -121,10 +132,7 @@ class _Event:
         if not is_last:
             return
         if self.given_up is not None:
-            try:
-                raise Reject(self.given_up, requeue=True)
-            except Reject:
-                self.job.result = 1, ExceptionInfo(), 0.0
+            self.job.reject(self.given_up)
         self.job.finish()
 
     def give_up_one(self, reason: str) -> None:
@@ -159,7 +167,6 @@ class BatchPool(BasePool):
         self._events: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._sends: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._ended: queue.SimpleQueue[_Send | None] = queue.SimpleQueue()
-        self._threads = ThreadPoolExecutor(1000)
         self._others = ThreadPoolExecutor(_OTHER_THREADS, "task")
         self._slots = _Slots(self.limit)
         self._closing = threading.Event()
@@ -203,7 +210,7 @@ class BatchPool(BasePool):
         self._sends.put(_END)
         for thread in self._steps:
             thread.join()
-        self._threads.shutdown()
+        get_services().attempter.sender.close()
         self._ended.put(_END)
         self._recorder.join()
         self._others.shutdown(cancel_futures=True)
@@ -304,7 +311,7 @@ class BatchPool(BasePool):
 
     def _claim(self, jobs: Sequence[Job]) -> None:
         services = get_services()
-        sends, attempts = [], []
+        attempts = []
         for job in jobs:
             job.begin()
 
@@ -317,11 +324,8 @@ class BatchPool(BasePool):
                 send.attempt = found
                 attempts.append(send)
             else:
-                job.outcome = found
-                sends.append(send)
+                self._end(send, found)
         self._attempt(attempts)
-        for send in sends:
-            self._ended.put(send)
 
     def _claim_of(self, job: Job) -> Claim:
         (delivery_id,) = [*job.request["args"], *job.request["kwargs"].values()]
@@ -329,21 +333,39 @@ class BatchPool(BasePool):
 
     # ── Attempt ─────────────────────────────────────────────────────────────────────────────────────────────────────
     def _attempt(self, sends: Iterable[_Send]) -> None:
+        """Have requests made; their answers come to `_conclude`."""
+        attempter = get_services().attempter
+        requests: list[tuple[OutgoingRequest, Callable[[Answer], None]]] = []
         for send in sends:
-            self._threads.submit(self._conclude, send)
+            one = cast("ToAttempt", send.attempt)
+            try:
+                prepared = attempter.prepare(one.delivery, one.webhook, one.claim, one.event, is_probe=one.is_probe)
+            except Exception as error:  # noqa: BLE001 - such as a body that was changed into no event
+                get_services().ledger.give_up(one.claim)
+                self._end(send, Failed(error))
+                continue
+            on_answer = partial(self._conclude, send, prepared)
+            if isinstance(prepared.request, Answer):
+                on_answer(prepared.request)
+            else:
+                requests.append((prepared.request, on_answer))
+        attempter.sender.submit_many(requests)
 
-    def _conclude(self, send: _Send) -> None:
-        attempt = cast("ToAttempt", send.attempt)
+    def _conclude(self, send: _Send, prepared: PreparedAttempt, answer: Answer) -> None:
+        """Judge an answer; called by one of the sender's threads, among others."""
+        one = cast("ToAttempt", send.attempt)
         try:
-            log = get_services().attempter.attempt(
-                attempt.delivery, attempt.webhook, attempt.claim, is_probe=attempt.is_probe, event=attempt.event
-            )
+            log = get_services().attempter.conclude(prepared, answer)
             send.job.took_s = (log.details.total_ms or 0) / 1000
-            send.job.outcome = Attempted(attempt, log)
-            report_attempt(attempt.delivery.lane, attempt.webhook, log)
+            report_attempt(one.delivery.lane, one.webhook, log)
         except Exception as error:  # noqa: BLE001 - whatever it is, the task says it in Celery's words
             # The claim stays: when it has run out, the next claimant puts an interrupted attempt on record.
-            send.job.outcome = send.job.outcome or Failed(error)
+            self._end(send, Failed(error))
+        else:
+            self._end(send, Attempted(one, log))
+
+    def _end(self, send: _Send, outcome: SendOutcome) -> None:
+        send.job.outcome = outcome
         self._ended.put(send)
 
     # ── Record ──────────────────────────────────────────────────────────────────────────────────────────────────────

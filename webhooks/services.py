@@ -20,6 +20,9 @@ from webhooks.sender import Sender
 from webhooks.vault import Vault
 from webhooks.webhookstore import WebhookStore
 
+#: Requests of a process at one time: more than any pool has under way, whose size is what bounds them.
+_MOST_REQUESTS = 10_000
+
 
 class Progress:
     """How far this process has come with its queue, which is in the order in which deliveries become due."""
@@ -66,6 +69,7 @@ def get_services() -> Services:
         max_response_bytes=settings.max_response_bytes,
         ca_bundle=settings.ca_bundle,
         pool_size=settings.concurrency,
+        concurrency=_MOST_REQUESTS,
     )
     policy = RetryPolicy(settings.retry_delay_s, settings.max_retries, settings.max_retry_after_s)
     kept, gates, webhooks = KeptDeliveries(database, ledger), GateStore(database), WebhookStore(database)

@@ -1,19 +1,24 @@
-"""What a worker does when it starts, before its first message. Loaded by workers alone: `app` includes it."""
+"""What a worker does and says when it starts, before its first message. Loaded in workers alone: `app` includes it."""
 
 import json
 import logging
 import math
+import os
 import resource
 import threading
 from typing import Any, cast
 
+from celery.bin.worker import worker
 from celery.concurrency import get_implementation
-from celery.signals import worker_init, worker_process_init
+from celery.signals import celeryd_after_setup, worker_init, worker_process_init
 from kombu import serialization
 from kombu.utils.json import dumps
 
-from webhooks.config import get_settings
+from webhooks.app import app
+from webhooks.config import find_notices, get_settings
+from webhooks.environment import find_overruled
 from webhooks.errors import StoreUnavailable
+from webhooks.remedies import explain_database
 from webhooks.services import get_services
 from webhooks.stopping import stopping
 from webhooks.transport import BoundedConnection
@@ -21,8 +26,17 @@ from webhooks.transport import BoundedConnection
 logger = logging.getLogger(__name__)
 
 
+@celeryd_after_setup.connect
+def _warn(**_: object) -> None:
+    """Log a warning for each; the signal is sent once logging is set up."""
+    for notice in [*find_notices(os.environ), *find_overruled(os.environ, worker)]:
+        logger.warning("%s", notice)
+
+
 @worker_init.connect
 def _prepare_worker(sender: Any, **_: object) -> None:
+    if sender.app is not app:  # a service's own worker, which hands events in
+        return
     _check_pool(get_implementation(sender.pool_cls))
     _read_json_as_it_is()
     _keep_payloads_out_of_logs()
@@ -113,7 +127,7 @@ def _make_indexes() -> None:
             services.outbox.ensure_indexes()
             services.dead_letters.ensure_indexes()
         except StoreUnavailable as error:
-            logger.warning("waiting to make the indexes: %s", error)
+            logger.warning("waiting to make the indexes: %s", explain_database(error))
             stopping.wait(5)
         except Exception:
             logger.exception("the indexes could not be made; deliveries work, questions to the logs may be slow")

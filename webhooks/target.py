@@ -1,13 +1,12 @@
-"""The parts of a webhook's URL, checked.
+"""The parts of a webhook's URL, checked, and the one form in which they are sent.
 
-Owns what makes a URL unusable. Never resolves a name; pure. Called by `models`, so that a URL that cannot be requested
-cannot be stored, and by `sender`, as somebody else may have stored it.
+Owns what makes a URL unusable, and how it is normalised. Never resolves a name; pure. Called by `models`, so that a URL
+that cannot be requested cannot be stored, and by `sender`, as another service may have stored it.
 """
 
 import re
 from ipaddress import IPv6Address
 from typing import NamedTuple
-from urllib.parse import urlsplit
 
 import idna
 
@@ -15,9 +14,14 @@ from webhooks.errors import ErrorKind, NoResponse
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
-#: Splits what stands between ``//`` and the path. Our own, because Python's patch versions differ in what they let
-#: pass in brackets.
+#: RFC 3986, appendix B. Our own, because Python's ``urlsplit`` forgets a ``?`` with nothing behind it, and because its
+#: patch versions differ in what they refuse.
+_URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*):(?://(?P<authority>[^/?#]*))?(?P<rest>[^#]*)(?:#.*)?")
+
+#: Splits what stands between ``//`` and the path.
 _AUTHORITY = re.compile(r"(?:\[(?P<ipv6>[^\[\]]*)\]|(?P<name>[^\[\]:]*))(?::(?P<port>[0-9]{0,5}))?")
+
+_END_OF_AUTHORITY = re.compile(r"[/?#]")
 
 #: RFC 1123, 2.1, and the underscore, which DNS allows and real hosts have.
 _LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
@@ -34,22 +38,74 @@ _MAX_HOST_CHARS = 253
 # What a URL cannot hold, and what parsers disagree about: browsers read a backslash as a slash.
 _FORBIDDEN = re.compile(r"[\x00-\x20\x7f-\x9f\\\ud800-\udfff]")
 
+#: Invisible characters that shape the character before them: Persian words and emoji need them.
+_SHAPING = r"\u034f\u180b-\u180d\u180f\u200c\u200d\ufe00-\ufe0f\U000e0020-\U000e007f\U000e0100-\U000e01ef"
+
+#: The other invisible characters: Unicode's White_Space beyond ASCII, its Default_Ignorable_Code_Point, the marks of
+#: interlinear annotation, and the Braille pattern without dots.
+_BLANK = (
+    r"\xa0\xad\u061c\u115f\u1160\u1680\u17b4\u17b5\u180e\u2000-\u200b\u200e\u200f\u2028-\u202f"
+    r"\u205f-\u206f\u2800\u3000\u3164\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
+    r"\U000e0000-\U000e001f\U000e0080-\U000e00ff\U000e01f0-\U000e0fff"
+)
+
+#: What is copied along with a URL and cannot be seen. At the end a shaping character is refused as well.
+_INVISIBLE = re.compile(rf"[{_BLANK}]|[{_SHAPING}](?=#|\Z)")
+
+#: What RFC 3986 (3.3, 3.4) does not let stand in a path or query, and a percent sign that begins no escape. Valid
+#: escapes are left as they are, in their own case.
+_TO_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})|[^%A-Za-z0-9._~!$&'()*+,;=:@/?-]+")
+
 
 class Target(NamedTuple):
-    """Where a request goes."""
+    """Where a request goes: the one form of a URL that every connection and every request is made of."""
 
+    #: ``http`` or ``https``.
     scheme: str
-    #: ASCII: a name, an IPv4 address in any spelling, or an IPv6 address without brackets, perhaps with a zone id.
+    #: ASCII in lower case, without the root's dot: a name, an IPv4 address in any spelling, or an IPv6 address without
+    #: brackets, perhaps with a zone id, which keeps its case.
     host: str
     port: int
-    #: The host as it stands in the URL, for texts; the same as ``host`` unless that had to be encoded.
+    #: The host as it stands in the URL, for texts.
     shown_host: str
-    #: The URL without fragment and with an ASCII host.
-    url: str
+    #: Path and query as they stand in the request's first line: as the customer wrote them, with what has to be escaped
+    #: escaped. Begins with a slash; ASCII.
+    request_target: str
+    #: Whether the URL's host ends with the root's dot.
+    is_rooted: bool = False
+
+    @property
+    def lookup_host(self) -> str:
+        """What to resolve: with the root's dot if the URL has it, as a resolver then leaves out its search domains."""
+        return f"{self.host}." if self.is_rooted else self.host
+
+    @property
+    def endpoint(self) -> tuple[str, str, int]:
+        """What connections are kept by: a name with and one without the root's dot may resolve to different places."""
+        return self.scheme, self.lookup_host, self.port
+
+    @property
+    def tls_name(self) -> str:
+        """The name that a certificate has to hold, and for SNI: the host without a zone id, which TLS does not know."""
+        return self.host.partition("%")[0]
+
+    @property
+    def host_header(self) -> str:
+        """The Host header: no default port (RFC 9110, 4.2.3), no zone id (RFC 6874, 4)."""
+        host = f"[{self.tls_name}]" if ":" in self.host else self.host
+        return host if self.port == _DEFAULT_PORTS.get(self.scheme) else f"{host}:{self.port}"
+
+    @property
+    def url(self) -> str:
+        """The normalised URL, without fragment and zone id."""
+        return f"{self.scheme}://{self.host_header}{self.request_target}"
 
 
 def parse_target(url: str) -> Target:
-    """Take a URL apart.
+    """Take a URL apart and normalise it.
+
+    A percent sign that begins no escape is sent as ``%25``: RFC 3986 has no other reading of it, and strict servers
+    answer 400 to one that stands alone.
 
     Raises:
         NoResponse: kind BAD_URL. The text repeats neither credentials nor query.
@@ -58,36 +114,56 @@ def parse_target(url: str) -> Target:
         raise _bad_url(f"it is longer than {_MAX_URL_CHARS} characters")
     if _FORBIDDEN.search(url):
         raise _bad_url("it holds a space, a control character or a backslash")
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        raise _bad_url("it is malformed") from None
-    default_port = _DEFAULT_PORTS.get(parts.scheme)
-    if default_port is None:
+    invisible = _INVISIBLE.search(url)
+    if invisible:
+        raise _bad_url(_describe_invisible(invisible[0], is_last=invisible.end() == len(url)))
+    parts = _URL.fullmatch(url)
+    scheme = parts["scheme"].lower() if parts else ""
+    default_port = _DEFAULT_PORTS.get(scheme)
+    if parts is None or default_port is None:
         raise _bad_url("its scheme is neither http nor https")
-    if "@" in parts.netloc:
+    authority = parts["authority"] or ""
+    if "@" in authority:
         raise _bad_url("it holds credentials")
-    match = _AUTHORITY.fullmatch(parts.netloc)
+    match = _AUTHORITY.fullmatch(authority)
     if match is None:
         raise _bad_url("its host or port is malformed")
     port = int(match["port"]) if match["port"] else default_port
     if not 0 < port < 65536:
         raise _bad_url("its port is not between 1 and 65535")
     if match["ipv6"] is not None:
-        host, shown_host = _ipv6(match["ipv6"]), f"[{match['ipv6']}]"
-        authority = f"[{host}]"
+        host, shown_host, is_rooted = _ipv6(match["ipv6"]), f"[{match['ipv6']}]", False
     else:
         shown_host = match["name"]
-        authority = host = _name(shown_host)
-    if port != default_port:
-        authority += f":{port}"
+        host, is_rooted = _name(shown_host)
+    rest = _TO_ESCAPE.sub(lambda match: _percent_encode(match[0]), parts["rest"])
     return Target(
-        parts.scheme,
+        scheme,
         host,
         port,
         shown_host,
-        parts._replace(netloc=authority, path=parts.path or "/", fragment="").geturl(),
+        rest if rest.startswith("/") else f"/{rest}",
+        is_rooted,
     )
+
+
+def read_origin(url: str) -> str:
+    """Return scheme, host and port of a URL that `parse_target` takes, as they stand in it.
+
+    That is what may be shown: paths and queries often hold secrets.
+    """
+    scheme, _, rest = url.partition("://")
+    return f"{scheme.lower()}://{_END_OF_AUTHORITY.split(rest, maxsplit=1)[0]}"
+
+
+def _percent_encode(text: str) -> str:
+    return "".join(f"%{byte:02X}" for byte in text.encode())
+
+
+def _describe_invisible(char: str, *, is_last: bool) -> str:
+    where = " at its end" if is_last else ""
+    escaped = _percent_encode(char)
+    return f"it holds an invisible character{where} (U+{ord(char):04X}); remove it, or write {escaped} if it is meant"
 
 
 def _ipv6(text: str) -> str:
@@ -102,7 +178,8 @@ def _ipv6(text: str) -> str:
         raise _bad_url("its IPv6 address is malformed") from None
 
 
-def _name(text: str) -> str:
+def _name(text: str) -> tuple[str, bool]:
+    """Return a host name in ASCII and lower case without the root's dot, and whether it had one."""
     if not text:
         raise _bad_url("it has no host")
     host = text
@@ -112,10 +189,10 @@ def _name(text: str) -> str:
         except (idna.IDNAError, UnicodeError):
             raise _bad_url("its host name cannot be encoded (IDNA)") from None
     # One dot at the end is the root: a fully qualified name.
-    labels = host.removesuffix(".").split(".")
-    if len(host.removesuffix(".")) > _MAX_HOST_CHARS or not all(_LABEL.fullmatch(label) for label in labels):
+    name = host.removesuffix(".")
+    if len(name) > _MAX_HOST_CHARS or not all(_LABEL.fullmatch(label) for label in name.split(".")):
         raise _bad_url("its host name is malformed")
-    return host
+    return name.lower(), name != host
 
 
 def _bad_url(reason: str) -> NoResponse:

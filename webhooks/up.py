@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
+from ipaddress import ip_network
 from pathlib import Path
 from shlex import quote
 
@@ -28,6 +29,9 @@ FOREIGN_SERVER_TIMEOUT_S = 60.0
 WORKER_GRACE_S = 10.0
 #: Seconds that a server gets to write its memory to disk before it is killed.
 SERVER_GRACE_S = 30.0
+_NO_FLOWER = "not installed; it comes with the extra `flower`: pip install '.[flower]'"
+#: What ``--allow-loopback`` allows.
+_LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
 
 
 def run_up(data_dir: Path, settings: Settings, *, flower_port: int = 5555) -> None:
@@ -64,7 +68,8 @@ def run_up(data_dir: Path, settings: Settings, *, flower_port: int = 5555) -> No
                 _show(
                     broker=_describe(settings.broker_url, None if redis_port is None else "Valkey"),
                     database=_describe(settings.mongodb_url, None if mongo_port is None else "MongoDB"),
-                    flower=f"http://{embedded.LOOPBACK}:{flower_port}" if has_flower else "not installed",
+                    flower=f"http://{embedded.LOOPBACK}:{flower_port}" if has_flower else _NO_FLOWER,
+                    allowed=_describe_allowed(settings),
                     data=str(data_dir),
                     key=f"export WEBHOOKS_ENCRYPTION_KEY=$(cat {quote(str(key_path))})" if key_path else "your own",
                 )
@@ -75,6 +80,19 @@ def run_up(data_dir: Path, settings: Settings, *, flower_port: int = 5555) -> No
                 supervisor.wait()
         except KeyboardInterrupt:
             click.echo("All stopped.")
+
+
+def with_loopback(settings: Settings) -> Settings:
+    """Return settings with which requests may go to this machine."""
+    missing = tuple(network for network in _LOOPBACK if network not in settings.allowed_networks)
+    return settings.model_copy(update={"allowed_networks": settings.allowed_networks + missing})
+
+
+def _describe_allowed(settings: Settings) -> str:
+    networks = ", ".join(map(str, settings.allowed_networks))
+    if not networks:
+        return "requests to public addresses alone; --allow-loopback or WEBHOOKS_ALLOWED_NETWORKS adds others"
+    return f"requests to public addresses and {networks}"
 
 
 def _with_key(settings: Settings, data_dir: Path) -> tuple[Settings, Path | None]:

@@ -11,6 +11,7 @@ secret signed with for another webhook, or sent in a header. (They can change wh
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from functools import lru_cache
+from hashlib import sha256
 
 from bson import ObjectId
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
@@ -19,6 +20,12 @@ from webhooks.errors import SecretUnreadable
 
 #: Secrets that a process keeps open: opening one takes longer than signing with it.
 _CACHE_SIZE = 10_000
+#: What to do without a key, for those who run a command.
+_NEW_KEY = (
+    ": set it to the workers' key; `webhooks secret new-key` makes a first one for both, and `webhooks up` keeps one "
+    "in encryption.key in its data folder"
+)
+_SAME_KEY = ": set it to the key that sealed this, and the new one before it"
 
 
 class Use(StrEnum):
@@ -31,6 +38,11 @@ class Use(StrEnum):
 def new_key() -> str:
     """Make a key for WEBHOOKS_ENCRYPTION_KEY."""
     return Fernet.generate_key().decode()
+
+
+def fingerprint(key: str) -> str:
+    """Return what tells a key from others and shows nothing of it: 16 hexadecimal digits of its SHA-256."""
+    return sha256(key.encode()).hexdigest()[:16]
 
 
 class Vault:
@@ -59,7 +71,15 @@ class Vault:
         Raises:
             SecretUnreadable: there is no key.
         """
-        return self._need_key().encrypt(f"{webhook_id}:{use}:{secret}".encode()).decode()
+        return self.require_key().encrypt(f"{webhook_id}:{use}:{secret}".encode()).decode()
+
+    def require_key(self) -> MultiFernet:
+        """Return what seals.
+
+        Raises:
+            SecretUnreadable: there is no key; with the remedy.
+        """
+        return self._need_key(_NEW_KEY)
 
     def open(self, sealed: str, webhook_id: ObjectId, use: Use) -> str:
         """Return the secret in what `seal` made for this webhook and this use.
@@ -83,11 +103,11 @@ class Vault:
         Raises:
             SecretUnreadable: there is no key, or not the one that it was sealed with.
         """
-        return _decipher(self._need_key().rotate, sealed)
+        return _decipher(self._need_key(_SAME_KEY).rotate, sealed)
 
-    def _need_key(self) -> MultiFernet:
+    def _need_key(self, remedy: str = "") -> MultiFernet:
         if self._fernet is None:
-            raise SecretUnreadable("WEBHOOKS_ENCRYPTION_KEY is not set")
+            raise SecretUnreadable(f"WEBHOOKS_ENCRYPTION_KEY is not set{remedy}")
         return self._fernet
 
 

@@ -1,22 +1,24 @@
 """The collection ``webhooks``: who wants which events.
 
 Owns reading it, for workers through a cache of seconds, and the operators' changes. Other services write into the
-collection as well, so a document may be anything: one that breaks the contract is named in the log and passed over.
+collection as well, so a document may be anything: one that breaks the contract is named in the log and gets no events.
 """
 
 import logging
 import time
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
 
 from bson import ObjectId
+from pydantic import ValidationError
 from pymongo.database import Database
 from pymongo.errors import DuplicateKeyError
 
 from webhooks.errors import InvalidWebhook
-from webhooks.models import COTWebhook, parse_webhook
+from webhooks.models import TRIGGERS, Context, COTWebhook, UnusableWebhook, parse_webhook
 from webhooks.models.wire import show
 from webhooks.mongo import Document, store_errors
 
@@ -53,6 +55,52 @@ def read_stored(document: Document) -> COTWebhook:
     return parse_webhook(document)
 
 
+def _is_of(company: ObjectId) -> Document:
+    """Return the query for a company's webhooks, with those where another service stored the company as text."""
+    return {"company": {"$in": [company, str(company)]}}
+
+
+def _read_unusable(document: Document, company: ObjectId, error: InvalidWebhook) -> UnusableWebhook | None:
+    """Read what matching needs of a webhook that breaks the contract.
+
+    Args:
+        document: as stored.
+        company: whose webhooks are read.
+        error: what is wrong with the document.
+
+    Returns:
+        None where it cannot be told whose it is or which events it asks for, or where a log could not name it.
+    """
+    webhook_id, trigger, code = (document.get(field) for field in ("_id", "trigger", "code"))
+    if not isinstance(webhook_id, ObjectId) or document.get("company") not in (company, str(company)):
+        return None
+    if not isinstance(trigger, str) or trigger not in TRIGGERS:
+        return None
+    given = document.get("context")
+    context: dict[str, str] = {}
+    for field, value in given.items() if isinstance(given, dict) else ():
+        if field in Context.model_fields:
+            with suppress(ValidationError):
+                context[field] = getattr(Context.model_validate({field: value}), field)
+    return UnusableWebhook(
+        id=webhook_id,
+        company=company,
+        isActive=bool(document.get("isActive", True)),
+        trigger=trigger,
+        context=Context(**context),
+        label=show(code) if isinstance(code, str) and code else str(webhook_id),
+        reason=str(error).removeprefix("invalid webhook: "),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _OfCompany:
+    """What a company has that may ask for events."""
+
+    usable: tuple[COTWebhook, ...]
+    unusable: tuple[UnusableWebhook, ...]
+
+
 class WebhookStore:
     """Reads and changes webhooks. Every method raises StoreUnavailable when MongoDB cannot serve us now."""
 
@@ -60,7 +108,7 @@ class WebhookStore:
         self._collection = database["webhooks"]
         self._clock = clock
         self._lock = Lock()
-        self._by_company: dict[ObjectId, tuple[float, tuple[COTWebhook, ...]]] = {}
+        self._by_company: dict[ObjectId, tuple[float, _OfCompany]] = {}
         self._complaints: set[str] = set()
         self._by_id: dict[ObjectId, tuple[float, COTWebhook | None]] = {}
 
@@ -84,16 +132,35 @@ class WebhookStore:
 
     def of_company(self, company: ObjectId) -> tuple[COTWebhook, ...]:
         """Return a company's active webhooks, as they were at most `CACHE_S` ago."""
+        return self._read_company(company).usable
+
+    def unusable_of_company(self, company: ObjectId) -> tuple[UnusableWebhook, ...]:
+        """Return a company's webhooks that cannot be used but ask for events, as they were at most `CACHE_S` ago."""
+        return self._read_company(company).unusable
+
+    def _read_company(self, company: ObjectId) -> _OfCompany:
         cached = self._by_company.get(company)
         if cached is not None and cached[0] > self._clock():
             return cached[1]
+        # Also those whose isActive is neither true nor false: they cannot be used.
+        query = {**_is_of(company), "isActive": {"$ne": False}}
         with store_errors():
-            documents = list(self._collection.find({"company": company, "isActive": True}).sort("_id", 1))
-        webhooks = tuple(webhook for document in documents if (webhook := self._parse(document)) is not None)
-        self._remember(self._by_company, company, webhooks)
-        for webhook in webhooks:
+            documents = list(self._collection.find(query).sort("_id", 1))
+        usable: list[COTWebhook] = []
+        unusable: list[UnusableWebhook] = []
+        for document in documents:
+            webhook = self._check(document)
+            if isinstance(webhook, COTWebhook):
+                usable.append(webhook)
+            elif (found := _read_unusable(document, company, webhook)) is not None:
+                unusable.append(found)
+        read = _OfCompany(tuple(usable), tuple(unusable))
+        self._remember(self._by_company, company, read)
+        for webhook in usable:
             self._remember(self._by_id, webhook.id, webhook)
-        return webhooks
+        for webhook in unusable:
+            self._remember(self._by_id, webhook.id, None)
+        return read
 
     def get(self, webhook_id: ObjectId) -> COTWebhook | None:
         """Return a webhook, active or not, as it was at most `CACHE_S` ago; None when there is no usable one."""
@@ -105,11 +172,6 @@ class WebhookStore:
         webhook = self._parse(document) if document is not None else None
         self._remember(self._by_id, webhook_id, webhook)
         return webhook
-
-    def recall(self, webhook_id: ObjectId) -> COTWebhook | None:
-        """Return a webhook as `get` does, if it is remembered; None where `get` has to be asked."""
-        cached = self._by_id.get(webhook_id)
-        return cached[1] if cached is not None and cached[0] > self._clock() else None
 
     def get_many(self, webhook_ids: Collection[ObjectId]) -> dict[ObjectId, COTWebhook | None]:
         """Return webhooks as `get` does, with one question for all that are not remembered."""
@@ -136,6 +198,11 @@ class WebhookStore:
             cache[key] = (self._clock() + CACHE_S, value)
 
     def _parse(self, document: Document) -> COTWebhook | None:
+        webhook = self._check(document)
+        return webhook if isinstance(webhook, COTWebhook) else None
+
+    def _check(self, document: Document) -> COTWebhook | InvalidWebhook:
+        """Read a stored webhook; return what is wrong with it, once it is named in the log."""
         try:
             return read_stored(document)
         except InvalidWebhook as error:
@@ -146,12 +213,12 @@ class WebhookStore:
                         self._complaints.clear()
                     self._complaints.add(complaint)
                 logger.warning("%s", complaint)
-            return None
+            return error
 
     def list_all(self, company: ObjectId | None = None) -> list[Document]:
         """Return the stored documents, of one company or of all, by company and code; never from the cache."""
         with store_errors():
-            query = {} if company is None else {"company": company}
+            query = {} if company is None else _is_of(company)
             return list(self._collection.find(query).sort([("company", 1), ("code", 1), ("_id", 1)]))
 
     def list_sealed(self, limit: int) -> list[Document]:
@@ -166,7 +233,7 @@ class WebhookStore:
         if ObjectId.is_valid(reference):  # which a code of 24 digits is, too
             query = {"$or": [{"_id": ObjectId(reference)}, query]}
         if company is not None:
-            query["company"] = company
+            query |= _is_of(company)
         with store_errors():
             return list(self._collection.find(query).sort("_id", 1))
 

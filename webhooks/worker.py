@@ -18,7 +18,8 @@ from typing import Any, cast
 
 from billiard.einfo import ExceptionWithTraceback
 from billiard.exceptions import Terminated
-from celery.exceptions import InvalidTaskError, Reject, TaskPredicate
+from celery.exceptions import InvalidTaskError, Reject, TaskPredicate, WorkerShutdown
+from celery.platforms import EX_FAILURE
 from celery.worker import state
 from celery.worker.consumer import Consumer
 from celery.worker.request import Request
@@ -29,7 +30,7 @@ from webhooks import transport
 from webhooks.config import get_settings
 from webhooks.deadletters import DeadLetter, Reason
 from webhooks.delivery import describe_input
-from webhooks.errors import AttemptFailed, InvalidEvent, StoreUnavailable, TaskDefect, WorkersLost, trace
+from webhooks.errors import AttemptFailed, BrokerTooOld, InvalidEvent, StoreUnavailable, TaskDefect, WorkersLost, trace
 from webhooks.holding import hold
 from webhooks.inplace import InPlaceMessage
 from webhooks.pool import BatchPool
@@ -131,6 +132,14 @@ _revoked = ThreadPoolExecutor(1, "revoked")
 class DurableConsumer(Consumer):
     """Keeps as a dead letter what Celery's consumer drops, or dies of."""
 
+    def start(self) -> None:
+        """Consume until the worker ends; a broker that is too old ends it in one line."""
+        try:
+            super().start()
+        except BrokerTooOld as error:
+            logger.critical("%s", error)
+            raise WorkerShutdown(EX_FAILURE) from None
+
     def on_decode_error(self, message: Message, exc: Exception) -> None:
         """Keep a message whose body cannot be read."""
         self._bury(message, Reason.UNREADABLE, f"cannot be decoded: {exc}")
@@ -157,8 +166,9 @@ class DurableConsumer(Consumer):
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[..., None]:
         """Return what is called with each message."""
         handle = super().create_task_handler(*args, **kwargs)
-        if self.event_dispatcher:
-            self.event_dispatcher.buffer_limit = _MAX_EVENTS
+        events = cast("Any", self).event_dispatcher
+        if events:
+            events.buffer_limit = _MAX_EVENTS
         broker_errors = (*self.connection_errors, *self.channel_errors)
 
         def on_task_received(message: Message) -> None:
@@ -186,7 +196,7 @@ class DurableConsumer(Consumer):
     def _tell_started() -> None:
         before = time.time() - _STARTED_AFTER_S
         for request in state.active_requests:
-            if isinstance(request, DurableRequest) and request.time_start < before:
+            if isinstance(request, DurableRequest) and (request.time_start or before) < before:
                 request.tell_started()
 
     def call_soon_ack(self, p: Callable[..., object], *args: Any, **kwargs: Any) -> Any:
@@ -252,6 +262,8 @@ class DurableRequest(Request):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if self._request_dict.get("retries") is None:  # clients in other languages send null for what they leave out
+            self._request_dict["retries"] = 0
         fault = None if isinstance(self.message, InPlaceMessage) else self._find_fault()
         if fault:
             raise InvalidTaskError(fault)
@@ -270,7 +282,7 @@ class DurableRequest(Request):
             return f"its id is no text of 1 to {_MAX_NAME} characters that can be printed"
         if shadow is not None and not _is_name(shadow):
             return f"its shadow is no text of 1 to {_MAX_NAME} characters that can be printed"
-        if not isinstance(headers.get("retries", 0), int) or not 0 <= headers.get("retries", 0) <= _MAX_RETRIES:
+        if not isinstance(headers["retries"], int) or not 0 <= headers["retries"] <= _MAX_RETRIES:
             return f"its retries are no number from 0 to {_MAX_RETRIES}"
         if not isinstance(limits, list | tuple) or len(limits) != 2 or not all(map(_is_limit, limits)):
             return "its time limits are no two numbers"

@@ -34,6 +34,8 @@ class Stack:
     mongodb_url: str
     database: Database[dict[str, Any]]
     workers: list[Worker] = field(default_factory=list)
+    #: Settings besides the usual ones, of all parts.
+    more: dict[str, str] = field(default_factory=dict)
 
     @property
     def settings(self) -> dict[str, str]:
@@ -44,6 +46,7 @@ class Stack:
             "WEBHOOKS_ALLOWED_NETWORKS": "127.0.0.0/8",
             "WEBHOOKS_RETRY_DELAY_S": f"{RETRY_DELAY_S:g}",
             "WEBHOOKS_CONCURRENCY": "8",
+            **self.more,
         }
 
     def start_worker(self, *, wait: bool = True, **settings: Any) -> Worker:

@@ -21,7 +21,7 @@ def test_event_that_comes_while_mongodb_is_down_is_delivered_when_it_is_back(fra
         worker = fragile.start_worker()
         servers.mongod.kill()
         fragile.send_task(EVENT)
-        wait_until(lambda: "holding a message: MongoDB is not reachable" in worker.log(), "told in the log")
+        wait_until(lambda: "holding messages: MongoDB is not reachable" in worker.log(), "told in the log")
         assert receiver.requests == []
         servers.mongod.start()
         assert [log["retry"] for log in fragile.logs(1)] == [0]
@@ -49,7 +49,7 @@ def test_worker_that_stops_while_mongodb_is_down_gives_its_messages_back(fragile
         worker = fragile.start_worker()
         servers.mongod.kill()
         fragile.send_task(EVENT)
-        wait_until(lambda: "holding a message" in worker.log(), "held")
+        wait_until(lambda: "holding messages" in worker.log(), "held")
         worker.stop()
         servers.mongod.start()
         fragile.start_worker()

@@ -84,19 +84,22 @@ class _Unguarded(Connector):
             )
 
 
-class _CountingSocket(connection_module._Socket):
-    """Counts connections, which costs both sides the same."""
+class _Count:
+    """Connections that were opened; counting costs both sides the same."""
 
     opened = 0
 
-    def connect(self, address: Any) -> None:
-        _CountingSocket.opened += 1
-        super().connect(address)
+
+def _open_and_count(
+    *arguments: Any, open_socket: Callable[..., socket.socket] = connection_module._open_socket
+) -> socket.socket:
+    _Count.opened += 1
+    return open_socket(*arguments)
 
 
 def make_sender(connector: type[Connector], threads: int) -> Sender:
     """Make a sender whose connections come from this class."""
-    connection_module._Socket = _CountingSocket
+    connection_module._open_socket = _open_and_count
     made = Sender(
         allowed_networks=(ip_network("127.0.0.0/8"), ip_network("::1/128")),
         connect_timeout_s=5,
@@ -107,15 +110,14 @@ def make_sender(connector: type[Connector], threads: int) -> Sender:
     )
     if connector is not Connector:
         adapter = made._adapter
-        adapter._connector = connector(adapter._connector._allowed_networks, adapter._connector._resolver, None)
-        adapter.init_poolmanager(connection_module.MAX_ENDPOINTS, threads)
+        adapter.connector = connector(adapter.connector._allowed_networks, adapter.connector._resolver, None)
     return made
 
 
 def run_round(sender: Sender, url: str, threads: int) -> Round:
     """Post with so many threads."""
     counts = [0] * threads
-    before = _CountingSocket.opened
+    before = _Count.opened
     end = time.perf_counter() + _ROUND_S
 
     def post(number: int) -> None:
@@ -129,7 +131,7 @@ def run_round(sender: Sender, url: str, threads: int) -> Round:
     _in_threads(post, threads)
     elapsed, cpu = time.perf_counter() - started, time.process_time() - cpu_started
     total = sum(counts)
-    return Round(total / elapsed, 1e6 * cpu / total, 1000 * (_CountingSocket.opened - before) / total)
+    return Round(total / elapsed, 1e6 * cpu / total, 1000 * (_Count.opened - before) / total)
 
 
 def _in_threads(work: Callable[[int], None], threads: int) -> None:

@@ -31,7 +31,6 @@ from webhooks import embedded
 from webhooks.config import Settings
 from webhooks.delivery import make_delivery_id
 from webhooks.supervisor import kill_group, spawn
-from webhooks.transport import UNREADABLE_KEY
 
 #: Short, so that a row is soon over; what follows from them (claims, visibility timeout) is the product's to derive.
 SETTINGS = {
@@ -52,7 +51,7 @@ _LOOK_EVERY_S = 0.1
 #: What `settle` must see so many times in a row: a message may be on its way between two places.
 _LOOKS_TO_BE_SURE = 4
 #: How keys of Redis begin that hold messages, besides what is in workers' hands.
-HOLD_MESSAGES = ("webhooks.deliver", "webhooks.send", "webhooks.lane.", "webhooks.parked.", UNREADABLE_KEY)
+HOLD_MESSAGES = ("webhooks.deliver", "webhooks.send", "webhooks.lane.", "webhooks.parked.")
 _ROOT = Path(__file__).parents[2]
 
 
@@ -336,7 +335,7 @@ class Stage:
 
     # ── What is there ───────────────────────────────────────────────────────────────────────────────────────────────
     def count_queued(self) -> int:
-        """Count the messages that Redis holds: queued, parked, in a worker's hands, set aside as unreadable."""
+        """Count the messages that Redis holds: queued, parked, in a worker's hands."""
         count = 0
         for key in self.redis.scan_iter(count=1000):
             name = bytes(key).decode()

@@ -22,7 +22,7 @@ import redis
 from tests.faults.harness import HOLD_MESSAGES, THREADS, WEBHOOKS, WORKERS, Cancelled, Stage
 from tests.faults.judge import Verdict, judge
 from webhooks import embedded
-from webhooks.transport import PARKED_KEY
+from webhooks.transport.scripts import PARKED_KEY
 
 
 @dataclass(frozen=True)

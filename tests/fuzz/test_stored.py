@@ -21,6 +21,7 @@ from webhooks.cli import cli
 from webhooks.deadletters import DeadLetter, DeadLetterStore, Reason
 from webhooks.ledger import Claim, Claimed, Delivery, Ledger
 from webhooks.logstore import LogQuery, LogStore
+from webhooks.matching import match
 from webhooks.models import COTWebhook, now, parse_event
 from webhooks.mongo import open_database
 from webhooks.outbox import Outbox, accept
@@ -216,6 +217,10 @@ def test_any_webhook_beside_a_healthy_one_changes_nothing_for_it(ours: Documents
         again = webhooks.get(webhook.id)
         assert again is not None
         assert again.company == WEBHOOK["company"]
+    for unusable in webhooks.unusable_of_company(WEBHOOK["company"]):
+        assert unusable.id == document["_id"]
+        assert not UNSAFE.search(unusable.label + unusable.reason)
+        match(parse_event(read_sample("event-task-create"), 1_000_000), [unusable])
 
 
 @FEWER

@@ -108,7 +108,9 @@ def test_any_url_is_refused_or_names_one_host(url: str) -> None:
     assert not UNSAFE.search(target.host + target.url)
     # What connects and what is written into the request's head must name the same place.
     again = parse_target(target.url)
-    assert (again.host, again.port, again.scheme) == (target.host, target.port, target.scheme)
+    assert again.url == target.url
+    assert again.host == target.tls_name == target.tls_name.lower().removesuffix(".")
+    assert (again.port, again.scheme) == (target.port, target.scheme)
     assert urlsplit(target.url).username is None
 
 

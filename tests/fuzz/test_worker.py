@@ -235,7 +235,7 @@ PAYLOAD = "p4yl0ad"
 DEFECT_IN = {
     "deliver": "webhooks.accepting.fan_out = fail",
     "attempt": "webhooks.delivery.read_event = fail",
-    "post": "webhooks.sender.client.Sender.post = fail",
+    "post": "webhooks.sender.client.prepare = fail",
     "record": "webhooks.logstore.LogStore.write = fail",
 }
 

@@ -89,7 +89,6 @@ def assert_refused(got: Measured, text: str) -> None:
         pytest.param(OK + b"A: " + MEGABYTE + b"\r\n\r\n", OVERFLOW, id="header-of-1-MB"),
         pytest.param(OK + (b"A: " + b"x" * 60_000 + b"\r\n") * 90 + b"\r\n", OVERFLOW, id="90-headers-of-60-kB"),
         pytest.param(b"HTTP/1.1 200 " + MEGABYTE + b"\r\n\r\n", OVERFLOW, id="status-line-of-1-MB"),
-        pytest.param(OK + b"A: b\r\n" * 200 + b"\r\n", OVERFLOW, id="200-headers"),
         pytest.param(OK + b"A: b\r\n" * 50_000 + b"\r\n", OVERFLOW, id="50000-headers"),
         pytest.param(OK + b"A: b\r\n" + b" c\r\n" * 50_000 + b"\r\n", OVERFLOW, id="header-of-50000-folds"),
     ],
@@ -113,6 +112,13 @@ def test_head_that_is_not_http(measured: MeasuredSender, data: bytes, text: str)
 )
 def test_endless_heads_end_at_their_cap(measured: MeasuredSender, behaviour: r.Behaviour) -> None:
     assert_refused(attack(measured, behaviour), OVERFLOW)
+
+
+@pytest.mark.parametrize("count", [101, 5000])
+def test_head_is_bounded_by_bytes_not_by_lines(measured: MeasuredSender, count: int) -> None:
+    # Layers of an application that each set cookies or debug headers; curl takes 5,000 lines, Go any number.
+    got = attack(measured, r.raw(OK + b"A: bcdefgh\r\n" * count + b"Content-Length: 2\r\n\r\nok"))
+    assert (got.status, got.text) == (200, "ok")
 
 
 @pytest.mark.parametrize("status", [b"100", b"103"])
@@ -145,10 +151,8 @@ def test_head_in_one_byte_packets_works(measured: MeasuredSender) -> None:
         pytest.param(b"Content-Length: 2\r\nContent-Length: 3\r\n", BAD_LENGTH, id="two-lengths"),
         pytest.param(b"Content-Length: 2, 3\r\n", BAD_LENGTH, id="two-lengths-in-a-list"),
         pytest.param(b"Transfer-Encoding: gzip, chunked\r\n", BAD_ENCODING, id="gzip-chunked"),
-        pytest.param(b"Transfer-Encoding: chunked, chunked\r\n", BAD_ENCODING, id="chunked-twice"),
-        pytest.param(
-            b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", BAD_ENCODING, id="two-transfer-encodings"
-        ),
+        pytest.param(b"Transfer-Encoding: chunked, gzip\r\n", BAD_ENCODING, id="chunked-gzip"),
+        pytest.param(b"Transfer-Encoding: chunked\r\nTransfer-Encoding: gzip\r\n", BAD_ENCODING, id="two-encodings"),
         pytest.param(b"Transfer-Encoding: xchunked\r\n", BAD_ENCODING, id="xchunked"),
         pytest.param(b"Transfer-Encoding: identity\r\nContent-Length: 2\r\n", BAD_ENCODING, id="identity"),
         pytest.param(b"Transfer-Encoding: \x0bchunked\r\n", BAD_ENCODING, id="vertical-tab"),
@@ -156,6 +160,14 @@ def test_head_in_one_byte_packets_works(measured: MeasuredSender) -> None:
 )
 def test_framing_that_is_open_to_two_readings(measured: MeasuredSender, headers: bytes, text: str) -> None:
     assert_refused(attack(measured, r.raw(OK + headers + b"\r\nhello")), text)
+
+
+@pytest.mark.parametrize("between", [b", ", b"\r\nTransfer-Encoding: "], ids=["list", "twice"])
+def test_chunked_said_twice_counts_once(measured: MeasuredSender, between: bytes) -> None:
+    # An application and the server before it may both say it; curl, Node.js and requests take the response.
+    head = OK + b"Transfer-Encoding: chunked" + between + b"Chunked\r\n\r\n"
+    got = attack(measured, r.raw(head + b"5\r\nhello\r\n0\r\n\r\n"))
+    assert (got.status, got.text) == (200, "hello")
 
 
 @pytest.mark.parametrize("lengths", [b"5, 5", b"5\r\nContent-Length: 5", b"005"], ids=["list", "twice", "zeros"])

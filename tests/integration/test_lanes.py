@@ -1,5 +1,6 @@
 """Lanes at the level of channels, with a real Redis: whose turn it is, and how much of one is in hand."""
 
+import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +21,6 @@ from webhooks.transport import (
     OPTION,
     RATE_HEADER,
     TAKEN_FROM_HEADER,
-    UNREADABLE_KEY,
     Connection,
     Lanes,
     hold_lane,
@@ -414,14 +414,22 @@ def test_event_of_a_plain_producer_with_a_countdown_waits(url: str, redis_client
         assert state(url, f"{COMPANY}/COTTask/-", "celery").in_flight == 0  # not bounded, so not counted
 
 
-@pytest.mark.parametrize("raw", [b"\xff", b"{}", b"[]", b'{"properties": 1, "headers": {"task": "x"}}'])
-def test_what_is_no_message_is_set_aside_and_the_next_one_comes(url: str, redis_client: Any, raw: bytes):
+@pytest.mark.parametrize("raw", [b"\xff", b"7", b"[]", b'{"properties": 1, "headers": {"task": "x"}}'])
+def test_what_is_no_message_comes_as_it_is_and_so_does_the_next_one(url: str, redis_client: Any, raw: bytes):
     redis_client.lpush("celery", raw)
     send_plainly(url, event(number=7))
     with worker(url, "celery") as party:
-        party.drain(1)
+        wait_until(lambda: party.poll() or len(party.got) + len(party.unreadable) == 2, "both")
         assert numbers(party) == [7]
-        wait_until(lambda: party.poll() or redis_client.llen(UNREADABLE_KEY) == 1, "set aside")
+        assert [message.body for message in party.unreadable] == [raw]
+
+
+def test_event_of_a_client_with_task_protocol_1_waits_in_its_companys_lane(url: str, redis_client: Any):
+    body = {"id": "1", "task": "webhooks.deliver", "args": [event(number=1)], "kwargs": {}}
+    redis_client.lpush("celery", json.dumps({"body": json.dumps(body), "content-type": "application/json"}))
+    with worker(url, "celery") as party:
+        [message] = party.drain(1) and party.got
+        assert message.headers[TAKEN_FROM_HEADER] == f"{COMPANY}/COTTask/-"
 
 
 def test_plain_messages_of_other_tasks_come_as_well(url: str):

@@ -1,6 +1,7 @@
 """The ledger and the group commit, on a real MongoDB."""
 
 import time
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -58,6 +59,14 @@ def test_event_of_one_webhook_is_stored_with_its_delivery(ledger: Ledger, databa
     one = delivery(1)
     ledger.add([one], now())
     assert database["events"].count_documents({}) == 0
+    claimed = claim_one(ledger)
+    assert isinstance(claimed, Claimed)
+    assert claimed.delivery == one
+
+
+def test_reason_of_an_unusable_webhook_is_stored_with_its_delivery(ledger: Ledger):
+    one = replace(delivery(1), unusable="url: it holds credentials")
+    ledger.add([one], now())
     claimed = claim_one(ledger)
     assert isinstance(claimed, Claimed)
     assert claimed.delivery == one

@@ -172,7 +172,7 @@ def test_check_counts_webhooks_whose_secrets_do_not_open(run: Run):
     good(run("header", "set", webhook_id, "X-Key", "--secret", stdin="x\n"))
     add(run, "unsigned", COMPANY, "--unsigned")
     assert "does not open" not in run("check").output
-    assert "1 webhook has secrets that WEBHOOKS_ENCRYPTION_KEY does not open" in run("check", key=new_key()).output
+    assert "1 webhook has secrets that WEBHOOKS_ENCRYPTION_KEY here does not open" in run("check", key=new_key()).output
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,9 @@ import pytest
 
 from tests import receiver as r
 from tests.receiver import Authority, Receiver
-from tests.senders import SLACK_S, TOTAL_S, MakeSender, assert_failed, free_port, resolving_to
+from tests.senders import LOOPBACK, SLACK_S, TOTAL_S, MakeSender, assert_failed, free_port, resolving_to
 from webhooks.errors import ErrorKind
-from webhooks.sender import Resolver
-from webhooks.sender import connection as connection_module
+from webhooks.sender import Resolver, idle
 
 # --- it works --------------------------------------------------------------------------------------------------------
 
@@ -106,7 +105,7 @@ def test_deadline_is_set_anew_on_a_reused_connection(make_sender: MakeSender) ->
 
 
 def test_connection_beyond_its_age_is_not_reused(make_sender: MakeSender, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection_module, "MAX_CONNECTION_AGE_S", 0.0)
+    monkeypatch.setattr(idle, "MAX_AGE_S", 0.0)
     with Receiver() as receiver:
         sender = make_sender()
         assert [sender.post(receiver.url, {}, b"").status for _ in range(2)] == [200, 200]
@@ -195,6 +194,24 @@ def test_connect_timeout_is_shared_by_the_addresses(make_sender: MakeSender, ful
 def test_total_deadline_covers_connecting(make_sender: MakeSender, full_port: int) -> None:
     answer = make_sender(total_timeout_s=0.3).post(f"http://127.0.0.1:{full_port}/", {}, b"")
     assert_failed(answer, ErrorKind.TIMEOUT, "timeout of 300ms exceeded")
+
+
+def test_total_deadline_is_shared_by_the_addresses_where_it_comes_first(
+    make_sender: MakeSender, full_port: int
+) -> None:
+    # 127.0.0.1 never answers there, and nobody listens at 127.0.0.2, which is also this machine.
+    sender = make_sender(connect_timeout_s=5, total_timeout_s=0.6, resolver=resolving_to("127.0.0.1", "127.0.0.2"))
+    answer = sender.post(f"http://receiver.test:{full_port}/", {}, b"")
+    assert_failed(answer, ErrorKind.CONNECT_REFUSED, f"connect ECONNREFUSED 127.0.0.2:{full_port}")
+
+
+def test_address_of_the_other_family_is_tried_before_the_rest_of_the_first(make_sender: MakeSender) -> None:
+    dead = [f"2001:db8::{number}" for number in range(1, 30)]
+    networks = (*LOOPBACK, ip_network("2001:db8::/32"))
+    with Receiver(host="receiver.test") as receiver:
+        sender = make_sender(allowed_networks=networks, connect_timeout_s=2, resolver=resolving_to(*dead, "127.0.0.1"))
+        answer = sender.post(receiver.url, {}, b"")
+    assert (answer.status, answer.peer) == (200, f"127.0.0.1:{receiver.port}")
 
 
 def test_no_such_host(make_sender: MakeSender) -> None:
@@ -329,6 +346,65 @@ def test_bad_certificate(
     assert answer.peer == f"127.0.0.1:{receiver.port}"
 
 
+@pytest.mark.parametrize("host", ["my_app.example.test", "my-app.example.test", "My_App.Example.test."])
+def test_wildcard_certificate(make_sender: MakeSender, authority: Authority, ca_file: Path, host: str) -> None:
+    # OpenSSL's own check takes no underscore under a wildcard.
+    with Receiver(tls=authority.context("*.example.test"), host=host) as receiver:
+        sender = make_sender(ca_bundle=ca_file, resolver=resolving_to("127.0.0.1"))
+        answers = [sender.post(receiver.url, {}, b"") for _ in range(2)]
+        assert [request.headers["host"] for request in receiver.requests] == [
+            f"{host.lower().removesuffix('.')}:{receiver.port}"
+        ] * 2
+        assert receiver.connections == 1
+    assert [answer.status for answer in answers] == [200, 200]
+
+
+@pytest.mark.parametrize(
+    ("names", "is_expired", "text"),
+    [
+        (("*.other.test",), False, "Hostname mismatch, certificate is not valid for 'my_app.example.test'."),
+        (("my-app.example.test",), False, "Hostname mismatch, certificate is not valid for 'my_app.example.test'."),
+        (("127.0.0.1",), False, "Hostname mismatch, certificate is not valid for 'my_app.example.test'."),
+        (("*.example.test",), True, "certificate has expired"),
+    ],
+)
+def test_bad_certificate_of_a_host_with_an_underscore(
+    make_sender: MakeSender, authority: Authority, ca_file: Path, names: tuple[str, ...], is_expired: bool, text: str
+) -> None:
+    tls = authority.context(*names, is_expired=is_expired)
+    with Receiver(tls=tls, host="my_app.example.test") as receiver:
+        sender = make_sender(ca_bundle=ca_file, resolver=resolving_to("127.0.0.1"))
+        answer = sender.post(receiver.url, {}, b"secret")
+        assert receiver.requests == []
+    assert_failed(answer, ErrorKind.TLS, text)
+
+
+@pytest.mark.parametrize(
+    ("alert", "text"),
+    [
+        pytest.param(40, "TLS failed: sslv3 alert handshake failure", id="handshake_failure"),
+        pytest.param(112, "TLS failed: tlsv1 unrecognized name", id="unrecognized_name"),
+        # Of a receiver that speaks HTTP/2 alone. Python has no name for it.
+        pytest.param(120, "TLS failed: tlsv1 alert no application protocol", id="no_application_protocol"),
+        pytest.param(99, "TLS failed: unknown error", id="unassigned"),
+    ],
+)
+def test_alert_is_told_in_openssls_words(make_sender: MakeSender, alert: int, text: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            sock, _ = server.accept()
+            with sock:
+                sock.recv(65536)
+                sock.sendall(bytes((0x15, 3, 3, 0, 2, 2, alert)))
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        answer = make_sender().post(f"https://127.0.0.1:{server.getsockname()[1]}/", {}, b"")
+        thread.join()
+    assert_failed(answer, ErrorKind.TLS, text)
+
+
 def test_untrusted_certificate(make_sender: MakeSender) -> None:
     with Receiver(tls=Authority().context()) as receiver:
         answer = make_sender().post(receiver.url, {}, b"")
@@ -405,12 +481,16 @@ def test_zone_id_is_refused_before_it_is_looked_up(make_sender: MakeSender) -> N
 
 @pytest.mark.parametrize("ips", [("10.1.2.3",), ("127.0.0.1", "10.1.2.3"), ("127.0.0.1", "fd00::1")])
 def test_one_address_not_allowed_refuses_the_name_without_telling_it(
-    make_sender: MakeSender, ips: tuple[str, ...]
+    make_sender: MakeSender, caplog: pytest.LogCaptureFixture, ips: tuple[str, ...]
 ) -> None:
+    caplog.set_level(logging.INFO)
     with Receiver(host="inner.test") as receiver:
         answer = make_sender(resolver=resolving_to(*ips)).post(receiver.url, {}, b"")
         assert receiver.connections == 0
     assert_failed(answer, ErrorKind.NOT_ALLOWED, f"address not allowed: inner.test:{receiver.port}")
+    # Operators are told which one, and what allows it.
+    said = f"no request to inner.test:{receiver.port}: WEBHOOKS_ALLOWED_NETWORKS does not allow its address {ips[-1]}"
+    assert said in caplog.messages
 
 
 def test_allowed_network_does_not_open_ports(make_sender: MakeSender) -> None:
@@ -449,5 +529,5 @@ def test_query_and_body_appear_in_no_log(make_sender: MakeSender, caplog: pytest
 
 
 def test_caller_header_that_http_cannot_carry_is_the_callers_error(make_sender: MakeSender) -> None:
-    with Receiver() as receiver, pytest.raises(ValueError, match="Invalid header value"):
+    with Receiver() as receiver, pytest.raises(ValueError, match="that HTTP cannot carry"):
         make_sender().post(receiver.url, {"X": "a\r\nB: c"}, b"")

@@ -1,6 +1,5 @@
 """The transport at the level of channels, with a real Redis: where each message is at each moment."""
 
-import base64
 import json
 import threading
 import time
@@ -18,7 +17,7 @@ from kombu.exceptions import OperationalError
 from kombu.messaging import Consumer, Producer
 
 from tests.worker import wait_until
-from webhooks.transport import AMQP, OPTION, UNREADABLE_KEY, Connection
+from webhooks.transport import AMQP, NO_MESSAGE, OPTION, Connection
 
 #: Seconds: far from the tests' own pace, unless a test says otherwise.
 LONG, SHORT = 600, 1
@@ -31,6 +30,7 @@ class Party:
         options = {OPTION: True, "visibility_timeout": LONG, **options}
         self.connection = Connection(url, transport_options=options)
         self.got: list[Any] = []
+        self.unreadable: list[Any] = []
         self.channel: Any = self.connection.default_channel
         self.channel.basic_qos(0, prefetch)
         self._queues, self._no_ack = queues, no_ack
@@ -41,6 +41,7 @@ class Party:
         self.consumer = Consumer(
             self.channel, [Queue(name) for name in self._queues], callbacks=[self._receive], no_ack=self._no_ack
         )
+        self.consumer.on_decode_error = lambda message, _: self.unreadable.append(message)
         self.consumer.consume()
 
     def _receive(self, body: Any, message: Any) -> None:
@@ -379,21 +380,67 @@ def test_purging_empties_what_is_parked_as_well(url: str, redis_client: Any):
 
 
 # ── Other ways in and out ───────────────────────────────────────────────────────────────────────────────────────────
-@pytest.mark.parametrize(
-    "raw", [b"nonsense", b"\xff\xfe", b"[]", b"7", b"{}", b'{"properties": 1}', b'{"properties": {}, "body": "%"}', b""]
-)
-def test_what_is_no_message_is_set_aside(url: str, redis_client: Any, raw: bytes):
-    # The last needs base64 that is none to be told from a message.
-    raw = raw.replace(b'"body": "%"', b'"body": "%%%", "headers": 3')
+#: What a queue may hold and kombu cannot read.
+UNREADABLE = [
+    b"nonsense",
+    b"\xff\xfe",
+    b"[]",
+    b"7",
+    b'"text"',
+    b'{"properties": 1}',
+    b'{"properties": {}, "headers": 3}',
+    b'{"properties": {"body_encoding": "nosuch"}, "body": "x"}',
+    b'{"properties": {"body_encoding": "base64"}, "body": "%%%a"}',
+    b"",
+]
+
+
+@pytest.mark.parametrize("raw", UNREADABLE)
+def test_what_is_no_message_comes_as_one_that_cannot_be_decoded(url: str, redis_client: Any, raw: bytes):
     redis_client.lpush("a", raw)
     publish(url, "a", "good")
     with party(url, "a") as worker:
         assert worker.drain(1) == ["good"]
+        [message] = worker.unreadable
+        assert (message.body, message.queue, message.content_type) == (raw, "a", NO_MESSAGE)
+        assert held(redis_client) == 2
+        message.ack()
+        worker.poll()
         assert held(redis_client) == 1
-    [record] = [json.loads(entry) for entry in redis_client.lrange(UNREADABLE_KEY, 0, -1)]
-    assert record["queue"] == "a"
-    assert abs(record["found_at"] - time.time()) < 60
-    assert base64.b64decode(record["payload_base64"]) == raw
+
+
+@pytest.mark.parametrize("raw", UNREADABLE)
+@pytest.mark.parametrize("way", ["requeued", "stopped", "killed"])
+def test_what_is_no_message_goes_back_as_it_is(url: str, redis_client: Any, raw: bytes, way: str):
+    redis_client.lpush("a", raw)
+    with party(url, "a", visibility_timeout=1) as worker:
+        wait_until(lambda: worker.poll() or worker.unreadable, "taken")
+        if way == "requeued":
+            worker.unreadable[0].requeue()
+            wait_until(lambda: worker.poll() or len(worker.unreadable) == 2, "taken again")
+        elif way == "killed":
+            worker.die()
+    with party(url, "a", visibility_timeout=1) as other:
+        wait_until(lambda: other.poll() or other.unreadable, "taken by another one")
+        assert other.unreadable[0].body == raw
+        other.unreadable[0].ack()
+    assert held(redis_client) == 0
+
+
+def test_entry_in_unacked_that_nobody_of_ours_made_comes_as_one_that_cannot_be_decoded(url: str, redis_client: Any):
+    redis_client.hset("unacked", "tag", b"\xffnonsense")
+    redis_client.zadd("unacked_index", {"tag": 1})
+    with party(url, "a", "b") as worker:
+        wait_until(lambda: worker.poll() or worker.unreadable, "taken")
+        assert worker.unreadable[0].body == b"\xffnonsense"
+
+
+def test_message_of_a_plain_worker_whose_exchange_is_gone_is_taken(url: str, redis_client: Any):
+    message = {"body": '"x"', "content-type": "application/json", "headers": {}, "properties": {"delivery_tag": "t"}}
+    redis_client.hset("unacked", "tag", json.dumps([message, "gone", "key"]))
+    redis_client.zadd("unacked_index", {"tag": 1})
+    with party(url, "a") as worker:
+        assert worker.drain(1) == ["x"]
 
 
 def test_message_without_acks_is_done_when_it_is_delivered(url: str, redis_client: Any):
@@ -426,7 +473,7 @@ def test_all_keys_have_the_users_prefix(url: str, redis_client: Any):
         worker.got[1].requeue()
         worker.drain(4)
         assert all(key.startswith(b"mine:") for key in redis_client.scan_iter())
-        assert redis_client.llen(f"mine:{UNREADABLE_KEY}") == 1
+        assert len(worker.unreadable) == 1
 
 
 def test_batch_of_publishing_goes_the_plain_way(url: str, redis_client: Any):

@@ -206,6 +206,17 @@ def test_log_row_tells_no_response_from_a_409_and_says_which_was_the_last(capsys
     ]
 
 
+def test_logs_of_refusals_name_the_settings_once(capsys: pytest.CaptureFixture[str]) -> None:
+    refused = make_log("address not allowed: a.example:80", attempt=make_attempt(error_kind="not_allowed"))
+    printer = LogPrinter()
+    printer.print([make_log("connect ECONNREFUSED 127.0.0.1:9", attempt=make_attempt()), make_log("by another system")])
+    assert capsys.readouterr().err == ""
+    printer.print([refused, refused])
+    printer.print([refused])
+    said = "note: not_allowed: the workers' WEBHOOKS_ALLOWED_NETWORKS and WEBHOOKS_ALLOWED_PORTS say what is allowed"
+    assert capsys.readouterr().err.count(said) == 1
+
+
 def test_table_cuts_only_the_last_column_and_only_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     row = ["x" * 30, "y" * 200]
     Table(cut=True).print([row])

@@ -6,7 +6,7 @@ from ipaddress import ip_network
 import pytest
 from pydantic import ValidationError
 
-from webhooks.config import Proxy, Settings, get_settings
+from webhooks.config import Proxy, Settings, find_notices, get_settings
 from webhooks.errors import InvalidSettings
 from webhooks.signing import sign
 
@@ -93,6 +93,9 @@ def test_empty_ca_bundle_is_none(monkeypatch: pytest.MonkeyPatch):
         ("PROXY_URL", "http://us%3aer:secret@proxy.example:3128"),
         ("PROXY_URL", "http://:secret@proxy.example:3128"),
         ("CA_BUNDLE", "/nowhere/secret.pem"),
+        ("CA_BUNDLE", "/"),
+        ("CA_BUNDLE", "/secret" * 1000),
+        ("CA_BUNDLE", __file__),
         ("OPERATORS_URL", "ftp://host/secret"),
         ("OPERATORS_URL", "host/secret"),
         ("OPERATORS_URL", "https://"),
@@ -110,6 +113,10 @@ def test_empty_ca_bundle_is_none(monkeypatch: pytest.MonkeyPatch):
         ("OPERATORS_SECRET", "whsec_" + b64encode(b"secret".ljust(23)).decode()),
         ("OPERATORS_SECRET", "whsec_" + b64encode(b"secret".ljust(65)).decode()),
         ("OPERATORS_SECRET", "whsk_" + "c2VjcmV0" * 5),
+        ("BROKER_URL", ""),
+        ("BROKER_URL", "redis://:sec#secret@proxy.example"),
+        ("MONGODB_URL", ""),
+        ("MONGODB_URL", "mongodb://user:secret@proxy.example/db?w=0"),
         ("MAX_EVENT_BYTES", "10"),
         ("CONCURRENCY", "0"),
     ],
@@ -172,6 +179,48 @@ def test_value_is_in_no_error_of_the_class_either(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(ValidationError) as raised:
         Settings()
     assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("WEBHOOKS_MAX_RETRY", "did you mean WEBHOOKS_MAX_RETRIES?"),
+        ("webhooks_max_retry", "did you mean WEBHOOKS_MAX_RETRIES?"),
+        ("WEBHOOKS_BROKER", "did you mean WEBHOOKS_BROKER_URL?"),
+        ("WEBHOOKS_MONGO_URL", "did you mean WEBHOOKS_MONGODB_URL?"),
+        ("WEBHOOKS_ALLOWED_PORT", "did you mean WEBHOOKS_ALLOWED_PORTS?"),
+        ("WEBHOOKS_XYZ", "`webhooks settings` lists all"),
+    ],
+)
+def test_misspelt_setting_is_found_and_the_nearest_named(name: str, remedy: str):
+    assert find_notices({name: "secret"}) == [f"{name.upper()} is not a setting: {remedy}"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("WEBHOOKS_MAX_RETRIES", "3"),
+        ("webhooks_max_retries", "3"),
+        ("WEBHOOKS_TEST_REDIS_URL", "redis://host"),
+        ("OTHER_MAX_RETRY", "3"),
+        # What Kubernetes sets for Services named webhooks and webhooks-flower.
+        ("WEBHOOKS_SERVICE_HOST", "10.0.0.1"),
+        ("WEBHOOKS_SERVICE_PORT_HTTP", "80"),
+        ("WEBHOOKS_PORT", "tcp://10.0.0.1:80"),
+        ("WEBHOOKS_PORT_80_TCP_ADDR", "10.0.0.1"),
+        ("WEBHOOKS_FLOWER_SERVICE_PORT", "5555"),
+        ("WEBHOOKS_FLOWER_PORT_5555_TCP_PROTO", "tcp"),
+        ("WEBHOOKS_MONGODB_URL", "mongodb://host/db?readPreference=primary"),
+    ],
+)
+def test_name_that_is_a_setting_or_nobodys_slip_is_no_notice(name: str, value: str):
+    assert find_notices({name: value}) == []
+
+
+def test_option_of_mongodbs_url_without_effect_is_a_notice():
+    (notice,) = find_notices({"WEBHOOKS_MONGODB_URL": "mongodb://u:secret@host/db?readPreference=nearest"})
+    assert notice.startswith("WEBHOOKS_MONGODB_URL: the option readPreference has no effect")
+    assert "secret" not in notice
 
 
 def test_a_claim_ends_before_a_dead_workers_message_comes_back(monkeypatch: pytest.MonkeyPatch):

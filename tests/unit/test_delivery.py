@@ -3,6 +3,7 @@
 import hmac
 import json
 from base64 import b64decode, b64encode
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
@@ -23,7 +24,7 @@ from webhooks.delivery import (
 )
 from webhooks.errors import ErrorKind
 from webhooks.ledger import Claim, Delivery, Interrupted
-from webhooks.models import COTEvent, COTWebhook
+from webhooks.models import Context, COTEvent, COTWebhook, UnusableWebhook
 from webhooks.models.headers import check_header_name
 from webhooks.retry import RetryPolicy
 from webhooks.sender import Answer, Sender, Timings
@@ -46,19 +47,23 @@ class FakeSender:
     def __init__(self, answer: Answer | Exception) -> None:
         self.answer = answer
         self.sent: list[tuple[str, dict[str, str], bytes]] = []
+        self.max_connection_ages_s: list[float | None] = []
 
-    def post(self, url: str, headers: dict[str, str], body: bytes) -> Answer:
+    def post(self, url: str, headers: dict[str, str], body: bytes, *, max_connection_age_s: float | None) -> Answer:
         self.sent.append((url, headers, body))
+        self.max_connection_ages_s.append(max_connection_age_s)
         if isinstance(self.answer, Exception):
             raise self.answer
         return self.answer
 
 
-def attempt(answer: Answer | Exception, retry: int = 0, webhook: COTWebhook | None = WEBHOOK) -> tuple[Any, FakeSender]:
+def attempt(
+    answer: Answer | Exception, retry: int = 0, webhook: COTWebhook | None = WEBHOOK, delivery: Delivery = DELIVERY
+) -> tuple[Any, FakeSender]:
     sender = FakeSender(answer)
     policy = RetryPolicy(delay_s=30, max_retries=3)
     attempter = Attempter(sender=cast("Sender", sender), policy=policy, vault=VAULT, clock=lambda: NOON)
-    return attempter.attempt(DELIVERY, webhook, Claim(DELIVERY.delivery_id, retry, LOG_ID, "worker@host")), sender
+    return attempter.attempt(delivery, webhook, Claim(delivery.delivery_id, retry, LOG_ID, "worker@host")), sender
 
 
 def answer(status: int | None = 200, text: str = "ok", **changes: Any) -> Answer:
@@ -74,27 +79,60 @@ def test_delivery_id_follows_from_event_and_webhook():
     assert all("." not in delivery_id for delivery_id in ids)
 
 
-def test_fan_out_shows_neither_path_nor_query():
-    class Store:
-        def of_company(self, company: ObjectId) -> tuple[COTWebhook, ...]:
-            assert company == EVENT.company
-            return (WEBHOOK,)
+class FakeStore:
+    """Has a company's webhooks."""
 
-    (delivery,) = fan_out(EVENT, "e1", cast("WebhookStore", Store()))
+    def __init__(self, *usable: COTWebhook, unusable: tuple[UnusableWebhook, ...] = ()) -> None:
+        self._usable = usable
+        self._unusable = unusable
+
+    def of_company(self, company: ObjectId) -> tuple[COTWebhook, ...]:
+        assert company == EVENT.company
+        return self._usable
+
+    def unusable_of_company(self, company: ObjectId) -> tuple[UnusableWebhook, ...]:
+        assert company == EVENT.company
+        return self._unusable
+
+
+def test_fan_out_shows_neither_path_nor_query():
+    (delivery,) = fan_out(EVENT, "e1", cast("WebhookStore", FakeStore(WEBHOOK)))
     assert delivery.label == "COTTask create → wo_update (https://host:8443)"
     assert delivery.body == EVENT.to_json()
     assert delivery.delivery_id == make_delivery_id("e1", WEBHOOK.id)
     assert delivery.lane == f"{EVENT.company}/{WEBHOOK.id}"
-    assert (delivery.is_ordered, delivery.rate) == (False, None)
+    assert (delivery.is_ordered, delivery.rate, delivery.unusable) == (False, None, None)
 
 
 def test_fan_out_says_how_fast_and_in_what_order():
-    class Store:
-        def of_company(self, _: ObjectId) -> tuple[COTWebhook, ...]:
-            return (WEBHOOK.model_copy(update={"ordered": True, "rate_limit": 2.5, "rate_burst": 4}),)
-
-    (delivery,) = fan_out(EVENT, "e1", cast("WebhookStore", Store()))
+    webhook = WEBHOOK.model_copy(update={"ordered": True, "rate_limit": 2.5, "rate_burst": 4})
+    (delivery,) = fan_out(EVENT, "e1", cast("WebhookStore", FakeStore(webhook)))
     assert (delivery.is_ordered, delivery.rate) == (True, (2.5, 4))
+
+
+def unusable(**changes: Any) -> UnusableWebhook:
+    fields = {
+        "id": ObjectId(),
+        "company": EVENT.company,
+        "isActive": True,
+        "trigger": WEBHOOK.trigger,
+        "context": Context(),
+        "label": "broken",
+        "reason": "url: it holds credentials",
+    }
+    return UnusableWebhook(**{**fields, **changes})
+
+
+def test_fan_out_makes_a_delivery_for_a_webhook_that_cannot_be_used():
+    broken = unusable()
+    silent = unusable(trigger="logout-user"), unusable(isActive=False), unusable(context=Context(taskGroup="6" * 24))
+    store = FakeStore(WEBHOOK, unusable=(broken, *silent))
+    healthy, delivery = fan_out(EVENT, "e1", cast("WebhookStore", store))
+    assert healthy.webhook_id == WEBHOOK.id
+    assert delivery.delivery_id == make_delivery_id("e1", broken.id)
+    assert (delivery.webhook_id, delivery.company, delivery.body) == (broken.id, EVENT.company, EVENT.to_json())
+    assert delivery.label == "COTTask create → broken (cannot be used)"
+    assert (delivery.unusable, delivery.is_ordered, delivery.rate) == (broken.reason, False, None)
 
 
 def test_request_is_the_event_with_the_contracts_headers():
@@ -139,6 +177,16 @@ def test_receiver_delays_the_next_attempt_within_bounds(asked_s: float, next_s: 
     details = make(answer(429, retry_after_s=asked_s)).details
     assert details.next_at == NOON + timedelta(seconds=next_s)
     assert details.retry_after_s == logged_s
+
+
+@pytest.mark.parametrize(("retry", "is_probe", "seconds"), [(0, False, None), (1, False, 30), (0, True, 30)])
+def test_retry_goes_over_no_connection_from_before_its_failed_attempt(
+    retry: int, is_probe: bool, seconds: float | None
+) -> None:
+    sender = FakeSender(answer())
+    attempter = Attempter(sender=cast("Sender", sender), policy=RetryPolicy(30, 3), vault=VAULT, clock=lambda: NOON)
+    attempter.attempt(DELIVERY, WEBHOOK, Claim("msg_1", retry, LOG_ID, "worker@host"), is_probe=is_probe)
+    assert sender.max_connection_ages_s == [seconds]
 
 
 def test_410_is_the_end_whatever_retries_are_left():
@@ -192,6 +240,13 @@ def test_no_response_is_logged_as_409_with_its_kind():
     assert summarize(log) == f"{text} in 21 ms, retry 0, next at 12:00:30Z"
 
 
+def test_refusal_names_the_settings_to_operators_alone():
+    text = "address not allowed: host:8443"
+    log, _ = attempt(answer(None, text, error_kind=ErrorKind.NOT_ALLOWED))
+    assert log.response == text
+    assert "the workers' WEBHOOKS_ALLOWED_NETWORKS and WEBHOOKS_ALLOWED_PORTS say what is allowed" in summarize(log)
+
+
 def test_interrupted_attempt_is_logged_under_its_own_id_as_one_that_is_repeated():
     interrupted = Interrupted(ObjectId(), 1, "dead@host", NOON - timedelta(seconds=60))
     log = describe_interrupted(DELIVERY, WEBHOOK, interrupted, NOON)
@@ -214,6 +269,21 @@ def test_webhook_that_is_gone_may_be_mended_in_time():
     assert sender.sent == []
     assert (log.details.error_kind, log.details.next_at) == ("webhook_unusable", NOON + timedelta(seconds=30))
     assert log.subscription == WEBHOOK.id
+
+
+def test_webhook_that_could_not_be_used_when_the_event_came_has_one_log_that_says_why():
+    log, sender = attempt(answer(), webhook=None, delivery=replace(DELIVERY, unusable="url: it holds credentials"))
+    assert sender.sent == []
+    assert (log.status, log.retry, log.response) == (409, 0, "webhook cannot be used: url: it holds credentials")
+    assert (log.details.error_kind, log.details.outcome) == ("webhook_unusable", "failed")
+    assert (log.details.next_at, log.details.kept) == (None, False)
+    assert summarize(log) == f"{log.response} in 0 ms, retry 0, was the last"
+
+
+def test_webhook_that_was_mended_since_the_event_came_gets_it():
+    log, sender = attempt(answer(), delivery=replace(DELIVERY, unusable="url: it holds credentials"))
+    assert len(sender.sent) == 1
+    assert log.status == 200
 
 
 def test_defect_of_ours_is_a_failed_attempt(caplog: pytest.LogCaptureFixture):

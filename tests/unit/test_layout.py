@@ -15,6 +15,8 @@ PACKAGE = Path(webhooks.__file__).parent
 LAYERS = {
     "errors": 0,
     "headers": 0,
+    "broker_url": 0,
+    "mongodb_url": 0,
     "config": 0,
     "models": 0,
     "target": 0,
@@ -28,6 +30,11 @@ LAYERS = {
     "durable": 1,
     "extras": 1,
     "stopping": 1,
+    "celery_commands": 1,
+    "digest": 1,
+    "hints": 1,
+    "remedies": 1,
+    "environment": 2,
     "mongo": 2,
     "sender": 2,
     "webhookstore": 2,
@@ -43,6 +50,7 @@ LAYERS = {
     "transport": 2,
     "delivery": 3,
     "eager": 3,
+    "flower_queues": 3,
     "operators": 3,
     "skipping": 3,
     "books": 3,
@@ -64,6 +72,9 @@ LAYERS = {
     "steward": 9,
     "pool": 9,
     "tasks": 9,
+    "bindings": 5,
+    "inspection": 5,
+    "startup_errors": 5,
     "worker": 10,
     "up": 10,
     "demo": 11,
@@ -72,7 +83,11 @@ LAYERS = {
     "__main__": 13,
 }
 WITHIN_A_LAYER = {
+    ("broker_url", "errors"),
+    ("mongodb_url", "errors"),
+    ("config", "broker_url"),
     ("config", "errors"),
+    ("config", "mongodb_url"),
     ("config", "target"),
     ("models", "errors"),
     ("models", "target"),
@@ -87,6 +102,7 @@ WITHIN_A_LAYER = {
     ("ledger", "lanes"),
     ("skipping", "delivery"),
     ("deadletters", "mongo"),
+    ("deadletters", "transport"),
 }
 
 

@@ -14,7 +14,6 @@ from webhooks.errors import ErrorKind, NoResponse
 from webhooks.sender import Answer, Sender
 from webhooks.sender.client import _KINDS
 from webhooks.sender.resolver import Resolver
-from webhooks.target import parse_target
 
 URL = "https://receiver.example/hook?key=1"
 
@@ -148,8 +147,8 @@ BAD_URLS = [
     ("http://" + "a." * 127 + "/", None),
     ("http://" + "a." * 128 + "/", "its host name is malformed"),
     ("http://\u2488com/", "its host name cannot be encoded (IDNA)"),
-    ("http://\xad/", "its host name cannot be encoded (IDNA)"),
-    ("http://[::1/", "it is malformed"),
+    ("http://\u1f00.\u0300a/", "its host name cannot be encoded (IDNA)"),
+    ("http://[::1/", "its host or port is malformed"),
     ("http://[::g]/", "its IPv6 address is malformed"),
     ("http://[::1]x/", "its host or port is malformed"),
 ]
@@ -161,30 +160,8 @@ def test_post_bad_url(sender: Sender, url: str, reason: str) -> None:
     assert answer.error_kind is ErrorKind.BAD_URL
     assert "secret" not in answer.text
     assert "pass" not in answer.text
-    # Python's patch versions differ in which of these urlsplit itself refuses.
-    assert answer.text in {f"bad URL: {reason}", "bad URL: it is malformed"}
+    assert answer.text == f"bad URL: {reason}"
     assert (answer.status, answer.peer) == (None, None)
-
-
-@pytest.mark.parametrize(
-    ("url", "host", "port", "requested"),
-    [
-        ("http://receiver.example", "receiver.example", 80, "http://receiver.example/"),
-        ("HTTPS://Receiver.example/A?b#c", "Receiver.example", 443, "https://Receiver.example/A?b"),
-        ("https://receiver.example:443/", "receiver.example", 443, "https://receiver.example/"),
-        ("https://receiver.example:/", "receiver.example", 443, "https://receiver.example/"),
-        ("http://receiver.example.:8080/", "receiver.example.", 8080, "http://receiver.example.:8080/"),
-        ("http://m\xfcnchen.example/", "xn--mnchen-3ya.example", 80, "http://xn--mnchen-3ya.example/"),
-        ("http://\uff11\uff12\uff17.0.0.1/", "127.0.0.1", 80, "http://127.0.0.1/"),
-        ("http://[2606:4700:0::0:1]:9/", "2606:4700::1", 9, "http://[2606:4700::1]:9/"),
-        ("http://[fe80::1%25eth0]/", "fe80::1%eth0", 80, "http://[fe80::1%eth0]/"),
-        ("http://0x7f.1/", "0x7f.1", 80, "http://0x7f.1/"),
-        ("http://a_b.example/", "a_b.example", 80, "http://a_b.example/"),
-    ],
-)
-def test_parse_target(url: str, host: str, port: int, requested: str) -> None:
-    target = parse_target(url)
-    assert (target.host, target.port, target.url) == (host, port, requested)
 
 
 @pytest.mark.parametrize("port", [22, 25, 53, 110, 143, 465, 587, 1433, 2049, 5432, 6000, 6379, 6667, 11211, 27017])

@@ -31,7 +31,7 @@ except Exception as error:
 
 @pytest.mark.parametrize("described", ["log 1", ""])
 def test_task_that_meets_a_defect_is_queued_again_without_showing_its_payload(described: str):
-    env = {**os.environ, "WEBHOOKS_BROKER_URL": "memory://"}
+    env = {**os.environ, "WEBHOOKS_BROKER_URL": "redis://127.0.0.1:9/0"}
     argv = [sys.executable, "-c", META_DEFECT, CANARY, described]
     done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60, check=True)
     headers, outcome = done.stdout.splitlines()

@@ -32,6 +32,7 @@ INSIDES: list[tuple[Any, str, list[str]]] = [
     (plain.Channel, "_q_for_pri", ["self", "queue", "pri"]),
     (plain.Channel, "priority", ["self", "n"]),
     (plain.Channel, "close", ["self"]),
+    (virtual.Channel, "decode_body", ["self", "body", "encoding"]),
     (plain.QoS, "append", ["self", "message", "delivery_tag"]),
     (plain.QoS, "ack", ["self", "delivery_tag"]),
     (plain.QoS, "reject", ["self", "delivery_tag", "requeue"]),

@@ -1,7 +1,9 @@
 """What `webhooks up` hands to the processes that it runs."""
 
 from pathlib import Path
+from shutil import copy
 
+import certifi
 import pytest
 
 from webhooks import up
@@ -11,7 +13,7 @@ from webhooks.vault import Vault, new_key
 
 
 def test_child_env_carries_every_setting_to_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "ca.pem").touch()
+    copy(certifi.where(), tmp_path / "ca.pem")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WEBHOOKS_MAX_RETRIES", "9")
     monkeypatch.setenv("OTHER", "kept")
@@ -48,6 +50,16 @@ def test_make_folder_keeps_git_out_of_a_new_folder_only(tmp_path: Path) -> None:
     up.make_folder(tmp_path / "data")
     assert (tmp_path / "data" / ".gitignore").read_text() == "*\n"
     assert (tmp_path / "data").stat().st_mode & 0o077 == 0
+
+
+def test_what_is_allowed_is_said_and_loopback_is_added_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = up._describe_allowed(Settings())
+    assert "--allow-loopback" in text
+    assert "WEBHOOKS_ALLOWED_NETWORKS" in text
+    monkeypatch.setenv("WEBHOOKS_ALLOWED_NETWORKS", "127.0.0.0/8")
+    settings = up.with_loopback(Settings())
+    assert up.child_env(settings)["WEBHOOKS_ALLOWED_NETWORKS"] == "127.0.0.0/8,::1/128"
+    assert up._describe_allowed(settings) == "requests to public addresses and 127.0.0.0/8, ::1/128"
 
 
 def test_flower_program_listens_on_loopback(tmp_path: Path) -> None:

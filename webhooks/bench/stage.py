@@ -197,10 +197,12 @@ class Stage:
         [port] = free_ports(1)
         argv = [sys.executable, "-m", "celery", "-A", app, "flower", f"--address={LOOPBACK}", f"--port={port}"]
         program = Program("flower", argv, env, folder, grace_s=_GRACE_S)
-        with run_crew([program], self._path("crew"), self._screen, is_worker=False) as crew:
-            with FlowerReader(f"http://{LOOPBACK}:{port}") as reader:
-                wait(reader.has_read, "Flower's task page", crew.check)
-                yield crew
+        with (
+            run_crew([program], self._path("crew"), self._screen, is_worker=False) as crew,
+            FlowerReader(f"http://{LOOPBACK}:{port}") as reader,
+        ):
+            wait(reader.has_read, "Flower's task page", crew.check)
+            yield crew
 
     def _new_place(self) -> Place:
         return LOCAL if self._network is None else self._network.add_worker()

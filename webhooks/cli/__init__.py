@@ -5,11 +5,11 @@ deliveries. Exit codes: 0 done, 1 it failed, 2 the command line cannot be unders
 """
 
 import io
+import os
 import sys
 from typing import Any, NoReturn
 
 import click
-from kombu.exceptions import OperationalError
 
 from webhooks.cli.bench_cmd import bench
 from webhooks.cli.check_cmd import check
@@ -19,11 +19,15 @@ from webhooks.cli.demo_cmd import demo
 from webhooks.cli.gate_cmd import drain, pause, resume, skip_deliveries
 from webhooks.cli.header_cmd import header
 from webhooks.cli.logs_cmd import logs
+from webhooks.cli.queues_cmd import queues
 from webhooks.cli.secret_cmd import secret
 from webhooks.cli.send_cmd import send
+from webhooks.cli.settings_cmd import settings
 from webhooks.cli.up_cmd import up
 from webhooks.cli.webhooks_cmd import activate, add, deactivate, edit, list_webhooks, show
-from webhooks.errors import WebhooksError
+from webhooks.config import find_notices
+from webhooks.errors import StoreUnavailable, WebhooksError
+from webhooks.remedies import DRIVER_ERRORS, explain_broker, explain_database
 from webhooks.version import __version__
 
 
@@ -54,14 +58,17 @@ class OneLineGroup(click.Group):
             return error.exit_code
         except click.Abort:
             return 130
+        except StoreUnavailable as error:
+            complain(explain_database(error))
+            return 1
         except WebhooksError as error:
             complain(str(error))
             return 1
         except UnicodeEncodeError:  # half a character on the command line; MongoDB cannot be asked for it
             complain("what was typed is not UTF-8")
             return 2
-        except OperationalError as error:
-            complain(f"the broker cannot be reached: {error}")
+        except DRIVER_ERRORS as error:
+            complain(f"the broker cannot be used: {explain_broker(error)}")
             return 1
 
 
@@ -72,13 +79,15 @@ def cli() -> None:
 
     Broker and database are those of WEBHOOKS_BROKER_URL and WEBHOOKS_MONGODB_URL.
     """
+    for notice in find_notices(os.environ):
+        complain(notice)
 
 
 for command in (add, list_webhooks, show, edit, secret, header, deactivate, activate):
     cli.add_command(command)
 for command in (pause, resume, drain, skip_deliveries):
     cli.add_command(command)
-for command in (send, logs, dead, check, demo, up, bench):
+for command in (send, logs, dead, check, queues, settings, demo, up, bench):
     cli.add_command(command)
 
 

@@ -4,48 +4,34 @@ Owns the questions and the deadlines: whatever is away, paused or slow, the comm
 """
 
 import json
-import queue
-import threading
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, cast
 
 import click
-from kombu.connection import Connection
-from kombu.exceptions import OperationalError
+from redis.exceptions import NoPermissionError
 
-from webhooks.app import app
 from webhooks.cli.common import Cell, Table, json_option, place_of, print_json
+from webhooks.cli.questions import BROKER_TIMEOUT_S, NoAnswer, Question, connect, inspect_workers
+from webhooks.cli.queues_cmd import QueueLength, count_messages
 from webhooks.cli.secret_cmd import count_unreadable
+from webhooks.cli.workers import ask_workers
 from webhooks.config import Settings, get_settings
 from webhooks.deadletters import DeadLetterStore
-from webhooks.errors import InvalidSettings, StoreUnavailable, WebhooksError
+from webhooks.digest import Digest
 from webhooks.ledger import Ledger
 from webhooks.mongo import open_database, server_version
-from webhooks.transport import PARKED_KEY, UNREADABLE_KEY
 from webhooks.vault import Vault
 from webhooks.webhookstore import WebhookStore
 
-_T = TypeVar("_T")
-
-#: Seconds for one answer of the broker.
-_BROKER_TIMEOUT_S = 2
 #: Seconds in which workers have to answer. All of it passes, as nobody knows how many there are.
 _WORKERS_TIMEOUT_S = 2
-#: Seconds for a part as a whole. Look-ups of host names, for one, have no deadline of their own.
-_PART_TIMEOUT_S = 6
 #: Webhooks whose secrets are tried: the first ones tell whether the key is the right one.
 _SEALED_LIMIT = 1_000
 #: Counting dead letters ends here.
 _COUNT_LIMIT = 10_000
 
-#: Where messages wait, and what is too little to call a worker one of ours: one that consumes none of these.
-QUEUES = ("webhooks.deliver", "webhooks.send", "celery")
+#: What is too little to call a worker one of ours: one that consumes none of these.
 _OUR_QUEUES = frozenset({"webhooks.deliver", "webhooks.send"})
-
-
-class _NoAnswer(WebhooksError):
-    """A part cannot be asked; the text says why."""
 
 
 @dataclass
@@ -60,6 +46,8 @@ class Part:
     owed: int | None = None
     #: What works now and yet needs somebody to see to it.
     warnings: list[str] = field(default_factory=list)
+    #: What could not be asked, and why.
+    unknown: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -70,6 +58,8 @@ class Worker:
     active: int | None
     concurrency: int | None
     queues: list[str]
+    #: In what its settings differ from those of this terminal; None where it did not tell them.
+    differences: list[str] | None
 
 
 @dataclass
@@ -79,12 +69,16 @@ class Report:
     broker: Part
     database: Part
     workers: list[Worker] = field(default_factory=list)
-    #: Messages per queue; empty when the broker was away.
-    queued: dict[str, int] = field(default_factory=dict)
+    #: Empty when the broker was away.
+    queues: list[QueueLength] = field(default_factory=list)
     #: Messages that workers have in hand; None where the broker does not say.
     unacked: int | None = None
-    #: Messages that wait for their time, such as a retry's; None where the broker does not say.
-    parked: int | None = None
+
+    @property
+    def parked(self) -> int | None:
+        """Messages that wait for their time, such as a retry's; None where the broker does not say."""
+        delayed = [length.delayed for length in self.queues if length.delayed is not None]
+        return sum(delayed) if delayed else None
 
     @property
     def is_ok(self) -> bool:
@@ -101,15 +95,15 @@ def check(ctx: click.Context, as_json: bool) -> None:
     Exits with 0 if broker and database answer and at least one worker does, with 1 otherwise.
     """
     settings = get_settings()
-    database = _Task(lambda: _ask_database(settings))
-    report = Report(_check_part(_Task(lambda: _ask_broker(settings)), settings.broker_url), Part(""))
+    database = Question(lambda: _ask_database(settings))
+    report = Report(_check_part(Question(lambda: _ask_broker(settings)), settings.broker_url), Part(""))
     if report.broker.is_ok:
-        counts = _Task(lambda: _count_messages(settings.broker_url))
-        workers = _Task(lambda: _ask_workers(settings.broker_url))
+        counts = Question(lambda: count_messages(settings.broker_url))
+        workers = Question(lambda: _ask_workers(settings))
         try:
             report.workers = workers.result()
-            report.queued, report.unacked, report.parked = counts.result()
-        except _NoAnswer as error:
+            report.queues, report.unacked = counts.result()
+        except NoAnswer as error:
             report.broker.is_ok, report.broker.text = False, f"stopped answering: {error}"
     report.database = _check_part(database, settings.mongodb_url)
     if as_json:
@@ -119,92 +113,54 @@ def check(ctx: click.Context, as_json: bool) -> None:
     ctx.exit(0 if report.is_ok else 1)
 
 
-def _check_part(task: "_Task[Part]", url: str) -> Part:
+def _check_part(task: Question[Part], url: str) -> Part:
     try:
         return task.result()
-    except _NoAnswer as error:
+    except NoAnswer as error:
         return Part(place_of(url), text=str(error))
 
 
 # ── Questions ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class _Task(Generic[_T]):
-    """A question that is being asked, in a thread that nobody has to wait for."""
-
-    def __init__(self, question: Callable[[], _T]) -> None:
-        self._answers: queue.SimpleQueue[tuple[_T | None, _NoAnswer | None]] = queue.SimpleQueue()
-        threading.Thread(target=self._ask, args=(question,), daemon=True).start()
-
-    def _ask(self, question: Callable[[], _T]) -> None:
-        try:
-            self._answers.put((question(), None))
-        except _NoAnswer as error:
-            self._answers.put((None, error))
-        except Exception as error:  # noqa: BLE001 - whatever it is, a check says so; without its text, see _no_answer
-            self._answers.put((None, _no_answer(error)))
-
-    def result(self) -> _T:
-        """Wait for the answer.
-
-        Raises:
-            _NoAnswer: there is none, or not in time.
-        """
-        try:
-            answer, error = self._answers.get(timeout=_PART_TIMEOUT_S)
-        except queue.Empty:
-            raise _NoAnswer(f"no answer within {_PART_TIMEOUT_S} s") from None
-        if error:
-            raise error
-        return cast("_T", answer)
-
-
-def _no_answer(error: Exception) -> _NoAnswer:
-    """Put a foreign error into words.
-
-    Only the texts of errors that are known are repeated: others, such as those about a URL, may hold a password.
-    """
-    known = (OperationalError, OSError, StoreUnavailable, InvalidSettings)
-    return _NoAnswer(str(error) if isinstance(error, known) and str(error) else type(error).__name__)
-
-
-def _connect(url: str) -> Connection:
-    """Make a connection to the broker that gives up soon.
-
-    Raises:
-        _NoAnswer: the URL cannot be used.
-    """
-    deadlines = {"socket_connect_timeout": _BROKER_TIMEOUT_S, "socket_timeout": _BROKER_TIMEOUT_S}
-    try:
-        # The app's own kind of connection: it knows what waits in lanes.
-        connection = app.connection_for_read(
-            url,
-            connect_timeout=_BROKER_TIMEOUT_S,
-            transport_options=deadlines if url.startswith("redis") else {},
-        )
-        connection.transport_cls  # noqa: B018 - finds out whether the scheme is known
-    except (ValueError, KeyError, ImportError):
-        raise _NoAnswer("WEBHOOKS_BROKER_URL is not a broker URL that can be used here") from None
-    return connection
-
-
 def _ask_broker(settings: Settings) -> Part:
     part = Part(place_of(settings.broker_url))
-    with _connect(settings.broker_url) as connection:
-        connection.ensure_connection(max_retries=1, interval_start=0, timeout=_BROKER_TIMEOUT_S)
+    with connect(settings.broker_url) as connection:
+        connection.ensure_connection(max_retries=1, interval_start=0, timeout=BROKER_TIMEOUT_S)
         if connection.transport.driver_type == "redis":
-            client = cast("Any", connection.default_channel).client
-            facts = client.info()
-            name = "Valkey" if "valkey_version" in facts else "Redis"
-            part.text = f"{name} {facts.get('valkey_version') or facts.get('redis_version')}"
-            part.warnings = _find_dangers(facts)
-            if unreadable := client.llen(UNREADABLE_KEY):
-                part.warnings.append(f"{unreadable} in the list {UNREADABLE_KEY}: what is no message at all")
+            _ask_redis(cast("Any", connection.default_channel).client, part)
         else:
             facts = getattr(connection.connection, "server_properties", {})
             part.text = f"{facts.get('product', connection.transport.driver_type)} {facts.get('version', '')}".strip()
     part.is_ok = True
     return part
+
+
+def _ask_redis(client: Any, part: Part) -> None:
+    try:
+        facts = client.info()
+    except NoPermissionError:
+        part.text = _read_hello(client)
+        part.unknown.append(
+            "maxmemory-policy and appendonly: the user of WEBHOOKS_BROKER_URL may not ask (INFO); see to it that they "
+            "are noeviction and yes"
+        )
+        return
+    name = "Valkey" if "valkey_version" in facts else "Redis"
+    part.text = f"{name} {facts.get('valkey_version') or facts.get('redis_version')}"
+    part.warnings = _find_dangers(facts)
+
+
+def _read_hello(client: Any) -> str:
+    """Return product and version as Redis tells them everybody who connects."""
+    reply = client.execute_command("HELLO")
+    told = reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2], strict=True))
+    told = {_to_text(key): _to_text(value) for key, value in told.items()}
+    return f"{told.get('server', 'redis').capitalize()} {told.get('version', '')}".strip()
+
+
+def _to_text(value: object) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 def _find_dangers(facts: dict[str, Any]) -> list[str]:
@@ -228,35 +184,24 @@ def _ask_database(settings: Settings) -> Part:
         unreadable = count_unreadable(sealed, Vault(settings.encryption_key))
     if unreadable:
         many = _count(unreadable, "webhook has", "webhooks have")
-        part.warnings.append(f"{many} secrets that WEBHOOKS_ENCRYPTION_KEY does not open: workers with it send nothing")
+        part.warnings.append(
+            f"{many} secrets that WEBHOOKS_ENCRYPTION_KEY here does not open; nor do workers with the same"
+        )
     if dead:
         many = _count(dead, "dead letter", "dead letters")
         part.warnings.append(f"{many}: messages that no worker could handle; webhooks dead list")
     return part
 
 
-def _count_messages(url: str) -> tuple[dict[str, int], int | None, int | None]:
-    """Count what waits per queue, what workers have in hand, and what is parked until its time has come."""
-    counts = {}
-    with _connect(url) as connection:
-        for name in QUEUES:
-            try:
-                with connection.channel() as channel:
-                    counts[name] = cast("Any", channel).queue_declare(name, passive=True).message_count
-            except connection.channel_errors:
-                counts[name] = 0  # nobody declared it yet; in Redis an empty queue does not exist
-        unacked = parked = None
-        if connection.transport.driver_type == "redis":
-            channel = cast("Any", connection.default_channel)
-            unacked = channel.client.hlen(channel.unacked_key)
-            parked = sum(channel.client.zcard(PARKED_KEY.format(name)) for name in QUEUES)
-    return counts, unacked, parked
-
-
-def _ask_workers(url: str) -> list[Worker]:
+def _ask_workers(settings: Settings) -> list[Worker]:
     """Ask all workers on the broker, and return those of this product; others may share it."""
-    asked = {what: _Task(lambda what=what: _inspect(url, what)) for what in ("stats", "active", "active_queues")}
-    stats, active, queues = (task.result() for task in asked.values())
+    asked = {
+        what: Question(lambda what=what: inspect_workers(settings.broker_url, what, _WORKERS_TIMEOUT_S))
+        for what in ("stats", "active", "active_queues")
+    }
+    told = ask_workers(_WORKERS_TIMEOUT_S)
+    stats, active, queues = (question.result() for question in asked.values())
+    digests, here = told.result(), Digest.of(settings)
     workers = []
     for name in sorted(queues):
         consumed = sorted(queue["name"] for queue in queues[name])
@@ -264,14 +209,9 @@ def _ask_workers(url: str) -> list[Worker]:
             continue
         tasks, pool = active.get(name), stats.get(name, {}).get("pool", {})
         concurrency = pool.get("max-concurrency")
-        workers.append(Worker(name, None if tasks is None else len(tasks), concurrency, consumed))
+        differences = digests[name].compare(here) if name in digests else None
+        workers.append(Worker(name, None if tasks is None else len(tasks), concurrency, consumed, differences))
     return workers
-
-
-def _inspect(url: str, what: str) -> dict[str, Any]:
-    with _connect(url) as connection:
-        inspect = app.control.inspect(timeout=_WORKERS_TIMEOUT_S, connection=connection)
-        return getattr(inspect, what)() or {}
 
 
 # ── Answers ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -279,15 +219,12 @@ def _inspect(url: str, what: str) -> dict[str, Any]:
 
 def _print(report: Report) -> None:
     rows: list[list[str | Cell]] = []
-    remedies = {
-        "broker": "start it, or set WEBHOOKS_BROKER_URL to where it is",
-        "database": "start it, or set WEBHOOKS_MONGODB_URL to where it is",
-    }
     for name, part in (("broker", report.broker), ("database", report.database)):
         if part.is_ok:
             rows.append([name, _OK, f"{part.text} at {part.place}"])
         else:
-            rows.append([name, _DOWN, f"{part.place}: {part.text}; {remedies[name]}"])
+            rows.append([name, _DOWN, f"{part.place}: {part.text}"])
+        rows.extend([name, _UNKNOWN, text] for text in part.unknown)
         rows.extend([name, _WARNING, warning] for warning in part.warnings)
     if report.database.owed is not None:
         rows.append(["ledger", _OK, f"{_count(report.database.owed, 'delivery', 'deliveries')} owed"])
@@ -296,13 +233,16 @@ def _print(report: Report) -> None:
         missing = sorted(_OUR_QUEUES - set(worker.queues))
         text = f"{worker.name}: {active} active of {worker.concurrency or '?'}"
         rows.append(["worker", _OK, text + (f"; does not take {', '.join(missing)}" if missing else "")])
+        if worker.differences is None:
+            rows.append(["worker", _UNKNOWN, f"{worker.name} does not tell its settings: it is of an older version"])
+        rows.extend(["worker", _WARNING, f"{worker.name}: {text}"] for text in worker.differences or ())
     if not report.broker.is_ok:
         rows.append(["worker", _UNKNOWN, "cannot be asked without the broker"])
     elif not report.workers:
         rows.append(
             ["worker", _DOWN, f"none answered within {_WORKERS_TIMEOUT_S} s; start one: celery -A webhooks worker"]
         )
-    rows.extend(["queue", _OK, f"{name}: {count} waiting"] for name, count in report.queued.items())
+    rows.extend(["queue", _OK, f"{length.queue}: {length.waiting} waiting"] for length in report.queues)
     if report.unacked is not None:
         rows.append(["queue", _OK, f"{report.unacked} in the hands of workers"])
     if report.parked is not None:
@@ -322,12 +262,25 @@ _UNKNOWN = Cell("unknown", "dim")
 
 def _as_dict(report: Report) -> dict[str, Any]:
     parts = {
-        name: {"ok": part.is_ok, "at": part.place, "text": part.text, "warnings": part.warnings}
+        name: {
+            "ok": part.is_ok,
+            "at": part.place,
+            "text": part.text,
+            "warnings": part.warnings,
+            "unknown": part.unknown,
+        }
         for name, part in (("broker", report.broker), ("database", report.database))
     }
     workers = [
-        {"name": worker.name, "active": worker.active, "concurrency": worker.concurrency, "queues": worker.queues}
+        {
+            "name": worker.name,
+            "active": worker.active,
+            "concurrency": worker.concurrency,
+            "queues": worker.queues,
+            "differences": worker.differences,
+        }
         for worker in report.workers
     ]
-    counts = {"queued": report.queued, "unacked": report.unacked, "parked": report.parked}
+    queued = {length.queue: length.waiting for length in report.queues}
+    counts = {"queued": queued, "unacked": report.unacked, "parked": report.parked}
     return {"ok": report.is_ok, **parts, "workers": workers, "owed": report.database.owed, **counts}

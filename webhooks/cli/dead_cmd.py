@@ -24,7 +24,7 @@ from webhooks.cli.common import (
     print_json,
 )
 from webhooks.deadletters import DeadLetter, DeadLetterStore, Reason
-from webhooks.errors import CannotResend, InvalidSettings
+from webhooks.errors import CannotResend
 from webhooks.models.wire import to_wire
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -193,15 +193,9 @@ def _open_channel() -> Iterator[tuple[Connection, Any]]:
     """Open a channel to the broker, for somebody who waits and can repeat the command.
 
     Raises:
-        InvalidSettings: the broker's URL cannot be used.
         kombu.exceptions.OperationalError: the broker cannot be reached.
     """
-    try:
-        connection = app.connection_for_write()
-        connection.transport_cls  # noqa: B018 - finds out whether the scheme is known
-    except (ValueError, KeyError, ImportError):
-        raise InvalidSettings("WEBHOOKS_BROKER_URL: is not a broker URL that can be used here") from None
-    with connection:
+    with app.connection_for_write() as connection:
         connection.ensure_connection(max_retries=1, interval_start=0)
         yield connection, connection.default_channel
 

@@ -16,6 +16,7 @@ from webhooks.cli.common import (
     print_json,
 )
 from webhooks.cli.secret_cmd import change_webhook, get_vault, read_secret
+from webhooks.cli.workers import ask_workers, check_key
 from webhooks.errors import InvalidWebhook
 from webhooks.models.headers import ExtraHeader, check_header, fold_name
 from webhooks.vault import Use
@@ -44,8 +45,11 @@ def set_header(reference: str, name: str, value: str | None, company: ObjectId |
         raise click.UsageError("with --secret the value is asked for: on the command line others could see it")
     if not is_secret and value is None:
         raise click.UsageError("give a value, or --secret")
+    asked = ask_workers() if is_secret else None
     document = find_webhook(get_stores().webhooks, reference, company)
     webhook = read_stored(document)
+    if asked is not None:
+        check_key(asked)
     text = read_secret(f"value of {name}") if value is None else value
     try:
         check_header(name, text)

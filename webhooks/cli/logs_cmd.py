@@ -22,6 +22,7 @@ from webhooks.cli.common import (
     print_json,
 )
 from webhooks.errors import StoreUnavailable
+from webhooks.hints import hint
 from webhooks.logstore import LogQuery, LogStore
 from webhooks.models import COTWebhookLog, describe_event, now
 from webhooks.retry import Outcome, judge
@@ -172,6 +173,7 @@ class LogPrinter:
         self._as_json = as_json
         self._table = Table(right=_RIGHT_ALIGNED, cut=True, width=width)
         self._has_header = False
+        self._hinted: set[str] = set()
 
     def print(self, found: Sequence[COTWebhookLog]) -> None:
         """Print logs in the given order."""
@@ -184,6 +186,12 @@ class LogPrinter:
             rows.insert(0, [Cell(name, "bold") for name in _HEADER])
             self._has_header = True
         self._table.print(rows)
+        kinds = dict.fromkeys(log.attempt.error_kind for log in found if log.attempt and log.attempt.error_kind)
+        for kind in kinds:
+            text = hint(kind)
+            if text and kind not in self._hinted:
+                self._hinted.add(kind)
+                complain(f"note: {kind}: {text}")
 
 
 def print_logs(found: Sequence[COTWebhookLog]) -> None:

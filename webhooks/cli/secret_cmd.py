@@ -23,6 +23,7 @@ from webhooks.cli.common import (
     parse_duration,
     print_json,
 )
+from webhooks.cli.workers import ask_workers, check_key
 from webhooks.config import get_settings
 from webhooks.errors import InvalidWebhook, SecretUnreadable
 from webhooks.models import COTWebhook, format_instant, now
@@ -123,9 +124,11 @@ def rotate(reference: str, company: ObjectId | None, scheme: str, is_given: bool
         expires_at = now() + lasts
     except (ValueError, OverflowError):
         raise click.BadParameter(f"{overlap!r} is no span of time, such as 30m 2h 7d", param_hint="--overlap") from None
+    asked = ask_workers()
     document = find_webhook(get_stores().webhooks, reference, company)
     webhook = read_stored(document)
     vault = get_vault()
+    check_key(asked)
     text = read_secret("secret") if is_given else new_secret(Scheme(scheme or Scheme.V1))
     made = make_secret(text, webhook.id, vault)
     if scheme not in (None, made.scheme):

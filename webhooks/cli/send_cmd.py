@@ -5,11 +5,21 @@ from typing import BinaryIO
 
 import click
 
-from webhooks.cli.common import json_option, place_of, print_json
+from webhooks.cli.common import complain, json_option, place_of, print_json
+from webhooks.cli.questions import NoAnswer, Question
+from webhooks.cli.workers import Digests, ask_workers, note_refusal
 from webhooks.config import get_settings
-from webhooks.errors import InvalidEvent, InvalidSettings
-from webhooks.models import parse_event_text
+from webhooks.errors import InvalidEvent
+from webhooks.matching import match
+from webhooks.models import COTEvent, COTWebhook, parse_event_text
+from webhooks.mongo import open_database
 from webhooks.producer import deliver
+from webhooks.webhookstore import WebhookStore
+
+#: Seconds for MongoDB: the event is queued already, and what is said here is only a help.
+_MONGODB_TIMEOUT_S = 4.0
+#: Webhooks of which something is said.
+_MOST_NOTED = 20
 
 
 @click.command(short_help="Send an event, from a file or standard input.")
@@ -20,17 +30,14 @@ def send(file: BinaryIO, as_json: bool) -> None:
 
     The event goes to every webhook that asked for it, exactly as `deliver.delay(event)` would send it.
     """
-    settings = get_settings()
+    settings, asked = get_settings(), None if as_json else ask_workers()
     try:
         text = file.read().decode("utf-8-sig")
     except UnicodeDecodeError:
         raise InvalidEvent("invalid event: it is not UTF-8") from None
     event = parse_event_text(text, settings.max_event_bytes)
-    try:
-        # Somebody waits for the answer and can repeat the command, so Celery does not.
-        event_id = deliver.apply_async((event,), retry=False).id  # pyright: ignore[reportFunctionMemberAccess]
-    except (ValueError, KeyError, ImportError):  # in this order kombu's words for a port, a scheme, a missing library
-        raise InvalidSettings("WEBHOOKS_BROKER_URL: is not a broker URL that can be used here") from None
+    # Somebody waits for the answer and can repeat the command, so Celery does not.
+    event_id = deliver.apply_async((event,), retry=False).id  # pyright: ignore[reportFunctionMemberAccess]
     if as_json:
         print_json(json.dumps({"event_id": event_id}))
         return
@@ -39,3 +46,25 @@ def send(file: BinaryIO, as_json: bool) -> None:
         f"{place_of(settings.broker_url)}"
     )
     click.echo(f"See what comes of it: webhooks logs --event {event_id}")
+    if asked is not None:
+        _note_who_gets(event, asked)
+
+
+def _note_who_gets(event: COTEvent, asked: Question[Digests]) -> None:
+    """Say early why an event may come nowhere: nobody wants it, or an attempt would be refused."""
+    settings = get_settings()
+
+    def find() -> list[COTWebhook]:
+        database = open_database(settings.mongodb_url, min(settings.mongodb_timeout_s, _MONGODB_TIMEOUT_S))
+        with database.client:
+            return match(event, WebhookStore(database).of_company(event.company))
+
+    try:
+        webhooks = Question(find).result()
+    except NoAnswer as error:
+        complain(f"note: who gets it is not known: {error}")
+        return
+    if not webhooks:
+        complain(f"note: no active webhook wants it; `webhooks list --company {event.company}` shows what they want")
+    for webhook in webhooks[:_MOST_NOTED]:
+        note_refusal(webhook.url, asked, label=f"webhook {webhook.label}")

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from webhooks.config import get_settings
-from webhooks.up import run_up
+from webhooks.up import run_up, with_loopback
 
 
 @click.command()
@@ -19,10 +19,16 @@ from webhooks.up import run_up
     help="Where Valkey and MongoDB keep their data.",
 )
 @click.option("--flower-port", type=click.IntRange(1, 65_535), default=5555, show_default=True, help="On loopback.")
-def up(data_dir: Path, flower_port: int) -> None:
+@click.option(
+    "--allow-loopback",
+    is_flag=True,
+    help="Let requests go to this machine as well: 127.0.0.0/8 and ::1 beside WEBHOOKS_ALLOWED_NETWORKS.",
+)
+def up(data_dir: Path, flower_port: int, allow_loopback: bool) -> None:
     """Run Valkey, MongoDB, a worker and Flower on this machine, until Ctrl-C.
 
     They listen on this machine alone. A broker or database that WEBHOOKS_BROKER_URL or WEBHOOKS_MONGODB_URL puts
     elsewhere is used as it is.
     """
-    run_up(data_dir, get_settings(), flower_port=flower_port)
+    settings = get_settings()
+    run_up(data_dir, with_loopback(settings) if allow_loopback else settings, flower_port=flower_port)

@@ -2,7 +2,6 @@
 
 import json
 import re
-import socket
 import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -29,18 +28,15 @@ from webhooks.cli.gate_cmd import let_through
 from webhooks.cli.logs_cmd import first_line, print_logs
 from webhooks.cli.secret_cmd import describe_new, get_vault, make_secret
 from webhooks.cli.standing import describe_notices, describe_standing, describe_state, read_gates, read_standing
-from webhooks.config import get_settings
-from webhooks.errors import InvalidWebhook, NoResponse
-from webhooks.guard import classify
+from webhooks.cli.workers import ask_workers, check_key, note_refusal
+from webhooks.errors import InvalidWebhook
 from webhooks.logstore import LogQuery, LogStore
 from webhooks.models import TRIGGERS, COTWebhook, format_instant, now, parse_webhook
 from webhooks.models.webhook import MAX_RATE, MIN_RATE, TriggerName
 from webhooks.models.wire import to_wire
 from webhooks.mongo import Document
 from webhooks.retry import Outcome
-from webhooks.sender.ports import check_port
 from webhooks.signing import new_secret
-from webhooks.target import parse_target
 from webhooks.webhookstore import CACHE_S, read_stored
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -165,7 +161,10 @@ def add(company: ObjectId, code: str, unsigned: bool, as_json: bool, **fields: A
     _check_context(fields, str(fields["trigger"]))
     sending = _read_sending(fields)
     _check_sending(fields, sending)
+    asked = ask_workers()
     webhook_id, vault, text = ObjectId(), get_vault(), new_secret()
+    if vault.has_key and not unsigned:
+        check_key(asked)
     made = make_secret(text, webhook_id, vault) if vault.has_key and not unsigned else None
     webhook = parse_webhook(
         # Keys in the order of the contract's sample.
@@ -191,7 +190,7 @@ def add(company: ObjectId, code: str, unsigned: bool, as_json: bool, **fields: A
         # That index cannot exist where two webhooks had one code before.
         raise InvalidWebhook(f"invalid webhook: code: company {company} has {code!r} already")
     store.add(webhook)
-    _warn_of_refusal(webhook.url)
+    note_refusal(webhook.url, asked)
     if as_json:
         print_json(document_json({**without_secrets(webhook.to_wire()), **({"secret": text} if made else {})}))
         return
@@ -199,8 +198,8 @@ def add(company: ObjectId, code: str, unsigned: bool, as_json: bool, **fields: A
     Table().print([["added", str(webhook.id)], *_describe_wish(webhook), *signed])
     if made is None and not unsigned:
         complain(
-            "note: WEBHOOKS_ENCRYPTION_KEY is not set, so no secret was made; see `webhooks secret --help`, then "
-            f"`webhooks secret rotate {webhook.id}`"
+            "note: WEBHOOKS_ENCRYPTION_KEY is not set, so no secret was made: set it to the workers' key, or to one "
+            f"that `webhooks secret new-key` makes for both, then `webhooks secret rotate {webhook.id}`"
         )
 
 
@@ -332,6 +331,7 @@ def edit(reference: str, company: ObjectId | None, as_json: bool, **fields: Any)
     given = {name: value for name, value in fields.items() if value is not None}
     if not given:
         raise click.UsageError("nothing to change: give at least one option")
+    asked = ask_workers()
     store = get_stores().webhooks
     document = to_wire(find_webhook(store, reference, company))
     _check_context(given, given.get("trigger") or str(document.get("trigger")))
@@ -344,7 +344,7 @@ def edit(reference: str, company: ObjectId | None, as_json: bool, **fields: Any)
         changes["context"] = {**(stored if isinstance(stored, Mapping) else {}), **context}
     webhook = _change(document, changes)
     _warn_of_idle_context(webhook)
-    _warn_of_refusal(webhook.url)
+    note_refusal(webhook.url, asked)
     if as_json:
         print_json(document_json(without_secrets(webhook.to_wire())))
         return
@@ -448,21 +448,6 @@ def _check_context(given: Mapping[str, str | None], trigger: str) -> None:
         if given.get(option) and trigger not in triggers:
             name = "--" + option.replace("_", "-")
             raise click.UsageError(f"{name} does not narrow {trigger}, only {' and '.join(triggers)}")
-
-
-def _warn_of_refusal(url: str) -> None:
-    """Say early what an attempt would say, of what can be told without a look-up."""
-    settings, target = get_settings(), parse_target(url)
-    try:
-        check_port(target.port, settings.allowed_ports)
-        answers = socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
-    except NoResponse as error:
-        complain(f"note: with these settings attempts will fail: {error.text}")
-        return
-    except (socket.gaierror, UnicodeError):
-        return  # a name: what it leads to is judged at each attempt
-    if not all(classify(str(sockaddr[0]), settings.allowed_networks).is_allowed for *_, sockaddr in answers):
-        complain(f"note: with these settings attempts will fail: address not allowed: {target.shown_host}")
 
 
 def _warn_of_idle_context(webhook: COTWebhook) -> None:

@@ -5,7 +5,7 @@ Owns parsing and writing of the three objects. Never decides what is sent or doe
 
 from webhooks.models.event import COTEvent, describe_event, parse_event, parse_event_text
 from webhooks.models.log import NO_RESPONSE_STATUS, AttemptDetails, COTWebhookLog
-from webhooks.models.webhook import TRIGGERS, Context, COTWebhook, Trigger, parse_webhook
+from webhooks.models.webhook import TRIGGERS, Context, COTWebhook, Trigger, UnusableWebhook, parse_webhook
 from webhooks.models.wire import format_instant, now, parse_instant, to_json
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "COTWebhookLog",
     "Context",
     "Trigger",
+    "UnusableWebhook",
     "describe_event",
     "format_instant",
     "now",

@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, NamedTuple
-from urllib.parse import urlsplit
 
 from bson import ObjectId
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from webhooks.errors import InvalidWebhook, NoResponse
 from webhooks.models.headers import MAX_HEADERS, ExtraHeader, fold_name
 from webhooks.models.wire import Id, Instant, WireModel, explain, parse_object_id
-from webhooks.target import parse_target
+from webhooks.target import parse_target, read_origin
 
 TriggerName = Literal[
     "create-edit-delete-user",
@@ -191,8 +191,24 @@ class COTWebhook(WireModel):
     @property
     def origin(self) -> str:
         """Scheme, host and port of its URL: what may be shown, as paths and queries often hold secrets."""
-        parts = urlsplit(self.url)
-        return f"{parts.scheme}://{parts.netloc}"
+        return read_origin(self.url)
+
+
+@dataclass(frozen=True, slots=True)
+class UnusableWebhook:
+    """What can be read of a stored webhook that breaks the contract: enough to tell which events it asked for."""
+
+    id: ObjectId
+    company: ObjectId
+    #: False where the document says so in another form, such as 0.
+    isActive: bool  # noqa: N815 - the contract's name
+    trigger: str
+    #: A field that cannot be read narrows nothing.
+    context: Context
+    #: As `COTWebhook.label`.
+    label: str
+    #: Each field that is wrong, and why; no values.
+    reason: str
 
 
 def why_bad_url(url: str) -> str | None:

@@ -1,15 +1,13 @@
-"""One HTTP request, to an address that was judged first.
+"""HTTP requests, each to an address that was judged first.
 
-Re-exports what others use: `client` has the request, `connection` the guarded connections and their deadline,
-`resolver` the look-up, `proxy` the way through one, `ports` the rule about ports, `response` what counts as HTTP,
-`readable` the response as text, `retry_after` how long it asks us to wait; `exchange` the same request over a kept
-connection without waiting, `multiplexer` many of these in one thread.
+`client` sends them, over what `adapter` opens and `idle` keeps; `nonblocking` is one on its way, `loop` waits for many.
+`request` makes the bytes that go out, `response` reads those that come back, `readable` makes text of a body.
+Rules: `ports`, `retry_after`; the way to an address: `resolver`, `connection`, `proxy`.
 """
 
 from webhooks.sender.attempt import Answer, Timings
-from webhooks.sender.client import Sender
-from webhooks.sender.exchange import Exchange
-from webhooks.sender.multiplexer import Multiplexer
+from webhooks.sender.client import OnAnswer, Sender
+from webhooks.sender.request import OutgoingRequest
 from webhooks.sender.resolver import Resolver
 
-__all__ = ["Answer", "Exchange", "Multiplexer", "Resolver", "Sender", "Timings"]
+__all__ = ["Answer", "OnAnswer", "OutgoingRequest", "Resolver", "Sender", "Timings"]

@@ -1,20 +1,21 @@
 """What one attempt knows while it runs: its deadline, its timings, and how errors of its socket are worded.
 
-Owns the time budget and the texts of the contract's error table. Never touches a socket except to set its timeout.
-Called by `connection` at each step and by `client`, which reads the outcome.
+Owns the time budget and the texts of the contract's error table. Touches no socket.
 """
 
 import errno
-import socket
+import re
 import ssl
 import time
-from contextvars import ContextVar
 from dataclasses import dataclass, field
-from enum import Enum, auto
+from enum import IntEnum, auto
 from types import TracebackType
 
 from webhooks.errors import ErrorKind, NoResponse
 from webhooks.target import Target
+
+#: Python's text of an error of OpenSSL: in brackets its names for library and reason, and at the end a line of C.
+_OPENSSL_WORDS = re.compile(r"(?:\[[^\]]*\] )?(.+?)(?: \(_ssl\.c:[0-9]+\))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +56,12 @@ class Answer:
     timings: Timings
     #: Seconds that the receiver asks us to wait, 0 or more, however many; ``None``: it asks for nothing that we know.
     retry_after_s: float | None = None
+    #: An unforeseen error of our own, for the log; `error_kind` is INTERNAL then. ``None`` as a rule.
+    defect: Exception | None = None
 
 
-class Phase(Enum):
-    """The phases that are timed, in their order."""
+class Phase(IntEnum):
+    """The phases that are timed, in their order. Numbers, because those are found in a dict without Python code."""
 
     LOOKUP = auto()
     CONNECT = auto()
@@ -68,18 +71,9 @@ class Phase(Enum):
     READ = auto()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Begun:
-    """A request on a kept connection, as far as an `Exchange` came with it."""
-
-    connection: object
-    unsent: memoryview
-    received: bytes
-
-
 @dataclass(slots=True, eq=False)
 class Attempt:
-    """One attempt, from `Sender.post` to its answer."""
+    """One attempt, from its request to its answer."""
 
     target: Target
     connect_timeout_s: float
@@ -89,14 +83,6 @@ class Attempt:
     peer: str | None = None
     #: Bytes of the response that have arrived, over the connection now in use.
     received_bytes: int = 0
-    #: Whether the request went over a connection that an earlier one had used.
-    is_reused: bool = False
-    #: Set for the second try after a stale connection: only a new one will do.
-    wants_fresh: bool = False
-    #: What goes on without being begun anew: its connection, what of the request is not written, what has arrived.
-    begun: "Begun | None" = None
-    #: What writing the request ran into. The response may have come all the same, so it is kept until we know.
-    write_error: NoResponse | None = None
     _durations: dict[Phase, float] = field(default_factory=dict)
 
     @property
@@ -115,10 +101,6 @@ class Attempt:
             raise self.timed_out()
         return remaining
 
-    def limit(self, sock: socket.socket) -> None:
-        """Give the next operation of a socket what is left of the deadline."""
-        sock.settimeout(self.remaining_s())
-
     def timed_out(self) -> NoResponse:
         """Return the error for a passed deadline, in the contract's words."""
         return NoResponse(ErrorKind.TIMEOUT, f"timeout of {round(self.total_timeout_s * 1000)}ms exceeded")
@@ -133,32 +115,22 @@ class Attempt:
 
     def timings(self) -> Timings:
         """Return what was measured so far, the total up to now."""
-
-        def ms(seconds: float) -> float:
-            return round(seconds * 1000, 3)  # to the microsecond: what the clock tells beyond is noise in a log
-
-        def phase_ms(phase: Phase) -> float | None:
-            seconds = self._durations.get(phase)
-            return None if seconds is None else ms(seconds)
-
+        # To the microsecond: what the clock tells beyond is noise in a log.
+        took = {phase: round(seconds * 1000, 3) for phase, seconds in self._durations.items()}
         return Timings(
-            phase_ms(Phase.LOOKUP),
-            phase_ms(Phase.CONNECT),
-            phase_ms(Phase.TLS),
-            phase_ms(Phase.SEND),
-            phase_ms(Phase.WAIT),
-            phase_ms(Phase.READ),
-            ms(time.monotonic() - self.started),
+            took.get(Phase.LOOKUP),
+            took.get(Phase.CONNECT),
+            took.get(Phase.TLS),
+            took.get(Phase.SEND),
+            took.get(Phase.WAIT),
+            took.get(Phase.READ),
+            round((time.monotonic() - self.started) * 1000, 3),
         )
 
     def start_over(self) -> None:
         """Forget the try that met a stale connection; its time still counts against the deadline and in the total."""
-        self.wants_fresh = True
-        self.begun = None
-        self.is_reused = False
         self.received_bytes = 0
         self.peer = None
-        self.write_error = None
         self._durations.clear()
 
     def read_failed(self, error: OSError) -> NoResponse:
@@ -201,11 +173,6 @@ class _Stopwatch:
         self._durations[self._phase] = time.monotonic() - self._started
 
 
-#: The attempt that the code now running belongs to. urllib3 makes and picks connections itself, so this is how they
-#: learn the deadline. Each thread and greenlet sees its own.
-current_attempt: ContextVar[Attempt] = ContextVar("current_attempt")
-
-
 def hang_up() -> NoResponse:
     """Return the error for a connection closed before a response."""
     return NoResponse(ErrorKind.HANG_UP, "socket hang up")
@@ -225,11 +192,14 @@ def connect_failed(error: OSError, address: str) -> NoResponse:
 
 
 def tls_failed(error: ssl.SSLError) -> NoResponse:
-    """Word a TLS error: OpenSSL's reason for a certificate, else its reason code in words."""
+    """Word a TLS error: OpenSSL's reason for a certificate, else its words for the error.
+
+    ``error.reason`` is not enough: it is None where Python's table of names is older than OpenSSL's.
+    """
     if isinstance(error, ssl.SSLCertVerificationError):
         return NoResponse(ErrorKind.TLS, error.verify_message)
-    reason = (error.reason or "").replace("_", " ").lower()
-    return NoResponse(ErrorKind.TLS, f"TLS failed: {reason}" if reason else "TLS failed")
+    words = _OPENSSL_WORDS.fullmatch(error.strerror or "")
+    return NoResponse(ErrorKind.TLS, f"TLS failed: {words[1].lower()}" if words else "TLS failed")
 
 
 def errno_name(error: OSError) -> str:

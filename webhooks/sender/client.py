@@ -1,46 +1,56 @@
 """One HTTP request, start to finish.
 
-Owns `Sender`: what a request looks like on the wire, the second try on a stale connection, and how much of a response
-is read. Never follows a redirect, keeps a cookie, reads a proxy or ``.netrc`` from the environment, or raises for what
-a receiver does. Called by `delivery`.
+Owns `Sender`: when a request goes over a kept connection and when over a new one, the second try on a stale connection,
+and how much of a response is kept. Never follows a redirect, keeps a cookie, reads a proxy or ``.netrc`` from the
+environment, or raises for what a receiver does.
 """
 
 import logging
-from collections.abc import Mapping
-from functools import lru_cache
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from http import HTTPStatus
 from pathlib import Path
 
 import certifi
 import requests
-import urllib3
-from requests.models import PreparedRequest, Response
-from requests.structures import CaseInsensitiveDict
 
 from webhooks.config import Proxy
-from webhooks.errors import ErrorKind, NoResponse
+from webhooks.errors import ErrorKind, NoResponse, trace
 from webhooks.guard import Network
 from webhooks.models.wire import now
-from webhooks.sender.attempt import Answer, Attempt, Phase, current_attempt, hang_up
-from webhooks.sender.connection import Adapter, Connector, make_tls_context
-from webhooks.sender.exchange import Exchange, make_request
+from webhooks.sender.adapter import Adapter
+from webhooks.sender.attempt import Answer, Attempt, hang_up
+from webhooks.sender.certificates import ClientContext
+from webhooks.sender.connection import Connector
+from webhooks.sender.idle import IdleConnections
+from webhooks.sender.loop import Loop
+from webhooks.sender.nonblocking import InFlightRequest
 from webhooks.sender.ports import check_port
 from webhooks.sender.readable import BodyCollector, to_text
+from webhooks.sender.request import OutgoingPost, OutgoingRequest, find_target, prepare
 from webhooks.sender.resolver import Resolver
 from webhooks.sender.response import bad_response
 from webhooks.sender.retry_after import read_retry_after
-from webhooks.target import Target, parse_target
+from webhooks.target import Target
 
-#: Bytes asked for at a time.
+logger = logging.getLogger(__name__)
+
+#: Bytes of a body asked for at a time, of what stands in for our connections in tests.
 _READ_BYTES = 16 * 1024
 
 _NO_TARGET = Target("", "", 0, "", "")
 
-#: Most attempts go where others went before.
-_parse_known = lru_cache(maxsize=1024)(parse_target)
+#: Gets what came of a request: exactly once, in a thread of the sender's, which it must not keep waiting.
+OnAnswer = Callable[[Answer], None]
 
 
 class Sender:
-    """Sends requests to allowed addresses over kept connections. One per process; its methods are thread-safe."""
+    """Sends requests to allowed addresses over kept connections. One per process; its methods are thread-safe.
+
+    One thread sends over kept connections, many requests at a time and without waiting. What needs a new connection is
+    left to other threads, which wait. They start with the first request.
+    """
 
     def __init__(
         self,
@@ -51,11 +61,12 @@ class Sender:
         max_response_bytes: int,
         ca_bundle: Path | None,
         pool_size: int,
+        concurrency: int | None = None,
         allowed_ports: frozenset[int] | None = None,
         proxy: Proxy | None = None,
         resolver: Resolver | None = None,
     ) -> None:
-        """Make a sender. Opens no connection, reads the certificate authorities.
+        """Make a sender. Opens no connection, starts no thread, reads the certificate authorities.
 
         Args:
             allowed_networks: addresses that requests may go to besides public ones.
@@ -63,34 +74,64 @@ class Sender:
             total_timeout_s: for everything from look-up to the last byte of the body.
             max_response_bytes: kept of a body, counted after decompression.
             ca_bundle: PEM file; ``None`` for certifi's list.
-            pool_size: idle connections kept per endpoint: as many as threads may send to it at one time.
+            pool_size: idle connections kept per endpoint.
+            concurrency: requests at one time; those beyond wait, and their deadlines have not begun. ``None`` for as
+                many as connections are kept per endpoint.
             allowed_ports: the only ones that requests may go to; ``None`` for the rule of `ports`.
             proxy: what all requests go through; ``None`` for none.
             resolver: for tests; ``None`` for the system's.
         """
-        # urllib3 logs paths with their queries, where receivers' tokens stand: each one at DEBUG, and at WARNING those
-        # of responses with odd headers. Here and not at import: a producer imports this package too, and its log is
-        # its own affair.
-        logging.getLogger("urllib3.connectionpool").setLevel(logging.INFO)
-        logging.getLogger("urllib3.connection").setLevel(logging.ERROR)
         self._allowed_ports = allowed_ports
         self._connect_timeout_s = connect_timeout_s
         self._total_timeout_s = total_timeout_s
         self._max_response_bytes = max_response_bytes
+        self._concurrency = concurrency or pool_size
         self._resolver = resolver or Resolver()
+        self._idle = IdleConnections(pool_size)
         self._adapter = Adapter(
             Connector(allowed_networks, self._resolver, proxy),
-            make_tls_context(str(ca_bundle) if ca_bundle else certifi.where()),
-            pool_size,
+            ClientContext.make(str(ca_bundle) if ca_bundle else certifi.where()),
+            self._idle,
         )
+        self._lock = threading.Lock()
+        self._is_closed = False
+        #: None until the first request.
+        self._loop: Loop[_Job] | None = None
+        self._threads = ThreadPoolExecutor(self._concurrency, "sender")
 
-    def post(self, url: str, headers: Mapping[str, str], body: bytes) -> Answer:
-        """POST a body and read the response.
+    def submit(self, request: OutgoingRequest, on_answer: OnAnswer) -> None:
+        """Send a request, without waiting for what comes of it.
 
         Args:
-            url: as the webhook has it.
-            headers: sent as they are; ours (Accept, Accept-Encoding, Connection, Content-Length) give way to them.
-            body: sent as it is.
+            request: what to send.
+            on_answer: gets the answer, also where none came: nothing that a receiver, a resolver or a URL does is
+                raised. A defect of ours comes as the answer's `defect`.
+
+        Raises:
+            RuntimeError: the sender is closed.
+        """
+        self.submit_many([(request, on_answer)])
+
+    def submit_many(self, requests: Iterable[tuple[OutgoingRequest, OnAnswer]]) -> None:
+        """Send requests, as `submit` does; they are begun in their order."""
+        jobs = [_Job(request, on_answer) for request, on_answer in requests]
+        with self._lock:
+            if self._is_closed:
+                raise RuntimeError("the sender is closed")
+            if self._loop is None:
+                self._loop = self._start()
+            self._loop.put(jobs)
+
+    def post(
+        self, url: str, headers: Mapping[str, str], body: bytes, *, max_connection_age_s: float | None = None
+    ) -> Answer:
+        """Send a request, and wait for what comes of it. Not to be called from within `on_answer`.
+
+        Args:
+            url: as in `OutgoingRequest`, like all that follow.
+            headers: see there.
+            body: see there.
+            max_connection_age_s: see there.
 
         Returns:
             The answer, also where none came: nothing that a receiver, a resolver or a URL does is raised.
@@ -98,131 +139,182 @@ class Sender:
         Raises:
             ValueError: a header name or value that HTTP cannot carry; whoever stores headers checks them.
         """
-        return self._post(self._new_attempt(), url, headers, body)
-
-    def begin(self, url: str, headers: Mapping[str, str], body: bytes) -> Exchange | None:
-        """Begin to POST a body over a kept connection, without waiting; `Multiplexer` ends it.
-
-        Args:
-            url: as for `post`.
-            headers: likewise.
-            body: likewise.
-
-        Returns:
-            None where there is no kept connection, or the request is an unusual one: that is what `post` is for.
-        """
-        try:
-            target = _parse_known(url)
-            check_port(target.port, self._allowed_ports)
-        except NoResponse:
-            return None
-        pool = self._adapter.find_pool(target)
-        request = None if pool is None else make_request(target, headers, body)
-        connection = None if pool is None or request is None else pool.take_idle()
-        if pool is None or request is None or connection is None:
-            return None
-        attempt = self._new_attempt()
-        attempt.target = target
-        connection.enter(attempt)
-        return Exchange(attempt, pool, connection, request, self._max_response_bytes)
-
-    def resume(self, exchange: Exchange, url: str, headers: Mapping[str, str], body: bytes) -> Answer:
-        """Wait for the end of an exchange that was begun.
-
-        Args:
-            exchange: what `begin` returned for the same three; it says that it needs a thread.
-            url: as for `post`.
-            headers: likewise.
-            body: likewise.
-
-        Returns:
-            As `post` does.
-        """
-        return self._post(exchange.attempt, url, headers, body)
-
-    def _new_attempt(self) -> Attempt:
-        return Attempt(_NO_TARGET, self._connect_timeout_s, self._total_timeout_s)
-
-    def _post(self, attempt: Attempt, url: str, headers: Mapping[str, str], body: bytes) -> Answer:
-        token = current_attempt.set(attempt)
-        try:
-            attempt.target = parse_target(url)
-            check_port(attempt.target.port, self._allowed_ports)
-            response, text, cut = self._exchange(attempt, headers, body)
-            status = response.status_code
-            retry_after_s = read_retry_after(status, response.headers.get("Retry-After"), now())
-            return Answer(status, text, None, cut, attempt.peer, attempt.timings(), retry_after_s)
-        except NoResponse as error:
-            return Answer(None, error.text, error.kind, False, attempt.peer, attempt.timings())
-        finally:
-            current_attempt.reset(token)
+        future: Future[Answer] = Future()
+        self.submit(OutgoingRequest(url, headers, body, max_connection_age_s), future.set_result)
+        answer = future.result()
+        if answer.defect is not None:
+            raise answer.defect
+        return answer
 
     def close(self) -> None:
-        """Close all idle connections, and let go of idle threads."""
-        self._adapter.close()
+        """Wait until all requests are answered; close the connections, and end the threads."""
+        with self._lock:
+            loop, self._is_closed = None if self._is_closed else self._loop, True
+        if loop is not None:
+            loop.close()
+        self._threads.shutdown()
+        self._idle.close()
         self._resolver.close()
 
-    def _exchange(self, attempt: Attempt, headers: Mapping[str, str], body: bytes) -> tuple[Response, str, bool]:
-        request = _prepare(attempt.target.url, headers, body)
+    def _start(self) -> "Loop[_Job]":
+        loop = Loop(
+            begin=self._begin,
+            advance=self._advance,
+            expire=self._expire,
+            fail=self._fail,
+            sweep=self._idle.sweep,
+            most=self._concurrency,
+        )
+        loop.start()
+        return loop
+
+    # ── In the loop's thread ────────────────────────────────────────────────────────────────────────────────────────
+    def _begin(self, job: "_Job") -> InFlightRequest | None:
+        """Begin a job over a kept connection, or have a thread see to it."""
+        job.attempt = attempt = Attempt(_NO_TARGET, self._connect_timeout_s, self._total_timeout_s)
+        asked = job.request
         try:
-            response = self._send(request)
+            attempt.target = target = find_target(asked.url)
+            check_port(target.port, self._allowed_ports)
         except NoResponse as error:
+            self._answer(job, _failed(attempt, error))
+            return None
+        job.post = prepare(target, asked.headers, asked.body, attempt)
+        job.in_flight = self._adapter.begin(job.post, asked.max_connection_age_s)
+        if job.in_flight is None:
+            self._threads.submit(self._post, job, job.post)
+        return job.in_flight
+
+    def _advance(self, job: "_Job") -> bool:
+        """Go on with a job over a kept connection; return whether it is over, or left to a thread."""
+        request, collector = job.in_flight, job.collector
+        if request is None:
+            return True
+        try:
+            data = request.advance()
+            head = request.reader.head
+            if head is None:
+                return False
+            if collector is None:
+                job.collector = collector = self._new_collector(head.headers)
+            wants_more = collector.feed(data)
+            if wants_more and not request.reader.is_over:
+                return False
+        except NoResponse as error:
+            self._end_without_response(job, request, error)
+            return True
+        self._adapter.finish(request, is_read=wants_more)
+        if head.status == HTTPStatus.REQUEST_TIMEOUT:
+            # It is not about our request, but says that the connection was idle for too long (RFC 9110, 15.5.9).
+            self._try_again(job)
+        else:
+            self._answer(job, _answered(request.attempt, head.status, head.headers, collector))
+        return True
+
+    def _expire(self, job: "_Job") -> None:
+        if job.in_flight is not None:
+            self._end_without_response(job, job.in_flight, job.in_flight.attempt.timed_out())
+
+    def _end_without_response(self, job: "_Job", request: InFlightRequest, error: NoResponse) -> None:
+        attempt = request.attempt
+        self._adapter.finish(request, is_read=False)
+        if error.kind in (ErrorKind.TIMEOUT, ErrorKind.RESET):
+            # The network, or whatever stands before the receiver, may have forgotten the others as well.
+            self._idle.close_silent(request.connection.endpoint, attempt.started)
+        if error.kind in (ErrorKind.RESET, ErrorKind.HANG_UP) and not attempt.received_bytes:
             # The receiver closed a kept connection while we wrote to it, which every keep-alive server does some
             # time (RFC 9112, 9.3.1). That says nothing about the receiver, so it is not a failed attempt.
-            is_stale = attempt.is_reused and not attempt.received_bytes
-            if not is_stale or error.kind not in {ErrorKind.RESET, ErrorKind.HANG_UP}:
-                raise
-            attempt.start_over()
-            response = self._send(request)
-        with attempt.timing(Phase.READ):
-            text, cut = self._read(response)
-        return response, text, cut
+            self._try_again(job)
+        else:
+            self._answer(job, _failed(attempt, error))
 
-    def _send(self, request: PreparedRequest) -> Response:
+    def _try_again(self, job: "_Job") -> None:
+        """Have a thread send a request anew, over a new connection and within the same attempt."""
+        if job.post is not None:
+            job.post.attempt.start_over()
+            self._threads.submit(self._post, job, job.post)
+
+    def _fail(self, job: "_Job", error: Exception) -> None:
+        """End a job that met a defect of ours."""
+        if job.in_flight is not None:
+            job.in_flight.connection.close()
+        attempt = job.attempt or Attempt(_NO_TARGET, self._connect_timeout_s, self._total_timeout_s)
+        text = f"internal error: {type(error).__name__}"
+        answer = Answer(None, text, ErrorKind.INTERNAL, False, attempt.peer, attempt.timings(), defect=error)
+        self._answer(job, answer)
+
+    # ── In a thread of its own ──────────────────────────────────────────────────────────────────────────────────────
+    def _post(self, job: "_Job", post: OutgoingPost) -> None:
+        """Send a request over a new connection, and wait for what comes of it."""
         try:
-            # The connections keep the deadline themselves; this timeout is for whoever stands in for them.
-            return self._adapter.send(request, stream=True, timeout=self._total_timeout_s)
+            answer = self._wait_for_answer(post)
+        except NoResponse as error:
+            answer = _failed(post.attempt, error)
+        except Exception as error:  # noqa: BLE001 - a defect of ours is for the caller to log
+            self._fail(job, error)
+            return
+        self._answer(job, answer)
+
+    def _wait_for_answer(self, post: OutgoingPost) -> Answer:
+        try:
+            # The connections keep the deadline themselves; this timeout is for what stands in for them.
+            response = self._adapter.send(post, stream=True, timeout=self._total_timeout_s)
         except requests.RequestException as error:
-            raise _no_response(error, current_attempt.get()) from error
-
-    def _read(self, response: Response) -> tuple[str, bool]:
-        """Read the body up to the cap, and give the connection back or close it."""
-        raw: urllib3.HTTPResponse = response.raw
-        collector = BodyCollector(self._max_response_bytes, response.headers.get("Content-Encoding"))
-        is_whole = False
+            raise _no_response(error, post.attempt) from error
         try:
-            # One byte more than the cap, to know whether there is more. urllib3 gives the connection back to its
-            # pool when it has read the end.
-            while data := raw.read(min(_READ_BYTES, self._max_response_bytes + 1), decode_content=False):
-                if not collector.feed(data):
-                    break
-            else:
-                is_whole = True
-        except urllib3.exceptions.HTTPError as error:
-            # Short of its Content-Length: a response that did not arrive whole is no response.
-            raise NoResponse(ErrorKind.ABORTED, "aborted") from error
+            collector = self._new_collector(response.headers)
+            while (data := response.raw.read(_READ_BYTES, decode_content=False)) and collector.feed(data):
+                pass
         finally:
-            if not is_whole:
-                raw.close()
-                raw.release_conn()
-        kept = collector.body()
-        return to_text(kept, response.headers.get("Content-Type"), is_cut=collector.is_cut), collector.is_cut
+            response.close()
+        return _answered(post.attempt, response.status_code, response.headers, collector)
+
+    # ── In either ───────────────────────────────────────────────────────────────────────────────────────────────────
+    def _new_collector(self, headers: Mapping[str, str]) -> BodyCollector:
+        return BodyCollector(self._max_response_bytes, headers.get("content-encoding"))
+
+    def _answer(self, job: "_Job", answer: Answer) -> None:
+        on_answer, job.on_answer = job.on_answer, None
+        if on_answer is None:
+            return
+        if self._loop is not None:
+            self._loop.end_one()
+        try:
+            on_answer(answer)
+        except Exception as error:  # noqa: BLE001 - the sender's threads go on
+            logger.error("an answer was not taken: %s", trace(error))  # noqa: TRY400
 
 
-def _prepare(url: str, headers: Mapping[str, str], body: bytes) -> PreparedRequest:
-    request = PreparedRequest()
-    request.method = "POST"
-    request.url = url
-    request.headers = CaseInsensitiveDict(
-        {"Accept": "*/*", "Accept-Encoding": "identity", "Connection": "keep-alive", "Content-Length": str(len(body))}
-    )
-    request.headers.update(headers)
-    request.body = body
-    return request
+class _Job:
+    """A request, and how far it has come."""
+
+    __slots__ = ("attempt", "collector", "in_flight", "on_answer", "post", "request")
+
+    def __init__(self, request: OutgoingRequest, on_answer: OnAnswer) -> None:
+        self.request = request
+        #: None once it was called.
+        self.on_answer: OnAnswer | None = on_answer
+        #: These three are None until it is begun.
+        self.attempt: Attempt | None = None
+        self.post: OutgoingPost | None = None
+        #: None also where it goes over a new connection.
+        self.in_flight: InFlightRequest | None = None
+        self.collector: BodyCollector | None = None
 
 
-#: What requests raises by itself. Over our connections hardly anything can: errors become `NoResponse` where they
-#: happen. The rest comes from whoever stands in for the adapter in tests. First match wins.
+def _answered(attempt: Attempt, status: int, headers: Mapping[str, str], collector: BodyCollector) -> Answer:
+    text = to_text(collector.body(), headers.get("content-type"), is_cut=collector.is_cut)
+    asked = headers.get("retry-after")
+    retry_after_s = None if asked is None else read_retry_after(status, asked, now())
+    return Answer(status, text, None, collector.is_cut, attempt.peer, attempt.timings(), retry_after_s)
+
+
+def _failed(attempt: Attempt, error: NoResponse) -> Answer:
+    return Answer(None, error.text, error.kind, False, attempt.peer, attempt.timings())
+
+
+#: What requests raises by itself. Over our connections nothing can: errors become `NoResponse` where they happen.
+#: These come from what stands in for the adapter in tests. First match wins.
 _KINDS: tuple[tuple[type[requests.RequestException], ErrorKind], ...] = (
     (requests.exceptions.SSLError, ErrorKind.TLS),
     (requests.exceptions.ConnectTimeout, ErrorKind.CONNECT_TIMEOUT),

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
@@ -79,7 +80,7 @@ class Resolver:
         self._idle = 0
 
     def resolve(self, host: str, port: int, timeout_s: float) -> tuple[Endpoint, ...]:
-        """Return the addresses of a host, at least one.
+        """Return the addresses of a host, at least one, in the order in which to try them.
 
         Numeric hosts, also in the odd spellings of IPv4 (octal, hex, short, decimal), are read by the system's
         resolver as well, so what is judged is what would be connected to.
@@ -156,8 +157,15 @@ class Resolver:
 
 
 def _endpoints(answers: list[Any]) -> tuple[Endpoint, ...]:
-    # dict: the resolver's order without doubles
-    return tuple(dict.fromkeys(Endpoint(int(family), tuple(sockaddr)) for family, _, _, _, sockaddr in answers))
+    """Return each address once, the families in turn (RFC 8305, 4), within a family in the resolver's order.
+
+    The resolver may list all of one family first, and this machine, or the receiver, have no way out over it.
+    """
+    families: dict[int, dict[Endpoint, None]] = {}
+    for family, _, _, _, sockaddr in answers:
+        families.setdefault(int(family), {})[Endpoint(int(family), tuple(sockaddr))] = None
+    turns = zip_longest(*families.values())
+    return tuple(endpoint for turn in turns for endpoint in turn if endpoint is not None)
 
 
 def _lookup_failed(code: str, host: str) -> NoResponse:

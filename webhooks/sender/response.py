@@ -1,38 +1,53 @@
-"""A response as it is read off the wire: strict about lines and framing, bounded in size.
+"""A response as its bytes arrive: strict about lines and framing, bounded in size.
 
-Owns what of an answer counts as HTTP, and when a connection has more on it than its answer. Never keeps a body
-(`client` does, up to its cap). Called by `connection`, whose sockets it reads.
+Owns what of an answer counts as HTTP, where its body ends, and whether its connection can serve another request. Reads
+no connection and keeps no body: bytes go in, bytes of the body come out. The same for all connections.
 
-``http.client`` alone takes a head that breaks off for a whole one, reads ``1_0_0`` as a number, hands lines that are no
-headers to a parser for e-mail, follows 1xx responses and trailers without end, takes any two bytes for the end of a
-chunk, and reads without bound after a chunk of size -1.
-
-Overridden, and what of it is relied on: Python's ``http.client.HTTPResponse``: ``begin``, ``_close_conn``, ``fp``,
-``chunked``, ``length`` and ``will_close``.
+Of httptools (llhttp) it differs in what it takes and bounds: it takes bare line feeds and folded lines, as old servers
+send them, and bounds heads, 1xx responses and what stands between chunks.
 """
 
-import http.client
 import re
-from typing import Any, Protocol, cast
+from http import HTTPStatus
+from typing import NamedTuple
 
 from webhooks.errors import ErrorKind, NoResponse
+from webhooks.sender.attempt import hang_up
 
-#: Bytes that all heads of one response may have, 1xx ones included. Node.js allows 16 KiB, servers send 1 KiB.
+#: Bytes that all heads of one response may have, 1xx ones included. Node.js allows 16 KiB, servers send 1 KiB. Lines
+#: are not counted: what is below this is no burden, and some applications set a hundred cookies.
 MAX_HEAD_BYTES = 64 * 1024
 
-#: Heads that one response may have, 1xx ones included: each costs Python's parser some 0.1 ms. Servers send three.
+#: Heads that one response may have, 1xx ones included. Servers send three.
 MAX_HEADS = 64
 
 #: Bytes that a chunked body may have besides data and sizes: extensions and trailers. As in Node.js.
 MAX_CHUNK_EXTRA_BYTES = 16 * 1024
 
-_STATUS_LINE = re.compile(rb"HTTP/1\.[01] [1-9][0-9]{2}(?: [^\r\n\0]*)?\r?\n")
-_HEADER_LINE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\r\n\0]*\r?\n")
+_STATUS = rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([^\r\n\0]*))?\r?\n"
+_STATUS_LINE = re.compile(_STATUS)
+_HEADER_LINE = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\r\n\0]*\r?\n"
 #: RFC 9112, 5.2: obsolete, to be accepted from a server.
-_FOLDED_LINE = re.compile(rb"[ \t][^\r\n\0]*\r?\n")
+_FOLDED_LINE = rb"[ \t][^\r\n\0]*\r?\n"
+#: As many whole lines as there are. What has matched is not tried in other ways, so this takes linear time.
+_FIRST = rb"(?:%b(?:%b)*+)*+" % (_HEADER_LINE, _FOLDED_LINE)
+_FIRST_LINES = re.compile(_FIRST)
+#: Most heads arrive at once; the others are read line by line.
+_HEAD = re.compile(rb"%b%b\r?\n" % (_STATUS, _FIRST))
+_FURTHER_LINES = re.compile(rb"(?:%b|%b)*+" % (_HEADER_LINE, _FOLDED_LINE))
+#: The fields that count here and to our users.
+_FIELD = re.compile(
+    rb"\n(?i:(connection|content-(?:encoding|length|type)|retry-after|transfer-encoding)):([^\n]*(?:\n[ \t][^\n]*)*)"
+)
+_FOLD = re.compile(r"\r?\n[ \t]+")
+
+_LENGTH = re.compile("[0-9]{1,18}")
+#: RFC 9112, 6.3. With 101 another protocol begins, for which we did not ask.
+_WITHOUT_BODY = frozenset({HTTPStatus.SWITCHING_PROTOCOLS, HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
 
 #: RFC 9112, 7.1: a size and extensions. Some old servers pad sizes with spaces.
 _CHUNK_LINE = re.compile(rb"0*([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\r\n\0]*)?\r\n")
+_TRAILER_LINE = re.compile(_HEADER_LINE)
 #: What a size and its line break take at most, and so what is not counted as extra.
 _PLAIN_CHUNK_LINE_BYTES = 18
 _LAST_LINE_BYTES = 2
@@ -50,186 +65,288 @@ def _aborted() -> NoResponse:
     return NoResponse(ErrorKind.ABORTED, "aborted")
 
 
-class Wire(Protocol):
-    """What of a socket is needed here."""
+class Head(NamedTuple):
+    """A response without its body."""
 
-    #: While set, reading gives what has arrived in Python's buffer and nothing from the network.
-    is_dry: bool
-    #: Set when more had arrived than the response; the connection is not to be used again.
-    has_surplus: bool
-
-    def surplus(self) -> int:
-        """Return how many bytes wait between the network and Python's buffer, where anything does."""
-        ...
+    status: int
+    reason: str
+    #: Names in small letters, and of these only the ones that count here and to our users. Of several fields of one
+    #: name the values are joined with commas; of several ``content-type`` it is the first one.
+    headers: dict[str, str]
 
 
-class _HeadReader:
-    """Stands in for a response's file while its head is read."""
+class ResponseReader:
+    """Reads one response."""
 
-    def __init__(self, file: Any) -> None:
-        self._file = file
-        self._bytes_left = MAX_HEAD_BYTES
+    __slots__ = ("_body", "_buffer", "_checked", "_heads_left", "_keeps", "_line_status", "head", "is_over")
+
+    def __init__(self) -> None:
+        #: None until it has arrived.
+        self.head: Head | None = None
+        #: Whether the whole response has arrived.
+        self.is_over = False
+        self._buffer = bytearray()
+        #: How far the lines of the heads have been read.
+        self._checked = 0
         self._heads_left = MAX_HEADS
-        self._at_status_line = True
-        self._can_fold = False
+        self._line_status: re.Match[bytes] | None = None
+        self._keeps = True
+        self._body: _Counted | _Chunks | _Rest | None = None
 
-    def readline(self, limit: int) -> bytes:
-        """Return the next line; ``b""`` only where the connection closed before a response began."""
-        line: bytes = self._file.readline(min(limit, self._bytes_left + 1))
-        self._bytes_left -= len(line)
-        if self._bytes_left < 0 or len(line) >= limit:
-            raise bad_response("Header overflow")
-        if self._at_status_line:
-            if not line:
-                return line
-            self._check_complete(line, b"HTTP/"[: len(line)])
-            if not _STATUS_LINE.fullmatch(line):
-                raise bad_response("Expected HTTP/1.0 or HTTP/1.1")
-            self._at_status_line = self._can_fold = False
-            self._heads_left -= 1
-            if self._heads_left < 0:
-                raise bad_response("Header overflow")
-        else:
-            self._check_complete(line, b"")
-            if line in (b"\r\n", b"\n"):
-                self._at_status_line = True  # of what may follow a 1xx response
-            elif not _HEADER_LINE.fullmatch(line) and not (self._can_fold and _FOLDED_LINE.fullmatch(line)):
-                raise bad_response("Invalid header line")
-            self._can_fold = True
-        return line
+    @property
+    def keeps_connection(self) -> bool:
+        """Whether the connection can serve another request, once the response is over."""
+        return self._keeps
 
-    def _check_complete(self, line: bytes, expected_start: bytes) -> None:
-        if not line.endswith(b"\n") and line.startswith(expected_start):
-            raise _aborted()
-
-    def flush(self) -> None:
-        """Do nothing; ``http.client.HTTPResponse.close`` calls it."""
-
-    def close(self) -> None:
-        self._file.close()
-
-
-class _ChunkReader:
-    """Stands in for a response's file while a chunked body is read: gives the data alone."""
-
-    def __init__(self, file: Any) -> None:
-        self._file = file
-        #: Bytes of the chunk still to come; ``None`` between two chunks.
-        self._chunk_left: int | None = None
-        self._extra_left = MAX_CHUNK_EXTRA_BYTES
-        self._has_ended = False
-
-    def read(self, size: int) -> bytes:
-        """Return up to ``size`` bytes of data; ``b""`` at the end.
+    def feed(self, data: bytes) -> bytes:
+        """Take what has arrived; return what of it belongs to the body.
 
         Raises:
-            NoResponse: kind ABORTED: the body broke off; kind BAD_RESPONSE: these are no chunks.
+            NoResponse: kind BAD_RESPONSE: this is not HTTP.
         """
-        if self._has_ended or not size:
-            return b""
-        if self._chunk_left == 0:
-            self._end_chunk()
-        if self._chunk_left is None:
-            self._chunk_left = self._begin_chunk()
-            if not self._chunk_left:
-                self._skip_trailers()
-                self._has_ended = True
+        if self.head is None:
+            self._buffer += data
+            if not self._read_heads(has_new_line=b"\n" in data):
                 return b""
-        wanted = min(size, self._chunk_left)
-        data: bytes = self._file.read(wanted)
-        if len(data) < wanted:
+            data = bytes(self._buffer[self._checked :])
+            self._buffer.clear()
+        return self._read_body(data)
+
+    def end(self) -> None:
+        """Take note that no more will arrive.
+
+        Raises:
+            NoResponse: kind HANG_UP: there was no response. Kind ABORTED: it broke off.
+        """
+        if self.head is None:
+            begun = bytes(self._buffer[self._checked :])
+            if self._line_status is None and not begun:
+                raise hang_up()  # perhaps behind a 1xx response
+            if self._line_status is None and not begun.startswith(b"HTTP/"[: len(begun)]):
+                raise bad_response("Expected HTTP/1.0 or HTTP/1.1")
             raise _aborted()
-        self._chunk_left -= wanted
+        if not self.is_over and (self._body is None or not self._body.may_end):
+            raise _aborted()
+        self.is_over = True
+        self._keeps = False
+
+    def _read_heads(self, *, has_new_line: bool) -> bool:
+        """Read up to the final head's end; return whether it is there."""
+        # A line that comes in many pieces is looked at once it is whole.
+        while has_new_line:
+            if self._line_status is None:
+                head = _HEAD.match(self._buffer, self._checked)
+                if head is not None:
+                    self._count_head()
+                    self._checked = head.end()
+                    self._check_size(self._checked)
+                    if self._take_head(head):
+                        return True
+                    continue
+                self._read_status_line()
+                if self._line_status is None:
+                    break
+            lines = _FIRST_LINES if self._checked == self._line_status.end() else _FURTHER_LINES
+            begun_at = self._checked
+            end = lines.match(self._buffer, begun_at)
+            self._checked = begun_at if end is None else end.end()
+            next_line = self._buffer.find(b"\n", self._checked)
+            if next_line < 0:
+                break
+            if self._buffer[self._checked : next_line] not in (b"", b"\r"):
+                self._check_size(next_line)
+                raise bad_response("Invalid header line")
+            self._checked = next_line + 1
+            self._check_size(self._checked)
+            line, self._line_status = self._line_status, None
+            if self._take_head(line):
+                return True
+        self._check_size(len(self._buffer))
+        return False
+
+    def _read_status_line(self) -> None:
+        self._line_status = _STATUS_LINE.match(self._buffer, self._checked)
+        if self._line_status is None:
+            end = self._buffer.find(b"\n", self._checked)
+            if end >= 0:
+                self._check_size(end)
+                raise bad_response("Expected HTTP/1.0 or HTTP/1.1")
+            return
+        self._checked = self._line_status.end()
+        self._count_head()
+
+    def _count_head(self) -> None:
+        self._heads_left -= 1
+        if self._heads_left < 0:
+            raise bad_response("Header overflow")
+
+    def _check_size(self, size: int) -> None:
+        if size > MAX_HEAD_BYTES:
+            raise bad_response("Header overflow")
+
+    def _take_head(self, line: re.Match[bytes]) -> bool:
+        """Take a head that ends where lines have been read to; return whether it is the final one.
+
+        Args:
+            line: begins with its status line.
+        """
+        status = int(line[2])
+        if status < HTTPStatus.OK and status != HTTPStatus.SWITCHING_PROTOCOLS:
+            return False
+        headers: dict[str, str] = {}
+        for raw_name, raw_value in _FIELD.findall(self._buffer, line.start(), self._checked):
+            name, value = raw_name.decode().lower(), raw_value.decode("latin-1").strip(_WHITE_SPACE + "\r")
+            if "\n" in value:
+                value = _FOLD.sub(" ", value)
+            if name not in headers:
+                headers[name] = value
+            elif name != "content-type":
+                headers[name] += f", {value}"
+        self._frame(status, headers, is_http_1_0=line[1] == b"0")
+        self.head = Head(status, (line[3] or b"").decode("latin-1"), headers)
+        return True
+
+    def _frame(self, status: int, headers: dict[str, str], *, is_http_1_0: bool) -> None:
+        """Find where the body ends (RFC 9112, 6.3), and refuse what is open to two readings."""
+        connection = headers.get("connection", "").lower()
+        self._keeps = "keep-alive" in connection if is_http_1_0 else "close" not in connection
+        encodings, lengths = headers.get("transfer-encoding"), headers.get("content-length")
+        # Twice, as an application and a server behind each other may say it, it means what it means once.
+        if encodings is not None and set(_split(encodings.lower())) != {"chunked"}:
+            raise bad_response("Unknown Transfer-Encoding")
+        if encodings is None and lengths is not None:
+            lengths, *others = set(_split(lengths)) if "," in lengths else (lengths,)
+            if others or not _LENGTH.fullmatch(lengths):
+                raise bad_response("Invalid Content-Length")
+        if status in _WITHOUT_BODY:
+            self._body = _Counted(0)
+            if status == HTTPStatus.SWITCHING_PROTOCOLS:
+                self._keeps = False
+        elif encodings is not None:
+            self._body = _Chunks()
+            if lengths is not None:  # chunks count, and what follows on this connection is not to be trusted
+                self._keeps = False
+        elif lengths is not None:
+            self._body = _Counted(int(lengths))
+        else:
+            self._body = _Rest()
+            self._keeps = False
+
+    def _read_body(self, data: bytes) -> bytes:
+        body = self._body
+        if body is None or self.is_over:
+            return b""
+        found = body.feed(data)
+        if body.surplus is not None:
+            self.is_over = True
+            # It would be taken for the answer to the next request.
+            self._keeps &= body.surplus == 0
+        return found
+
+
+def _split(value: str) -> list[str]:
+    return [part.strip(_WHITE_SPACE) for part in value.split(",")]
+
+
+class _Counted:
+    """A body of a known length."""
+
+    __slots__ = ("_left", "surplus")
+
+    #: Whether the end of the connection is its end as well.
+    may_end = False
+
+    def __init__(self, length: int) -> None:
+        self._left = length
+        #: Bytes behind its end; None until that has arrived.
+        self.surplus: int | None = None
+
+    def feed(self, data: bytes) -> bytes:
+        body = data[: self._left]
+        self._left -= len(body)
+        if not self._left:
+            self.surplus = len(data) - len(body)
+        return body
+
+
+class _Rest:
+    """A body that ends with its connection."""
+
+    __slots__ = ()
+
+    may_end = True
+    surplus = None
+
+    def feed(self, data: bytes) -> bytes:
         return data
 
-    def _begin_chunk(self) -> int:
-        line = self._read_line(_PLAIN_CHUNK_LINE_BYTES)
-        match = _CHUNK_LINE.fullmatch(line)
-        if match is None:
-            raise bad_response("Invalid chunk") if line.endswith(b"\n") else _aborted()
-        return int(match[1], 16)
 
-    def _end_chunk(self) -> None:
-        end: bytes = self._file.read(2)
-        if end != b"\r\n":
-            raise bad_response("Invalid chunk") if len(end) == 2 else _aborted()
-        self._chunk_left = None
+class _Chunks:
+    """A chunked body."""
 
-    def _skip_trailers(self) -> None:
+    __slots__ = ("_buffer", "_extra_left", "_in_trailers", "_left", "surplus")
+
+    def __init__(self) -> None:
+        self.surplus: int | None = None
+        #: A line, or the end of a chunk, that is not whole yet.
+        self._buffer = b""
+        #: Bytes of the chunk still to come; None before its size.
+        self._left: int | None = None
+        self._in_trailers = False
+        self._extra_left = MAX_CHUNK_EXTRA_BYTES
+
+    @property
+    def may_end(self) -> bool:
         # Some servers close instead of sending the last line; the data is whole by then.
-        while (line := self._read_line(_LAST_LINE_BYTES)) not in (b"\r\n", b""):
-            if not _HEADER_LINE.fullmatch(line):
-                raise bad_response("Invalid chunk") if line.endswith(b"\n") else _aborted()
+        return self._in_trailers and not self._buffer
 
-    def _read_line(self, free_bytes: int) -> bytes:
-        limit = self._extra_left + free_bytes
-        line: bytes = self._file.readline(limit + 1)
-        if len(line) > limit:
+    def feed(self, data: bytes) -> bytes:
+        if self._buffer:
+            data, self._buffer = self._buffer + data, b""
+        found = bytearray()
+        at = 0
+        while self.surplus is None and at < len(data):
+            if self._left is None:
+                end = data.find(b"\n", at) + 1
+                self._check_line_size((end or len(data)) - at)
+                if not end:
+                    self._buffer = data[at:]
+                    break
+                self._take_line(data, at, end)
+                at = end
+                if self.surplus is not None:
+                    self.surplus = len(data) - at
+            elif self._left:
+                piece = data[at : at + self._left]
+                found += piece
+                at += len(piece)
+                self._left -= len(piece)
+            elif len(data) - at < len(b"\r\n"):
+                self._buffer = data[at:]
+                break
+            elif data[at : at + 2] != b"\r\n":
+                raise bad_response("Invalid chunk")
+            else:
+                at += 2
+                self._left = None
+        return bytes(found)
+
+    def _check_line_size(self, size: int) -> None:
+        free = _LAST_LINE_BYTES if self._in_trailers else _PLAIN_CHUNK_LINE_BYTES
+        if size - free > self._extra_left:
             raise bad_response("Chunk overflow")
-        self._extra_left -= max(0, len(line) - free_bytes)
-        return line
 
-    def flush(self) -> None:
-        """Do nothing; ``http.client.HTTPResponse.close`` calls it."""
-
-    def close(self) -> None:
-        self._file.close()
-
-
-class StrictResponse(http.client.HTTPResponse):
-    """A response whose head and chunks are read strictly, and whose framing is not open to two readings."""
-
-    def __init__(self, sock: Any, *args: Any, **kw: Any) -> None:
-        super().__init__(sock, *args, **kw)
-        self._wire: Wire = sock
-        self._buffer: Any = self.fp
-
-    def begin(self) -> None:
-        """Read the head, and prepare for the body."""
-        self.fp = cast(Any, _HeadReader(self._buffer))
-        try:
-            super().begin()
-            # http.client skips 100 alone; 103 and others would be taken for the response (RFC 9110, 15.2).
-            while self.status < 200 and self.status != http.HTTPStatus.SWITCHING_PROTOCOLS:
-                self.headers = self.msg = cast(Any, None)
-                super().begin()
-        finally:
-            if self.fp is not None:
-                self.fp = self._buffer
-        self._check_framing()
-        if self.chunked:
-            self.chunked = False
-            if self.length is None:  # it is 0 where the status allows no body
-                self.fp = cast(Any, _ChunkReader(self._buffer))
-
-    def _check_framing(self) -> None:
-        """Refuse what RFC 9112, 6.3, calls invalid, before http.client and urllib3 each make up their minds."""
-        encodings = self.headers.get_all("transfer-encoding", [])
-        lengths = self.headers.get_all("content-length", [])
-        if encodings and (len(encodings) > 1 or encodings[0].strip(_WHITE_SPACE).lower() != "chunked"):
-            raise bad_response("Unknown Transfer-Encoding")
-        if encodings and lengths:
-            # Chunks count, and what follows on this connection is not to be trusted.
-            del self.headers["content-length"]
-            self.will_close = True
-        elif lengths:
-            values = {part.strip(_WHITE_SPACE) for value in lengths for part in value.split(",")}
-            if len(values) > 1 or not all(re.fullmatch("[0-9]{1,18}", value) for value in values):
-                raise bad_response("Invalid Content-Length")
-            if len(lengths) > 1 or "," in lengths[0]:
-                del self.headers["content-length"]
-                self.headers["content-length"] = value = values.pop()
-                if self.length != 0:  # 0 where the status allows no body
-                    self.length = int(value)
-        if self.status == http.HTTPStatus.SWITCHING_PROTOCOLS:
-            self.will_close = True  # we asked for no other protocol
-
-    def _close_conn(self) -> None:
-        """Let go of the connection; called at the response's end, or when it is given up."""
-        # What came behind the response would be taken for the answer to the next request.
-        self._wire.is_dry = True
-        try:
-            self._wire.has_surplus = bool(self._buffer.peek(1)) or self._wire.surplus() > 0
-        finally:
-            self._wire.is_dry = False
-        super()._close_conn()  # pyright: ignore[reportAttributeAccessIssue]
+    def _take_line(self, data: bytes, at: int, end: int) -> None:
+        if not self._in_trailers:
+            match = _CHUNK_LINE.fullmatch(data, at, end)
+            if match is None:
+                raise bad_response("Invalid chunk")
+            self._extra_left -= max(0, end - at - _PLAIN_CHUNK_LINE_BYTES)
+            self._left = int(match[1], 16) or None
+            self._in_trailers = self._left is None
+        elif data[at:end] == b"\r\n":
+            self.surplus = 0
+        elif _TRAILER_LINE.fullmatch(data, at, end):
+            self._extra_left -= max(0, end - at - _LAST_LINE_BYTES)
+        else:
+            raise bad_response("Invalid chunk")

@@ -17,14 +17,16 @@ What is promised, and how:
 * **What a dead worker held** comes back ``visibility_timeout`` later (``OVERDUE``); what a stopping worker held, or a
   task rejected, comes back at once, to be taken next.
 * **A lost connection** gives nothing back: the tasks at work finish, and ack over the next connection.
-* **What cannot be read** is set aside in the list `UNREADABLE_KEY`; it neither stops a worker nor is lost.
+* **Messages of other clients** are taken as kombu's own transport takes them, also without headers (task protocol 1).
+  What cannot be read comes to the consumer as a message that cannot be decoded (`NO_MESSAGE`): it neither stops a
+  worker nor is lost.
 * **A full Redis** (``maxmemory``) refuses publishing alone; taking, acks and the rest go on, so it drains.
 
 Keys: kombu's own lists, ``unacked`` and ``unacked_index`` in kombu's format, so plain producers feed it and a plain
 worker takes over (but not what is parked or stands in lanes). Besides those of `lanes`: ``webhooks.parked.<queue>``,
-``webhooks.wake.<queue>`` (a token for one idle worker, for a second), ``webhooks.restoring`` (one worker at a time
-looks for overdue messages) and ``webhooks.unreadable``; all behind kombu's ``global_keyprefix``. Needs Redis 7.0 or any
-Valkey. Not for a cluster, as kombu's own.
+``webhooks.wake.<queue>`` (a token for one idle worker, for a second) and ``webhooks.restoring`` (one worker at a time
+looks for overdue messages); all behind kombu's ``global_keyprefix``. Needs Redis 7.0 or any Valkey. Not for a cluster,
+as kombu's own.
 """
 
 from typing import Any
@@ -36,21 +38,20 @@ from kombu.transport import redis as plain
 from webhooks.headers import LANE_HEADER, OTHERS
 from webhooks.transport.bounded import BoundedConnection
 from webhooks.transport.channel import LANES_OPTION, Channel, Poller, QoS, finish, hold_lane, report
+from webhooks.transport.counts import QueueCounts, count_arguments, count_queues, read_counts
 from webhooks.transport.lanes import RATE_HEADER, SERIAL, TAKEN_FROM_HEADER, Lanes, whole_of
-from webhooks.transport.messages import Admission, LaneState, Message, Turn
-from webhooks.transport.scripts import PARKED_KEY, UNREADABLE_KEY
+from webhooks.transport.messages import NO_MESSAGE, Admission, LaneState, Message, Turn
 
 __all__ = [
     "AMQP",
     "LANES_OPTION",
     "LANE_HEADER",
+    "NO_MESSAGE",
     "OPTION",
     "OTHERS",
-    "PARKED_KEY",
     "RATE_HEADER",
     "SERIAL",
     "TAKEN_FROM_HEADER",
-    "UNREADABLE_KEY",
     "Admission",
     "BoundedConnection",
     "Channel",
@@ -60,10 +61,14 @@ __all__ = [
     "Message",
     "Poller",
     "QoS",
+    "QueueCounts",
     "Transport",
     "Turn",
+    "count_arguments",
+    "count_queues",
     "finish",
     "hold_lane",
+    "read_counts",
     "report",
     "whole_of",
 ]

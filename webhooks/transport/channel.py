@@ -1,6 +1,5 @@
 """kombu's channel, its acks and its poller, each with the parts that `webhooks.transport` promises otherwise."""
 
-import json
 import logging
 import re
 import threading
@@ -20,6 +19,7 @@ from kombu.utils.json import dumps, loads
 from kombu.utils.scheduling import priority_cycle
 from redis.exceptions import NoScriptError, ResponseError
 
+from webhooks.errors import BrokerTooOld
 from webhooks.headers import LANE_HEADER, OTHERS
 from webhooks.transport.lanes import RATE_HEADER, TAKEN_FROM_HEADER, Lanes, whole_of
 from webhooks.transport.messages import (
@@ -33,6 +33,8 @@ from webhooks.transport.messages import (
     due_at,
     end_of_entry,
     mark_redelivered,
+    read_message,
+    split_entry,
     take_out,
     without_eta,
 )
@@ -49,10 +51,9 @@ from webhooks.transport.scripts import (
     SETTLE,
     SHAS,
     TAKE,
-    UNREADABLE_KEY,
     WAKE_KEY,
 )
-from webhooks.transport.sorter import sort, unreadable
+from webhooks.transport.sorter import sort
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +77,8 @@ _RESTORE_EVERY_S = 1.0
 _ALIVE_EVERY_S = 1.0
 #: Seconds between two looks for messages that are in no lane yet, where no take comes to tell of them.
 _SORT_EVERY_S = 0.1
+#: Major version of the first Redis that knows the flags of a script.
+_OLDEST_REDIS = 7
 #: In ``broker_transport_options``: a `Lanes`.
 LANES_OPTION = "webhooks_lanes"
 #: The name of a lane: no more than this, and nothing that would end it in a key.
@@ -211,7 +214,14 @@ class Channel(plain.Channel):
         self._consumer_callbacks: dict[str, tuple[Any, bool]] = {}
         self._kept: tuple[Any, Any] = (None, None)
         self._kept_plain: tuple[Any, Any] = (None, None)
-        super().__init__(*args, **kwargs)
+        try:
+            super().__init__(*args, **kwargs)
+        except redis.AuthenticationError as error:
+            # The same type: Celery goes on trying, as the password may be changed meanwhile.
+            raise type(error)(f"{error}; check user and password in WEBHOOKS_BROKER_URL") from error
+        except ResponseError as error:
+            self._refuse_old_redis(error)
+            raise
         client = self.connection.client
         broker = (client.hostname, client.port, client.virtual_host, self.global_keyprefix, self.unacked_key)
         self.outbox = _outboxes.setdefault(broker, Outbox())
@@ -385,7 +395,7 @@ class Channel(plain.Channel):
         return self._room(bound=False) < most // 4 and time.monotonic() < self._gather_until
 
     def _unpack(self, take: Take, reply: list[Any]) -> list[Message]:
-        """Make messages of a take's reply; park those that are not due, and set aside what is none."""
+        """Make messages of a take's reply, and park those that are not due."""
         now, next_due_ms, found = float(reply[0]), int(reply[1]), reply[3:]
         self._unsorted = int(reply[2]) > 0
         messages = []
@@ -393,7 +403,7 @@ class Channel(plain.Channel):
         for number, (queue_number, lane, raw) in enumerate(taken, start=1):
             tag, queue = f"{take.id}:{number}", take.queues[int(queue_number) - 1]
             try:
-                payload = _read_message(bytes_to_str(raw))
+                payload = read_message(raw)
                 eta = due_at(payload)
                 payload = without_eta(payload)
                 payload["properties"]["delivery_tag"] = tag
@@ -401,8 +411,8 @@ class Channel(plain.Channel):
                     payload["headers"][TAKEN_FROM_HEADER] = bytes_to_str(lane)
                 message = self.Message(payload, channel=self)
             except Exception as error:  # noqa: BLE001 - whatever it is, the next message may be good
-                self._set_aside(tag, queue, raw, now, error)
-                continue
+                logger.warning("a message of queue %s cannot be read: %r", queue, error)
+                payload, eta, message = {}, None, self.Message.unreadable(raw, tag, self, error)
             if eta is not None and eta > now and not lane:
                 priority = self.priority(self._get_message_priority(payload))
                 parked = self.global_keyprefix + PARKED_KEY.format(queue)
@@ -420,6 +430,16 @@ class Channel(plain.Channel):
     def _choose_wait(self, is_full: bool, next_due_ms: int) -> None:
         """Look again at once while there is more; else when something is due, or after a while if nothing wakes us."""
         self._wait_ms = 0 if is_full else _WAIT_MS if next_due_ms < 0 else min(next_due_ms, _WAIT_MS)
+
+    def decode_body(self, body: Any, encoding: Any = None) -> Any:
+        """Decode as kombu does, but name what is wrong.
+
+        Raises:
+            ValueError: nobody knows the encoding.
+        """
+        if encoding and encoding not in self.codecs and str(encoding).lower() != "utf-8":
+            raise ValueError("its body_encoding is not known")
+        return super().decode_body(body, encoding)
 
     def _hold(self, message: Message, no_ack: bool) -> None:
         self.qos.append(message, message.delivery_tag)
@@ -441,10 +461,6 @@ class Channel(plain.Channel):
             callback(message)
             is_delivered = True
         return is_delivered
-
-    def _set_aside(self, tag: str, queue: str, raw: bytes, now: float, reason: object) -> None:
-        logger.warning("set a message of queue %s aside in %s, it cannot be read: %r", queue, UNREADABLE_KEY, reason)
-        self.settle(Settlement(tag, "aside", "", self.prefixed(UNREADABLE_KEY), unreadable(queue, raw, now)))
 
     # ── Lanes ───────────────────────────────────────────────────────────────────────────────────────────────────────
     def _has_lanes(self, queue: str) -> bool:
@@ -548,13 +564,22 @@ class Channel(plain.Channel):
         return reports + take_out(self.outbox.settlements, _BATCH - len(reports))
 
     def giving_back(
-        self, tag: str, queue: str, payload: dict[str, Any], act: str = "next", seen: str = ""
+        self, tag: str, queue: str, payload: dict[str, Any] | bytes, act: str = "next", seen: str = ""
     ) -> Settlement:
-        """Make the settlement that queues a message again, to be taken next, marked as kombu marks it."""
+        """Make the settlement that queues a message again, to be taken next, marked as kombu marks it.
+
+        Args:
+            tag: of the hold that ends.
+            queue: where it goes.
+            payload: the message; bytes that cannot be read go back as they are.
+            act: see `SETTLE`.
+            seen: the score that the hold had, for "stale".
+        """
         mark_redelivered(payload)
+        value = payload if isinstance(payload, bytes) else dumps(payload)
         key = self._q_for_pri(queue, self._get_message_priority(payload))
         prefix = self.global_keyprefix
-        return Settlement(tag, act, seen, prefix + key, dumps(payload), prefix + WAKE_KEY.format(queue))
+        return Settlement(tag, act, seen, prefix + key, value, prefix + WAKE_KEY.format(queue))
 
     # ── Giving back ─────────────────────────────────────────────────────────────────────────────────────────────────
     def restore_overdue(self) -> None:
@@ -563,10 +588,10 @@ class Channel(plain.Channel):
         for queue in self.active_queues:
             self._count_in_lanes(queue)  # lines up what Redis forgot, if it evicts keys
         while True:
-            now, *found = self.run(OVERDUE, keys, [self.visibility_timeout, pause_ms, _BATCH])
+            _, *found = self.run(OVERDUE, keys, [self.visibility_timeout, pause_ms, _BATCH])
             entries = list(zip(found[::3], found[1::3], found[2::3], strict=True))
             for tag, score, entry in reversed(entries):  # the oldest is to be taken first
-                self._give_back_entry(bytes_to_str(tag), entry, float(now), "stale", bytes_to_str(score))
+                self._give_back_entry(bytes_to_str(tag), entry, "stale", bytes_to_str(score))
             self.flush()
             if len(entries) < _BATCH:
                 return
@@ -578,28 +603,26 @@ class Channel(plain.Channel):
             entries = self._script_client.hmget(self.global_keyprefix + self.unacked_key, take.tags)
             for tag, entry in reversed(list(zip(take.tags, entries, strict=True))):
                 if entry is not None:
-                    self._give_back_entry(tag, entry, time.time(), "next")
+                    self._give_back_entry(tag, entry, "next")
             self.flush()
             self.outbox.lost_takes.popleft()
 
-    def _give_back_entry(self, tag: str, entry: bytes, now: float, act: str, seen: str = "") -> None:
+    def _give_back_entry(self, tag: str, entry: bytes, act: str, seen: str = "") -> None:
         """Queue again, in the next flush, what an entry of ``unacked`` holds: ours or a plain worker's."""
         try:
             payload, exchange, routing_key = loads(bytes_to_str(entry))
-            queues = cast("list[str]", self._lookup(exchange, routing_key))
-            if not queues:
-                raise LookupError(f"no queue is bound to exchange {exchange!r}")  # noqa: TRY301
-            # From a plain worker, the exchange may lead to several queues. Which one it came from, nobody noted.
+            # A plain worker's exchange may lead to several queues, or be gone; which queue it was, nobody noted.
+            queues = cast("list[str]", self._lookup(exchange, routing_key)) or self.active_queues[:1]
             acts = [act, *("also" for _ in queues[1:])]
             giving_back = [
                 self.giving_back(tag, queue, payload, act, seen) for queue, act in zip(queues, acts, strict=True)
             ]
-        except self.connection_errors:
+        except (redis.RedisError, OSError):
             raise
-        except Exception as error:  # noqa: BLE001 - one bad entry must not keep the others
-            self._set_aside(tag, "", entry, now, error)
-        else:
-            self.outbox.settlements.extend(giving_back)
+        except Exception:  # noqa: BLE001 - one bad entry must not keep the others; whoever takes it says what is wrong
+            raw, queue = split_entry(entry, self.active_queues)
+            giving_back = [self.giving_back(tag, queue, raw, act, seen)]
+        self.outbox.settlements.extend(giving_back)
 
     def _note_lost(self, take: Take) -> None:
         self.outbox.settlements.extendleft(reversed(take.settlements))
@@ -739,13 +762,32 @@ class Channel(plain.Channel):
         return wait
 
     def _load_scripts(self) -> None:
-        for script in SHAS:
-            self._script_client.script_load(script)
+        try:
+            for script in SHAS:
+                self._script_client.script_load(script)
+        except ResponseError as error:  # the line with which they begin is one of Redis 7.0
+            self._refuse_old_redis(error)
+            raise
 
+    def _refuse_old_redis(self, error: ResponseError) -> None:
+        """Find out whether an error is for want of a newer Redis.
 
-def _read_message(text: str) -> Any:
-    """Read a message as kombu does, whose look at each of its objects is for those that Python has and JSON has not."""
-    return loads(text) if "__type__" in text or "\\" in text else json.loads(text)
+        Raises:
+            BrokerTooOld: it is.
+        """
+        try:
+            # Redis 5 does not know the protocol that the driver begins with.
+            with redis.Redis(connection_pool=redis.ConnectionPool(**{**self._connparams(), "protocol": 2})) as client:
+                facts = cast("dict[str, Any]", client.info("server"))
+        except redis.RedisError:  # INFO is among what an ACL with -@dangerous refuses
+            return
+        version = str(facts.get("redis_version", ""))
+        major = version.partition(".")[0]
+        if major.isdigit() and int(major) < _OLDEST_REDIS and "valkey_version" not in facts:
+            raise BrokerTooOld(
+                f"Redis {version} at WEBHOOKS_BROKER_URL is too old: use Redis {_OLDEST_REDIS}.0 or later, or Valkey, "
+                "or set WEBHOOKS_ATOMIC_TRANSPORT=false"
+            ) from error
 
 
 def _read(link: Any) -> Any:

@@ -1,5 +1,6 @@
 """What goes to and fro between a channel and Redis, and what is read of a message on its way."""
 
+import json
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,7 +9,8 @@ from enum import IntEnum
 from typing import Any, NamedTuple
 
 from kombu.transport import virtual
-from kombu.utils.json import dumps
+from kombu.utils.encoding import bytes_to_str
+from kombu.utils.json import dumps, loads
 
 
 class Settlement(NamedTuple):
@@ -100,10 +102,25 @@ def take_out(waiting: deque[Settlement], most: int) -> list[Settlement]:
     return batch
 
 
+#: Content type of a `Message.unreadable`.
+NO_MESSAGE = "application/x-no-message"
+
+
 class Message(virtual.Message):
     """A message that knows the queue that it was taken from."""
 
     queue = ""
+
+    @classmethod
+    def unreadable(cls, raw: bytes, tag: str, channel: Any, error: Exception) -> "Message":
+        """Wrap what a queue held and kombu cannot read, so that its consumer gets it as a message it cannot decode.
+
+        Its body is what the queue held; kombu hands the error to the consumer's ``on_decode_error``.
+        """
+        message = cls({"content-type": NO_MESSAGE, "properties": {"delivery_tag": tag}}, channel=channel)
+        message.body = message._raw = raw
+        message.errors = [(type(error), error, error.__traceback__)]
+        return message
 
 
 def end_of_entry(queue: str) -> str:
@@ -133,10 +150,44 @@ def without_eta(message: dict[str, Any]) -> dict[str, Any]:
     return {**message, "headers": {**message["headers"], "eta": None}}
 
 
-def mark_redelivered(payload: dict[str, Any]) -> None:
-    """Say in a message that it was taken before, as kombu says it."""
-    try:
-        payload["headers"]["redelivered"] = True
-        payload["properties"]["delivery_info"]["redelivered"] = True
-    except (KeyError, TypeError):
-        pass
+def read_message(raw: bytes) -> dict[str, Any]:
+    """Read a message as a queue holds it, and add the parts that clients other than Celery leave out.
+
+    kombu takes messages without headers (as task protocol 1 has none); without properties it would be lost.
+
+    Raises:
+        ValueError: it is no message.
+    """
+    text = bytes_to_str(raw)
+    # kombu looks at each object for types that Python has and JSON does not; most messages have none.
+    payload = loads(text) if "__type__" in text or "\\" in text else json.loads(text)
+    if not isinstance(payload, dict):
+        raise ValueError("it is not an object")  # noqa: TRY004 - of the data, not of the code
+    for part in ("headers", "properties"):
+        payload[part] = payload.get(part) or {}
+        if not isinstance(payload[part], dict):
+            raise ValueError(f"its {part} are not an object")  # noqa: TRY004 - likewise
+    return payload
+
+
+def mark_redelivered(payload: Any) -> None:
+    """Say in a message that it was taken before, as kombu says it; a part that is not there is left out."""
+    if not isinstance(payload, dict):
+        return
+    properties = payload.get("properties")
+    delivery_info = properties.get("delivery_info") if isinstance(properties, dict) else None
+    for part in (payload.get("headers"), delivery_info):
+        if isinstance(part, dict):
+            part["redelivered"] = True
+
+
+def split_entry(entry: bytes, queues: Sequence[str]) -> tuple[bytes, str]:
+    """Take an entry of ``unacked`` that is not JSON apart: the message in it, and its queue.
+
+    An entry that `TAKE` did not make counts as a message of the first queue.
+    """
+    for queue in queues:
+        ending = end_of_entry(queue).encode()
+        if entry.startswith(b"[") and entry.endswith(ending):
+            return entry[1 : -len(ending)], queue
+    return entry, queues[0]

@@ -18,9 +18,6 @@ from webhooks.transport.lanes import (
     SLOW_S,
 )
 
-#: A list. Each entry is JSON: ``queue``, ``found_at`` (seconds since 1970, Redis's clock) and ``payload_base64``, the
-#: bytes as they were found. `LPOP` gives the newest.
-UNREADABLE_KEY = "webhooks.unreadable"
 PARKED_KEY = "webhooks.parked.{}"
 WAKE_KEY = "webhooks.wake.{}"
 RESTORING_KEY = "webhooks.restoring"
@@ -205,7 +202,7 @@ return reply
 """
 
 #: KEYS: unacked, unacked_index. ARGV: prefix, then for each message: tag, what to do ("ack", "next", "stale", "also",
-#: "park", "aside"), a number, key, value, wake-up. What is to be done besides removing the note is done only by who
+#: "park"), a number, key, value, wake-up. What is to be done besides removing the note is done only by who
 #: removed it. A message that came out of a lane goes back to its place there. Instead of a message, "report": what an
 #: attempt tells of its endpoint; then the six are lane, "report", milliseconds, verdict, rate and burst with a space
 #: between, queue; "hold": lane, "hold", seconds, "", "", queue; and "done", of what `ADMIT` let go: tag, "done", "",
@@ -244,8 +241,6 @@ for i = 2, #ARGV, 6 do
     wake(ARGV[i + 5])
   elseif is_ours and act == 'park' then
     redis.call('ZADD', where, number, value)
-  elseif is_ours and act == 'aside' then
-    redis.call('LPUSH', where, value)
   end
 end
 """
@@ -274,9 +269,9 @@ end
 return {{}}
 """
 
-#: KEYS: the list, its queue's wake-up, its queue's parked set, what cannot be read. ARGV: prefix, who sorts, queue,
-#: then for each message, the oldest first: its SHA-1, lane, what that is a part of, how to file it ("lane", "park",
-#: "aside"), the seconds that it waits, and what stands for it ("" for itself). Stops at one that is not as it was.
+#: KEYS: the list, its queue's wake-up, its queue's parked set. ARGV: prefix, who sorts, queue,
+#: then for each message, the oldest first: its SHA-1, lane, what that is a part of, how to file it ("lane" or
+#: "park"), the seconds that it waits, and what stands for it ("" for itself). Stops at one that is not as it was.
 #: Among the newest, "newest": instead of the SHA-1 the message. It gets a place behind all that are sorted in the next
 #: ten minutes, as it came after them; where its lane is serial it is left for its turn.
 SORT = f"""#!lua flags=allow-oom
@@ -308,10 +303,8 @@ for i = 4, #ARGV, 6 do
     if filed == '' then filed = message end
     if act == 'lane' then
       enter(q, choose(lane, ARGV[i + 2]), next_place(), filed)
-    elseif act == 'park' then
-      redis.call('ZADD', KEYS[3], now + tonumber(ARGV[i + 4]), filed)
     else
-      redis.call('LPUSH', KEYS[4], filed)
+      redis.call('ZADD', KEYS[3], now + tonumber(ARGV[i + 4]), filed)
     end
     sorted = sorted + 1
   end

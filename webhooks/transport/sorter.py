@@ -4,22 +4,16 @@ Owns reading the oldest of such messages and saying to which lane each belongs. 
 the time: it is read where it stands, and one script moves it, if it still is there.
 """
 
-import base64
-import json
-import logging
 import time
 from collections.abc import Sequence
 from hashlib import sha1
 from typing import Any, Protocol
 
-from kombu.utils.encoding import bytes_to_str
-from kombu.utils.json import dumps, loads
+from kombu.utils.json import dumps
 
-from webhooks.transport.lanes import whole_of
-from webhooks.transport.messages import due_at, without_eta
-from webhooks.transport.scripts import PARKED_KEY, SORT, UNREADABLE_KEY, UNSORTED, WAKE_KEY
-
-logger = logging.getLogger(__name__)
+from webhooks.transport.lanes import OTHERS, whole_of
+from webhooks.transport.messages import due_at, read_message, without_eta
+from webhooks.transport.scripts import PARKED_KEY, SORT, UNSORTED, WAKE_KEY
 
 #: Messages sorted in one turn of the worker's event loop: what it takes must not hold up the rest of it.
 _BATCH = 250
@@ -65,28 +59,20 @@ def sort(channel: Sorts, queues: Sequence[str], who: str) -> bool:
             filing += [raw, lane, whole, "newest", 0, ""]
     for raw in reversed(oldest):
         filing += [sha1(raw, usedforsecurity=False).hexdigest(), *_file(channel, queue, priority, raw)]
-    keys = [channel.list_of(queue, priority), WAKE_KEY.format(queue), PARKED_KEY.format(queue), UNREADABLE_KEY]
+    keys = [channel.list_of(queue, priority), WAKE_KEY.format(queue), PARKED_KEY.format(queue)]
     return bool(channel.run(SORT, keys, [channel.prefixed(""), who, queue, *filing]))
 
 
 def _file(channel: Sorts, queue: str, priority: int, raw: bytes) -> tuple[str, str, str, float, str]:
     """Say where a message goes, as `SORT` wants it: lane, what that is a part of, how, seconds, what stands for it."""
     try:
-        message = loads(bytes_to_str(raw))
+        message = read_message(raw)
         lane, eta = channel.lane_of(message), due_at(message)
-        if not isinstance(message["properties"], dict):
-            raise TypeError("properties")  # noqa: TRY301
-    except Exception as error:  # noqa: BLE001 - whatever it is, the next message may be good
-        logger.warning("set a message of queue %s aside in %s, it cannot be read: %r", queue, UNREADABLE_KEY, error)
-        return "", "", "aside", 0, unreadable(queue, raw, time.time())
+    except Exception:  # noqa: BLE001 - whatever it is: whoever takes it says so
+        return OTHERS, "", "lane", 0, ""
     if eta is None:
         return lane, whole_of(lane), "lane", 0, ""
     filed = dumps(without_eta(message))
     if eta <= time.time():
         return lane, whole_of(lane), "lane", 0, filed
     return lane, whole_of(lane), "park", eta - time.time(), f"{priority}@{lane}:{filed}"
-
-
-def unreadable(queue: str, raw: bytes, found_at: float) -> str:
-    """Return the record of a message that cannot be read: see `UNREADABLE_KEY`."""
-    return json.dumps({"queue": queue, "found_at": found_at, "payload_base64": base64.b64encode(raw).decode()})

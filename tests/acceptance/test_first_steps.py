@@ -1,0 +1,159 @@
+"""What somebody meets who tries this on one machine: refusals name their setting, and workers' settings count."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.conftest import Stack
+from tests.receiver import Receiver
+from tests.worker import wait_until
+from webhooks import embedded
+from webhooks.digest import fingerprint
+from webhooks.supervisor import kill_group, spawn
+from webhooks.vault import new_key
+
+COMPANY = "625bcbdcc9a8e3a86dbf041c"
+SAMPLE = Path(__file__).parents[2] / "webhooks/demo/events/task-create.json"
+ADD = ["add", "--company", COMPANY, "--code", "one", "--trigger", "create-edit-delete-task"]
+
+pytestmark = pytest.mark.timeout(180)
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def run(stack: Stack) -> Run:
+    """Run the command in a terminal of its own, with only the servers set."""
+    servers = {name: stack.settings[name] for name in ("WEBHOOKS_BROKER_URL", "WEBHOOKS_MONGODB_URL")}
+
+    def run(*arguments: str, stdin: str = "", **settings: str) -> subprocess.CompletedProcess[str]:
+        return run_in({**servers, **settings}, *arguments, stdin=stdin)
+
+    return run
+
+
+def run_in(settings: dict[str, str], *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-m", "webhooks", *arguments]
+    env = {**os.environ, **settings}
+    return subprocess.run(argv, env=env, input=stdin, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_notes_judge_by_the_workers_settings(stack: Stack, run: Run):
+    with Receiver() as receiver:
+        url = f"http://localhost:{receiver.port}/"
+        worker = stack.start_worker(WEBHOOKS_ALLOWED_NETWORKS="")
+        done = run(*ADD, "--unsigned", "--url", url, WEBHOOKS_ALLOWED_NETWORKS="127.0.0.0/8")
+        assert done.returncode == 0
+        [note] = done.stderr.splitlines()
+        assert "its attempts fail at worker0@test: address not allowed: localhost (loopback); " in note
+        assert "WEBHOOKS_ALLOWED_NETWORKS=127.0.0.0/8,::1/128, or `webhooks up --allow-loopback`" in note
+        done = run("send", str(SAMPLE), WEBHOOKS_ALLOWED_NETWORKS="127.0.0.0/8")
+        assert "webhook one" in done.stderr
+        assert "WEBHOOKS_ALLOWED_NETWORKS=127.0.0.0/8" in done.stderr
+        log = stack.logs(1)[0]
+        assert log["response"] == f"address not allowed: localhost:{receiver.port}", "customers read it"
+        assert "WEBHOOKS_ALLOWED_NETWORKS" in worker.log()
+        assert "not_allowed: the workers' WEBHOOKS_ALLOWED_NETWORKS" in run("logs").stderr
+        worker.stop()
+
+        stack.start_worker(WEBHOOKS_ALLOWED_NETWORKS="127.0.0.0/8,::1/128")
+        done = run("edit", "one", "--url", url)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert run("send", str(SAMPLE)).stderr == ""
+
+
+def test_notes_judge_by_the_terminal_where_no_worker_answers(run: Run):
+    done = run(*ADD, "--unsigned", "--url", "http://10.1.2.3:6379/")
+    assert "no worker answered; with this terminal's settings its attempts fail: port 6379" in done.stderr
+    assert "WEBHOOKS_ALLOWED_PORTS" in done.stderr
+    done = run("edit", "one", "--url", "http://10.1.2.3/")
+    assert "10.1.2.3 (private); start workers with WEBHOOKS_ALLOWED_NETWORKS=10.1.2.3/32" in done.stderr
+
+
+def test_send_says_that_nobody_wants_the_event(run: Run):
+    done = run("send", str(SAMPLE))
+    assert done.returncode == 0
+    assert f"no active webhook wants it; `webhooks list --company {COMPANY}`" in done.stderr
+
+
+def test_check_says_which_worker_differs_in_what(stack: Stack, run: Run):
+    same, other = new_key(), new_key()
+    stack.start_worker(WEBHOOKS_ENCRYPTION_KEY=same, WEBHOOKS_ALLOWED_NETWORKS="", WEBHOOKS_RETRY_DELAY_S="30")
+    stack.start_worker(WEBHOOKS_ENCRYPTION_KEY=other, WEBHOOKS_ALLOWED_PORTS="443,8000-8010", WEBHOOKS_MAX_RETRIES="1")
+    done = run("check", "--json", WEBHOOKS_ENCRYPTION_KEY=same)
+    key_differs = f"WEBHOOKS_ENCRYPTION_KEY is of fingerprint {fingerprint(other)} there"
+    first, second = json.loads(done.stdout)["workers"]
+    assert first["differences"] == []
+    assert second["differences"] == [
+        "WEBHOOKS_ALLOWED_NETWORKS is 127.0.0.0/8 there, not set here",
+        "WEBHOOKS_ALLOWED_PORTS is 443,8000-8010 there, not set here",
+        f"{key_differs}, of fingerprint {fingerprint(same)} here",
+        "WEBHOOKS_RETRY_DELAY_S is 1 there, 30 here",
+        "WEBHOOKS_MAX_RETRIES is 1 there, 3 here",
+    ]
+    done = run("check")
+    assert f"worker1@test: {key_differs}, not set here" in done.stdout
+    assert done.returncode == 0
+    assert same not in done.stdout + done.stderr
+    assert other not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("command", ["add", "rotate", "header"])
+def test_nothing_is_sealed_with_a_key_that_workers_lack(stack: Stack, run: Run, command: str):
+    key, theirs = new_key(), new_key()
+    done = run(*ADD, "--unsigned", "--url", "https://hooks.example.com/")
+    assert done.returncode == 0, done.stderr
+    stack.start_worker(WEBHOOKS_ENCRYPTION_KEY=theirs)
+    seals = {
+        "add": [*ADD[:4], "two", *ADD[5:], "--url", "https://hooks.example.com/"],
+        "rotate": ["secret", "rotate", "one"],
+        "header": ["header", "set", "one", "X-Key", "--secret"],
+    }[command]
+    done = run(*seals, WEBHOOKS_ENCRYPTION_KEY=key)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"fingerprint {fingerprint(key)}) is not that of worker0@test" in done.stderr
+    assert f"has another one (fingerprint {fingerprint(theirs)})" in done.stderr
+    assert "set the same key in both" in done.stderr
+    assert not stack.database["webhooks"].find_one({"$or": [{"secrets.0": {"$exists": 1}}, {"code": "two"}]})
+    done = run(*seals, stdin="value\n", WEBHOOKS_ENCRYPTION_KEY=theirs)
+    assert done.returncode == 0, done.stderr
+
+
+def test_first_event_beside_up_with_loopback_and_a_signature(tmp_path: Path, redis_url: str, mongodb_url: str):
+    """The README's steps: `up`, a key, a webhook, an event."""
+    servers = {
+        "WEBHOOKS_BROKER_URL": embedded.valkey_url(embedded.free_port()),
+        "WEBHOOKS_MONGODB_URL": embedded.mongodb_url(embedded.free_port()),
+    }
+    data, log_path = tmp_path / "data", tmp_path / "up.log"
+    flower = f"--flower-port={embedded.free_port()}"
+    argv = [sys.executable, "-m", "webhooks", "up", "--allow-loopback", f"--data={data}", flower]
+    with log_path.open("wb") as log:
+        up = spawn(argv, env={**os.environ, **servers, "PYTHONUNBUFFERED": "1"}, stdout=log)
+    try:
+        wait_until(lambda: " ready." in log_path.read_text(), f"ready: {log_path.read_text()}", 90)
+        banner = log_path.read_text()
+        assert "Allowed   requests to public addresses and 127.0.0.0/8, ::1/128" in banner
+        with Receiver() as receiver:
+            add = [*ADD, "--url", f"http://127.0.0.1:{receiver.port}/"]
+            done = run_in({**servers, "WEBHOOKS_ENCRYPTION_KEY": new_key()}, *add)
+            assert done.returncode == 1
+            assert "`webhooks up` keeps its key in encryption.key in its data folder" in done.stderr
+            done = run_in({**servers, "WEBHOOKS_ENCRYPTION_KEY": (data / "encryption.key").read_text()}, *add)
+            assert (done.returncode, done.stderr) == (0, "")
+            done = run_in(servers, "send", str(SAMPLE))
+            assert (done.returncode, done.stderr) == (0, "")
+            [request] = receiver.wait_for(1, 30)
+            assert "webhook-signature" in request.headers
+    finally:
+        up.terminate()
+        try:
+            up.wait(60)
+        finally:
+            kill_group(up)
+            up.wait()

@@ -1,0 +1,139 @@
+"""What to do about a broker or a MongoDB that cannot be used: a line with the reason and the remedy.
+
+Owns the words, and which errors a server that is up gives: that one is not to be "started". No line holds a password:
+of foreign errors only the texts of those are repeated that hold host, port and the server's own words.
+"""
+
+import ssl
+from collections.abc import Iterator
+from typing import Any
+
+import amqp
+import redis
+from kombu.exceptions import KombuError
+from pymongo.errors import (
+    ConnectionFailure,
+    NetworkTimeout,
+    OperationFailure,
+    ServerSelectionTimeoutError,
+)
+from redis.exceptions import BusyLoadingError, InvalidResponse, NoPermissionError, OutOfMemoryError, ReadOnlyError
+
+from webhooks.errors import WebhooksError
+
+#: What a broker's drivers raise where it cannot be used.
+DRIVER_ERRORS = (KombuError, redis.RedisError, amqp.AMQPError)
+BROKER_ERRORS = (*DRIVER_ERRORS, OSError)
+
+_BROKER, _DATABASE = "WEBHOOKS_BROKER_URL", "WEBHOOKS_MONGODB_URL"
+_ENCODED = "in which characters such as @ : / # % of a user or password must be percent-encoded (@ is %40)"
+#: MongoDB's codes of errors, https://www.mongodb.com/docs/manual/reference/error-codes/
+_UNAUTHORIZED, _AUTHENTICATION_FAILED = 13, 18
+
+#: The first that an error, or one that it came of, is an instance of → what to do.
+_BROKER_REMEDIES: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], str], ...] = (
+    (
+        (redis.AuthenticationError, amqp.AccessRefused),
+        f"check user and password in {_BROKER}, {_ENCODED}",
+    ),
+    (amqp.NotAllowed, f"check the virtual host in {_BROKER}, and what the user may do there"),
+    (
+        NoPermissionError,
+        f"give the user of {_BROKER} more: +@all -@dangerous, with all keys (~*) and channels (&*), is enough",
+    ),
+    (OutOfMemoryError, "its memory is full: let workers empty it, or raise its maxmemory"),
+    (ReadOnlyError, f"it is a replica: set {_BROKER} to the primary"),
+    (BusyLoadingError, "it is reading its data: wait"),
+    (InvalidResponse, f"what answers there is no Redis: check host and port in {_BROKER}"),
+    (ssl.SSLError, f"check the server's certificate, and the TLS options of {_BROKER}"),
+    (redis.ResponseError, f"check {_BROKER}, and the server's settings"),
+)
+_START_BROKER = f"start it, or set {_BROKER} to where it is"
+#: What redis-py says where a server does not speak its language: in a timeout, or as a `ConnectionError`.
+_CLOSED = "Connection closed by server."
+_CHECK_SCHEME = (
+    f"check host and port in {_BROKER}, whether anything between drops packets, and its scheme: rediss:// and amqps:// "
+    "are for a server with TLS, redis:// and amqp:// for one without"
+)
+_START_DATABASE = f"start it, or set {_DATABASE} to where it is"
+
+
+def explain_broker(error: BaseException) -> str:
+    """Say why the broker cannot be used, and what to do about it."""
+    chain = list(_causes(error))
+    reason = _text_of_broker(error)
+    if _BROKER in reason:  # the transport has said what to check
+        return f"{reason}, {_ENCODED}"
+    for kinds, remedy in _BROKER_REMEDIES:
+        if any(isinstance(one, kinds) for one in chain):
+            return f"{reason}; {remedy}"
+    is_silent = any(isinstance(one, TimeoutError | redis.TimeoutError) for one in chain) or reason == _CLOSED
+    return f"{reason}; {_CHECK_SCHEME if is_silent else _START_BROKER}"
+
+
+def explain_database(error: BaseException) -> str:
+    """Say why MongoDB cannot be used, and what to do about it."""
+    for one in _causes(error):
+        if isinstance(one, OperationFailure):
+            return f"{_text_of_refusal(one)}; {_remedy_of_refusal(one)}"
+        if isinstance(one, ServerSelectionTimeoutError):
+            # What follows is a page about the driver's own state.
+            text = str(one).partition(" (configured timeouts")[0].partition(", Timeout:")[0]
+            return f"MongoDB is not reachable: {text}; {_remedy_of_selection(text)}"
+        if isinstance(one, NetworkTimeout):
+            return f"MongoDB does not answer in time; check whether it is busy or paused, and {_DATABASE}"
+        if isinstance(one, ConnectionFailure):
+            return f"MongoDB is not reachable ({type(one).__name__}); {_START_DATABASE}"
+    text = str(error) if isinstance(error, WebhooksError) else type(error).__name__
+    return f"{text}; {_START_DATABASE}"
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Tell whether a server answered, and refused user or password: waiting does not change that."""
+    return any(
+        isinstance(one, redis.AuthenticationError | amqp.AccessRefused)
+        or (isinstance(one, OperationFailure) and one.code in (_UNAUTHORIZED, _AUTHENTICATION_FAILED))
+        for one in _causes(error)
+    )
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
+def _text_of_broker(error: BaseException) -> str:
+    # A pipeline's error quotes the command, which may be a message.
+    text = str(error).rpartition(" caused error: ")[2].strip()
+    return text if isinstance(error, BROKER_ERRORS) and text else type(error).__name__
+
+
+def _text_of_refusal(error: OperationFailure) -> str:
+    # Its own text may quote what was being written.
+    details: Any = error.details or {}
+    return f"MongoDB refused an operation: {details.get('codeName') or f'error {error.code}'}"
+
+
+def _remedy_of_refusal(error: OperationFailure) -> str:
+    if error.code == _AUTHENTICATION_FAILED:
+        return (
+            f"check user and password in {_DATABASE}, {_ENCODED}, and authSource, the database in which the user was "
+            "made"
+        )
+    if error.code == _UNAUTHORIZED:
+        return f"put user and password into {_DATABASE}, and give that user the role readWrite on its database"
+    return "it may pass; the server's log says more"
+
+
+def _remedy_of_selection(text: str) -> str:
+    if "SSL" in text or "certificate" in text:
+        return f"check the server's certificate, and the TLS options of {_DATABASE}"
+    if "replica set" in text.lower() or "primary" in text:
+        return f"check replicaSet in {_DATABASE}, and that the set has a primary"
+    if "refused" in text or "[Errno -" in text:  # nothing listens, or the host's name leads nowhere
+        return _START_DATABASE
+    return f"check host and port in {_DATABASE}, and whether the server wants TLS (tls=true)"

@@ -1,0 +1,176 @@
+"""Many requests at a time in one thread.
+
+Owns the waiting: which request can go on, which is out of time, how many there are at one time, and when idle
+connections are looked at. What the requests are, and what comes of them, is its user's.
+"""
+
+import selectors
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Generic, TypeVar
+
+from webhooks.sender.nonblocking import InFlightRequest
+
+T = TypeVar("T")
+
+#: Seconds between two looks at the idle connections.
+_SWEEP_EVERY_S = 1.0
+
+
+class Loop(Generic[T]):
+    """Carries out requests for jobs of its user. All of it runs in one thread, but `put`, `end_one` and `close`."""
+
+    def __init__(
+        self,
+        *,
+        begin: Callable[[T], InFlightRequest | None],
+        advance: Callable[[T], bool],
+        expire: Callable[[T], None],
+        fail: Callable[[T, Exception], None],
+        sweep: Callable[[], bool],
+        most: int,
+    ) -> None:
+        """Make one; `start` starts its thread. What is given must not raise, but for `begin` and `advance`.
+
+        Args:
+            begin: begins a job; returns its request, of which nothing is written yet. None where there is nothing to
+                wait for here: the job is over, or a thread goes on with it.
+            advance: goes on with a job whose request can be written or read; returns whether that was all for here.
+            expire: gets a job whose time is up.
+            fail: gets a job that met a defect, and the defect.
+            sweep: closes idle connections that are not to be used; returns whether there are others.
+            most: jobs at one time, from `begin` to `end_one`.
+        """
+        self._begin = begin
+        self._advance = advance
+        self._expire = expire
+        self._fail = fail
+        self._sweep = sweep
+        self._most = most
+        self._waiting: deque[T] = deque()
+        #: Jobs from `begin` to `end_one`.
+        self._begun = 0
+        self._ended: deque[None] = deque()
+        #: Those of them that are waited for here, by descriptor, in the order in which they were begun.
+        self._running: dict[int, tuple[T, InFlightRequest]] = {}
+        self._sweep_at: float | None = None
+        self._selector = selectors.DefaultSelector()
+        self._wake_in, self._wake_out = socket.socketpair()
+        self._wake_in.setblocking(False)
+        self._wake_out.setblocking(False)
+        self._selector.register(self._wake_out, selectors.EVENT_READ)
+        self._is_awake = False
+        self._is_closing = False
+        self._thread = threading.Thread(target=self._run, name="sender", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def put(self, jobs: Iterable[T]) -> None:
+        """Have jobs carried out."""
+        self._waiting.extend(jobs)
+        self._wake()
+
+    def end_one(self) -> None:
+        """Note that a job is over, so that another can begin; called once per job."""
+        self._ended.append(None)
+        if threading.current_thread() is not self._thread:
+            self._wake()  # for the next job, and for the connection that it may have given back
+
+    def close(self) -> None:
+        """Wait until all that was put is over."""
+        self._is_closing = True
+        self._wake()
+        self._thread.join()
+
+    def _wake(self) -> None:
+        if not self._is_awake:
+            self._is_awake = True
+            with suppress(OSError):  # it is about to wake, or has ended
+                self._wake_in.send(b"\0")
+
+    def _run(self) -> None:
+        try:
+            while not (self._is_closing and not self._waiting and not self._begun):
+                self._take_turn()
+        finally:
+            self._selector.close()
+            self._wake_in.close()
+            self._wake_out.close()
+
+    def _take_turn(self) -> None:
+        for key, _ in self._selector.select(self._longest_wait_s()):
+            if key.fileobj is self._wake_out:
+                self._wake_out.recv(4096)
+                # From here on whoever puts something wakes it again.
+                self._is_awake = False
+                if self._sweep_at is None:
+                    self._sweep_at = time.monotonic() + _SWEEP_EVERY_S
+                continue
+            self._go_on(key.fd, key.events)
+        self._end_late_ones()
+        self._count_ended()
+        while self._waiting and self._begun < self._most:
+            self._begun += 1
+            self._start(self._waiting.popleft())
+            self._count_ended()
+
+    def _start(self, job: T) -> None:
+        try:
+            request = self._begin(job)
+            if request is None or self._advance(job):
+                return
+        except Exception as error:  # noqa: BLE001 - one job must not end the others
+            self._fail(job, error)
+            return
+        fd = request.connection.sock.fileno()
+        self._selector.register(fd, request.events)
+        self._running[fd] = job, request
+
+    def _go_on(self, fd: int, awaited: int) -> None:
+        job, request = self._running[fd]
+        try:
+            is_over = self._advance(job)
+        except Exception as error:  # noqa: BLE001 - likewise
+            self._forget(fd)
+            self._fail(job, error)
+            return
+        if is_over:
+            self._forget(fd)
+        elif request.events != awaited:
+            self._selector.modify(fd, request.events)
+
+    def _forget(self, fd: int) -> None:
+        del self._running[fd]
+        self._selector.unregister(fd)
+
+    def _count_ended(self) -> None:
+        while self._ended:
+            self._ended.popleft()
+            self._begun -= 1
+
+    def _longest_wait_s(self) -> float | None:
+        """Return the seconds until something is due without an event."""
+        if self._waiting and self._begun < self._most:
+            return 0
+        first = next(iter(self._running.values()), None)
+        due = [first[1].attempt.deadline] if first is not None else []
+        if self._sweep_at is not None:
+            due.append(self._sweep_at)
+        return max(0.0, min(due) - time.monotonic()) if due else None
+
+    def _end_late_ones(self) -> None:
+        present = time.monotonic()
+        # All have the same time, so those that were begun first are the first that are late.
+        while (first := next(iter(self._running.items()), None)) and first[1][1].attempt.deadline <= present:
+            fd, (job, _) = first
+            self._forget(fd)
+            self._expire(job)
+        if self._sweep_at is not None and self._sweep_at <= present:
+            has_more = self._sweep() or bool(self._running)
+            self._sweep_at = present + _SWEEP_EVERY_S if has_more else None
