@@ -49,7 +49,9 @@ task_serializer = "json"
 accept_content = ["json"]
 enable_utc = True
 
-# About eight seconds of tries, so that a broker's restart does not reach the producer as an error.
+# What a producer waits for a broker that is away, in all: see webhooks.transport.bounded.
+broker_connection_timeout = _settings.publish_timeout_s
+# What a worker does: about eight seconds of tries.
 task_publish_retry = True
 task_publish_retry_policy = {"max_retries": 10, "interval_start": 0, "interval_step": 0.2, "interval_max": 1}
 

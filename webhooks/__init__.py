@@ -3,7 +3,17 @@
 from webhooks.app import app
 from webhooks.errors import InvalidEvent
 from webhooks.models import COTEvent, COTWebhook, COTWebhookLog
-from webhooks.tasks import accept, deliver
+from webhooks.producer import accept, accept_async, deliver
 from webhooks.version import __version__
 
-__all__ = ["COTEvent", "COTWebhook", "COTWebhookLog", "InvalidEvent", "__version__", "accept", "app", "deliver"]
+__all__ = [
+    "COTEvent",
+    "COTWebhook",
+    "COTWebhookLog",
+    "InvalidEvent",
+    "__version__",
+    "accept",
+    "accept_async",
+    "app",
+    "deliver",
+]

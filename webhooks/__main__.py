@@ -1,6 +1,20 @@
-"""``python -m webhooks``: the command ``webhooks``, where its script is not on the PATH."""
+"""The command ``webhooks``, also as ``python -m webhooks``."""
 
-from webhooks.cli import main
+import sys
+from importlib import import_module
+
+from webhooks.errors import NotInstalled
+from webhooks.extras import require
+
+
+def main() -> None:
+    """Run the command, or say in one line what it needs: a producer's installation has the script as well."""
+    try:
+        require("worker")
+    except NotInstalled as error:
+        sys.exit(f"webhooks: {error}")
+    import_module("webhooks.cli").main()
+
 
 if __name__ == "__main__":
     main()

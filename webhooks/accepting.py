@@ -13,17 +13,17 @@ from typing import Any, Protocol
 from bson import ObjectId
 from celery.exceptions import Reject
 
-from webhooks.app import Services
-from webhooks.config import get_settings
-from webhooks.delivery import describe_event, fan_out
+from webhooks.delivery import fan_out
 from webhooks.errors import InvalidEvent, StoreUnavailable
 from webhooks.gates import Gate
 from webhooks.holder import KNOWN_FOR_S, uptime
 from webhooks.lanes import SEND_QUEUE, whole_lane
 from webhooks.ledger import Claim, Delivery
-from webhooks.models import TRIGGERS, COTEvent, parse_event, parse_event_text
+from webhooks.models import TRIGGERS, COTEvent, describe_event
 from webhooks.outcomes import DeliverOutcome, Done, Failed, ToAttempt
+from webhooks.producer import read_event
 from webhooks.queueing import FROM_OUTBOX, ask_turns, queue_attempts, queue_next, serialize_lane
+from webhooks.services import Services
 from webhooks.transport import SERIAL, TAKEN_FROM_HEADER, Admission, Turn, finish, whole_of
 
 logger = logging.getLogger(__name__)
@@ -142,16 +142,6 @@ def _read(services: Services, one: Accepting) -> DeliverOutcome | None:
     one.queue_at = time.monotonic() + _WAIT_FOR_TURN_S
     one.event = event
     return None
-
-
-def read_event(value: object) -> COTEvent:
-    """Check what somebody handed in as an event.
-
-    Raises:
-        InvalidEvent: names every field and reason.
-    """
-    max_bytes = get_settings().max_event_bytes
-    return parse_event_text(value, max_bytes) if isinstance(value, str) else parse_event(value, max_bytes)
 
 
 def _is_its_turn(event_id: str, event: COTEvent, lane: str, *, is_ordered: bool) -> bool:

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Sequence
 
-from webhooks.app import Services
 from webhooks.books import Held, PutOff
 from webhooks.delivery import describe_interrupted, read_rate, summarize
 from webhooks.errors import WorkersLost
@@ -13,6 +12,7 @@ from webhooks.ledger import Blocked, Claim, Claimed
 from webhooks.models import COTWebhook, COTWebhookLog, now
 from webhooks.outcomes import Done, Failed, Postponed, SendOutcome, ToAttempt
 from webhooks.recording import store_log
+from webhooks.services import Services
 from webhooks.transport import hold_lane
 
 logger = logging.getLogger(__name__)

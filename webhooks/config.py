@@ -96,6 +96,12 @@ class Settings(BaseSettings):
         repr=False,
         description="Celery's broker: `redis://…` or `amqp://…`, with TLS `rediss://…` or `amqps://…`",
     )
+    publish_timeout_s: float = Field(
+        default=5,
+        ge=0.1,
+        le=300,
+        description="seconds that a call such as `deliver.delay` waits in all for a broker that is away",
+    )
     mongodb_url: str = Field(
         default="mongodb://127.0.0.1:27017/webhooks",
         repr=False,

@@ -25,7 +25,7 @@ from webhooks.errors import ErrorKind, SecretUnreadable, trace
 from webhooks.hints import hint
 from webhooks.ledger import Claim, Delivery, Interrupted
 from webhooks.matching import match
-from webhooks.models import NO_RESPONSE_STATUS, AttemptDetails, COTEvent, COTWebhook, COTWebhookLog, now
+from webhooks.models import NO_RESPONSE_STATUS, AttemptDetails, COTEvent, COTWebhook, COTWebhookLog, describe_event, now
 from webhooks.retry import Outcome, RetryPolicy, ends_webhook, judge, next_delay_s, why_failed
 from webhooks.sender import Answer, OutgoingRequest, Sender, Timings
 from webhooks.signing import sign
@@ -46,11 +46,6 @@ def make_delivery_id(event_id: str, webhook_id: ObjectId) -> str:
     """
     digest = hashlib.sha256(f"{event_id}\0{webhook_id}".encode()).hexdigest()
     return f"msg_{digest[:32]}"
-
-
-def describe_event(event: COTEvent) -> str:
-    """Say which kind of event it is, in the two words that Flower and the logs use."""
-    return f"{event.type} {event.event}"
 
 
 def describe_input(arguments: Sequence[object]) -> str:

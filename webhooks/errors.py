@@ -16,6 +16,7 @@ of the package.
     ├── CannotResend         a dead letter whose message cannot be published again
     ├── BrokerTooOld         the broker is a Redis that lacks what the transport needs
     ├── StoreUnavailable     MongoDB cannot be reached or cannot serve us now: hold, never drop
+    ├── NotInstalled         packages that this needs are missing here, or of versions that it cannot use
     ├── ServerMissing        a server of the embedded default is not installed, or cannot run here
     └── CannotStart          a program that we run, or wait for, does not come up
 """
@@ -151,6 +152,10 @@ class BrokerTooOld(WebhooksError):
 
 class StoreUnavailable(WebhooksError):
     """MongoDB cannot be reached or cannot serve us now. Whoever catches it holds the work and tries again."""
+
+
+class NotInstalled(WebhooksError, ImportError):
+    """Packages that this needs are missing here, or of versions that it cannot use; the text says how to get them."""
 
 
 class ServerMissing(WebhooksError):

@@ -9,10 +9,10 @@ from celery.exceptions import Reject
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from webhooks.app import stopping
 from webhooks.config import get_settings
 from webhooks.errors import StoreUnavailable
 from webhooks.outcomes import Failed
+from webhooks.stopping import stopping
 
 logger = logging.getLogger(__name__)
 

@@ -11,18 +11,13 @@ process grow, so it tells the order within a millisecond) and ``line`` (company 
 """
 
 import logging
-import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 
-from bson import ObjectId
 from pymongo import ASCENDING, UpdateOne
-from pymongo.client_session import ClientSession
 from pymongo.database import Database
 
-from webhooks.models import COTEvent, now, parse_event
 from webhooks.models.wire import show
 from webhooks.mongo import Document, store_errors
 
@@ -34,38 +29,6 @@ _MOST_WAITED_FOR = 10
 _ORDER = [("queue_at", ASCENDING), ("order", ASCENDING)]
 #: How often the pause until an event is queued again is doubled at most.
 _MAX_DOUBLINGS = 10
-
-
-def accept(
-    event: Mapping[str, Any] | COTEvent,
-    database: Database[Any],
-    *,
-    max_bytes: int,
-    session: ClientSession | None = None,
-) -> str:
-    """Write an event down for delivery.
-
-    Args:
-        event: as for ``deliver.delay``.
-        database: the one of WEBHOOKS_MONGODB_URL, by the producer's own client, whose write concern decides what
-            survives.
-        max_bytes: how many bytes its JSON may have.
-        session: the producer's, with a transaction begun; None for none. The event is sent if that commits.
-
-    Returns:
-        The event's id.
-
-    Raises:
-        InvalidEvent: names every field and reason; nothing was written.
-        pymongo.errors.PyMongoError: it could not be written.
-    """
-    event_id = str(uuid.uuid4())
-    at = now()
-    parsed = parse_event(event, max_bytes)
-    document = {"_id": event_id, "body": parsed.to_json(), "accepted_at": at, "queue_at": at}
-    line = f"{parsed.company}/{parsed.type}"
-    database["outbox"].insert_one({**document, "queued": 0, "order": ObjectId(), "line": line}, session=session)
-    return event_id
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ from celery.exceptions import Reject
 from celery.worker import state
 
 from webhooks.accepting import Accepted, Accepting, accept, leave_lane
-from webhooks.app import app, get_services
+from webhooks.app import app
 from webhooks.batch import new_batch
 from webhooks.claiming import claim_all
 from webhooks.delivery import PreparedAttempt
@@ -42,6 +42,7 @@ from webhooks.outcomes import Attempted, DeliverOutcome, Failed, SendOutcome, To
 from webhooks.queueing import report_attempt
 from webhooks.recording import record
 from webhooks.sender import Answer, OutgoingRequest
+from webhooks.services import get_services
 
 logger = logging.getLogger(__name__)
 

@@ -6,17 +6,23 @@ messages alone. Called by `tasks`.
 """
 
 import base64
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pydantic_core
 from celery import Task
 from celery.utils import uuid
 from celery.utils.nodenames import anon_nodename
+from kombu.exceptions import LimitExceeded, OperationalError
+from kombu.messaging import Producer
 
 from webhooks.app import app
-from webhooks.transport import Channel
+
+if TYPE_CHECKING:
+    from webhooks.transport import BoundedConnection
 
 #: Messages that Redis queues in one step: at some 10 µs each it serves others again after 2 ms.
 _IN_ONE_STEP = 200
@@ -33,6 +39,35 @@ class Draft:
     argsrepr: str = "…"
     kwargsrepr: str = ""
     headers: Mapping[str, Any] = field(default_factory=dict)
+
+
+def confirm_timeout_s() -> float:
+    """Return the seconds for which a RabbitMQ may leave a message unconfirmed until it is sent again."""
+    return float(app.conf.broker_connection_timeout) / 2
+
+
+@contextmanager
+def acquire_producer() -> Iterator[Producer]:
+    """Take one of the app's connections for publishing; waiting for it counts as waiting for the broker.
+
+    Raises:
+        kombu.exceptions.OperationalError: none became free in time.
+    """
+    timeout_s = float(app.conf.broker_connection_timeout)
+    give_up_at = time.monotonic() + timeout_s
+    try:
+        producer = app.producer_pool.acquire(block=True, timeout=timeout_s)
+    except LimitExceeded:
+        raise OperationalError(
+            f"no connection to the broker became free within {timeout_s:g} s: other threads wait for it"
+        ) from None
+    connection = cast("BoundedConnection", producer.connection)
+    connection.give_up_at = give_up_at
+    try:
+        yield producer
+    finally:
+        connection.give_up_at = None
+        producer.release()
 
 
 def publish_many(task: Task, drafts: Sequence[Draft]) -> None:
@@ -56,9 +91,10 @@ def publish_many(task: Task, drafts: Sequence[Draft]) -> None:
         return made[step]
 
     def put(step: int) -> None:
-        channel = producer.channel
-        if isinstance(channel, Channel):
-            wait = channel.put_all(queue, make(step), pydantic_core.to_json)
+        # Our own channel has it. Its class is not asked for: an import of this package would load the transport.
+        put_all = getattr(producer.channel, "put_all", None)
+        if put_all is not None:
+            wait = put_all(queue, make(step), pydantic_core.to_json)
             try:
                 if step + 1 < len(steps):
                     make(step + 1)  # while Redis is at these
@@ -67,13 +103,20 @@ def publish_many(task: Task, drafts: Sequence[Draft]) -> None:
             return
         for draft in steps[step]:
             options = {"argsrepr": draft.argsrepr, "kwargsrepr": draft.kwargsrepr, "headers": draft.headers}
+            options["confirm_timeout"] = confirm_timeout_s()
             # Not the task's own method, which may be what calls us.
             Task.apply_async(task, draft.args, draft.kwargs, task_id=draft.task_id, producer=producer, **options)
 
-    with app.producer_pool.acquire(block=True) as producer:
-        put_again = producer.connection.ensure(producer, put, **app.conf.task_publish_retry_policy)
+    if app.conf.task_always_eager:
+        for draft in drafts:
+            Task.apply_async(task, draft.args, draft.kwargs, task_id=draft.task_id)
+        return
+    with acquire_producer() as producer:
+        connection = cast("BoundedConnection", producer.connection)
+        put_again = connection.ensure(producer, put, **app.conf.task_publish_retry_policy)
         for step in range(len(steps)):
             put_again(step)
+            connection.give_up_at = None  # each step has the whole time; the first that fails ends the call
 
 
 def _make(task: str, queue: str, draft: Draft, tag: str) -> dict[str, Any]:

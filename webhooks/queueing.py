@@ -8,13 +8,14 @@ from typing import Any, cast
 
 from celery import Task
 
-from webhooks.app import Services, app
+from webhooks.app import app
 from webhooks.delivery import read_rate
 from webhooks.lanes import SEND_QUEUE
 from webhooks.ledger import Delivery, Overdue
 from webhooks.models import COTWebhook, COTWebhookLog
 from webhooks.publishing import Draft, publish_many
 from webhooks.retry import Verdict, is_own_fault, judge_endpoint
+from webhooks.services import Services
 from webhooks.transport import FIRST_HEADER, LANE_HEADER, RATE_HEADER, Admission, Channel, Turn, report
 
 #: Header of a message whose event is in the outbox, and to be taken out when the ledger has its deliveries.

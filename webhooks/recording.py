@@ -4,13 +4,15 @@ import logging
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
-from webhooks.app import Services, app, get_services, stopping
+from webhooks.app import app
 from webhooks.delivery import summarize
 from webhooks.errors import StoreUnavailable, trace
 from webhooks.models import COTWebhookLog
 from webhooks.outcomes import Attempted
 from webhooks.queueing import queue_next
 from webhooks.retry import Outcome
+from webhooks.services import Services, get_services
+from webhooks.stopping import stopping
 
 logger = logging.getLogger(__name__)
 

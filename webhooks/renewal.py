@@ -13,9 +13,10 @@ from celery.signals import worker_init, worker_shutdown
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from webhooks.app import app, get_services
+from webhooks.app import app
 from webhooks.errors import StoreUnavailable, trace
 from webhooks.holder import RENEW_AGAIN_S, RENEW_EVERY_S
+from webhooks.services import get_services
 from webhooks.transport import Channel, Transport
 
 logger = logging.getLogger(__name__)

@@ -18,7 +18,6 @@ from datetime import datetime, timedelta
 from bson import ObjectId
 from celery.signals import worker_ready
 
-from webhooks.app import Services
 from webhooks.config import Settings, get_settings
 from webhooks.gates import By, Gate, Notice
 from webhooks.health import (
@@ -37,6 +36,7 @@ from webhooks.logstore import AttemptCount
 from webhooks.models import COTWebhook
 from webhooks.queueing import queue_next, queue_released
 from webhooks.retry import Outcome, is_own_fault
+from webhooks.services import Services
 from webhooks.sweeper import start_job
 
 logger = logging.getLogger(__name__)

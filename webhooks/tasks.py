@@ -1,135 +1,36 @@
-"""The named tasks: they carry out in Celery's terms what `delivery` decides.
+"""The worker's tasks: they carry out in Celery's terms what `delivery` decides.
 
-``webhooks.deliver`` turns an event into deliveries, ``webhooks.send`` makes one attempt, ``webhooks.write_log`` stores
-a log that could not be stored when it was made.
+``webhooks.deliver``, whose task `producer` has, turns an event into deliveries; ``webhooks.send`` makes one attempt;
+``webhooks.write_log`` stores a log that could not be stored when it was made.
 """
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bson import ObjectId
 from celery import Task
-from celery.exceptions import Reject, TaskPredicate
+from celery.exceptions import Reject
 from celery.utils import uuid
-from kombu.exceptions import OperationalError
-from pymongo.client_session import ClientSession
-from pymongo.database import Database
 
-from webhooks import outbox
-from webhooks.accepting import Accepting, read_event
-from webhooks.accepting import accept as accept_all
-from webhooks.app import app, get_services
+from webhooks.accepting import Accepting, accept
+from webhooks.app import app
 from webhooks.batch import current_batch, gathering_producer
 from webhooks.claiming import claim_all
-from webhooks.config import get_settings
-from webhooks.delivery import describe_event, read_rate, summarize
-from webhooks.errors import AttemptFailed, InvalidEvent, TaskDefect, trace
+from webhooks.delivery import read_rate, summarize
+from webhooks.durable import DurableTask
+from webhooks.errors import AttemptFailed, TaskDefect
 from webhooks.holding import carry_out, hold
-from webhooks.lanes import lane_of_event
 from webhooks.ledger import Claim, Delivery
 from webhooks.models import COTEvent, COTWebhook, COTWebhookLog
 from webhooks.outcomes import Attempted, DeliverOutcome, Done, Failed, Postponed, SendOutcome, ToAttempt
-from webhooks.publishing import Draft, publish_many
 from webhooks.queueing import lane_headers, queue_attempt, report_attempt
 from webhooks.recording import record, store_log
 from webhooks.retry import Outcome
+from webhooks.services import get_services
 from webhooks.transport import LANE_HEADER, RATE_HEADER
 
 logger = logging.getLogger(__name__)
-
-
-class DurableTask(Task):
-    """A task whose message is never dropped: what a defect of ours stops is tried again, and ends as a dead letter."""
-
-    #: In the worker: keeps as a dead letter what Celery would drop.
-    Request = "webhooks.worker:DurableRequest"
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the task, and have Celery retry it after the retry delay when an error comes out that is not meant to.
-
-        Raises:
-            TaskDefect: it has been retried as often as the settings allow, or cannot be.
-            celery.exceptions.Retry: the message is queued again.
-            celery.exceptions.Reject: the broker is away. `Task.retry` would drop the message, this gives it back.
-        """
-        try:
-            return self.run(*args, **kwargs)
-        except (AttemptFailed, InvalidEvent, TaskDefect, TaskPredicate):
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever it is
-            logger.error("%s %s met a defect: %s", self.name, self.request.id, trace(error))  # noqa: TRY400
-            defect = TaskDefect(f"internal error: {type(error).__name__}")
-        # Outside of the handler: Celery logs what an error came from, whose words may hold payload.
-        settings = get_settings()
-        try:
-            retry = self.retry(
-                exc=defect,
-                throw=False,
-                countdown=settings.retry_delay_s,
-                max_retries=settings.max_retries,
-                # Celery would describe the arguments by themselves, which are payload.
-                argsrepr=self.request.get("argsrepr") or "…",
-                kwargsrepr=self.request.get("kwargsrepr") or "",
-            )
-        except Reject as rejected:
-            if isinstance(rejected.reason, OperationalError):
-                raise Reject(rejected.reason, requeue=True) from None
-            raise defect from None  # the same defect meets who publishes it: it would go round and round
-        raise retry
-
-
-class DeliverTask(DurableTask):
-    """Checks an event where it is handed in, and publishes it as the JSON text that receivers will get."""
-
-    #: In the worker: keeps payloads out of Flower and logs.
-    Request = "webhooks.worker:DeliverRequest"
-    #: A bad event is its producer's fault: a line in the log, no traceback.
-    throws = (InvalidEvent,)
-
-    def apply_async(  # pyright: ignore[reportIncompatibleMethodOverride] - the rest are options
-        self, args: Sequence[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
-    ) -> Any:
-        """Queue an event; takes Celery's usual options.
-
-        Raises:
-            InvalidEvent: names every field and reason; nothing was queued.
-            kombu.exceptions.OperationalError: the broker cannot be reached.
-        """
-        given = [*(args or ()), *(kwargs or {}).values()]
-        if len(given) != 1:
-            return super().apply_async(args, kwargs, **options)  # Celery says what is wrong with the arguments
-        event = read_event(given[0])
-        options.setdefault("argsrepr", f"{describe_event(event)}, company {event.company}")
-        options.setdefault("kwargsrepr", "")
-        options["headers"] = {LANE_HEADER: lane_of_event(event.to_wire()), **(options.get("headers") or {})}
-        return super().apply_async((event.to_json(),), {}, **options)
-
-    def delay_many(self, events: Iterable[Mapping[str, Any] | COTEvent]) -> list[str]:
-        """Queue events in few steps: for producers with many at a time.
-
-        Args:
-            events: each as for ``delay``. All are checked before the first one is queued.
-
-        Returns:
-            The events' ids, in the same order.
-
-        Raises:
-            InvalidEvent: names the event by its place, from 0, and every field and reason; nothing was queued.
-            kombu.exceptions.OperationalError: the broker cannot be reached; a part of them may be queued, so that
-                queueing all of them again repeats that part under new ids.
-        """
-        drafts = []
-        for place, given in enumerate(events):
-            try:
-                event = read_event(given)
-            except InvalidEvent as error:
-                raise InvalidEvent(f"event {place} of those given: {error}") from None
-            described = f"{describe_event(event)}, company {event.company}"
-            headers = {LANE_HEADER: lane_of_event(event.to_wire())}
-            drafts.append(Draft(uuid(), (event.to_json(),), {}, described, headers=headers))
-        publish_many(self, drafts)
-        return [draft.task_id for draft in drafts]
 
 
 class SendTask(DurableTask):
@@ -181,21 +82,17 @@ class SendTask(DurableTask):
             batch.attempted.append(outcome)
 
 
-@app.task(base=DeliverTask, bind=True, name="webhooks.deliver")
-def deliver(self: Task, event: dict[str, Any] | str | COTEvent) -> str:
-    """Start a delivery of the event to each webhook that asked for it.
-
-    Args:
-        event: a dict or a COTEvent; JSON text between our own producer and worker.
+def run_deliver(task: Task, event: dict[str, Any] | str | COTEvent) -> str:
+    """Carry out ``webhooks.deliver``: what its task's body, which producers have as well, does in a worker.
 
     Returns:
-        Who gets it, for Flower.
+        Who gets the event, for Flower.
 
     Raises:
         InvalidEvent: names every field and reason; nothing was sent.
     """
     batch = current_batch()
-    outcome = _deliver_alone(self, event) if batch is None else batch.outcome
+    outcome = _deliver_alone(task, event) if batch is None else batch.outcome
     match outcome:
         case Done(text):
             return text
@@ -208,29 +105,8 @@ def _deliver_alone(task: Task, event: object) -> DeliverOutcome:
     """Accept one event outside of the pool; its first attempts get messages."""
     headers = {} if task.request.called_directly else vars(task.request)
     one = Accepting(task.request.id or uuid(), event, headers, task.request.hostname)
-    (found,) = carry_out(lambda events: accept_all(get_services(), events), [one])
+    (found,) = carry_out(lambda events: accept(get_services(), events), [one])
     return found if isinstance(found, Failed) else found.outcome or Failed(TaskDefect("an event without outcome"))
-
-
-def accept(event: Mapping[str, Any] | COTEvent, database: Database[Any], session: ClientSession | None = None) -> str:
-    """Write an event down in MongoDB for delivery, in the producer's own transaction if it has one.
-
-    What ``deliver.delay`` is to the broker this is to the database: for producers that can reach it and must not lose
-    an event even if the broker does. Workers pick it up within seconds.
-
-    Args:
-        event: a dict or a COTEvent.
-        database: the one of WEBHOOKS_MONGODB_URL, by the producer's own client.
-        session: with a transaction begun; None for none. The event is sent if that commits.
-
-    Returns:
-        The event's id.
-
-    Raises:
-        InvalidEvent: names every field and reason; nothing was written.
-        pymongo.errors.PyMongoError: it could not be written.
-    """
-    return outbox.accept(event, database, max_bytes=get_settings().max_event_bytes, session=session)
 
 
 @app.task(base=SendTask, bind=True, name="webhooks.send")

@@ -27,7 +27,6 @@ from kombu.exceptions import ContentDisallowed
 from kombu.message import Message
 
 from webhooks import transport
-from webhooks.app import get_services, stopping
 from webhooks.config import get_settings
 from webhooks.deadletters import DeadLetter, Reason
 from webhooks.delivery import describe_input
@@ -35,7 +34,9 @@ from webhooks.errors import AttemptFailed, BrokerTooOld, InvalidEvent, StoreUnav
 from webhooks.holding import hold
 from webhooks.inplace import InPlaceMessage
 from webhooks.pool import BatchPool
+from webhooks.services import get_services
 from webhooks.skipping import skip
+from webhooks.stopping import stopping
 from webhooks.transport import LANE_HEADER
 
 logger = logging.getLogger(__name__)

@@ -1,5 +1,6 @@
 """Events that a producer accepts in MongoDB, in its own transaction: sent if that commits, and whatever Redis does."""
 
+import asyncio
 import json
 from collections.abc import Iterator
 from datetime import timedelta
@@ -15,7 +16,7 @@ from tests.receiver import Receiver, reply
 from tests.samples_data import read_sample
 from tests.servers import Server
 from tests.worker import wait_until
-from webhooks import InvalidEvent, accept, embedded
+from webhooks import InvalidEvent, accept, accept_async, embedded
 from webhooks.models import now
 from webhooks.outbox import Outbox
 
@@ -65,6 +66,71 @@ def test_event_is_sent_if_its_transaction_commits_and_only_then(replica_stack: S
         wait_until(lambda: database["outbox"].count_documents({}) == 0, "taken out")
         worker.stop()
     assert len(receiver.requests) == 1
+
+
+def test_event_of_an_asynchronous_service_is_sent_if_its_transaction_commits(replica_stack: Stack):
+    async def serve() -> list[str]:
+        async with pymongo.AsyncMongoClient[dict[str, Any]](replica_stack.mongodb_url) as client:
+            database = client["webhooks"]
+            await database.create_collection("outbox")
+            async with client.start_session() as session:
+                await session.start_transaction()
+                await accept_async({**EVENT, "x": "rolled back"}, database, session)
+                await session.abort_transaction()
+                async with await session.start_transaction():
+                    inside = await accept_async(EVENT, database, session)
+            return [inside, await accept_async({**EVENT, "x": "alone"}, database)]
+
+    ids = asyncio.run(serve())
+    with Receiver() as receiver:
+        replica_stack.add_webhook(receiver.url)
+        worker = replica_stack.start_worker()
+        logs = replica_stack.logs(2)
+        worker.stop()
+    assert {log["attempt"]["event_id"] for log in logs} == set(ids)
+    assert len(receiver.requests) == 2
+
+
+def test_client_of_the_wrong_kind_is_refused_and_nothing_is_written(database: Any, mongodb_url: str):
+    """An asynchronous one gave back a coroutine that nobody awaited, so that the event was lost with an id in hand."""
+
+    async def serve() -> None:
+        async with pymongo.AsyncMongoClient[dict[str, Any]](mongodb_url) as client:
+            with pytest.raises(TypeError, match="await accept_async"):
+                accept(EVENT, client[database.name])  # pyright: ignore[reportArgumentType]
+            async with client.start_session() as session:
+                with pytest.raises(TypeError, match="await accept_async"):
+                    accept(EVENT, database, session)  # pyright: ignore[reportArgumentType]
+            with pytest.raises(TypeError, match="synchronous one: accept"):
+                await accept_async(EVENT, database)
+
+    asyncio.run(serve())
+    assert database["outbox"].count_documents({}) == 0
+
+
+def test_bad_event_is_not_accepted_asynchronously(database: Any, mongodb_url: str):
+    async def serve() -> None:
+        async with pymongo.AsyncMongoClient[dict[str, Any]](mongodb_url) as client:
+            with pytest.raises(InvalidEvent, match="type: is missing"):
+                await accept_async({}, client[database.name])
+
+    asyncio.run(serve())
+    assert database["outbox"].count_documents({}) == 0
+
+
+def test_event_is_delivered_within_the_call_where_tasks_are_eager(stack: Stack):
+    code = f"""
+import json
+from webhooks import app, deliver
+app.conf.task_always_eager = True
+print(deliver.delay(json.loads({json.dumps(EVENT)!r})).state)
+deliver.delay_many([json.loads({json.dumps(EVENT)!r})])
+"""
+    with Receiver() as receiver:
+        stack.add_webhook(receiver.url)
+        assert "SUCCESS" in stack.run_producer(code)
+        assert [request.body for request in receiver.requests] == [body_of(EVENT)] * 2
+    stack.logs(2)
 
 
 def test_accepted_event_survives_the_loss_of_redis(stack: Stack, redis_client: redis.Redis):

@@ -27,10 +27,10 @@ from tests.receiver import Receiver, reply
 from tests.samples_data import read_sample
 from tests.servers import Servers
 from tests.worker import Worker, wait_until
-from webhooks.app import get_services
 from webhooks.ledger import Delivery
 from webhooks.models import now, parse_webhook
 from webhooks.queueing import queue_attempt
+from webhooks.services import get_services
 from webhooks.webhookstore import WebhookStore
 
 _BATCH = 5_000

@@ -24,11 +24,11 @@ from kombu.connection import Connection
 from tests.samples_data import read_sample
 from tests.servers import Servers
 from tests.worker import Worker
-from webhooks.app import get_services
 from webhooks.delivery import make_delivery_id
 from webhooks.ledger import Delivery
 from webhooks.models import now, parse_webhook
 from webhooks.queueing import queue_attempt
+from webhooks.services import get_services
 from webhooks.webhookstore import WebhookStore
 
 _BATCH = 1000

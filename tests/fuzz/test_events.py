@@ -30,10 +30,10 @@ from tests.fuzz.hostile import (
     ruined,
 )
 from tests.logs import NOON
-from webhooks.app import _loads
 from webhooks.errors import InvalidEvent
 from webhooks.models import AttemptDetails, COTEvent, COTWebhookLog, parse_event, parse_event_text
 from webhooks.models.log import NO_RESPONSE_STATUS
+from webhooks.startup import _loads
 
 LIMIT = 256 * 1024
 EVENTS = ruined(make_event(), PYTHON_TREES)

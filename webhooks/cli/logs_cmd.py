@@ -21,11 +21,10 @@ from webhooks.cli.common import (
     json_option,
     print_json,
 )
-from webhooks.delivery import describe_event
 from webhooks.errors import StoreUnavailable
 from webhooks.hints import hint
 from webhooks.logstore import LogQuery, LogStore
-from webhooks.models import COTWebhookLog, now
+from webhooks.models import COTWebhookLog, describe_event, now
 from webhooks.retry import Outcome, judge
 
 #: Seconds between two looks for new logs, and by how much more than a look takes the pause is longer, so that

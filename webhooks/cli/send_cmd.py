@@ -13,7 +13,7 @@ from webhooks.errors import InvalidEvent
 from webhooks.matching import match
 from webhooks.models import COTEvent, COTWebhook, parse_event_text
 from webhooks.mongo import open_database
-from webhooks.tasks import deliver
+from webhooks.producer import deliver
 from webhooks.webhookstore import WebhookStore
 
 #: Seconds for MongoDB: the event is queued already, and what is said here is only a help.

@@ -3,7 +3,7 @@
 Owns parsing and writing of the three objects. Never decides what is sent or does I/O. `wire` holds what they share.
 """
 
-from webhooks.models.event import COTEvent, parse_event, parse_event_text
+from webhooks.models.event import COTEvent, describe_event, parse_event, parse_event_text
 from webhooks.models.log import NO_RESPONSE_STATUS, AttemptDetails, COTWebhookLog
 from webhooks.models.webhook import TRIGGERS, Context, COTWebhook, Trigger, UnusableWebhook, parse_webhook
 from webhooks.models.wire import format_instant, now, parse_instant, to_json
@@ -18,6 +18,7 @@ __all__ = [
     "Context",
     "Trigger",
     "UnusableWebhook",
+    "describe_event",
     "format_instant",
     "now",
     "parse_event",

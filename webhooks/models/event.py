@@ -90,6 +90,11 @@ class COTEvent(WireModel):
         return stored
 
 
+def describe_event(event: COTEvent) -> str:
+    """Say which kind of event it is, in the two words that Flower and the logs use."""
+    return f"{event.type} {event.event}"
+
+
 def _user_id(extra_data: object) -> ObjectId | None:
     """Read the user's id that the contract puts beside a logout; None where there is none."""
     try:

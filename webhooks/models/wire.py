@@ -23,7 +23,7 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
-from pydantic import ModelWrapValidatorHandler as Handler
+from pydantic.functional_validators import ModelWrapValidatorHandler as Handler
 
 #: Levels of nesting that an event may have. MongoDB documents a limit of 100 levels; a log puts its event one level
 #: down and tools that copy logs add some of their own.

@@ -36,18 +36,11 @@ from celery.app import amqp
 from kombu import connection
 from kombu.transport import redis as plain
 
+from webhooks.headers import LANE_HEADER, OTHERS
+from webhooks.transport.bounded import BoundedConnection
 from webhooks.transport.channel import LANES_OPTION, Channel, Poller, QoS, finish, hold_lane, report
 from webhooks.transport.counts import QueueCounts, count_arguments, count_queues, read_counts
-from webhooks.transport.lanes import (
-    FIRST_HEADER,
-    LANE_HEADER,
-    OTHERS,
-    RATE_HEADER,
-    SERIAL,
-    TAKEN_FROM_HEADER,
-    Lanes,
-    whole_of,
-)
+from webhooks.transport.lanes import FIRST_HEADER, RATE_HEADER, SERIAL, TAKEN_FROM_HEADER, Lanes, whole_of
 from webhooks.transport.messages import NO_MESSAGE, Admission, LaneState, Message, Turn
 
 __all__ = [
@@ -62,6 +55,7 @@ __all__ = [
     "SERIAL",
     "TAKEN_FROM_HEADER",
     "Admission",
+    "BoundedConnection",
     "Channel",
     "Connection",
     "LaneState",
@@ -106,7 +100,7 @@ class Transport(plain.Transport):
         self.cycle.close()
 
 
-class _ChoosesTransport(connection.Connection):
+class _ChoosesTransport(BoundedConnection):
     """kombu's connection, which takes this transport for a Redis where the options say so.
 
     Not an alias in kombu's table: then the broker's URL would have a scheme of ours, which Flower cannot read, TLS

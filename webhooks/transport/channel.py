@@ -20,8 +20,9 @@ from kombu.utils.scheduling import priority_cycle
 from redis.exceptions import NoScriptError, ResponseError
 
 from webhooks.errors import BrokerTooOld
+from webhooks.headers import LANE_HEADER, OTHERS
 from webhooks.holder import process_token
-from webhooks.transport.lanes import FIRST_HEADER, LANE_HEADER, OTHERS, RATE_HEADER, TAKEN_FROM_HEADER, Lanes, whole_of
+from webhooks.transport.lanes import FIRST_HEADER, RATE_HEADER, TAKEN_FROM_HEADER, Lanes, whole_of
 from webhooks.transport.messages import (
     Admission,
     LaneState,
@@ -244,7 +245,9 @@ class Channel(plain.Channel):
 
         One of a batch, or to a queue that expires, goes the plain way; whoever takes it parks it.
         """
-        if kwargs.get("_publish_batch") is not None or queue in self._expires:
+        if kwargs.get("_publish_batch") is not None or queue in getattr(
+            self, "_expires", ()
+        ):  # older kombu has no queues that expire
             super()._put(queue, message, **kwargs)
             return
         self.run(PUT, *self._put_arguments(queue, [message], self.priority(self._get_message_priority(message))))
@@ -774,7 +777,7 @@ class Channel(plain.Channel):
     def begin(self, script: str, keys: Sequence[str], arguments: Sequence[Any]) -> Callable[[], Any]:
         """Send a script; return what waits for its reply, and is to be called once."""
         pool, command = self.pool, self._evalsha(script, keys, arguments)
-        link = pool.get_connection()
+        link = _get_connection(pool)
         try:
             link.send_command(*command)
         except BaseException:
@@ -831,6 +834,13 @@ def _read(link: Any) -> Any:
         return link.read_response(disable_decoding=True)
     except ResponseError as error:
         return error
+
+
+def _get_connection(pool: Any) -> Any:
+    try:
+        return pool.get_connection()
+    except TypeError:  # redis before 5.3 wants to be told a command, of which later ones warn
+        return pool.get_connection("EVALSHA")
 
 
 def _drop(pool: Any, link: Any) -> None:

@@ -27,6 +27,7 @@ of all slow ones is), ``taken`` (whence each message in hand came), ``place``, `
 from collections.abc import Mapping
 from typing import TypedDict
 
+from webhooks.headers import OTHERS
 from webhooks.holder import LEASE_S, MAX_GAP_S, WITNESS_AFTER_S
 
 #: Attempts at one time that an endpoint begins with, and does not fall below for want of work.
@@ -48,12 +49,9 @@ _STATE_KEPT_S = 86_400
 _MOST_LOOKS = 64
 #: Seconds after which a worker that was not heard of is gone.
 _WORKER_GONE_S = 5
-#: The lane of what has none of its own, such as a log on its way to MongoDB. Is never bounded.
-OTHERS = "-"
 #: Ends the name of a serial lane.
 SERIAL = "!"
-#: In a message's headers: the lane that it belongs to, and of a webhook with a limit, attempts per second and burst.
-LANE_HEADER = "webhooks_lane"
+#: In a message's headers, of a webhook with a limit: attempts per second and burst.
 RATE_HEADER = "webhooks_rate"
 #: True: the message comes first in its lane. Only told to the transport, which does not store it.
 FIRST_HEADER = "webhooks_first"

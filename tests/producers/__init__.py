@@ -1,0 +1,1 @@
+"""What a producer's installation can do, in environments of its own: `python -m tests.producers`."""
