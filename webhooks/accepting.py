@@ -198,7 +198,7 @@ def _place(services: Services, events: Sequence[Accepting], room: Room | None) -
         _check_age(begun_at)
         # What another worker, or this one, had begun with is older than all that has come to its lane since.
         again = {delivery.delivery_id for event, delivery in rest if event.headers.get("redelivered")}
-        _queue(services, [delivery for _, delivery in rest], gates, again)
+        _queue(services, rest, gates, again)
     except BaseException:
         # No attempt was made: without this, the next claimant would record interrupted attempts.
         for delivery_id, delivery in admitted.items():
@@ -262,16 +262,16 @@ def _sort_out(
     return now, waiting, rest
 
 
-def _queue(
-    services: Services, deliveries: Sequence[Delivery], gates: Mapping[ObjectId, Gate], first: Collection[str]
-) -> None:
+def _queue(services: Services, pairs: "_Pairs", gates: Mapping[ObjectId, Gate], first: Collection[str]) -> None:
     """Write deliveries down and queue their first attempts; some as the first of their lanes."""
-    if not deliveries:
+    if not pairs:
         return
+    deliveries = [delivery for _, delivery in pairs]
+    parents = {event.event_id: event.headers for event, _ in pairs}
     missing = {delivery.webhook_id for delivery in deliveries} - gates.keys()
     known = {**gates, **services.gates.get_many(missing)} if missing else gates
     standing = services.books.accept(deliveries, known)
-    queue_attempts([delivery for delivery in standing if not delivery.is_held], first)
+    queue_attempts([delivery for delivery in standing if not delivery.is_held], first, parents)
     for webhook_id in {delivery.webhook_id for delivery in standing if delivery.is_ordered}:
         queue_next(services, services.webhooks.get(webhook_id))
 

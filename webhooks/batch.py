@@ -8,56 +8,14 @@ none, and everything is done at once.
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import cast
 
-from celery import Celery
 from kombu.messaging import Producer
 
 from webhooks.outcomes import Attempted, DeliverOutcome, SendOutcome
-from webhooks.transport import Channel
-
-
-class MessageBatch:
-    """Stands in for kombu's producer within Celery's own publishing, and keeps the messages until `publish_all`."""
-
-    def __init__(self, app: Celery) -> None:
-        self._app = app
-        self._waiting: list[tuple[Any, dict[str, Any]]] = []
-        #: What Celery asks of a producer's connection.
-        self.connection = self
-        self._reraise_as_library_errors = nullcontext
-
-    def publish(self, body: object, **options: Any) -> None:
-        """Keep a message; the arguments are those of `kombu.Producer.publish`."""
-        self._waiting.append((body, options))
-
-    def publish_all(self) -> None:
-        """Publish what is kept, in its order; on a broker with lanes in one step for each queue.
-
-        Raises:
-            kombu.exceptions.OperationalError: the broker cannot be reached; a part may be published.
-        """
-        waiting, self._waiting = self._waiting, []
-        if not waiting:
-            return
-        with self._app.producer_pool.acquire(block=True) as producer:
-            put_all = producer.connection.ensure(producer, _put_all, **self._app.conf.task_publish_retry_policy)
-            put_all(producer, waiting)
-
-
-def _put_all(producer: Producer, waiting: list[tuple[Any, dict[str, Any]]]) -> None:
-    channel = producer.channel
-    if not isinstance(channel, Channel):
-        for body, options in waiting:
-            producer.publish(body, **options)
-        return
-    by_queue: dict[str, list[dict[str, Any]]] = {}
-    for body, options in waiting:
-        by_queue.setdefault(options["routing_key"], []).append(channel.make_message(producer, body, options))
-    for queue, messages in by_queue.items():
-        channel.put_all(queue, messages)()
+from webhooks.publishing import MessageBatch
 
 
 @dataclass(slots=True)
@@ -84,9 +42,9 @@ def current_batch() -> Batch | None:
 
 
 @contextmanager
-def new_batch(app: Celery) -> Iterator[Batch]:
+def new_batch() -> Iterator[Batch]:
     """Trace jobs in this thread as one batch."""
-    _current.batch = batch = Batch(MessageBatch(app))
+    _current.batch = batch = Batch(MessageBatch())
     try:
         yield batch
     finally:

@@ -3,26 +3,13 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from celery.app.task import Context
-
 from webhooks.lanes import SEND_QUEUE
 from webhooks.ledger import Claim, Delivery
-from webhooks.queueing import FROM_OUTBOX, lane_headers
-from webhooks.transport import LANE_HEADER, RATE_HEADER, TAKEN_FROM_HEADER
-
-#: Keys of a request that are Celery's, kombu's or ours. All others are what the producer or its tracing put there.
-_NOT_INHERITED = frozenset(
-    {*vars(Context), "lang", "task", "argsrepr", "kwargsrepr", "compression", "redelivered", "ignore_result"}
-    | {LANE_HEADER, RATE_HEADER, TAKEN_FROM_HEADER, FROM_OUTBOX}
-)
+from webhooks.queueing import child_headers, lane_headers
 
 
 class InPlaceMessage:
-    """What Celery's strategy and `Request` need of a kombu message.
-
-    The headers that the event's producer added are handed on, so that a trace (``traceparent``, ``sentry-trace``) goes
-    on in the attempt and in its retries.
-    """
+    """What Celery's strategy and `Request` need of a kombu message."""
 
     content_type = "application/json"
     content_encoding = "utf-8"
@@ -67,12 +54,8 @@ class InPlaceMessage:
             "ignore_result": True,
             "stamped_headers": parent.get("stamped_headers"),
             "stamps": parent.get("stamps"),
-            **inherited(parent),
-            **lane_headers(delivery.lane, delivery.rate),
+            **child_headers(parent, lane_headers(delivery.lane, delivery.rate)),
         }
-        if isinstance(nested := parent.get("headers"), dict):
-            # Where some tracers keep theirs; if it is there, it is all that the task and its retries know of headers.
-            self.headers["headers"] = {**inherited(nested), **lane_headers(delivery.lane, delivery.rate)}
 
     def ack(self, *_: object) -> None:
         """End it, as Celery's ``on_ack``."""
@@ -87,8 +70,3 @@ class InPlaceMessage:
         elif not self.acknowledged:
             self.acknowledged = True
             self._on_give_back("an attempt of it was given back")
-
-
-def inherited(parent: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the headers that an event's producer added to its message."""
-    return {name: value for name, value in parent.items() if name not in _NOT_INHERITED}

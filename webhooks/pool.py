@@ -30,7 +30,6 @@ from celery.exceptions import Reject
 from celery.worker import state
 
 from webhooks.accepting import Accepted, Accepting, accept, leave_lane
-from webhooks.app import app
 from webhooks.batch import new_batch
 from webhooks.claiming import claim_all
 from webhooks.delivery import PreparedAttempt
@@ -268,7 +267,7 @@ class BatchPool(BasePool):
                 event.job.outcome = outcome
                 over.append(event)
         self._attempt(sends)
-        with new_batch(app) as batch:
+        with new_batch() as batch:
             for event in over:
                 batch.outcome = event.job.outcome
                 event.job.trace()
@@ -381,7 +380,7 @@ class BatchPool(BasePool):
 
     def _record(self, ended: Sequence[_Send]) -> None:
         services = get_services()
-        with new_batch(app) as batch:
+        with new_batch() as batch:
             for send in ended:
                 batch.outcome = send.job.outcome
                 send.job.trace()

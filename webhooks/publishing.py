@@ -1,19 +1,20 @@
 """Many messages of one task published in few steps: what Celery does for one at a time, without its cost per message.
 
 Owns the making of such messages, in Celery's own form (protocol 2), so that any worker takes them. A broker that is no
-Redis with our transport gets them one by one. Celery's publishing signals and the event ``task-sent`` are for single
-messages alone. Called by `tasks`.
+Redis with our transport gets them one by one. Where somebody watches Celery's publishing (a receiver of its signals, a
+wrapper of its methods: OpenTelemetry, Sentry), Celery makes each message, and they are queued in the same few steps.
 """
 
 import base64
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import pydantic_core
-from celery import Task
+from celery import Celery, Task
+from celery.signals import after_task_publish, before_task_publish
 from celery.utils import uuid
 from celery.utils.nodenames import anon_nodename
 from kombu.exceptions import LimitExceeded, OperationalError
@@ -39,6 +40,8 @@ class Draft:
     argsrepr: str = "…"
     kwargsrepr: str = ""
     headers: Mapping[str, Any] = field(default_factory=dict)
+    #: The id of the task that it comes from; None: it comes from none.
+    parent_id: str | None = None
 
 
 def confirm_timeout_s() -> float:
@@ -68,6 +71,66 @@ def acquire_producer() -> Iterator[Producer]:
     finally:
         connection.give_up_at = None
         producer.release()
+
+
+class MessageBatch:
+    """Stands in for kombu's producer within Celery's own publishing, and keeps the messages until `publish_all`."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[Any, dict[str, Any]]] = []
+        #: What Celery asks of a producer's connection.
+        self.connection = self
+        self._reraise_as_library_errors = nullcontext
+
+    def publish(self, body: object, **options: Any) -> None:
+        """Keep a message; the arguments are those of `kombu.Producer.publish`."""
+        self._waiting.append((body, options))
+
+    def add(self, task: Task, draft: Draft) -> None:
+        """Have Celery make a message, and keep it."""
+        options = {"argsrepr": draft.argsrepr, "kwargsrepr": draft.kwargsrepr, "headers": dict(draft.headers)}
+        if draft.parent_id is not None:
+            options |= {"parent_id": draft.parent_id, "root_id": draft.parent_id}
+        # Not the task's own method, which may be what calls us.
+        Task.apply_async(task, draft.args, draft.kwargs, task_id=draft.task_id, producer=self, **options)
+        # What it inherits wins: whoever wraps the call may know nothing of the trace that it belongs to.
+        self._waiting[-1][1]["headers"].update(draft.headers)
+
+    def publish_all(self) -> None:
+        """Publish what is kept, in its order; on a broker with lanes in one step for each queue.
+
+        Raises:
+            kombu.exceptions.OperationalError: the broker cannot be reached; a part may be published.
+        """
+        waiting, self._waiting = self._waiting, []
+        if not waiting:
+            return
+        with acquire_producer() as producer:
+            connection = cast("BoundedConnection", producer.connection)
+            connection.ensure(producer, _put_all, **app.conf.task_publish_retry_policy)(producer, waiting)
+
+
+def _put_all(producer: Producer, waiting: list[tuple[Any, dict[str, Any]]]) -> None:
+    channel = cast("Any", producer.channel)
+    if not hasattr(channel, "put_all"):  # see `publish_many`
+        for body, options in waiting:
+            producer.publish(body, **options)
+        return
+    by_queue: dict[str, list[dict[str, Any]]] = {}
+    for body, options in waiting:
+        by_queue.setdefault(options["routing_key"], []).append(channel.make_message(producer, body, options))
+    for queue, messages in by_queue.items():
+        channel.put_all(queue, messages)()
+
+
+def _is_watched() -> bool:
+    """Tell whether somebody wants to see each message that Celery publishes."""
+    return bool(
+        before_task_publish.receivers
+        or after_task_publish.receivers
+        or hasattr(Task.apply_async, "__wrapped__")
+        or hasattr(Celery.send_task, "__wrapped__")
+    )
 
 
 def publish_many(task: Task, drafts: Sequence[Draft]) -> None:
@@ -111,6 +174,13 @@ def publish_many(task: Task, drafts: Sequence[Draft]) -> None:
         for draft in drafts:
             Task.apply_async(task, draft.args, draft.kwargs, task_id=draft.task_id)
         return
+    if _is_watched():
+        for step in steps:
+            batch = MessageBatch()
+            for draft in step:
+                batch.add(task, draft)
+            batch.publish_all()
+        return
     with acquire_producer() as producer:
         connection = cast("BoundedConnection", producer.connection)
         put_again = connection.ensure(producer, put, **app.conf.task_publish_retry_policy)
@@ -138,8 +208,8 @@ def _make(task: str, queue: str, draft: Draft, tag: str) -> dict[str, Any]:
             "group_index": None,
             "retries": 0,
             "timelimit": [None, None],
-            "root_id": draft.task_id,
-            "parent_id": None,
+            "root_id": draft.parent_id or draft.task_id,
+            "parent_id": draft.parent_id,
             "argsrepr": draft.argsrepr,
             "kwargsrepr": draft.kwargsrepr,
             "origin": anon_nodename(),

@@ -3,10 +3,12 @@
 A broker without lanes (RabbitMQ, plain Redis) has the same functions; there a lane lets everything through.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, cast
 
 from celery import Task
+from celery.app.task import Context
 
 from webhooks.app import app
 from webhooks.delivery import read_rate
@@ -16,10 +18,26 @@ from webhooks.models import COTWebhook, COTWebhookLog
 from webhooks.publishing import Draft, publish_many
 from webhooks.retry import Verdict, is_own_fault, judge_endpoint
 from webhooks.services import Services
-from webhooks.transport import FIRST_HEADER, LANE_HEADER, RATE_HEADER, Admission, Channel, Turn, report
+from webhooks.transport import (
+    FIRST_HEADER,
+    LANE_HEADER,
+    RATE_HEADER,
+    TAKEN_FROM_HEADER,
+    Admission,
+    Channel,
+    Turn,
+    report,
+)
 
 #: Header of a message whose event is in the outbox, and to be taken out when the ledger has its deliveries.
 FROM_OUTBOX = "webhooks_outbox"
+
+
+#: Keys of a request that are Celery's, kombu's or ours. All others are what the producer or its tracing put there.
+_NOT_INHERITED = frozenset(
+    {*vars(Context), "lang", "task", "argsrepr", "kwargsrepr", "compression", "redelivered", "ignore_result"}
+    | {LANE_HEADER, RATE_HEADER, TAKEN_FROM_HEADER, FROM_OUTBOX}
+)
 
 
 def _task(name: str) -> Task:
@@ -30,6 +48,23 @@ def lane_headers(lane: str | None, rate: Sequence[float] | None) -> dict[str, An
     """Return the headers by which the broker knows an attempt's lane and its limit."""
     given = {LANE_HEADER: lane, RATE_HEADER: None if rate is None else list(rate)}
     return {name: value for name, value in given.items() if value is not None}
+
+
+def child_headers(parent: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the headers of an attempt's message: its own, and those that the event's producer added.
+
+    So a trace (``traceparent``, ``sentry-trace``) goes on in the attempt and in its retries.
+
+    Args:
+        parent: the request or the headers of the event's task.
+        own: as `lane_headers` makes them.
+    """
+    headers = {name: value for name, value in parent.items() if name not in _NOT_INHERITED} | own
+    nested = parent.get("headers")
+    if isinstance(nested, dict):
+        # Where some tracers keep theirs; if it is there, it is all that the task and its retries know of headers.
+        headers["headers"] = {name: value for name, value in nested.items() if name not in _NOT_INHERITED} | own
+    return headers
 
 
 def queue_attempt(
@@ -57,12 +92,17 @@ def queue_attempt(
     _task("webhooks.send").apply_async(kwargs={"delivery_id": delivery_id}, task_id=delivery_id, **options)
 
 
-def queue_attempts(deliveries: Sequence[Delivery], first: Collection[str] = ()) -> None:
+def queue_attempts(
+    deliveries: Sequence[Delivery],
+    first: Collection[str] = (),
+    parents: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+) -> None:
     """Queue the first attempts of many deliveries, as `queue_attempt` does.
 
     Args:
         deliveries: all.
         first: the ids of those that come first in their lanes.
+        parents: by the event's id, the headers of the message that brought it; see `child_headers`.
 
     Raises:
         kombu.exceptions.OperationalError: the broker cannot be reached; a part of them may be queued.
@@ -74,8 +114,9 @@ def queue_attempts(deliveries: Sequence[Delivery], first: Collection[str] = ()) 
             {"delivery_id": delivery.delivery_id},
             delivery.label,
             "retry 0",
-            lane_headers(delivery.lane, delivery.rate)
+            child_headers(parents.get(delivery.event_id, {}), lane_headers(delivery.lane, delivery.rate))
             | ({FIRST_HEADER: True} if delivery.delivery_id in first else {}),
+            delivery.event_id,
         )
         for delivery in deliveries
     ]

@@ -83,7 +83,8 @@ def test_attempts_of_a_killed_worker_are_made_again_in_time_and_new_events_do_no
     assert took_s < RECOVERED_WITHIN_S
     assert len(logs) == len(times) == WEBHOOKS * (EVENTS + 1)
     assert Counter(times.values()) == {2: OPEN, 1: len(times) - OPEN}, "what was in flight, and nothing else"
-    interrupted = stack.logs(OPEN, **{"attempt.error_kind": "interrupted"})
+    wanted: Any = {"attempt.error_kind": "interrupted"}
+    interrupted = stack.logs(OPEN, **wanted)
     assert {log["attempt"]["worker"] for log in interrupted} == {killed.name}
 
 
@@ -98,7 +99,8 @@ def test_worker_that_was_paused_repeats_no_more_than_what_was_in_flight(stack: S
         assert {log["attempt"]["worker"] for log in ended} == {other.name}
         os.kill(paused.pid, signal.SIGCONT)
         # Its late results take the place of what was guessed of them, and change nothing else.
-        logs = stack.logs(OPEN, **{"attempt.worker": paused.name, "attempt.error_kind": {"$ne": "interrupted"}})
+        late: Any = {"attempt.worker": paused.name, "attempt.error_kind": {"$ne": "interrupted"}}
+        logs = stack.logs(OPEN, **late)
         time.sleep(3)
         times = times_by_delivery(receiver)
     assert Counter(times.values()) == {2: OPEN, 1: WEBHOOKS * EVENTS - OPEN}

@@ -47,7 +47,7 @@ class World:
         webhooks = SimpleNamespace(
             of_company=lambda company: (WEBHOOK,),
             unusable_of_company=lambda company: (),
-            get_many=lambda ids: {one: WEBHOOK for one in ids},
+            get_many=lambda ids: dict.fromkeys(ids, WEBHOOK),
             get=lambda one: WEBHOOK,
         )
         books = SimpleNamespace(
