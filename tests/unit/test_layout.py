@@ -60,7 +60,7 @@ LAYERS = {
     "outcomes": 3,
     "app": 4,
     "services": 4,
-    "batch": 4,
+    "batch": 6,
     "publishing": 5,
     "renewal": 5,
     "startup": 5,
