@@ -83,7 +83,6 @@ _WORKERS_MODULES = (
     "webhooks.inspection",
     "webhooks.renewal",
     "webhooks.startup",
-    "webhooks.startup_errors",
     "webhooks.tasks",
     "webhooks.sweeper",
     "webhooks.steward",

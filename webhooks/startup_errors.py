@@ -16,4 +16,9 @@ class _AddsRemedy(logging.Filter):
         return True
 
 
-consumer.logger.addFilter(_AddsRemedy())
+def add_remedies() -> None:
+    """Have Celery's consumer say them.
+
+    Called by our consumer and not at import: Sentry patches Celery before Celery's consumer is imported.
+    """
+    consumer.logger.addFilter(_AddsRemedy())

@@ -36,6 +36,7 @@ from webhooks.inplace import InPlaceMessage
 from webhooks.pool import BatchPool
 from webhooks.services import get_services
 from webhooks.skipping import skip
+from webhooks.startup_errors import add_remedies
 from webhooks.stopping import stopping
 from webhooks.transport import LANE_HEADER
 
@@ -134,6 +135,7 @@ class DurableConsumer(Consumer):
 
     def start(self) -> None:
         """Consume until the worker ends; a broker that is too old ends it in one line."""
+        add_remedies()
         try:
             super().start()
         except BrokerTooOld as error:

@@ -48,7 +48,7 @@ def test_name_server_that_is_away_at_the_start_is_waited_for(fragile: Stack, ser
         )
         fragile.send_task(EVENT)
         wait_until(lambda: "indexes: the name server does not say where MongoDB is" in worker.log(), "indexes wait")
-        wait_until(lambda: "holding a message: the name server does not say" in worker.log(), "messages wait")
+        wait_until(lambda: "holding messages: the name server does not say" in worker.log(), "messages wait")
         time.sleep(5)  # longer than a task that met a defect would take to become a dead letter
         assert fragile.database["deadletters"].count_documents({}) == 0
         try:

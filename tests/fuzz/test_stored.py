@@ -25,7 +25,8 @@ from webhooks.logstore import LogQuery, LogStore
 from webhooks.matching import match
 from webhooks.models import COTWebhook, now, parse_event
 from webhooks.mongo import open_database
-from webhooks.outbox import Outbox, accept
+from webhooks.outbox import Outbox
+from webhooks.producer import accept
 from webhooks.webhookstore import WebhookStore
 
 Documents = Database[dict[str, Any]]
@@ -237,7 +238,7 @@ def test_any_document_in_the_outbox_leaves_the_others_to_be_queued(
     if gone and field != "_id":
         del document[field]
     store(ours["outbox"], document)
-    event_id = accept(make_event(), ours, max_bytes=100_000)
+    event_id = accept(make_event(), ours)
     outbox, later = Outbox(ours), now() + timedelta(seconds=10)
     due = outbox.find_due(later, 10)
     assert event_id in [event.event_id for event in due]
@@ -249,7 +250,7 @@ def test_any_document_in_the_outbox_leaves_the_others_to_be_queued(
 
 def test_outbox_is_not_blocked_by_many_documents_that_are_no_events(ours: Documents) -> None:
     ours["outbox"].insert_many([{"queue_at": NOON} for _ in range(20)])
-    event_id = accept(make_event(), ours, max_bytes=100_000)
+    event_id = accept(make_event(), ours)
     outbox = Outbox(ours)
     seen: list[str] = []
     for _ in range(3):

@@ -14,8 +14,9 @@ from webhooks.bench import processes
 from webhooks.bench.findings import FIGURES, Run
 from webhooks.bench.measures import BARS, NOISE, Figure, Verdict, judge
 from webhooks.bench.plan import EVENT_BYTES, ROWS, SCALE_WORKERS, SIZES, Plan
+from webhooks.version import __version__
 
-_PACKAGES = ("webhooks", "celery", "kombu", "redis", "pymongo", "requests")
+_PACKAGES = ("celery", "kombu", "redis", "pymongo", "requests")
 #: From so many on a number is shown without decimals.
 _ROUND_FROM = 100
 #: Below this a number of a grid has two decimals, so that small ratios can be told apart.
@@ -82,6 +83,7 @@ def describe_machine(servers: Mapping[str, str]) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "load_before": os.getloadavg()[0],
+        "webhooks": __version__,
         **{package: version(package) for package in _PACKAGES},
         **servers,
     }
