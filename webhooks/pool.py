@@ -286,16 +286,12 @@ class BatchPool(BasePool):
             )
             self.consumer.strategies["webhooks.send"](message, None, message.ack, message.reject, ())
             if message.job is None:  # it was revoked: see `worker.SendRequest`
-                self._leave(event, attempt)
+                self._slots.give_back(1)
+                leave_lane(attempt.delivery, attempt.claim)
                 continue
             message.job.begin()
             sends.append(_Send(message.job, event, attempt))
         return sends
-
-    def _leave(self, event: _Event | None, attempt: ToAttempt) -> None:
-        self._slots.give_back(1)
-        if event is not None:
-            leave_lane(attempt.delivery, attempt.claim)
 
     # ── Claim ───────────────────────────────────────────────────────────────────────────────────────────────────────
     def _claim_all(self) -> None:
@@ -391,10 +387,9 @@ class BatchPool(BasePool):
             if send.event is not None and send.attempt is not None and send.attempt.delivery.delivery_id in forgotten:
                 send.event.given_up = "MongoDB may have forgotten a delivery of it"
             send.job.finish()
-            if send.attempt is not None:
-                self._leave(send.event, send.attempt)
-            else:
-                self._slots.give_back(1)
+            if send.event is not None and send.attempt is not None:
+                leave_lane(send.attempt.delivery, send.attempt.claim)
+        self._slots.give_back(len(ended))
 
     @staticmethod
     def _publish(batch: Any) -> None:

