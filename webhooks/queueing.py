@@ -59,11 +59,11 @@ def child_headers(parent: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str
         parent: the request or the headers of the event's task.
         own: as `lane_headers` makes them.
     """
-    headers = {name: value for name, value in parent.items() if name not in _NOT_INHERITED} | own
+    headers = {**{name: value for name, value in parent.items() if name not in _NOT_INHERITED}, **own}
     nested = parent.get("headers")
     if isinstance(nested, dict):
         # Where some tracers keep theirs; if it is there, it is all that the task and its retries know of headers.
-        headers["headers"] = {name: value for name, value in nested.items() if name not in _NOT_INHERITED} | own
+        headers["headers"] = {**{name: value for name, value in nested.items() if name not in _NOT_INHERITED}, **own}
     return headers
 
 

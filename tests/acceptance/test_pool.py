@@ -102,7 +102,7 @@ class CountingReceiver:
                 self.send_header("Content-Length", "0")
                 self.end_headers()
 
-            def log_request(self, *args: object) -> None: ...
+            def log_message(self, *args: object) -> None: ...  # pyright: ignore[reportIncompatibleMethodOverride]
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
