@@ -102,7 +102,7 @@ def head_of(machine: Mapping[str, Any], plan: Plan, settings: Mapping[str, str])
         ["python", f"{machine['python']}, " + ", ".join(f"{package} {machine[package]}" for package in _PACKAGES)],
         ["servers", f"{machine['broker']}, mongod {machine['mongod']}{', given: ' if given else ''}{', '.join(given)}"],
         ["receiver", _receivers(machine)],
-        ["workers", f"{plan.workers}, threads, the product's settings but for {_settings(settings)}"],
+        ["workers", f"{plan.workers}, the product's settings but for {_settings(settings)}"],
         [
             "sizes",
             f"{sizes.rounds} × {sizes.events:,} events, plain {sizes.plain_events:,}; "
