@@ -71,8 +71,6 @@ task_routes = {
 # ── Never lose a task ───────────────────────────────────────────────────────────────────────────────────────────────
 # A message is acked after what it caused is written, not when it is taken.
 task_acks_late = True
-# With the prefork pool: a killed child's message goes back to the queue.
-task_reject_on_worker_lost = True
 # Celery drops messages that it cannot read, and those of unknown tasks; ours end in the collection `deadletters`.
 worker_consumer = "webhooks.worker:DurableConsumer"
 
@@ -80,7 +78,7 @@ worker_consumer = "webhooks.worker:DurableConsumer"
 # The logs in MongoDB are the results. Without a backend no result is written, and none is forgotten anywhere.
 result_backend = None
 task_ignore_result = True
-# Task events cost a third of the throughput, so they are off until somebody looks: Flower turns them on.
+# Task events are for who looks; until then they are off. Flower turns them on.
 worker_send_task_events = False
 
 # ── Worker ──────────────────────────────────────────────────────────────────────────────────────────────────────────

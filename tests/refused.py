@@ -134,6 +134,11 @@ REFUSED: tuple[Refused, ...] = (
         "http://127.0.0.1\u0085.example.com/",
     ),
     *_bad(
+        "an invisible character, such as one pasted at the end",
+        "it holds an invisible character at its end (U+200B); remove it, or write %E2%80%8B if it is meant",
+        "http://example.com/hook\u200b",
+    ),
+    *_bad(
         "schemes other than http and https",
         "its scheme is neither http nor https",
         "ftp://example.com/",
