@@ -287,6 +287,16 @@ def test_pool_can_be_made_larger_while_it_works(stack: Stack):
     assert 2 <= receiver.most_at_once <= 4
 
 
+def test_autoscale_grows_the_pool_to_its_bound(stack: Stack):
+    with CountingReceiver(0.5) as receiver:
+        for _ in range(6):
+            stack.add_webhook(receiver.url)
+        start_worker(stack, "--autoscale", "3,1")
+        produce_many(stack, 6)
+        stack.logs(36, 60)
+    assert 2 <= receiver.most_at_once <= 3
+
+
 def test_solo_pool_carries_out_the_same_steps(stack: Stack):
     with Receiver() as receiver:
         receiver.then(reply(503), reply(200))
