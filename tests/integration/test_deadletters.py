@@ -165,7 +165,7 @@ def test_letter_stays_when_the_broker_is_away(
     monkeypatch.setattr(app, "connection_for_write", lambda: Connection("redis://127.0.0.1:9"))
     result = run("resend", "--all")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr.startswith("webhooks: the broker cannot be reached")
+    assert result.stderr.startswith("webhooks: the broker cannot be used")
     assert result.stderr.count("\n") == 1
     assert store.count(10) == 1
 
