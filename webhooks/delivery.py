@@ -1,13 +1,11 @@
 """The main path: an event becomes deliveries, a delivery is attempted, an attempt becomes a log.
 
-    tasks.deliver → fan_out    webhookstore → matching     one delivery per webhook that asked for the event
-                    books      → ledger                    written down before the event's message is acked
-    tasks.send    → books      → ledger, gates (kept)      the attempt is ours to make, of what, and may be made now
-                    attempt    sender (guard) → retry      one request (signing, vault), judged, as a log
-    tasks' hooks  → books      → gates, logstore, ledger   all written before the attempt's message is acked
+    accepting  → fan_out            webhookstore → matching     one delivery per webhook that asked for the event
+    pool       → prepare, sender    signing, vault              one request
+    pool       → conclude           retry                       its answer, judged, as a log
+    hooks      → recording → books  gates, logstore, ledger     all written before the attempt's message is acked
 
-Owns that path and what identifies a delivery. Never talks to Celery: `tasks` hands in what came out of a message, and
-carries out what is returned.
+Owns what identifies a delivery, what is sent, and what an answer means. Never sees a socket, and never talks to Celery.
 """
 
 import hashlib

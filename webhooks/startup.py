@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from celery.bin.worker import worker
 from celery.concurrency import get_implementation
-from celery.signals import celeryd_after_setup, worker_init, worker_process_init
+from celery.signals import celeryd_after_setup, worker_init
 from kombu import serialization
 from kombu.utils.json import dumps
 
@@ -50,12 +50,6 @@ def _prepare_worker(sender: Any, **_: object) -> None:
     _collect_less_often()
     get_services()  # before there are threads: two that ask at one time would each open their own
     threading.Thread(target=_make_indexes, name="make-indexes", daemon=True).start()
-
-
-@worker_process_init.connect
-def _prepare_pool_process(**_: object) -> None:
-    # Prefork: a client that the parent opened must not be shared.
-    get_services.cache_clear()
 
 
 def _collect_less_often() -> None:
