@@ -17,6 +17,7 @@ from pymongo.errors import WriteError
 from tests.fuzz.hostile import BSON_TEXT, BSON_VALUES, UNSAFE, at_most, make_event, ruined
 from tests.logs import COMPANY, NOON, WEBHOOK_ID, make_attempt, make_log
 from tests.samples_data import read_sample
+from webhooks.app import app
 from webhooks.cli import cli
 from webhooks.deadletters import DeadLetter, DeadLetterStore, Reason
 from webhooks.leases import Leases
@@ -75,6 +76,8 @@ def run(url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Callable[.
     """Run a command in this process; it must end in order, and print nothing that steers a terminal."""
     monkeypatch.setenv("WEBHOOKS_MONGODB_URL", url)
     monkeypatch.setenv("WEBHOOKS_BROKER_URL", redis_url)
+    # Celery reads its configuration once in a process, and a test before this one may have had it read.
+    monkeypatch.setitem(app.conf, "broker_url", redis_url)
 
     def run(*arguments: str) -> Result:
         with at_most(20):
@@ -172,7 +175,7 @@ def test_dead_letters_are_sent_again_beside_one_that_was_changed(
     ]
     database["deadletters"].insert_many(letters)
     result = run("dead", "resend", "--all")
-    assert "sent again: 2" in result.stdout
+    assert "sent again: 2" in result.stdout, result.output
     assert "envelope was changed or is missing" in result.stderr
     assert "body was changed or is missing" in result.stderr
     lanes: Any = redis_client.keys("webhooks.lane.webhooks.deliver/*")
