@@ -1,4 +1,4 @@
-"""``webhooks bench``: how fast the product is here, beside what one would otherwise write, in one run.
+"""``python -m tests.bench``: how fast the product is here, beside what one would otherwise write, in one run.
 
 Owns the order of a run. Its parts, from the bottom:
 
@@ -17,11 +17,11 @@ by `cli`.
 
 import time
 
-from webhooks.bench.findings import Progress
-from webhooks.bench.plan import Plan
-from webhooks.bench.report import Report, describe_machine, head_of, judge_all
-from webhooks.bench.rows import measure
-from webhooks.bench.stage import open_stage
+from tests.bench.findings import Progress
+from tests.bench.plan import Plan
+from tests.bench.report import Report, describe_machine, head_of, judge_all
+from tests.bench.rows import measure
+from tests.bench.stage import open_stage
 
 
 def run_bench(plan: Plan, progress: Progress) -> Report:

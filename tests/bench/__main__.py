@@ -1,4 +1,4 @@
-"""``webhooks bench``: how fast it is here; see `webhooks.bench`."""
+"""``python -m tests.bench``: measure how fast it is here; see `tests.bench`."""
 
 import json
 import sys
@@ -9,13 +9,14 @@ from typing import Any
 
 import click
 
-from webhooks.bench import run_bench
-from webhooks.bench.page import render
-from webhooks.bench.plan import ROWS, Plan, rows_of, sizes_of
-from webhooks.bench.processes import cores
-from webhooks.bench.report import Report, grids_of, noise_of, verdict_rows_of
-from webhooks.bench.report import rows_of as figure_rows_of
-from webhooks.bench.stored import InvalidRun, StoredRun, read_run, read_run_file
+from tests.bench import run_bench
+from tests.bench.page import render
+from tests.bench.plan import ROWS, Plan, rows_of, sizes_of
+from tests.bench.processes import cores
+from tests.bench.report import Report, grids_of, noise_of, verdict_rows_of
+from tests.bench.report import rows_of as figure_rows_of
+from tests.bench.stored import InvalidRun, StoredRun, read_run, read_run_file
+from webhooks.cli import OneLineCommand
 from webhooks.cli.common import Cell, Table, print_json
 from webhooks.models.wire import make_safe
 
@@ -61,7 +62,7 @@ def _split(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]
     return names
 
 
-@click.command()
+@click.command(cls=OneLineCommand, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option("--workers", type=click.IntRange(1, 256), help="Worker processes; default: one per core.")
 @click.option("--concurrency", type=click.IntRange(1, 10_000), help="WEBHOOKS_CONCURRENCY of each; default: its own.")
 @click.option("--events", type=click.IntRange(100, 10_000_000), help="Deliveries of each run of (a), (b) and (c).")
@@ -182,3 +183,7 @@ def _print(report: Report) -> None:
 def _styled(row: list[str]) -> list[str | Cell]:
     cells: list[Any] = [Cell(cell, _STYLES[cell]) if cell in _STYLES else cell for cell in row]
     return [Cell(cell, "bold red") if cell == "error" else cell for cell in cells]
+
+
+if __name__ == "__main__":
+    bench.main(prog_name="python -m tests.bench")

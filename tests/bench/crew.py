@@ -14,9 +14,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO, cast
 
-from webhooks.bench import processes
-from webhooks.bench.measures import RowFailed
-from webhooks.supervisor import Program, Supervisor, last_lines
+from tests.bench import processes
+from tests.bench.measures import RowFailed
+from webhooks.local.processes import Program, Supervisor, last_lines
 
 #: Seconds for whatever comes up.
 SOON_S = 60.0

@@ -13,8 +13,8 @@ from bson import ObjectId
 
 from webhooks.models import now
 from webhooks.models.webhook import COTWebhook, SigningSecret
-from webhooks.signing import find_scheme, new_secret
-from webhooks.vault import Use, Vault
+from webhooks.rules.encryption import Use, Vault
+from webhooks.rules.signing import find_scheme, new_secret
 
 #: Different events per webhook; producers hand them in again and again.
 _KINDS = 25

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from webhooks.bench.measures import Figure
-from webhooks.bench.plan import SCALE_WORKERS, SIZES
-from webhooks.bench.receivers import Receiver
+from tests.bench.measures import Figure
+from tests.bench.plan import SCALE_WORKERS, SIZES
+from tests.bench.receivers import Receiver
 
 
 class Progress(Protocol):

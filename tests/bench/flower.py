@@ -37,7 +37,7 @@ class FlowerReader:
     def _run(self) -> None:
         while not self._is_over.wait(_EVERY_S if self._has_read.is_set() else 0.2):
             try:
-                with urllib.request.urlopen(self._url + _PAGE, timeout=30) as answer:  # noqa: S310 - our own URL
+                with urllib.request.urlopen(self._url + _PAGE, timeout=30) as answer:
                     answer.read()
                 self._has_read.set()
             except (OSError, urllib.error.URLError):

@@ -9,14 +9,14 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
-from webhooks.bench.crew import Crew
-from webhooks.bench.events import Target
-from webhooks.bench.findings import Findings, Progress, Run
-from webhooks.bench.measures import NOISE, STEADY, RowFailed, Sample, Steady, steady
-from webhooks.bench.network import NoNetwork
-from webhooks.bench.plan import ENDPOINTS, Plan
-from webhooks.bench.receivers import Receiver
-from webhooks.bench.stage import Stage
+from tests.bench.crew import Crew
+from tests.bench.events import Target
+from tests.bench.findings import Findings, Progress, Run
+from tests.bench.measures import NOISE, STEADY, RowFailed, Sample, Steady, steady
+from tests.bench.network import NoNetwork
+from tests.bench.plan import ENDPOINTS, Plan
+from tests.bench.receivers import Receiver
+from tests.bench.stage import Stage
 from webhooks.errors import CannotStart, StoreUnavailable
 
 MS, US, MB = 1e3, 1e6, 1 << 20

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from webhooks.bench.crew import Troupe, environment
-from webhooks.embedded import LOOPBACK
+from tests.bench.crew import Troupe, environment
 from webhooks.errors import CannotStart, WebhooksError
-from webhooks.supervisor import Program, Supervisor
+from webhooks.local.processes import Program, Supervisor
+from webhooks.local.servers import LOOPBACK
 
 _TOOLS = ("ip", "unshare", "nsenter", "sh", "sleep")
 #: Not on everybody's PATH.
@@ -129,7 +129,7 @@ class Network:
         """
         command = f"ip {' '.join(arguments)}"
         try:
-            done = subprocess.run(  # noqa: S603 - its words are ours
+            done = subprocess.run(
                 [*at.prefix, self._tools["ip"], *arguments],
                 capture_output=True,
                 text=True,

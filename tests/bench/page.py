@@ -10,10 +10,10 @@ from html import escape
 from importlib.resources import files
 from string import Template
 
-from webhooks.bench.capacity import ASSUMPTIONS, DEFAULTS, GROUPS, RATES, RETRY_DELAY_S, Line, need, show
-from webhooks.bench.findings import FIGURES
-from webhooks.bench.plan import SCALE_WORKERS
-from webhooks.bench.stored import COST_FIGURES, StoredFigure, StoredRun
+from tests.bench.capacity import ASSUMPTIONS, DEFAULTS, GROUPS, RATES, RETRY_DELAY_S, Line, need, show
+from tests.bench.findings import FIGURES
+from tests.bench.plan import SCALE_WORKERS
+from tests.bench.stored import COST_FIGURES, StoredFigure, StoredRun
 
 #: What leads a group.
 _MAIN = ("hosts", "processes", "concurrency", "redis_shards", "mongodb_shards", "log_per_day", "cells")
@@ -30,7 +30,7 @@ def render(run: StoredRun) -> str:
     needs = [need(costs, DEFAULTS, rate) for rate in RATES]
     data = {"costs": asdict(costs), "rates": RATES, "retry_delay_s": RETRY_DELAY_S}
     scale = _scale(run)
-    frame = Template((files("webhooks.bench") / "capacity.html").read_text(encoding="utf-8"))
+    frame = Template((files("tests.bench") / "capacity.html").read_text(encoding="utf-8"))
     return frame.substitute(
         machine=_machine(run),
         noise=f'<p class="warning">{escape(run.noise)}</p>' if run.noise else "",
@@ -55,7 +55,7 @@ def render(run: StoredRun) -> str:
         scale=scale,
         scale_link='<a href="#scale">the run’s own measurement</a>.'
         if scale
-        else "<code>webhooks bench --only scale</code>, which this run did not measure.",
+        else "<code>python -m tests.bench --only scale</code>, which this run did not measure.",
         # No text that ends the script, whatever stands in it.
         data=json.dumps(data).replace("<", "\\u003c"),
     )

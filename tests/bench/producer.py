@@ -1,6 +1,6 @@
 """A service that hands in events: one at a time, at a pace, or many at once.
 
-A process of its own: ``python -m webhooks.bench.producer LINES PLAN REPORT``. LINES is a file of `events.to_lines`,
+A process of its own: ``python -m tests.bench.producer LINES PLAN REPORT``. LINES is a file of `events.to_lines`,
 which is gone through again and again; PLAN a `Handing` as JSON; the file REPORT gets ``{"single": […], "bulk": […]}``,
 the events per second of each round.
 """

@@ -10,12 +10,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from webhooks.bench.crew import SOON_S, environment
-from webhooks.bench.network import Place
-from webhooks.bench.nginx import Nginx, find_nginx
-from webhooks.bench.plan import DELAY_S, ENDPOINTS
-from webhooks.embedded import LOOPBACK
-from webhooks.supervisor import Program, Supervisor
+from tests.bench.crew import SOON_S, environment
+from tests.bench.network import Place
+from tests.bench.nginx import Nginx, find_nginx
+from tests.bench.plan import DELAY_S, ENDPOINTS
+from webhooks.local.processes import Program, Supervisor
+from webhooks.local.servers import LOOPBACK
 
 _PROGRAM = Path(__file__).parent / "receiver.py"
 #: The receivers' paths: see `receiver`.

@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
-from webhooks.bench import processes
-from webhooks.bench.findings import FIGURES, Run
-from webhooks.bench.measures import BARS, NOISE, Figure, Verdict, judge
-from webhooks.bench.plan import EVENT_BYTES, ROWS, SCALE_WORKERS, SIZES, Plan
+from tests.bench import processes
+from tests.bench.findings import FIGURES, Run
+from tests.bench.measures import BARS, NOISE, Figure, Verdict, judge
+from tests.bench.plan import EVENT_BYTES, ROWS, SCALE_WORKERS, SIZES, Plan
 from webhooks.version import __version__
 
 _PACKAGES = ("celery", "kombu", "redis", "pymongo", "requests")

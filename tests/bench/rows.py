@@ -11,18 +11,18 @@ from pathlib import Path
 
 from bson import ObjectId
 
-from webhooks.bench.crew import Crew
-from webhooks.bench.events import Target
-from webhooks.bench.findings import Findings, Progress
-from webhooks.bench.measures import RowFailed, Steady, percentile, steady
-from webhooks.bench.measuring import MB, MS, SUCCESS, US, Measuring, targets_of
-from webhooks.bench.plan import ENDPOINTS, EVENT_BYTES, LOAD, SMALL_EVENT_BYTES, Plan
-from webhooks.bench.producer import Handing
-from webhooks.bench.receivers import HANG, INSTANT, SLOW, Receiver, free_ports
-from webhooks.bench.servers import LOGS, OWED, PLAIN_LOGS
-from webhooks.bench.sizing import measure_sizing
-from webhooks.bench.stage import Stage
-from webhooks.embedded import LOOPBACK
+from tests.bench.crew import Crew
+from tests.bench.events import Target
+from tests.bench.findings import Findings, Progress
+from tests.bench.measures import RowFailed, Steady, percentile, steady
+from tests.bench.measuring import MB, MS, SUCCESS, US, Measuring, targets_of
+from tests.bench.plan import ENDPOINTS, EVENT_BYTES, LOAD, SMALL_EVENT_BYTES, Plan
+from tests.bench.producer import Handing
+from tests.bench.receivers import HANG, INSTANT, SLOW, Receiver, free_ports
+from tests.bench.servers import LOGS, OWED, PLAIN_LOGS
+from tests.bench.sizing import measure_sizing
+from tests.bench.stage import Stage
+from webhooks.local.servers import LOOPBACK
 
 #: The part of the short queue in which its rate is taken: not its end, where nothing is queued any more.
 _QUEUE_PART = (0.1, 0.6)

@@ -11,17 +11,17 @@ from typing import Any, cast
 import redis
 from redis.exceptions import RedisError
 
-from webhooks import embedded
-from webhooks.bench.crew import environment, wait
-from webhooks.bench.events import Target
-from webhooks.bench.network import Place
-from webhooks.bench.plan import Plan
-from webhooks.bench.receivers import free_ports
+from tests.bench.crew import environment, wait
+from tests.bench.events import Target
+from tests.bench.network import Place
+from tests.bench.plan import Plan
+from tests.bench.receivers import free_ports
 from webhooks.errors import CannotStart
-from webhooks.mongo import open_database, server_version, store_errors
-from webhooks.supervisor import Program, Supervisor
-from webhooks.up import SERVER_GRACE_S
-from webhooks.vault import Vault
+from webhooks.local import servers
+from webhooks.local.processes import Program, Supervisor
+from webhooks.local.up import SERVER_GRACE_S
+from webhooks.rules.encryption import Vault
+from webhooks.store.mongo import open_database, server_version, store_errors
 
 #: The collections that logs are counted in, of the product and of the plain worker; what the product still owes.
 LOGS, PLAIN_LOGS, OWED = "webhooklogs", "plainlogs", ("deliveries", "events")
@@ -42,13 +42,13 @@ class Servers:
         """
         self._plan = plan
         redis_port, mongo_port = free_ports(2)
-        self.broker_url = plan.broker_url or _at(place, embedded.valkey_url(redis_port))
-        self.mongodb_url = plan.mongodb_url or _at(place, embedded.mongodb_url(mongo_port))
+        self.broker_url = plan.broker_url or _at(place, servers.valkey_url(redis_port))
+        self.mongodb_url = plan.mongodb_url or _at(place, servers.mongodb_url(mongo_port))
         commands: dict[str, tuple[list[str], str]] = {}
         if plan.broker_url is None:
-            commands["valkey"] = (embedded.valkey_command(redis_port, folder / "valkey"), self.broker_url)
+            commands["valkey"] = (servers.valkey_command(redis_port, folder / "valkey"), self.broker_url)
         if plan.mongodb_url is None:
-            commands["mongod"] = (embedded.mongod_command(mongo_port, folder / "mongod"), self.mongodb_url)
+            commands["mongod"] = (servers.mongod_command(mongo_port, folder / "mongod"), self.mongodb_url)
         for name, (command, url) in commands.items():
             (folder / name).mkdir()
             supervisor.start(_program(name, command, url, place, folder))
@@ -179,16 +179,16 @@ class Servers:
 def _program(name: str, command: list[str], url: str, place: Place, folder: Path) -> Program:
     return Program(
         name,
-        [*place.prefix, *(place.address if part == embedded.LOOPBACK else part for part in command)],
+        [*place.prefix, *(place.address if part == servers.LOOPBACK else part for part in command)],
         environment(),
-        ready=lambda: embedded.answers(url),
+        ready=lambda: servers.answers(url),
         grace_s=SERVER_GRACE_S,
         log_path=folder / f"{name}.log",
     )
 
 
 def _at(place: Place, url: str) -> str:
-    return url.replace(embedded.LOOPBACK, place.address)
+    return url.replace(servers.LOOPBACK, place.address)
 
 
 def _open_redis(url: str) -> redis.Redis:

@@ -9,22 +9,14 @@ opposite: the machine's cores are what bounds it. Called by `rows`.
 from dataclasses import replace
 from pathlib import Path
 
-from webhooks.bench.findings import Findings, Progress
-from webhooks.bench.measures import STEADY, Steady, steady
-from webhooks.bench.measuring import MB, SUCCESS, US, Measuring, targets_of
-from webhooks.bench.network import NoNetwork
-from webhooks.bench.plan import (
-    DELAY_S,
-    EVENT_BYTES,
-    SCALE_CONCURRENCY,
-    SCALE_WORKERS,
-    SIZES,
-    Plan,
-    Size,
-)
-from webhooks.bench.receivers import INSTANT, SLOW
-from webhooks.bench.servers import LOGS
-from webhooks.bench.stage import Stage, Workers, open_stage
+from tests.bench.findings import Findings, Progress
+from tests.bench.measures import STEADY, Steady, steady
+from tests.bench.measuring import MB, SUCCESS, US, Measuring, targets_of
+from tests.bench.network import NoNetwork
+from tests.bench.plan import DELAY_S, EVENT_BYTES, SCALE_CONCURRENCY, SCALE_WORKERS, SIZES, Plan, Size
+from tests.bench.receivers import INSTANT, SLOW
+from tests.bench.servers import LOGS
+from tests.bench.stage import Stage, Workers, open_stage
 
 #: Deliveries at least, of which a rate is taken.
 _FEWEST = 200

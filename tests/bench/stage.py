@@ -14,23 +14,24 @@ from pathlib import Path
 from typing import Any, TextIO
 from urllib.parse import urlsplit
 
-from webhooks.bench import processes
-from webhooks.bench.crew import LOOK_EVERY_S, SOON_S, Crew, Troupe, environment, run_crew, run_to_end, wait
-from webhooks.bench.events import Target, to_lines
-from webhooks.bench.flower import FlowerReader
-from webhooks.bench.measures import RowFailed, Sample
-from webhooks.bench.network import LOCAL, Network, Place, open_network
-from webhooks.bench.plan import Plan
-from webhooks.bench.producer import Handing
-from webhooks.bench.receivers import Receiver, Receivers, free_ports
-from webhooks.bench.servers import Servers
-from webhooks.embedded import LOOPBACK
+from tests.bench import processes
+from tests.bench.crew import LOOK_EVERY_S, SOON_S, Crew, Troupe, environment, run_crew, run_to_end, wait
+from tests.bench.events import Target, to_lines
+from tests.bench.flower import FlowerReader
+from tests.bench.measures import RowFailed, Sample
+from tests.bench.network import LOCAL, Network, Place, open_network
+from tests.bench.plan import Plan
+from tests.bench.producer import Handing
+from tests.bench.receivers import Receiver, Receivers, free_ports
+from tests.bench.servers import Servers
 from webhooks.errors import CannotStart
-from webhooks.supervisor import Program, Supervisor
-from webhooks.up import worker_program
-from webhooks.vault import Vault, new_key
+from webhooks.local.processes import Program, Supervisor
+from webhooks.local.servers import LOOPBACK
+from webhooks.local.up import worker_program
+from webhooks.rules.encryption import Vault, new_key
 
 #: Seconds that a worker gets to end; hanging receivers are not waited for.
+_ROOT = Path(__file__).parents[2]
 _GRACE_S = 3.0
 #: From so many events on, two producers share them.
 _SHARED_FROM = 2_000
@@ -128,9 +129,9 @@ class Stage:
         Raises:
             RowFailed: one failed, or took too long.
         """
-        argv = [sys.executable, "-m", "webhooks.bench.producer", str(lines)]
+        argv = [sys.executable, "-m", "tests.bench.producer", str(lines)]
         orders = [[*argv, handing.to_json()] for handing in handings]
-        return run_to_end(orders, self._env, self._folder, new_path=self._path, screen=self._screen, within_s=within_s)
+        return run_to_end(orders, self._env, _ROOT, new_path=self._path, screen=self._screen, within_s=within_s)
 
     def produce_plain(self, lines: Path, handings: Sequence[Handing], within_s: float) -> list[Any]:
         """Have plain producers hand in events. As `produce`."""

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from webhooks.bench.capacity import Costs
-from webhooks.bench.findings import FIGURES
+from tests.bench.capacity import Costs
+from tests.bench.findings import FIGURES
 from webhooks.errors import InvalidInput
 from webhooks.models.wire import make_safe
 
@@ -144,7 +144,7 @@ def read_run(data: Mapping[str, Any]) -> StoredRun:
 
 
 def read_run_file(path: Path) -> StoredRun:
-    """Read a run out of a file that ``webhooks bench --json`` wrote.
+    """Read a run out of a file that ``python -m tests.bench --json`` wrote.
 
     Raises:
         InvalidRun: there is none in it.
@@ -161,7 +161,7 @@ def read_run_file(path: Path) -> StoredRun:
         raise InvalidRun(f"{path}: {error}") from None
 
 
-_REMEDY = "make one with `webhooks bench --only a,waiting --json FILE`, with no servers given"
+_REMEDY = "make one with `python -m tests.bench --only a,waiting --json FILE`, with no servers given"
 
 
 def _refuse(what: str) -> InvalidRun:

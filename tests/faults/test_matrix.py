@@ -12,8 +12,8 @@ import pytest
 
 from tests.faults.conftest import RESULTS
 from tests.faults.matrix import CI, ROWS, Result, run_matrix
-from webhooks import embedded
 from webhooks.errors import ServerMissing
+from webhooks.local import servers
 
 # All rows together take three to four minutes on two cores.
 pytestmark = pytest.mark.timeout(900)
@@ -22,8 +22,8 @@ pytestmark = pytest.mark.timeout(900)
 @pytest.fixture(scope="module")
 def running(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[Result]]]:
     try:
-        embedded.find_valkey()
-        embedded.find_mongod()
+        servers.find_valkey()
+        servers.find_mongod()
     except ServerMissing as missing:
         if os.environ.get("CI"):
             pytest.fail(str(missing))

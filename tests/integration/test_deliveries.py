@@ -9,14 +9,14 @@ import pytest
 from bson import ObjectId
 from pymongo.database import Database
 
-from tests.logs import make_attempt, make_log
-from webhooks.books import Books
-from webhooks.gates import GateStore
-from webhooks.kept import KeptDeliveries
-from webhooks.ledger import Blocked, Claim, Claimed, Delivery, Ledger
-from webhooks.logstore import LogStore
+from tests.lab.logs import make_attempt, make_log
+from webhooks.delivery.records import Books
 from webhooks.models import now
-from webhooks.webhookstore import WebhookStore
+from webhooks.store.deliveries import Blocked, Claim, Claimed, Delivery, Ledger
+from webhooks.store.gates import GateStore
+from webhooks.store.held import KeptDeliveries
+from webhooks.store.logs import LogStore
+from webhooks.store.webhooks import WebhookStore
 
 Documents = Database[dict[str, Any]]
 CLAIM_S = 1.0

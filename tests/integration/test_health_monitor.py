@@ -9,17 +9,17 @@ import pytest
 from bson import ObjectId
 from pymongo.database import Database
 
-from tests.logs import make_attempt, make_log
-from webhooks import steward as module
-from webhooks.books import Books
+from tests.lab.logs import make_attempt, make_log
 from webhooks.config import Settings
-from webhooks.gates import By, GateStore, State
-from webhooks.kept import KeptDeliveries
-from webhooks.ledger import Claim, Delivery, Ledger
-from webhooks.logstore import LogStore
+from webhooks.delivery.records import Books
+from webhooks.jobs import health_monitor as module
+from webhooks.jobs.health_monitor import Steward, find_health_pause_s, tell
 from webhooks.models import COTWebhook, now
-from webhooks.steward import Steward, find_health_pause_s, tell
-from webhooks.webhookstore import WebhookStore
+from webhooks.store.deliveries import Claim, Delivery, Ledger
+from webhooks.store.gates import By, GateStore, State
+from webhooks.store.held import KeptDeliveries
+from webhooks.store.logs import LogStore
+from webhooks.store.webhooks import WebhookStore
 
 Documents = Database[dict[str, Any]]
 COMPANY = ObjectId("625bcbdcc9a8e3a86dbf041c")

@@ -7,9 +7,9 @@ import pytest
 from bson import ObjectId
 from pymongo.database import Database
 
-from tests.logs import COMPANY, NOON, WEBHOOK_ID, make_attempt, make_log
-from webhooks.logstore import LogQuery, LogStore
-from webhooks.retry import Outcome
+from tests.lab.logs import COMPANY, NOON, WEBHOOK_ID, make_attempt, make_log
+from webhooks.rules.retry import Outcome
+from webhooks.store.logs import LogQuery, LogStore
 
 Documents = Database[dict[str, Any]]
 WEBHOOK, BUYER = ObjectId(WEBHOOK_ID), ObjectId(COMPANY)

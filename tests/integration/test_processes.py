@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from webhooks import supervisor as supervisor_module
 from webhooks.errors import CannotStart
-from webhooks.supervisor import Program, Supervisor
+from webhooks.local import processes as supervisor_module
+from webhooks.local.processes import Program, Supervisor
 
 DEADLINE_S = 20.0
 
@@ -226,7 +226,7 @@ def test_signal_ends_the_wait(number: signal.Signals) -> None:
 SUPERVISED = """
 import os, sys
 from pathlib import Path
-from webhooks.supervisor import Program, Supervisor
+from webhooks.local.processes import Program, Supervisor
 pids = Path(sys.argv[1])
 script = f"{sys.argv[2]} sleep 600 & echo $! >> {pids}; echo $$ >> {pids}; while :; do sleep 0.05; done"
 ready = lambda: pids.exists() and len(pids.read_text().split()) == 2

@@ -9,9 +9,9 @@ import pytest
 import redis
 from pymongo.database import Database
 
-from tests.servers import Server, Servers
-from webhooks import embedded
+from tests.lab.servers import Server, Servers
 from webhooks.errors import CannotStart
+from webhooks.local import servers as local_servers
 
 
 def test_valkey_keeps_its_data_over_a_restart_and_a_crash(servers: Servers) -> None:
@@ -19,7 +19,7 @@ def test_valkey_keeps_its_data_over_a_restart_and_a_crash(servers: Servers) -> N
         with redis.Redis.from_url(servers.valkey.url) as client:
             client.incr("runs")
         end()
-        assert not embedded.answers(servers.valkey.url)
+        assert not local_servers.answers(servers.valkey.url)
         servers.valkey.start()
     with redis.Redis.from_url(servers.valkey.url) as client:
         assert client.get("runs") == b"2"
@@ -31,7 +31,7 @@ def test_mongod_keeps_its_data_over_a_restart_and_a_crash(servers: Servers) -> N
         with pymongo.MongoClient[dict[str, Any]](servers.mongod.url, journal=True) as client:
             client.test.runs.insert_one({})
         end()
-        assert not embedded.answers(servers.mongod.url)
+        assert not local_servers.answers(servers.mongod.url)
         servers.mongod.start()
     with pymongo.MongoClient[dict[str, Any]](servers.mongod.url) as client:
         assert client.test.runs.count_documents({}) == 2
@@ -40,9 +40,9 @@ def test_mongod_keeps_its_data_over_a_restart_and_a_crash(servers: Servers) -> N
 def test_paused_servers_do_not_answer_until_they_go_on(servers: Servers) -> None:
     for server in (servers.valkey, servers.mongod):
         server.pause()
-        assert not embedded.answers(server.url)
+        assert not local_servers.answers(server.url)
         server.resume()
-        embedded.wait_until_answers(server.url, 10)
+        local_servers.wait_until_answers(server.url, 10)
 
 
 def test_paused_server_can_be_stopped(servers: Servers) -> None:
@@ -53,7 +53,10 @@ def test_paused_server_can_be_stopped(servers: Servers) -> None:
 
 @pytest.mark.parametrize(
     ("command", "url"),
-    [(embedded.valkey_command, embedded.valkey_url), (embedded.mongod_command, embedded.mongodb_url)],
+    [
+        (local_servers.valkey_command, local_servers.valkey_url),
+        (local_servers.mongod_command, local_servers.mongodb_url),
+    ],
     ids=["valkey", "mongod"],
 )
 def test_server_that_cannot_start_is_an_error_with_its_own_words(
@@ -76,7 +79,7 @@ def test_fixtures_of_the_session_are_clean(redis_client: redis.Redis, database: 
 
 def test_mongod_of_a_replica_set_can_be_initiated(mongodb_url: str, tmp_path: Path) -> None:
     def member(port: int, data_dir: Path) -> list[str]:
-        return embedded.mongod_command(port, data_dir, replica_set="rs0")
+        return local_servers.mongod_command(port, data_dir, replica_set="rs0")
 
     server = Server("member", member, lambda port: f"mongodb://127.0.0.1:{port}/?directConnection=true", tmp_path)
     try:
@@ -96,17 +99,19 @@ def test_mongod_killed_leaves_no_socket_file(servers: Servers) -> None:
 
 
 def test_is_free_of_a_port_that_is_listened_on() -> None:
-    port = embedded.free_port()
-    assert embedded.is_free(port)
+    port = local_servers.free_port()
+    assert local_servers.is_free(port)
     with socket.create_server(("127.0.0.1", port)):
-        assert not embedded.is_free(port)
+        assert not local_servers.is_free(port)
 
 
 @pytest.mark.parametrize("scheme", ["redis", "mongodb", "amqp"])
 def test_wait_until_answers_in_vain_names_the_server_and_its_last_words(scheme: str) -> None:
-    port = embedded.free_port()
+    port = local_servers.free_port()
     with pytest.raises(CannotStart) as caught:
-        embedded.wait_until_answers(f"{scheme}://user:secret@127.0.0.1:{port}/x", 0, output=lambda: ["no", "memory"])
+        local_servers.wait_until_answers(
+            f"{scheme}://user:secret@127.0.0.1:{port}/x", 0, output=lambda: ["no", "memory"]
+        )
     text = str(caught.value)
     assert "\n" not in text
     assert f"127.0.0.1:{port} does not answer" in text
@@ -116,4 +121,4 @@ def test_wait_until_answers_in_vain_names_the_server_and_its_last_words(scheme: 
 
 def test_wait_until_answers_does_not_wait_for_a_server_that_has_ended() -> None:
     with pytest.raises(CannotStart, match="it has ended"):
-        embedded.wait_until_answers("redis://127.0.0.1:1/0", 3600, is_running=lambda: False)
+        local_servers.wait_until_answers("redis://127.0.0.1:1/0", 3600, is_running=lambda: False)

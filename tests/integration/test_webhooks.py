@@ -6,9 +6,9 @@ import pytest
 from bson import ObjectId
 from pymongo.database import Database
 
-from tests.samples_data import read_sample
+from tests.lab.samples_data import read_sample
 from webhooks.models import COTWebhook
-from webhooks.webhookstore import WebhookStore
+from webhooks.store.webhooks import WebhookStore
 
 WEBHOOK = COTWebhook.model_validate(read_sample("webhook-task")).to_bson()
 COMPANY = WEBHOOK["company"]

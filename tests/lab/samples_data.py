@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-SAMPLES = Path(__file__).parent / "samples"
+SAMPLES = Path(__file__).parents[1] / "samples"
 
 
 def read_sample(name: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tests.receiver import Receiver
+from tests.lab.receiver import Receiver
 from webhooks.errors import ErrorKind
 from webhooks.sender import Answer, OutgoingRequest, Resolver, Sender
 
@@ -92,9 +92,9 @@ class MeasuredSender:
     """A sender in a process of its own, so that a receiver's memory is not taken for its."""
 
     def __init__(self, total_timeout_s: float, ca_file: Path | None = None) -> None:
-        command = [sys.executable, "-m", "tests.senders", str(total_timeout_s), str(ca_file or "")]
+        command = [sys.executable, "-m", "tests.lab.senders", str(total_timeout_s), str(ca_file or "")]
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
         )
 
     def post(self, url: str) -> Measured:

@@ -7,8 +7,8 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from webhooks import embedded
-from webhooks.supervisor import kill_group, last_lines, spawn
+from webhooks.local import servers
+from webhooks.local.processes import kill_group, last_lines, spawn
 
 #: Seconds for a server to answer, or to end, on a machine that runs other things beside.
 TIMEOUT_S = 60.0
@@ -18,7 +18,7 @@ class Server:
     """One server on a port of its own. Its data stays in its folder from one start to the next."""
 
     def __init__(self, name: str, command: Callable[[int, Path], list[str]], url: Callable[[int], str], folder: Path):
-        self.port = embedded.free_port()
+        self.port = servers.free_port()
         self.url = url(self.port)
         self._data_dir = folder / name
         self._data_dir.mkdir(parents=True)
@@ -34,7 +34,7 @@ class Server:
         with self._log_path.open("ab") as log:
             process = self._process = spawn(self._command, env=os.environ, stdout=log)
         try:
-            embedded.wait_until_answers(
+            servers.wait_until_answers(
                 self.url,
                 TIMEOUT_S,
                 is_running=lambda: process.poll() is None,
@@ -100,8 +100,8 @@ class Servers:
     """A Valkey and a MongoDB, made but not yet started."""
 
     def __init__(self, folder: Path):
-        self.valkey = Server("valkey", embedded.valkey_command, embedded.valkey_url, folder)
-        self.mongod = Server("mongod", embedded.mongod_command, embedded.mongodb_url, folder)
+        self.valkey = Server("valkey", servers.valkey_command, servers.valkey_url, folder)
+        self.mongod = Server("mongod", servers.mongod_command, servers.mongodb_url, folder)
 
     def start(self) -> None:
         """Start both."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from webhooks.supervisor import kill_group, spawn
+from webhooks.local.processes import kill_group, spawn
 
 #: Seconds for whatever should happen soon, on a machine that runs other things beside.
 TIMEOUT_S = 30.0

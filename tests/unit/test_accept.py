@@ -8,14 +8,14 @@ import pytest
 from bson import ObjectId
 from kombu.exceptions import OperationalError
 
-from tests.samples_data import read_sample
-from webhooks import accepting
-from webhooks.accepting import Accepting, accept
+from tests.lab.samples_data import read_sample
+from webhooks.delivery import accept as accept_module
+from webhooks.delivery.accept import Accepting, accept
 from webhooks.errors import StoreUnavailable
-from webhooks.gates import Gate
-from webhooks.ledger import Claim
 from webhooks.models import COTWebhook
-from webhooks.transport import Turn
+from webhooks.store.deliveries import Claim
+from webhooks.store.gates import Gate
+from webhooks.transport.messages import Turn
 
 WEBHOOK = COTWebhook.model_validate({**read_sample("webhook-task"), "url": "https://receiver.example/"})
 
@@ -60,11 +60,11 @@ class World:
         )
         ledger = SimpleNamespace(give_up=self.given_up.append)
         self.services = cast("Any", SimpleNamespace(webhooks=webhooks, books=books, ledger=ledger, gates=None))
-        monkeypatch.setattr(accepting, "ask_turns", self._step("ask", lambda asked: lambda: [turn] * len(asked)))
+        monkeypatch.setattr(accept_module, "ask_turns", self._step("ask", lambda asked: lambda: [turn] * len(asked)))
         monkeypatch.setattr(
-            accepting, "queue_attempts", self._step("queue", lambda *given: self.queued.extend(given[0]))
+            accept_module, "queue_attempts", self._step("queue", lambda *given: self.queued.extend(given[0]))
         )
-        monkeypatch.setattr(accepting, "leave_lane", lambda delivery, claim: self.left.append(claim))
+        monkeypatch.setattr(accept_module, "leave_lane", lambda delivery, claim: self.left.append(claim))
 
     def _step(self, name: str, do: Callable[..., Any]) -> Callable[..., Any]:
         def step(*arguments: Any) -> Any:

@@ -4,7 +4,7 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from webhooks.guard import Network, Verdict, classify
+from webhooks.rules.addresses import Network, Verdict, classify
 
 # (first, last) of a range, its verdict, and the neighbours below and above with theirs.
 V4_RANGES = [

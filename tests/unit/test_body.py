@@ -5,7 +5,7 @@ import zlib
 
 import pytest
 
-from webhooks.sender.readable import BodyCollector, to_text
+from webhooks.sender.body import BodyCollector, to_text
 
 
 def collect(data: bytes, cap: int, encoding: str | None = None, step: int = 7) -> tuple[bytes, bool]:

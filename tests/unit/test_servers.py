@@ -6,23 +6,23 @@ from pathlib import Path
 
 import pytest
 
-from webhooks import embedded
 from webhooks.errors import ServerMissing
+from webhooks.local import servers
 
 
 @pytest.fixture(autouse=True)
 def _nothing_remembered() -> Iterator[None]:
     yield
-    embedded.find_valkey.cache_clear()
-    embedded.find_mongod.cache_clear()
+    servers.find_valkey.cache_clear()
+    servers.find_mongod.cache_clear()
 
 
 @pytest.fixture
 def path_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The one folder of the PATH, on a machine that has no wheel of a server."""
-    embedded.find_valkey.cache_clear()
-    embedded.find_mongod.cache_clear()
-    monkeypatch.setattr(embedded, "find_spec", lambda package: None)
+    servers.find_valkey.cache_clear()
+    servers.find_mongod.cache_clear()
+    monkeypatch.setattr(servers, "find_spec", lambda package: None)
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder))
@@ -39,12 +39,12 @@ def put_program(path: Path, script: str = "exit 0", mode: int = 0o755) -> Path:
 @pytest.mark.parametrize("name", ["valkey-server", "redis-server"])
 def test_find_valkey_without_the_wheel_looks_on_the_path(path_folder: Path, name: str) -> None:
     program = put_program(path_folder / name)
-    assert embedded.find_valkey() == program
+    assert servers.find_valkey() == program
 
 
 def test_find_mongod_without_the_wheel_looks_on_the_path(path_folder: Path) -> None:
     program = put_program(path_folder / "mongod")
-    assert embedded.find_mongod() == program
+    assert servers.find_mongod() == program
 
 
 def test_find_mongod_prefers_the_wheel_and_restores_its_exec_bit(
@@ -55,13 +55,13 @@ def test_find_mongod_prefers_the_wheel_and_restores_its_exec_bit(
     monkeypatch.undo()
     monkeypatch.syspath_prepend(tmp_path / "site")
 
-    assert embedded.find_mongod() == in_wheel
+    assert servers.find_mongod() == in_wheel
     assert in_wheel.stat().st_mode & stat.S_IXUSR
 
 
 @pytest.mark.parametrize(
     ("find", "server", "program"),
-    [(embedded.find_valkey, "Valkey", "redis-server"), (embedded.find_mongod, "MongoDB", "mongod")],
+    [(servers.find_valkey, "Valkey", "redis-server"), (servers.find_mongod, "MongoDB", "mongod")],
     ids=["valkey", "mongod"],
 )
 def test_find_with_nothing_there_says_what_is_missing_and_how_to_get_it(
@@ -80,12 +80,12 @@ def test_find_of_a_program_that_cannot_run_says_why(path_folder: Path) -> None:
     # A slim container has no libcurl, which the wheel's mongod needs.
     put_program(path_folder / "mongod", "echo 'libcurl.so.4: cannot open shared object file' >&2; exit 127")
     with pytest.raises(ServerMissing, match=r"mongod does not run: libcurl\.so\.4: cannot open"):
-        embedded.find_mongod()
+        servers.find_mongod()
 
 
 def test_valkey_command_keeps_data_and_refuses_to_drop_messages(path_folder: Path, tmp_path: Path) -> None:
     program = put_program(path_folder / "valkey-server")
-    command = embedded.valkey_command(7001, tmp_path)
+    command = servers.valkey_command(7001, tmp_path)
     assert command[0] == str(program)
     options = dict(zip(command[1::2], command[2::2], strict=True))
     assert options["--bind"] == "127.0.0.1"
@@ -97,11 +97,11 @@ def test_valkey_command_keeps_data_and_refuses_to_drop_messages(path_folder: Pat
 
 def test_mongod_command_names_a_replica_set_only_where_asked(path_folder: Path, tmp_path: Path) -> None:
     put_program(path_folder / "mongod")
-    alone = embedded.mongod_command(7002, tmp_path)
+    alone = servers.mongod_command(7002, tmp_path)
     assert alone[alone.index("--bind_ip") + 1] == "127.0.0.1"
     assert alone[alone.index("--dbpath") + 1] == str(tmp_path)
     assert "--replSet" not in alone
-    assert embedded.mongod_command(7002, tmp_path, replica_set="rs0") == [*alone, "--replSet", "rs0"]
+    assert servers.mongod_command(7002, tmp_path, replica_set="rs0") == [*alone, "--replSet", "rs0"]
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_mongod_command_names_a_replica_set_only_where_asked(path_folder: Path, 
     ],
 )
 def test_loopback_port_of_a_server_that_we_can_run(url: str, port: int) -> None:
-    assert embedded.loopback_port(url) == port
+    assert servers.loopback_port(url) == port
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_loopback_port_of_a_server_that_we_can_run(url: str, port: int) -> None:
     ],
 )
 def test_loopback_port_of_a_server_that_only_its_owner_can_run(url: str) -> None:
-    assert embedded.loopback_port(url) is None
+    assert servers.loopback_port(url) is None
 
 
 @pytest.mark.parametrize(
@@ -148,4 +148,4 @@ def test_loopback_port_of_a_server_that_only_its_owner_can_run(url: str) -> None
     ],
 )
 def test_hosts_of_shows_no_password(url: str, shown: str) -> None:
-    assert embedded.hosts_of(url) == shown
+    assert servers.hosts_of(url) == shown

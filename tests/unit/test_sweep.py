@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 
-from webhooks.sweeper import find_reached
+from webhooks.jobs.sweep import find_reached
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 HOURS_AGO = NOW - timedelta(hours=5)

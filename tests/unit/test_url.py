@@ -5,8 +5,8 @@ import unicodedata
 
 import pytest
 
+from webhooks.models.url import parse_target
 from webhooks.models.webhook import why_bad_url
-from webhooks.target import parse_target
 
 
 @pytest.mark.parametrize(

@@ -13,18 +13,20 @@ from typing import Any, Protocol
 from bson import ObjectId
 from celery.exceptions import Reject
 
-from webhooks.delivery import fan_out
+from webhooks.delivery.attempt import fan_out
+from webhooks.delivery.outcomes import DeliverOutcome, Done, Failed, ToAttempt
+from webhooks.delivery.queueing import FROM_OUTBOX, ask_turns, queue_attempts, queue_next, serialize_lane
+from webhooks.delivery.services import Services
 from webhooks.errors import InvalidEvent, StoreUnavailable
-from webhooks.gates import Gate
-from webhooks.holder import KNOWN_FOR_S, uptime
-from webhooks.lanes import SEND_QUEUE, whole_lane
-from webhooks.ledger import Claim, Delivery
 from webhooks.models import TRIGGERS, COTEvent, describe_event
-from webhooks.outcomes import DeliverOutcome, Done, Failed, ToAttempt
-from webhooks.producer import read_event
-from webhooks.queueing import FROM_OUTBOX, ask_turns, queue_attempts, queue_next, serialize_lane
-from webhooks.services import Services
-from webhooks.transport import SERIAL, TAKEN_FROM_HEADER, Admission, Turn, finish, whole_of
+from webhooks.producer.deliver import read_event
+from webhooks.rules.lanes import SEND_QUEUE, whole_lane
+from webhooks.store.deliveries import Claim, Delivery
+from webhooks.store.gates import Gate
+from webhooks.transport.channel import finish
+from webhooks.transport.holder import KNOWN_FOR_S, uptime
+from webhooks.transport.lanes import SERIAL, TAKEN_FROM_HEADER, whole_of
+from webhooks.transport.messages import Admission, Turn
 
 logger = logging.getLogger(__name__)
 

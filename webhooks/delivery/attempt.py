@@ -20,16 +20,16 @@ from http import HTTPStatus
 from bson import ObjectId
 
 from webhooks.errors import ErrorKind, SecretUnreadable, trace
-from webhooks.hints import hint
-from webhooks.ledger import Claim, Delivery, Interrupted
-from webhooks.matching import match
 from webhooks.models import NO_RESPONSE_STATUS, AttemptDetails, COTEvent, COTWebhook, COTWebhookLog, describe_event, now
-from webhooks.retry import Outcome, RetryPolicy, ends_webhook, judge, next_delay_s, why_failed
+from webhooks.rules.encryption import Use, Vault
+from webhooks.rules.hints import hint
+from webhooks.rules.matching import match
+from webhooks.rules.retry import Outcome, RetryPolicy, ends_webhook, judge, next_delay_s, why_failed
+from webhooks.rules.signing import sign
 from webhooks.sender import Answer, OutgoingRequest, Sender, Timings
-from webhooks.signing import sign
-from webhooks.vault import Use, Vault
+from webhooks.store.deliveries import Claim, Delivery, Interrupted
+from webhooks.store.webhooks import WebhookStore
 from webhooks.version import __version__
-from webhooks.webhookstore import WebhookStore
 
 logger = logging.getLogger(__name__)
 

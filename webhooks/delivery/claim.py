@@ -3,17 +3,17 @@
 import logging
 from collections.abc import Sequence
 
-from webhooks.books import Held, PutOff
-from webhooks.delivery import describe_interrupted, read_rate, summarize
+from webhooks.delivery.attempt import describe_interrupted, read_rate, summarize
+from webhooks.delivery.holding import hold
+from webhooks.delivery.outcomes import Done, Failed, Postponed, SendOutcome, ToAttempt
+from webhooks.delivery.record import store_log
+from webhooks.delivery.records import Held, PutOff
+from webhooks.delivery.services import Services
 from webhooks.errors import WorkersLost
-from webhooks.holding import hold
-from webhooks.lanes import SEND_QUEUE
-from webhooks.ledger import Blocked, Claim, Claimed
 from webhooks.models import COTWebhook, COTWebhookLog, now
-from webhooks.outcomes import Done, Failed, Postponed, SendOutcome, ToAttempt
-from webhooks.recording import store_log
-from webhooks.services import Services
-from webhooks.transport import hold_lane
+from webhooks.rules.lanes import SEND_QUEUE
+from webhooks.store.deliveries import Blocked, Claim, Claimed
+from webhooks.transport.channel import hold_lane
 
 logger = logging.getLogger(__name__)
 

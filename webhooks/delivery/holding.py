@@ -10,9 +10,9 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from webhooks.config import get_settings
+from webhooks.delivery.outcomes import Failed
+from webhooks.delivery.stopping import stopping
 from webhooks.errors import StoreUnavailable
-from webhooks.outcomes import Failed
-from webhooks.stopping import stopping
 
 logger = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from bson import ObjectId
 
 from webhooks.config import Proxy
 from webhooks.models.wire import now, to_json, to_wire
-from webhooks.retry import why_failed
+from webhooks.rules.retry import why_failed
+from webhooks.rules.signing import sign
 from webhooks.sender import Sender
-from webhooks.signing import sign
 from webhooks.version import __version__
 
 #: The operator of this service wrote the URL, no customer: it may lead to any address and port, such as a chat server

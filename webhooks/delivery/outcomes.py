@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from webhooks.ledger import Claim, Delivery
 from webhooks.models import COTEvent, COTWebhook, COTWebhookLog
+from webhooks.store.deliveries import Claim, Delivery
 
 
 @dataclass(frozen=True, slots=True)

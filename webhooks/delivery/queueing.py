@@ -10,24 +10,18 @@ from typing import Any, cast
 from celery import Task
 from celery.app.task import Context
 
-from webhooks.app import app
-from webhooks.delivery import read_rate
-from webhooks.lanes import SEND_QUEUE
-from webhooks.ledger import Delivery, Overdue
+from webhooks.delivery.attempt import read_rate
+from webhooks.delivery.services import Services
 from webhooks.models import COTWebhook, COTWebhookLog
-from webhooks.publishing import Draft, publish_many
-from webhooks.retry import Verdict, is_own_fault, judge_endpoint
-from webhooks.services import Services
-from webhooks.transport import (
-    FIRST_HEADER,
-    LANE_HEADER,
-    RATE_HEADER,
-    TAKEN_FROM_HEADER,
-    Admission,
-    Channel,
-    Turn,
-    report,
-)
+from webhooks.producer.app import app
+from webhooks.producer.publishing import Draft, publish_many
+from webhooks.rules.lanes import SEND_QUEUE
+from webhooks.rules.retry import Verdict, is_own_fault, judge_endpoint
+from webhooks.store.deliveries import Delivery, Overdue
+from webhooks.transport.channel import Channel, report
+from webhooks.transport.headers import LANE_HEADER
+from webhooks.transport.lanes import FIRST_HEADER, RATE_HEADER, TAKEN_FROM_HEADER
+from webhooks.transport.messages import Admission, Turn
 
 #: Header of a message whose event is in the outbox, and to be taken out when the ledger has its deliveries.
 FROM_OUTBOX = "webhooks_outbox"

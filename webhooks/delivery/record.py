@@ -4,15 +4,15 @@ import logging
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
-from webhooks.app import app
-from webhooks.delivery import summarize
+from webhooks.delivery.attempt import summarize
+from webhooks.delivery.outcomes import Attempted
+from webhooks.delivery.queueing import queue_next
+from webhooks.delivery.services import Services, get_services
+from webhooks.delivery.stopping import stopping
 from webhooks.errors import StoreUnavailable, trace
 from webhooks.models import COTWebhookLog
-from webhooks.outcomes import Attempted
-from webhooks.queueing import queue_next
-from webhooks.retry import Outcome
-from webhooks.services import Services, get_services
-from webhooks.stopping import stopping
+from webhooks.producer.app import app
+from webhooks.rules.retry import Outcome
 
 logger = logging.getLogger(__name__)
 

@@ -13,14 +13,14 @@ from datetime import datetime
 from bson import ObjectId
 
 from webhooks.errors import ErrorKind
-from webhooks.gates import Gate, GateStore, State
-from webhooks.kept import KeptDeliveries
-from webhooks.ledger import Blocked, Claim, Claimed, Delivery, Ledger
-from webhooks.logstore import LogStore
 from webhooks.models import COTWebhookLog
-from webhooks.mongo import ask_both
-from webhooks.retry import Outcome, ends_webhook
-from webhooks.webhookstore import WebhookStore
+from webhooks.rules.retry import Outcome, ends_webhook
+from webhooks.store.deliveries import Blocked, Claim, Claimed, Delivery, Ledger
+from webhooks.store.gates import Gate, GateStore, State
+from webhooks.store.held import KeptDeliveries
+from webhooks.store.logs import LogStore
+from webhooks.store.mongo import ask_both
+from webhooks.store.webhooks import WebhookStore
 
 
 @dataclass(frozen=True, slots=True)

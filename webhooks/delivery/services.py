@@ -4,23 +4,23 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 
-from webhooks.books import Books
 from webhooks.config import Settings, get_settings
-from webhooks.deadletters import DeadLetterStore
-from webhooks.delivery import Attempter
-from webhooks.gates import GateStore
-from webhooks.holder import process_token
-from webhooks.kept import KeptDeliveries
-from webhooks.leases import Leases
-from webhooks.ledger import Ledger
-from webhooks.logstore import LogStore
-from webhooks.mongo import open_database
-from webhooks.operators import Operators
-from webhooks.outbox import Outbox
-from webhooks.retry import RetryPolicy
+from webhooks.delivery.attempt import Attempter
+from webhooks.delivery.operators import Operators
+from webhooks.delivery.records import Books
+from webhooks.rules.encryption import Vault
+from webhooks.rules.retry import RetryPolicy
 from webhooks.sender import Sender
-from webhooks.vault import Vault
-from webhooks.webhookstore import WebhookStore
+from webhooks.store.deadletters import DeadLetterStore
+from webhooks.store.deliveries import Ledger
+from webhooks.store.gates import GateStore
+from webhooks.store.held import KeptDeliveries
+from webhooks.store.leases import Leases
+from webhooks.store.logs import LogStore
+from webhooks.store.mongo import open_database
+from webhooks.store.outbox import Outbox
+from webhooks.store.webhooks import WebhookStore
+from webhooks.transport.holder import process_token
 
 #: Requests of a process at one time: more than any pool has under way, whose size is what bounds them.
 _MOST_REQUESTS = 10_000

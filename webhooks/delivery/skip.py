@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 
 from bson import ObjectId
 
-from webhooks.delivery import describe_interrupted, describe_skipped
+from webhooks.delivery.attempt import describe_interrupted, describe_skipped
 from webhooks.errors import ErrorKind
-from webhooks.ledger import Blocked, Claim, Claimed, Ledger, Overdue
-from webhooks.logstore import LogStore
 from webhooks.models import COTWebhook, COTWebhookLog, now
+from webhooks.store.deliveries import Blocked, Claim, Claimed, Ledger, Overdue
+from webhooks.store.logs import LogStore
 
 
 @dataclass(frozen=True, slots=True)

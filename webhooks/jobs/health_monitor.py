@@ -19,8 +19,11 @@ from bson import ObjectId
 from celery.signals import worker_ready
 
 from webhooks.config import Settings, get_settings
-from webhooks.gates import By, Gate, Notice
-from webhooks.health import (
+from webhooks.delivery.queueing import queue_next, queue_released
+from webhooks.delivery.services import Services
+from webhooks.jobs.sweep import start_job
+from webhooks.models import COTWebhook
+from webhooks.rules.health import (
     HealthPolicy,
     Slice,
     find_streak,
@@ -31,13 +34,10 @@ from webhooks.health import (
     should_pause,
     should_pause_again,
 )
-from webhooks.ledger import Overdue
-from webhooks.logstore import AttemptCount
-from webhooks.models import COTWebhook
-from webhooks.queueing import queue_next, queue_released
-from webhooks.retry import Outcome, is_own_fault
-from webhooks.services import Services
-from webhooks.sweeper import start_job
+from webhooks.rules.retry import Outcome, is_own_fault
+from webhooks.store.deliveries import Overdue
+from webhooks.store.gates import By, Gate, Notice
+from webhooks.store.logs import AttemptCount
 
 logger = logging.getLogger(__name__)
 

@@ -19,15 +19,15 @@ from typing import Any
 from celery.signals import worker_ready
 from kombu.exceptions import OperationalError
 
-from webhooks.app import app
 from webhooks.config import Settings, get_settings
+from webhooks.delivery.queueing import queue_accepted, queue_attempt
+from webhooks.delivery.services import Services, get_services
+from webhooks.delivery.stopping import stopping
 from webhooks.errors import InvalidEvent, StoreUnavailable, trace
-from webhooks.lanes import SEND_QUEUE, lane_of_webhook
-from webhooks.ledger import Overdue
-from webhooks.queueing import queue_accepted, queue_attempt
-from webhooks.services import Services, get_services
-from webhooks.stopping import stopping
-from webhooks.transport import Channel
+from webhooks.producer.app import app
+from webhooks.rules.lanes import SEND_QUEUE, lane_of_webhook
+from webhooks.store.deliveries import Overdue
+from webhooks.transport.channel import Channel
 
 logger = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ from kombu.exceptions import KombuError
 from pymongo.errors import PyMongoError
 
 from webhooks.errors import CannotStart, ServerMissing
-from webhooks.remedies import explain_broker, explain_database, is_refusal
+from webhooks.rules.remedies import explain_broker, explain_database, is_refusal
 
 #: The one address that servers of ours listen on.
 LOOPBACK = "127.0.0.1"

@@ -1,7 +1,7 @@
 """``webhooks up``: the whole product on a developer's own machine, with its data in one folder.
 
 Owns what runs there (Valkey, MongoDB, a worker, Flower), where, and in which order. How processes are kept running is
-`supervisor`'s business, what the servers are `embedded`'s. Called by `cli`; the demo builds its own from the same
+`processes`' business, what the servers are `servers`'. Called by `cli`; the demo builds its own from the same
 parts.
 """
 
@@ -17,11 +17,11 @@ from shlex import quote
 
 import click
 
-from webhooks import embedded
 from webhooks.config import Proxy, Settings
 from webhooks.errors import CannotStart
-from webhooks.supervisor import Program, Supervisor
-from webhooks.vault import Vault, new_key
+from webhooks.local import servers
+from webhooks.local.processes import Program, Supervisor
+from webhooks.rules.encryption import Vault, new_key
 
 #: Seconds within which a server that somebody else runs has to answer: it may be starting just now.
 FOREIGN_SERVER_TIMEOUT_S = 60.0
@@ -51,11 +51,11 @@ def run_up(data_dir: Path, settings: Settings, *, flower_port: int = 5555) -> No
     """
     data_dir = data_dir.resolve()
     with _locked(data_dir):
-        redis_port = embedded.loopback_port(settings.broker_url)
-        mongo_port = embedded.loopback_port(settings.mongodb_url)
+        redis_port = servers.loopback_port(settings.broker_url)
+        mongo_port = servers.loopback_port(settings.mongodb_url)
         has_flower = find_spec("flower") is not None
         if has_flower:
-            _require_free(flower_port, "Flower", f"--flower-port {embedded.free_port()}")
+            _require_free(flower_port, "Flower", f"--flower-port {servers.free_port()}")
         # Ctrl-C is how people end it, and no error.
         try:
             with Supervisor() as supervisor:
@@ -68,7 +68,7 @@ def run_up(data_dir: Path, settings: Settings, *, flower_port: int = 5555) -> No
                 _show(
                     broker=_describe(settings.broker_url, None if redis_port is None else "Valkey"),
                     database=_describe(settings.mongodb_url, None if mongo_port is None else "MongoDB"),
-                    flower=f"http://{embedded.LOOPBACK}:{flower_port}" if has_flower else _NO_FLOWER,
+                    flower=f"http://{servers.LOOPBACK}:{flower_port}" if has_flower else _NO_FLOWER,
                     allowed=_describe_allowed(settings),
                     data=str(data_dir),
                     key=f"export WEBHOOKS_ENCRYPTION_KEY=$(cat {quote(str(key_path))})" if key_path else "your own",
@@ -137,19 +137,19 @@ def start_servers(supervisor: Supervisor, data_dir: Path, redis_port: int | None
         CannotStart: a port is taken, or a server does not come up.
         ServerMissing: a server is not installed.
     """
-    servers: list[Program] = []
+    programs: list[Program] = []
     # Before any is started: what is missing or taken is said at once.
     if redis_port is not None:
-        remedy = f"WEBHOOKS_BROKER_URL={embedded.valkey_url(embedded.free_port())}"
+        remedy = f"WEBHOOKS_BROKER_URL={servers.valkey_url(servers.free_port())}"
         _require_free(redis_port, "Valkey", remedy)
-        command = embedded.valkey_command(redis_port, data_dir / "valkey")
-        servers.append(_server("valkey", command, data_dir, embedded.valkey_url(redis_port)))
+        command = servers.valkey_command(redis_port, data_dir / "valkey")
+        programs.append(_server("valkey", command, data_dir, servers.valkey_url(redis_port)))
     if mongo_port is not None:
-        remedy = f"WEBHOOKS_MONGODB_URL={embedded.mongodb_url(embedded.free_port())}"
+        remedy = f"WEBHOOKS_MONGODB_URL={servers.mongodb_url(servers.free_port())}"
         _require_free(mongo_port, "MongoDB", remedy)
-        command = embedded.mongod_command(mongo_port, data_dir / "mongod")
-        servers.append(_server("mongod", command, data_dir, embedded.mongodb_url(mongo_port)))
-    for server in servers:
+        command = servers.mongod_command(mongo_port, data_dir / "mongod")
+        programs.append(_server("mongod", command, data_dir, servers.mongodb_url(mongo_port)))
+    for server in programs:
         (data_dir / server.name).mkdir(exist_ok=True)
         supervisor.start(server)
 
@@ -170,7 +170,7 @@ def worker_program(env: Mapping[str, str], cwd: Path, *, grace_s: float) -> Prog
 def flower_program(env: Mapping[str, str], cwd: Path, port: int) -> Program:
     """Describe Flower on loopback. Arguments as for `worker_program`."""
     argv = [sys.executable, "-m", "celery", "-A", "webhooks", "flower"]
-    argv += [f"--address={embedded.LOOPBACK}", f"--port={port}"]
+    argv += [f"--address={servers.LOOPBACK}", f"--port={port}"]
     # It shows what others send, and needs no secret for that.
     return Program("flower", argv, {k: v for k, v in env.items() if k != "WEBHOOKS_ENCRYPTION_KEY"}, cwd=cwd)
 
@@ -237,28 +237,28 @@ def _server(name: str, command: list[str], data_dir: Path, url: str) -> Program:
         name,
         command,
         {name: value for name, value in os.environ.items() if not name.startswith("WEBHOOKS_")},
-        ready=lambda: embedded.answers(url),
+        ready=lambda: servers.answers(url),
         grace_s=SERVER_GRACE_S,
         log_path=data_dir / f"{name}.log",
     )
 
 
 def _require_free(port: int, who: str, remedy: str) -> None:
-    if not embedded.is_free(port):
+    if not servers.is_free(port):
         raise CannotStart(
-            f"port {port} on {embedded.LOOPBACK}, meant for {who}, is taken or not allowed: "
+            f"port {port} on {servers.LOOPBACK}, meant for {who}, is taken or not allowed: "
             f"stop what uses it, or set another one, such as {remedy}"
         )
 
 
 def _wait_for_own(what: str, url: str) -> None:
-    click.echo(f"The {what} at {embedded.hosts_of(url)} is your own: it is not started here, only waited for.")
-    embedded.wait_until_answers(url, FOREIGN_SERVER_TIMEOUT_S)
+    click.echo(f"The {what} at {servers.hosts_of(url)} is your own: it is not started here, only waited for.")
+    servers.wait_until_answers(url, FOREIGN_SERVER_TIMEOUT_S)
 
 
 def _describe(url: str, server: str | None) -> str:
     """Say where a server is; ``server`` is None for the user's own."""
-    return f"{embedded.hosts_of(url)} ({'your own' if server is None else f'{server}, started here'})"
+    return f"{servers.hosts_of(url)} ({'your own' if server is None else f'{server}, started here'})"
 
 
 def _show(**places: str) -> None:

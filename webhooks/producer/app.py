@@ -15,21 +15,17 @@ import click
 from kombu.utils.imports import symbol_by_name
 
 from webhooks.config import get_settings
-from webhooks.environment import OwnCelery, close_worker_options, refuse_overruled
 from webhooks.errors import InvalidSettings, NotInstalled
-from webhooks.extras import require
+from webhooks.producer.environment import OwnCelery, close_worker_options, refuse_overruled
+from webhooks.producer.extras import require
 
-
-def find_config(name: str) -> Path:
-    """Find one of our configuration files: inside the package in an installed copy, beside it in a checkout."""
-    package = Path(__file__).parent
-    inside = package / name
-    return inside if inside.exists() else package.parent / name
+_PACKAGE = Path(__file__).parents[1]
 
 
 def _load_celeryconfig() -> ModuleType:
     """Load our celeryconfig by its place, never by its name: a service that imports us has one of its own."""
-    path = find_config("celeryconfig.py")
+    installed = _PACKAGE / "celeryconfig.py"
+    path = installed if installed.exists() else _PACKAGE.parent / "celeryconfig.py"
     spec = importlib.util.spec_from_file_location("webhooks.celeryconfig", path)
     if spec is None or spec.loader is None:
         raise ImportError(f"cannot load {path}")
@@ -69,26 +65,26 @@ def _prepare_command(context: click.Context, *_: object) -> None:
         if context.command.name == "worker":
             close_worker_options(context.command)
             # What the driver of MongoDB refuses is an error of the command, not of each event.
-            cast("Any", symbol_by_name("webhooks.services:get_services"))()
+            cast("Any", symbol_by_name("webhooks.delivery.services:get_services"))()
     except (NotInstalled, InvalidSettings) as error:
         raise click.ClickException(str(error)) from None
     # Flower looks for it in the current folder alone, and without it listens to everybody.
     if not Path("flowerconfig.py").exists():
-        os.environ.setdefault("FLOWER_CONF", str(find_config("flowerconfig.py")))
+        os.environ.setdefault("FLOWER_CONF", str(_PACKAGE / "web" / "flowerconfig.py"))
 
 
 #: What only workers load, by its import: tasks that run by the clock, and what answers Celery's signals there.
 _WORKERS_MODULES = (
-    "webhooks.bindings",
-    "webhooks.inspection",
-    "webhooks.renewal",
-    "webhooks.startup",
-    "webhooks.tasks",
-    "webhooks.sweeper",
-    "webhooks.steward",
+    "webhooks.worker.bindings",
+    "webhooks.worker.inspection",
+    "webhooks.worker.renewal",
+    "webhooks.worker.startup",
+    "webhooks.worker.tasks",
+    "webhooks.jobs.sweep",
+    "webhooks.jobs.health_monitor",
 )
 # Not the current app: a producer that imports us keeps its own.
-app = OwnCelery("webhooks", set_as_current=False, amqp="webhooks.transport:AMQP", include=_WORKERS_MODULES)
+app = OwnCelery("webhooks", set_as_current=False, amqp="webhooks.transport.connection:AMQP", include=_WORKERS_MODULES)
 app.config_from_object(_LazyConfig())
 # Celery adds these to each of its commands, Flower's included. This one is only there for its callback, which comes
 # before Celery reads its options.

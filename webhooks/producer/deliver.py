@@ -17,15 +17,15 @@ from celery import Task
 from celery.utils import uuid
 from kombu.utils.imports import symbol_by_name
 
-from webhooks.app import app
 from webhooks.config import get_settings
-from webhooks.durable import DurableTask
 from webhooks.errors import InvalidEvent, NotInstalled
-from webhooks.extras import require
-from webhooks.headers import LANE_HEADER
-from webhooks.lanes import lane_of_event
 from webhooks.models import COTEvent, describe_event, now, parse_event, parse_event_text
-from webhooks.publishing import Draft, acquire_producer, confirm_timeout_s, publish_many
+from webhooks.producer.app import app
+from webhooks.producer.durable import DurableTask
+from webhooks.producer.extras import require
+from webhooks.producer.publishing import Draft, acquire_producer, confirm_timeout_s, publish_many
+from webhooks.rules.lanes import lane_of_event
+from webhooks.transport.headers import LANE_HEADER
 
 if TYPE_CHECKING:
     from pymongo.asynchronous.client_session import AsyncClientSession
@@ -69,7 +69,7 @@ class DeliverTask(DurableTask):
     """Checks an event where it is handed in, and publishes it as the JSON text that receivers will get."""
 
     #: In the worker: keeps payloads out of Flower and logs.
-    Request = "webhooks.worker:DeliverRequest"
+    Request = "webhooks.worker.consumer:DeliverRequest"
     #: A bad event is its producer's fault: a line in the log, no traceback.
     throws = (InvalidEvent,)
 
@@ -165,19 +165,19 @@ class DeliverTask(DurableTask):
             NotInstalled: the worker's packages are not installed here.
             StoreUnavailable: MongoDB cannot be reached; said within seconds, as this is mostly a test.
         """
-        _worker_part("webhooks.eager:check")()
+        _worker_part("webhooks.worker.eager:check")()
         return super().apply(args, kwargs, **options)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the task; called as a function it needs what `apply` needs."""
         if self.request.called_directly:
-            _worker_part("webhooks.eager:check")()
+            _worker_part("webhooks.worker.eager:check")()
         return super().__call__(*args, **kwargs)
 
 
 def _deliver(self: Task, event: dict[str, Any] | str | COTEvent) -> str:
     """Start a delivery of the event to each webhook that asked for it; of a dict, a COTEvent, or its JSON text."""
-    return _worker_part("webhooks.tasks:run_deliver")(self, event)
+    return _worker_part("webhooks.worker.tasks:run_deliver")(self, event)
 
 
 #: The task. Typed, as a type checker would take what Celery makes of a function for that function.
@@ -262,7 +262,7 @@ def _draft(event_id: str, event: COTEvent) -> Draft:
 
 
 def _new_entry(value: object) -> tuple[str, dict[str, Any] | None]:
-    """Make the id of an event, and its document in the outbox (`webhooks.outbox`); None where it was recorded."""
+    """Make the id of an event, and its document in the outbox (`webhooks.store.outbox`); None where it was recorded."""
     event, event_id, at = parse_event(value, get_settings().max_event_bytes), uuid(), now()
     if (recorder := _recorder) is not None:
         recorder(_describe(event_id, event, "accept"))

@@ -20,10 +20,10 @@ from celery.utils.nodenames import anon_nodename
 from kombu.exceptions import LimitExceeded, OperationalError
 from kombu.messaging import Producer
 
-from webhooks.app import app
+from webhooks.producer.app import app
 
 if TYPE_CHECKING:
-    from webhooks.transport import BoundedConnection
+    from webhooks.transport.bounded import BoundedConnection
 
 #: Messages that Redis queues in one step: at some 10 µs each it serves others again after 2 ms.
 _IN_ONE_STEP = 200

@@ -12,8 +12,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from webhooks.headers import OTHERS
 from webhooks.models import TRIGGERS
+from webhooks.transport.headers import OTHERS
 
 _DELIVER = "webhooks.deliver"
 SEND_QUEUE = "webhooks.send"

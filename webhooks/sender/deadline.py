@@ -12,7 +12,7 @@ from enum import IntEnum, auto
 from types import TracebackType
 
 from webhooks.errors import ErrorKind, NoResponse
-from webhooks.target import Target
+from webhooks.models.url import Target
 
 #: Python's text of an error of OpenSSL: in brackets its names for library and reason, and at the end a line of C.
 _OPENSSL_WORDS = re.compile(r"(?:\[[^\]]*\] )?(.+?)(?: \(_ssl\.c:[0-9]+\))?")

@@ -24,8 +24,8 @@ from pymongo.database import Database
 from webhooks.errors import CannotResend
 from webhooks.models import now
 from webhooks.models.wire import show
-from webhooks.mongo import Document, store_errors
-from webhooks.transport import NO_MESSAGE
+from webhooks.store.mongo import Document, store_errors
+from webhooks.transport.messages import NO_MESSAGE
 
 #: Bytes of a body that are kept. MongoDB takes 16 MB per document; base64 makes a third more of it.
 MAX_BODY_BYTES = 8 * 1024 * 1024

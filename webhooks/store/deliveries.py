@@ -28,11 +28,12 @@ from pymongo.database import Database
 from pymongo.errors import BulkWriteError
 
 from webhooks.errors import ErrorKind
-from webhooks.leases import Leases, is_over
 from webhooks.models import COTWebhookLog
 from webhooks.models.wire import show
-from webhooks.mongo import Document, document_errors, insert_new, store_errors
-from webhooks.owed import (
+from webhooks.rules.retry import Outcome
+from webhooks.store.leases import Leases, is_over
+from webhooks.store.mongo import Document, document_errors, insert_new, store_errors
+from webhooks.store.pending import (
     OVERDUE_FIELDS,
     Blocked,
     Claim,
@@ -46,7 +47,6 @@ from webhooks.owed import (
     shared_id,
     shared_ids,
 )
-from webhooks.retry import Outcome
 
 __all__ = [
     "OVERDUE_FIELDS",

@@ -25,8 +25,8 @@ from pymongo.database import Database
 from pymongo.errors import DuplicateKeyError
 
 from webhooks.errors import StoreUnavailable
-from webhooks.health import FULL_RATE, START_RATE
-from webhooks.mongo import Document, Question, store_errors
+from webhooks.rules.health import FULL_RATE, START_RATE
+from webhooks.store.mongo import Document, Question, store_errors
 
 #: Notices that a gate keeps.
 _MAX_NOTICES = 20

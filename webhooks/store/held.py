@@ -13,8 +13,8 @@ from bson import MinKey, ObjectId
 from pymongo import ASCENDING, IndexModel, UpdateOne, WriteConcern
 from pymongo.database import Database
 
-from webhooks.ledger import OVERDUE_FIELDS, Claimed, Ledger, Overdue
-from webhooks.mongo import Document, store_errors
+from webhooks.store.deliveries import OVERDUE_FIELDS, Claimed, Ledger, Overdue
+from webhooks.store.mongo import Document, store_errors
 
 #: A line's order. Without a place: from before its webhook was ordered, so they come first, as no value is less.
 _IN_LINE = [("place", ASCENDING), ("created_at", ASCENDING), ("_id", ASCENDING)]

@@ -12,8 +12,8 @@ from pymongo import ASCENDING, ReturnDocument, WriteConcern
 from pymongo.database import Database
 from pymongo.errors import DuplicateKeyError
 
-from webhooks.holder import CLAIM_LEASE_S, MAX_GAP_S, RENEW_AGAIN_S, WITNESS_AFTER_S, uptime
-from webhooks.mongo import Document, store_errors
+from webhooks.store.mongo import Document, store_errors
+from webhooks.transport.holder import CLAIM_LEASE_S, MAX_GAP_S, RENEW_AGAIN_S, WITNESS_AFTER_S, uptime
 
 #: More than any job's lease lasts: one that claims to last longer was changed by hand, or the server's clock has gone
 #: back. It is over.

@@ -19,8 +19,8 @@ from pymongo.errors import OperationFailure, WriteError
 from webhooks.errors import ErrorKind
 from webhooks.models import NO_RESPONSE_STATUS, COTWebhookLog
 from webhooks.models.wire import show
-from webhooks.mongo import Document, Question, insert_new, store_errors
-from webhooks.retry import Outcome
+from webhooks.rules.retry import Outcome
+from webhooks.store.mongo import Document, Question, insert_new, store_errors
 
 logger = logging.getLogger(__name__)
 

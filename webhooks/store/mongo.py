@@ -22,7 +22,7 @@ from pymongo.errors import (
 from pymongo.uri_parser import split_options
 
 from webhooks.errors import ENCODE_HINT, InvalidSettings, StoreUnavailable
-from webhooks.mongodb_url import list_options, read_mongodb_url
+from webhooks.rules.mongodb_url import list_options, read_mongodb_url
 
 Document = dict[str, Any]
 

@@ -19,7 +19,7 @@ from pymongo import ASCENDING, UpdateOne
 from pymongo.database import Database
 
 from webhooks.models.wire import show
-from webhooks.mongo import Document, store_errors
+from webhooks.store.mongo import Document, store_errors
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from datetime import datetime
 
 from bson import ObjectId
 
-from webhooks.lanes import lane_of_webhook
-from webhooks.mongo import Document
+from webhooks.rules.lanes import lane_of_webhook
+from webhooks.store.mongo import Document
 
 #: What a delivery needs to be attempted. Anybody may have written the document.
 _FIELDS: Mapping[str, type] = {

@@ -20,7 +20,7 @@ from pymongo.errors import DuplicateKeyError
 from webhooks.errors import InvalidWebhook
 from webhooks.models import TRIGGERS, Context, COTWebhook, UnusableWebhook, parse_webhook
 from webhooks.models.wire import show
-from webhooks.mongo import Document, store_errors
+from webhooks.store.mongo import Document, store_errors
 
 logger = logging.getLogger(__name__)
 

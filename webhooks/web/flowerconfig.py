@@ -5,7 +5,7 @@ from ipaddress import ip_address
 import click
 from tornado.options import options
 
-from webhooks.flower_queues import count_lanes
+from webhooks.web.queues import count_lanes
 
 
 def _is_loopback(host: str) -> bool:

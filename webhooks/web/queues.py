@@ -8,7 +8,7 @@ from typing import Any
 
 from flower.utils import broker
 
-from webhooks.transport import count_arguments, read_counts
+from webhooks.transport.counts import count_arguments, read_counts
 
 
 async def _queues(self: Any, names: Iterable[str]) -> list[dict[str, Any]]:

@@ -14,8 +14,8 @@ from typing import cast
 
 from kombu.messaging import Producer
 
-from webhooks.outcomes import Attempted, DeliverOutcome, SendOutcome
-from webhooks.publishing import MessageBatch
+from webhooks.delivery.outcomes import Attempted, DeliverOutcome, SendOutcome
+from webhooks.producer.publishing import MessageBatch
 
 
 @dataclass(slots=True)

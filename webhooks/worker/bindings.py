@@ -9,8 +9,8 @@ from typing import Any, cast
 from celery.signals import worker_ready
 from kombu.transport import redis as plain
 
-from webhooks.app import app
 from webhooks.errors import trace
+from webhooks.producer.app import app
 
 logger = logging.getLogger(__name__)
 

@@ -26,19 +26,19 @@ from celery.worker.request import Request
 from kombu.exceptions import ContentDisallowed
 from kombu.message import Message
 
-from webhooks import transport
 from webhooks.config import get_settings
-from webhooks.deadletters import DeadLetter, Reason
-from webhooks.delivery import describe_input
+from webhooks.delivery.attempt import describe_input
+from webhooks.delivery.holding import hold
+from webhooks.delivery.services import get_services
+from webhooks.delivery.skip import skip
+from webhooks.delivery.stopping import stopping
 from webhooks.errors import AttemptFailed, BrokerTooOld, InvalidEvent, StoreUnavailable, TaskDefect, WorkersLost, trace
-from webhooks.holding import hold
-from webhooks.inplace import InPlaceMessage
-from webhooks.pool import BatchPool
-from webhooks.services import get_services
-from webhooks.skipping import skip
-from webhooks.startup_errors import add_remedies
-from webhooks.stopping import stopping
-from webhooks.transport import LANE_HEADER
+from webhooks.store.deadletters import DeadLetter, Reason
+from webhooks.transport.headers import LANE_HEADER
+from webhooks.transport.messages import Message as RedisMessage
+from webhooks.worker.inplace import InPlaceMessage
+from webhooks.worker.pool import BatchPool
+from webhooks.worker.startup_errors import add_remedies
 
 logger = logging.getLogger(__name__)
 
@@ -203,7 +203,7 @@ class DurableConsumer(Consumer):
 
     def call_soon_ack(self, p: Callable[..., object], *args: Any, **kwargs: Any) -> Any:
         """Ack or reject a message; on our transport at once, as any thread may, and the next take carries it."""
-        if isinstance(getattr(p, "__self__", None), transport.Message):
+        if isinstance(getattr(p, "__self__", None), RedisMessage):
             return p(*args, **kwargs)
         return super().call_soon_ack(p, *args, **kwargs)
 

@@ -2,7 +2,7 @@
 
 from webhooks.config import get_settings
 from webhooks.errors import StoreUnavailable
-from webhooks.mongo import open_database, server_version
+from webhooks.store.mongo import open_database, server_version
 
 #: Seconds that MongoDB may take here. A worker waits longer for one that is away; the caller here is mostly a test.
 _TIMEOUT_S = 2.0

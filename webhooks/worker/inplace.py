@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from webhooks.lanes import SEND_QUEUE
-from webhooks.ledger import Claim, Delivery
-from webhooks.queueing import child_headers, lane_headers
+from webhooks.delivery.queueing import child_headers, lane_headers
+from webhooks.rules.lanes import SEND_QUEUE
+from webhooks.store.deliveries import Claim, Delivery
 
 
 class InPlaceMessage:

@@ -10,7 +10,7 @@ from typing import Any
 from celery.worker.control import inspect_command
 
 from webhooks.config import get_settings
-from webhooks.digest import SETTINGS_COMMAND, Digest
+from webhooks.worker.digest import SETTINGS_COMMAND, Digest
 
 
 @inspect_command(name=SETTINGS_COMMAND)

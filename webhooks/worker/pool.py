@@ -29,19 +29,19 @@ from celery.concurrency.base import BasePool, apply_target
 from celery.exceptions import Reject
 from celery.worker import state
 
-from webhooks.accepting import Accepted, Accepting, accept, leave_lane
-from webhooks.batch import new_batch
-from webhooks.claiming import claim_all
-from webhooks.delivery import PreparedAttempt
+from webhooks.delivery.accept import Accepted, Accepting, accept, leave_lane
+from webhooks.delivery.attempt import PreparedAttempt
+from webhooks.delivery.claim import claim_all
+from webhooks.delivery.holding import carry_out
+from webhooks.delivery.outcomes import Attempted, DeliverOutcome, Failed, SendOutcome, ToAttempt
+from webhooks.delivery.queueing import report_attempt
+from webhooks.delivery.record import record
+from webhooks.delivery.services import get_services
 from webhooks.errors import trace
-from webhooks.holding import carry_out
-from webhooks.inplace import InPlaceMessage
-from webhooks.ledger import Claim
-from webhooks.outcomes import Attempted, DeliverOutcome, Failed, SendOutcome, ToAttempt
-from webhooks.queueing import report_attempt
-from webhooks.recording import record
 from webhooks.sender import Answer, OutgoingRequest
-from webhooks.services import get_services
+from webhooks.store.deliveries import Claim
+from webhooks.worker.batch import new_batch
+from webhooks.worker.inplace import InPlaceMessage
 
 logger = logging.getLogger(__name__)
 

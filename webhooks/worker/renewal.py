@@ -13,11 +13,12 @@ from celery.signals import worker_init, worker_shutdown
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from webhooks.app import app
+from webhooks.delivery.services import get_services
 from webhooks.errors import StoreUnavailable, trace
-from webhooks.holder import RENEW_AGAIN_S, RENEW_EVERY_S
-from webhooks.services import get_services
-from webhooks.transport import Channel, Transport
+from webhooks.producer.app import app
+from webhooks.transport.channel import Channel
+from webhooks.transport.connection import Transport
+from webhooks.transport.holder import RENEW_AGAIN_S, RENEW_EVERY_S
 
 logger = logging.getLogger(__name__)
 

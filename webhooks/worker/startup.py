@@ -15,14 +15,14 @@ from celery.signals import celeryd_after_setup, worker_init
 from kombu import serialization
 from kombu.utils.json import dumps
 
-from webhooks.app import app
 from webhooks.config import find_notices, get_settings
-from webhooks.environment import find_overruled
+from webhooks.delivery.services import get_services
+from webhooks.delivery.stopping import stopping
 from webhooks.errors import StoreUnavailable
-from webhooks.remedies import explain_database
-from webhooks.services import get_services
-from webhooks.stopping import stopping
-from webhooks.transport import BoundedConnection
+from webhooks.producer.app import app
+from webhooks.producer.environment import find_overruled
+from webhooks.rules.remedies import explain_database
+from webhooks.transport.bounded import BoundedConnection
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def _collect_less_often() -> None:
 
 def _check_pool(pool: Any) -> None:
     """Refuse pools that cannot do this worker's work; Celery's solo pool can, one task at a time."""
-    if pool.__module__ not in {"webhooks.pool", "celery.concurrency.solo"}:
+    if pool.__module__ not in {"webhooks.worker.pool", "celery.concurrency.solo"}:
         # Celery's signals let no other error through.
         raise SystemExit(
             f"Error: this worker has a pool of its own, which cannot be {pool.__module__}: start it without `-P`. "

@@ -4,7 +4,7 @@ import logging
 
 from celery.worker.consumer import consumer
 
-from webhooks.remedies import explain_broker
+from webhooks.rules.remedies import explain_broker
 
 
 class _AddsRemedy(logging.Filter):

@@ -13,22 +13,23 @@ from celery import Task
 from celery.exceptions import Reject
 from celery.utils import uuid
 
-from webhooks.accepting import Accepting, accept
-from webhooks.app import app
-from webhooks.batch import current_batch, gathering_producer
-from webhooks.claiming import claim_all
-from webhooks.delivery import read_rate, summarize
-from webhooks.durable import DurableTask
+from webhooks.delivery.accept import Accepting, accept
+from webhooks.delivery.attempt import read_rate, summarize
+from webhooks.delivery.claim import claim_all
+from webhooks.delivery.holding import carry_out, hold
+from webhooks.delivery.outcomes import Attempted, DeliverOutcome, Done, Failed, Postponed, SendOutcome, ToAttempt
+from webhooks.delivery.queueing import lane_headers, queue_attempt, report_attempt
+from webhooks.delivery.record import record, store_log
+from webhooks.delivery.services import get_services
 from webhooks.errors import AttemptFailed, TaskDefect
-from webhooks.holding import carry_out, hold
-from webhooks.ledger import Claim, Delivery
 from webhooks.models import COTEvent, COTWebhook, COTWebhookLog
-from webhooks.outcomes import Attempted, DeliverOutcome, Done, Failed, Postponed, SendOutcome, ToAttempt
-from webhooks.queueing import lane_headers, queue_attempt, report_attempt
-from webhooks.recording import record, store_log
-from webhooks.retry import Outcome
-from webhooks.services import get_services
-from webhooks.transport import LANE_HEADER, RATE_HEADER
+from webhooks.producer.app import app
+from webhooks.producer.durable import DurableTask
+from webhooks.rules.retry import Outcome
+from webhooks.store.deliveries import Claim, Delivery
+from webhooks.transport.headers import LANE_HEADER
+from webhooks.transport.lanes import RATE_HEADER
+from webhooks.worker.batch import current_batch, gathering_producer
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ class SendTask(DurableTask):
     """Hands over the log of each attempt, from Celery's hooks: they run before the message is acked."""
 
     #: In the worker: puts on record what an operator revokes.
-    Request = "webhooks.worker:SendRequest"
+    Request = "webhooks.worker.consumer:SendRequest"
 
     #: A failed attempt is no defect: a line in the log, no traceback.
     throws = (AttemptFailed,)

@@ -18,15 +18,15 @@ from pathlib import Path
 
 import click
 
-from webhooks import embedded
 from webhooks.config import Settings
-from webhooks.demo.receiver import FLAKY_PATH, REFUSALS, run_receiver
 from webhooks.errors import CannotStart, StoreUnavailable
-from webhooks.logstore import LogQuery, LogStore
-from webhooks.mongo import open_database
-from webhooks.supervisor import Program, Supervisor, kill_group, spawn
-from webhooks.up import child_env, flower_program, start_servers, worker_program
-from webhooks.vault import new_key
+from webhooks.local import servers
+from webhooks.local.demo.receiver import FLAKY_PATH, REFUSALS, run_receiver
+from webhooks.local.processes import Program, Supervisor, kill_group, spawn
+from webhooks.local.up import child_env, flower_program, start_servers, worker_program
+from webhooks.rules.encryption import new_key
+from webhooks.store.logs import LogQuery, LogStore
+from webhooks.store.mongo import open_database
 
 _EVENTS = Path(__file__).parent / "events"
 _COMPANY = "625bcbdcc9a8e3a86dbf041c"  # the company of the sample events
@@ -67,17 +67,17 @@ def run_demo(settings: Settings, *, once: bool) -> None:
 
 
 def _run(data_dir: Path, settings: Settings, supervisor: Supervisor, receiver_port: int, *, once: bool) -> None:
-    redis_port, mongo_port = embedded.free_port(), embedded.free_port()
+    redis_port, mongo_port = servers.free_port(), servers.free_port()
     env = child_env(settings) | {
-        "WEBHOOKS_BROKER_URL": embedded.valkey_url(redis_port),
-        "WEBHOOKS_MONGODB_URL": embedded.mongodb_url(mongo_port),
+        "WEBHOOKS_BROKER_URL": servers.valkey_url(redis_port),
+        "WEBHOOKS_MONGODB_URL": servers.mongodb_url(mongo_port),
         "WEBHOOKS_ALLOWED_NETWORKS": "127.0.0.0/8",
         "WEBHOOKS_RETRY_DELAY_S": str(_RETRY_DELAY_S),
         "WEBHOOKS_MAX_RETRIES": "3",
         "WEBHOOKS_ENCRYPTION_KEY": new_key(),
     }
     _say("Every part is real; all of them listen on loopback only.", bold=True)
-    _say(f"Valkey     {embedded.LOOPBACK}:{redis_port}\nMongoDB    {embedded.LOOPBACK}:{mongo_port}")
+    _say(f"Valkey     {servers.LOOPBACK}:{redis_port}\nMongoDB    {servers.LOOPBACK}:{mongo_port}")
     start_servers(supervisor, data_dir, redis_port, mongo_port)
     log_path = data_dir / "worker.log"
     worker = worker_program(env, data_dir, grace_s=settings.total_timeout_s)
@@ -86,12 +86,12 @@ def _run(data_dir: Path, settings: Settings, supervisor: Supervisor, receiver_po
     supervisor.start(replace(worker, argv=argv, log_path=log_path, ready=lambda: _is_worker_ready(log_path)))
     _say("worker     celery -A webhooks worker")
     flower_url = _start_flower(supervisor, env, data_dir)
-    _say(f"receiver   http://{embedded.LOOPBACK}:{receiver_port}")
+    _say(f"receiver   http://{servers.LOOPBACK}:{receiver_port}")
     _say(
         f"\nA failed attempt is tried again after {_RETRY_DELAY_S} s here, so that you need not wait; "
         "the default is 30 s.\n"
     )
-    receiver = f"http://{embedded.LOOPBACK}:{receiver_port}"
+    receiver = f"http://{servers.LOOPBACK}:{receiver_port}"
     task = ("--trigger", "create-edit-delete-task", "--url", f"{receiver}/tasks", "--code", "tasks")
     note = ("--trigger", "create-edit-delete-note", "--url", f"{receiver}{FLAKY_PATH}", "--code", "notes")
     _command(env, "add", "--company", _COMPANY, *task)
@@ -117,11 +117,11 @@ def _start_flower(supervisor: Supervisor, env: Mapping[str, str], data_dir: Path
     if find_spec("flower") is None:
         _say("Flower     not installed; it comes with the extra `flower`: pip install '.[flower]'")
         return None
-    port = embedded.free_port()
+    port = servers.free_port()
     program: Program = flower_program(env, data_dir, port)
     # Flower learns of a task from events, so it must listen before the first one; its port is open only after that.
-    supervisor.start(replace(program, log_path=data_dir / "flower.log", ready=lambda: not embedded.is_free(port)))
-    url = f"http://{embedded.LOOPBACK}:{port}"
+    supervisor.start(replace(program, log_path=data_dir / "flower.log", ready=lambda: not servers.is_free(port)))
+    url = f"http://{servers.LOOPBACK}:{port}"
     _say(f"Flower     {url}")
     return url
 
