@@ -12,10 +12,10 @@ import pytest
 import redis
 from pymongo.database import Database
 
-from tests.servers import Server, Servers
-from webhooks import embedded
+from tests.lab.servers import Server, Servers
 from webhooks.config import get_settings
 from webhooks.errors import ServerMissing
+from webhooks.local import servers as local_servers
 
 # A shell's background job is started with Ctrl-C ignored, and so would be all that the tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -48,7 +48,9 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url
         return
     try:
-        server = Server("valkey", embedded.valkey_command, embedded.valkey_url, tmp_path_factory.mktemp("session"))
+        server = Server(
+            "valkey", local_servers.valkey_command, local_servers.valkey_url, tmp_path_factory.mktemp("session")
+        )
     except ServerMissing as missing:
         _skip_or_fail(missing)
     yield from _run(server)
@@ -61,7 +63,9 @@ def mongodb_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url
         return
     try:
-        server = Server("mongod", embedded.mongod_command, embedded.mongodb_url, tmp_path_factory.mktemp("session"))
+        server = Server(
+            "mongod", local_servers.mongod_command, local_servers.mongodb_url, tmp_path_factory.mktemp("session")
+        )
     except ServerMissing as missing:
         _skip_or_fail(missing)
     yield from _run(server)

@@ -14,10 +14,10 @@ import pytest
 from kombu.connection import Connection
 
 from tests.acceptance.conftest import RETRY_DELAY_S, Stack, body_of
-from tests.receiver import Receiver, hang, reply
-from tests.samples_data import read_sample
-from tests.worker import Worker, wait_until
-from webhooks.supervisor import kill_group, spawn
+from tests.lab.receiver import Receiver, hang, reply
+from tests.lab.samples_data import read_sample
+from tests.lab.worker import Worker, wait_until
+from webhooks.local.processes import kill_group, spawn
 
 EVENT = read_sample("event-task-create")
 #: The server itself: Debian's wrapper around it gives up root, and then cannot write into a test's folder.

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.samples_data import SAMPLES
-from tests.worker import wait_until
-from webhooks import demo
+from tests.lab.samples_data import SAMPLES
+from tests.lab.worker import wait_until
+from webhooks.local import demo
 
 pytestmark = pytest.mark.timeout(180)
 

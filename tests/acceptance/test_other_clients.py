@@ -12,9 +12,9 @@ from kombu.entity import Exchange, Queue
 from kombu.messaging import Producer
 
 from tests.acceptance.conftest import Stack, body_of
-from tests.receiver import Receiver
-from tests.samples_data import read_sample
-from tests.worker import Worker, wait_until
+from tests.lab.receiver import Receiver
+from tests.lab.samples_data import read_sample
+from tests.lab.worker import Worker, wait_until
 
 EVENT = read_sample("event-task-create")
 QUEUES = ("celery", "webhooks.deliver", "webhooks.send")

@@ -8,10 +8,10 @@ import redis
 from bson import ObjectId
 
 from tests.acceptance.conftest import Stack
-from tests.receiver import Receiver, reply
-from tests.samples_data import read_sample
-from tests.servers import Servers
-from tests.worker import wait_until
+from tests.lab.receiver import Receiver, reply
+from tests.lab.samples_data import read_sample
+from tests.lab.servers import Servers
+from tests.lab.worker import wait_until
 from webhooks.models import now
 
 EVENT = read_sample("event-task-create")

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.fairness.rows import Row, to_markdown
-from tests.tables import read_lines
+from tests.lab.tables import read_lines
 
 #: The property of a test's report that carries its rows.
 ROWS = "fairness-rows"

@@ -11,8 +11,8 @@ import pytest
 from tests.fairness.conftest import ROWS
 from tests.fairness.scenarios import SCENARIOS
 from tests.fairness.sizes import CI, Scenario
-from webhooks import embedded
 from webhooks.errors import ServerMissing
+from webhooks.local import servers
 
 # Each takes up to a minute on two cores.
 pytestmark = pytest.mark.timeout(300)
@@ -21,8 +21,8 @@ pytestmark = pytest.mark.timeout(300)
 @pytest.fixture(scope="module", autouse=True)
 def _servers():
     try:
-        embedded.find_valkey()
-        embedded.find_mongod()
+        servers.find_valkey()
+        servers.find_mongod()
     except ServerMissing as missing:
         if os.environ.get("CI"):
             pytest.fail(str(missing))

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.faults.matrix import to_markdown
-from tests.tables import read_lines
+from tests.lab.tables import read_lines
 
 #: The property of a test's report that carries its row.
 ROW = "fault-row"

@@ -21,8 +21,8 @@ import redis
 
 from tests.faults.harness import HOLD_MESSAGES, THREADS, WEBHOOKS, WORKERS, Cancelled, Stage
 from tests.faults.judge import Verdict, judge
-from webhooks import embedded
-from webhooks.holder import WITNESS_AFTER_S
+from webhooks.local import servers
+from webhooks.transport.holder import WITNESS_AFTER_S
 from webhooks.transport.scripts import PARKED_KEY
 
 
@@ -238,7 +238,7 @@ def _flush_redis(stage: Stage, size: Size) -> None:
 def _evict_from_redis(stage: Stage, size: Size) -> None:
     # A cache in another database of the same Redis: memory and policy are the server's, so each page that comes pushes
     # out keys of ours, whatever they are, while there is always room for what is published.
-    url = embedded.valkey_url(stage.servers.valkey.port, database=1)
+    url = servers.valkey_url(stage.servers.valkey.port, database=1)
     evicted: Counter[str] = Counter()
     before = _count_evicted(stage)
     with redis.Redis.from_url(url) as cache, stage.redis.pubsub() as told:

@@ -12,8 +12,8 @@ import pytest
 
 from tests.faults.conftest import ROW
 from tests.faults.matrix import CI, ROWS, Row, run_row, to_line
-from webhooks import embedded
 from webhooks.errors import ServerMissing
+from webhooks.local import servers
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -45,8 +45,8 @@ class SharedSlots:
 @pytest.fixture(scope="module")
 def slots(tmp_path_factory: pytest.TempPathFactory) -> SharedSlots:
     try:
-        embedded.find_valkey()
-        embedded.find_mongod()
+        servers.find_valkey()
+        servers.find_mongod()
     except ServerMissing as missing:
         if os.environ.get("CI"):
             pytest.fail(str(missing))

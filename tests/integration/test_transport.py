@@ -16,8 +16,9 @@ from kombu.entity import Queue
 from kombu.exceptions import OperationalError
 from kombu.messaging import Consumer, Producer
 
-from tests.worker import wait_until
-from webhooks.transport import AMQP, NO_MESSAGE, OPTION, Connection
+from tests.lab.worker import wait_until
+from webhooks.transport.connection import AMQP, OPTION, Connection
+from webhooks.transport.messages import NO_MESSAGE
 
 #: Seconds: far from the tests' own pace, unless a test says otherwise.
 LONG, SHORT = 600, 1
