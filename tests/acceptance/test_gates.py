@@ -151,6 +151,7 @@ def test_endpoint_that_fails_on_while_it_recovers_is_paused_again(stack: Stack):
         wait_until(lambda: owed(stack, held=True) == 40, "all are kept again")
 
 
+@pytest.mark.slow
 def test_what_was_kept_is_not_flung_at_the_receiver(stack: Stack):
     count = 1_000
     with Receiver() as receiver:
