@@ -194,6 +194,10 @@ class Settings(BaseSettings):
         default=256, ge=1, le=10_000, description="attempts of one worker process at one time; threads, where they wait"
     )
 
+    web_readonly: bool = Field(
+        default=False, description="whether the pages in Flower only show, and let nobody act on webhooks"
+    )
+
     atomic_transport: bool = Field(
         default=True,
         description="on a Redis broker, take and note messages in one step, and park what waits in Redis: no worker "
