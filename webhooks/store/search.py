@@ -22,30 +22,32 @@ from webhooks.store.mongo import Document, store_errors
 #: Logs that one page looks at where a filter has no index.
 SEARCHED_AT_MOST = 20_000
 #: Characters of a response that a row has.
-_RESPONSE_CHARS = 300
+RESPONSE_CHARS = 300
 #: Filters that no index serves.
 _UNINDEXED = ("status", "event.type", "event.event")
 
-_FIELDS: Document = {
-    "company": 1,
-    "createdAt": 1,
-    "status": 1,
-    "retry": 1,
-    # A log that another system wrote may have anything here.
-    "response": {
-        "$cond": [
-            {"$eq": [{"$type": "$response"}, "string"]},
-            {"$substrCP": ["$response", 0, _RESPONSE_CHARS]},
-            "",
-        ]
-    },
-    "subscription": 1,
-    "attempt": 1,
-    "event.type": 1,
-    "event.event": 1,
-    "event.createdAt": 1,
-    "event.data._id": 1,
-}
+
+def _fields(response_chars: int) -> Document:
+    return {
+        "company": 1,
+        "createdAt": 1,
+        "status": 1,
+        "retry": 1,
+        # A log that another system wrote may have anything here.
+        "response": {
+            "$cond": [
+                {"$eq": [{"$type": "$response"}, "string"]},
+                {"$substrCP": ["$response", 0, response_chars]},
+                "",
+            ]
+        },
+        "subscription": 1,
+        "attempt": 1,
+        "event.type": 1,
+        "event.event": 1,
+        "event.createdAt": 1,
+        "event.data._id": 1,
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +102,16 @@ class LogSearch:
         self._collection = database["webhooklogs"]
         self._bound = searched_at_most
 
-    def find_page(self, query: LogQuery, limit: int, after: Cursor | None = None) -> LogPage:
+    def find_page(
+        self, query: LogQuery, limit: int, after: Cursor | None = None, response_chars: int = RESPONSE_CHARS
+    ) -> LogPage:
         """Return a page of logs.
 
         Args:
             query: which ones.
             limit: how many.
             after: where the page before ended; None for the newest.
+            response_chars: how much of each response.
         """
         wanted = query.to_filter()
         unindexed = {field: wanted.pop(field) for field in _UNINDEXED if field in wanted}
@@ -122,7 +127,11 @@ class LogSearch:
             stages.append({"$skip": after.shown})
         bound = [{"$limit": self._bound}, {"$match": unindexed}] if unindexed else []
         with store_errors():
-            found = list(self._collection.aggregate([*stages, *bound, {"$limit": limit + 1}, {"$project": _FIELDS}]))
+            found = list(
+                self._collection.aggregate(
+                    [*stages, *bound, {"$limit": limit + 1}, {"$project": _fields(response_chars)}]
+                )
+            )
             rows = [row for row in map(read_row, found[:limit]) if row is not None]
             if len(found) > limit and rows:
                 return LogPage(rows, _end_of(rows, after))
