@@ -20,8 +20,9 @@ Keys, each behind ``webhooks.`` and the user's prefix, ``q`` the queue: ``lane.q
 place), ``lanes.q`` (those that have any), ``ring.q`` and ``ring.q/group`` (whose turn it is), ``later.q`` (those that
 may not go now, and when to look again), ``state.q/name``, ``flight.q/name`` (what of it is in hand), ``slow.q`` (what
 of all slow ones is), ``taken`` (whence each message in hand came), ``place``, ``place.newest``, ``serial``,
-``sorting``, ``threads``, ``workers``, ``leases`` (until when each process holds what it holds) and ``leases.since``
-(from when on it has renewed its lease without a gap).
+``sorting``, ``threads``, ``workers``, ``leases`` (until when each process holds what it holds), ``leases.since`` (from
+when on it has renewed its lease without a gap) and ``clock`` (Redis's time when it was looked at last, and how far it
+is behind for having gone back: all other times count by both).
 """
 
 from collections.abc import Mapping

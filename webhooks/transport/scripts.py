@@ -31,9 +31,19 @@ _STUCK_S = 0.5
 _SOON_S = 0.5
 _MEAN_S = 0.1
 
+#: `wall`, Redis's clock, and `now`, by which all here wait: the same, but never going back. Needs ARGV[1], the user's
+#: prefix.
 _NOW = """
 local time = redis.call('TIME')
-local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
+local wall = tonumber(time[1]) + tonumber(time[2]) / 1000000
+local clock = redis.call('HMGET', ARGV[1] .. 'webhooks.clock', 'seen', 'behind')
+local seen, behind = tonumber(clock[1]) or 0, tonumber(clock[2]) or 0
+if wall < seen then behind = behind + seen - wall end
+if wall < seen or wall > seen + 0.1 then
+  redis.call('HSET', ARGV[1] .. 'webhooks.clock', 'seen', string.format('%.6f', wall),
+    'behind', string.format('%.6f', behind))
+end
+local now = wall + behind
 """
 
 _WAKE = """
@@ -113,8 +123,8 @@ return reply
 #: hand, messages of one queue in a row, number of queues, a batch, the longest that a message is in hand, then for each
 #: queue its name, what ends its entry in unacked, and "" or "lanes" or "bounded", then the priorities.
 #: A process whose lease has lapsed renews it here: what it takes now is not to be taken from it.
-#: Returns the time, milliseconds until a parked message or a lane is due or -1, how many messages of queues with lanes
-#: are in none yet, then for each message its queue's number, lane or "", and itself.
+#: Returns Redis's time, milliseconds until a parked message or a lane is due or -1, how many messages of queues with
+#: lanes are in none yet, then for each message its queue's number, lane or "", and itself.
 TAKE = f"""#!lua flags=allow-oom
 {_NOW}{_WAKE}{LUA}{LUA_LEASES}
 local id, most, room, row, queues = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
@@ -163,7 +173,7 @@ for q = 1, queues do
   end
 end
 
-local reply, taken = {{tostring(now), next_due, unsorted}}, 0
+local reply, taken = {{string.format('%.6f', wall), next_due, unsorted}}, 0
 local function take(q, lane, place, message)
   taken = taken + 1
   free = free - 1
@@ -258,14 +268,14 @@ for i = 2, #ARGV, 6 do
     end
     wake(ARGV[i + 5])
   elseif is_ours and act == 'park' then
-    redis.call('ZADD', where, number, value)
+    redis.call('ZADD', where, now + tonumber(number), value)
   end
 end
 """
 
 #: KEYS: the lists of queues with lanes. ARGV: prefix, who asks, milliseconds for which nobody else sorts, how many
 #: messages, and how many of the newest where there are many more. Returns, of the first list that has any, its number,
-#: how many of the newest follow, these, and its oldest messages, the oldest last.
+#: how many of the newest follow, Redis's time, these, and its oldest messages, the oldest last.
 UNSORTED = f"""#!lua flags=allow-oom
 {_NOW}{LUA}
 for i = 1, #KEYS do
@@ -276,7 +286,7 @@ for i = 1, #KEYS do
     redis.call('PEXPIRE', key('sorting'), ARGV[3])
     local newest = 0
     if redis.call('LLEN', KEYS[i]) > 2 * (tonumber(ARGV[4]) + tonumber(ARGV[5])) then newest = tonumber(ARGV[5]) end
-    local reply = {{i, newest}}
+    local reply = {{i, newest, string.format('%.6f', wall)}}
     if newest > 0 then
       for _, message in ipairs(redis.call('LRANGE', KEYS[i], 0, newest - 1)) do reply[#reply + 1] = message end
     end

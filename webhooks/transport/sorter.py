@@ -4,7 +4,6 @@ Owns reading the oldest of such messages and saying to which lane each belongs. 
 the time: it is read where it stands, and one script moves it, if it still is there.
 """
 
-import time
 from collections.abc import Sequence
 from hashlib import sha1
 from typing import Any, Protocol
@@ -51,19 +50,20 @@ def sort(channel: Sorts, queues: Sequence[str], who: str) -> bool:
         return False
     queue, priority = lists[int(found[0]) - 1]
     filing: list[Any] = []
-    newest, oldest = found[2 : 2 + int(found[1])], found[2 + int(found[1]) :]
+    present, end = float(found[2]), 3 + int(found[1])
+    newest, oldest = found[3:end], found[end:]
     # The newest first: an oldest one that is not as it was ends it.
     for raw in reversed(newest):
-        lane, whole, how, _, filed = _file(channel, queue, priority, raw)
+        lane, whole, how, _, filed = _file(channel, queue, priority, raw, present)
         if how == "lane" and not filed:
             filing += [raw, lane, whole, "newest", 0, ""]
     for raw in reversed(oldest):
-        filing += [sha1(raw, usedforsecurity=False).hexdigest(), *_file(channel, queue, priority, raw)]
+        filing += [sha1(raw, usedforsecurity=False).hexdigest(), *_file(channel, queue, priority, raw, present)]
     keys = [channel.list_of(queue, priority), WAKE_KEY.format(queue), PARKED_KEY.format(queue)]
     return bool(channel.run(SORT, keys, [channel.prefixed(""), who, queue, *filing]))
 
 
-def _file(channel: Sorts, queue: str, priority: int, raw: bytes) -> tuple[str, str, str, float, str]:
+def _file(channel: Sorts, queue: str, priority: int, raw: bytes, present: float) -> tuple[str, str, str, float, str]:
     """Say where a message goes, as `SORT` wants it: lane, what that is a part of, how, seconds, what stands for it."""
     try:
         message = read_message(raw)
@@ -73,6 +73,6 @@ def _file(channel: Sorts, queue: str, priority: int, raw: bytes) -> tuple[str, s
     if eta is None:
         return lane, whole_of(lane), "lane", 0, ""
     filed = dumps(without_eta(message))
-    if eta <= time.time():
+    if eta <= present:
         return lane, whole_of(lane), "lane", 0, filed
-    return lane, whole_of(lane), "park", eta - time.time(), f"{priority}@{lane}:{filed}"
+    return lane, whole_of(lane), "park", eta - present, f"{priority}@{lane}:{filed}"
