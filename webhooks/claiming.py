@@ -13,7 +13,7 @@ from webhooks.models import COTWebhook, COTWebhookLog, now
 from webhooks.outcomes import Done, Failed, Postponed, SendOutcome, ToAttempt
 from webhooks.recording import store_log
 from webhooks.services import Services
-from webhooks.transport import hold_lane
+from webhooks.transport import hold_lane, limit_lane
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +35,10 @@ def claim_all(services: Services, claims: Sequence[Claim]) -> list[SendOutcome |
         found = services.books.claim(claims)
         wanted = {one.delivery.webhook_id for one in found if isinstance(one, Claimed | PutOff)}
         webhooks = services.webhooks.get_many(wanted) if wanted else {}
+        # Here, as webhooks were read just now: an attempt that ends, or a message, may know an older limit.
+        lanes = {one.delivery.webhook_id: one.delivery.lane for one in found if isinstance(one, Claimed | PutOff)}
+        for webhook_id, lane in lanes.items():
+            limit_lane(SEND_QUEUE, lane, read_rate(webhooks.get(webhook_id)))
         return [_judge(services, claim, one, webhooks) for claim, one in zip(claims, found, strict=True)]
     except BaseException:
         for claim in claims:

@@ -352,7 +352,7 @@ class BatchPool(BasePool):
         try:
             log = get_services().attempter.conclude(prepared, answer)
             send.job.took_s = (log.details.total_ms or 0) / 1000
-            report_attempt(one.delivery.lane, one.webhook, log)
+            report_attempt(one.delivery.lane, log)
         except Exception as error:  # noqa: BLE001 - whatever it is, the task says it in Celery's words
             # The claim stays: when it has run out, the next claimant puts an interrupted attempt on record.
             self._end(send, Failed(error))

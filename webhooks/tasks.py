@@ -156,8 +156,11 @@ def _say(task: Task, delivery: Delivery, webhook: COTWebhook | None, log: COTWeb
             max_retries=log.retry + 1,  # the retry rule has said that there is one more
             throw=False,
             argsrepr=delivery.label,
-            # As they are now: the webhook's limit may have changed since the message was made.
-            headers={**(task.request.headers or {}), **lane_headers(delivery.lane, read_rate(webhook))},
+            # The limit as it is now, which may be none any more.
+            headers={
+                **{name: value for name, value in (task.request.headers or {}).items() if name != RATE_HEADER},
+                **lane_headers(delivery.lane, read_rate(webhook)),
+            },
         )
     except Reject:
         # The retry could not be published, and Celery drops its message (celery/app/task.py, `Task.retry`). Once the
@@ -176,7 +179,7 @@ def _send_alone(task: Task, delivery_id: str) -> SendOutcome:
     log = services.attempter.attempt(
         found.delivery, found.webhook, found.claim, is_probe=found.is_probe, event=found.event
     )
-    report_attempt(found.delivery.lane, found.webhook, log)
+    report_attempt(found.delivery.lane, log)
     task.request.outcome = Attempted(found, log)
     return task.request.outcome
 

@@ -1,5 +1,6 @@
 """Lanes at the level of channels, with a real Redis: whose turn it is, and how much of one is in hand."""
 
+import itertools
 import json
 import time
 from collections.abc import Iterator, Mapping
@@ -27,6 +28,7 @@ from webhooks.transport import (
     Lanes,
     Turn,
     hold_lane,
+    limit_lane,
     report,
 )
 
@@ -274,7 +276,8 @@ def test_rate_limit_is_kept(url: str, rate: float, burst: int):
             party.poll(0.005)
             count += len(party.got)
             for message in party.got:
-                report(SEND, "c/w", ms=5, is_good=True, rate=(rate, burst))
+                limit_lane(SEND, "c/w", (rate, burst))
+                report(SEND, "c/w", ms=5, is_good=True)
                 message.ack()
             party.got.clear()
         assert count == pytest.approx(3 * rate + burst, rel=0.05, abs=2)
@@ -284,8 +287,36 @@ def test_rate_limit_that_was_taken_away_is_forgotten_with_the_next_attempt(url: 
     put(url, SEND, "c/w", *range(10), **{RATE_HEADER: [0.2, 1]})
     with worker(url, SEND) as party:
         party.drain(1)
+        limit_lane(SEND, "c/w", None)
         settle(party, 1)
         party.drain(4)
+
+
+@pytest.mark.parametrize("limits", [[(2, 1), (1, 1)], [(1, 1), (2, 1)], [(1, 1), (1, 20)]])
+def test_limit_of_which_workers_tell_in_turn_the_old_one_and_the_new_one_holds(url: str, limits: list[Any]):
+    """They learn of a change one after the other: each time the lane had all its burst again."""
+    put(url, SEND, "c/w", *range(50), **{RATE_HEADER: [2, 1]})
+    with worker(url, SEND) as party:
+        party.drain(1)
+        begun, told = time.monotonic(), itertools.cycle(limits)
+        while time.monotonic() - begun < 2:
+            limit_lane(SEND, "c/w", next(told))
+            for message in party.got:
+                if not message.acknowledged:
+                    message.ack()
+            party.poll(0.02)
+        assert 2 <= len(party.got) <= 6
+
+
+def test_message_with_an_old_limit_does_not_change_that_of_its_lane(url: str):
+    """As a retry that was queued with what its webhook had when it was read."""
+    put(url, SEND, "c/w", *range(50), **{RATE_HEADER: [1, 1]})
+    with worker(url, SEND) as party:
+        party.drain(1)
+        for number in range(20):
+            put(url, SEND, "c/w", number, **{RATE_HEADER: [100, 1]})
+            party.poll(0.02)
+        assert len(party.got) <= 2
 
 
 def test_held_lane_gives_out_nothing_until_then_and_the_others_go_on(url: str):
@@ -573,5 +604,6 @@ def test_limit_that_was_raised_holds_at_once(url: str):
         party.drain(1)
         party.poll(0.3)
         assert len(party.got) == 1
-        put(url, SEND, "c/w", 5, **{RATE_HEADER: [1000, 10]})
+        limit_lane(SEND, "c/w", (1000, 10))
+        party.got[0].ack()
         party.drain(4)

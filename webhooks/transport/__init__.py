@@ -38,7 +38,7 @@ from kombu.transport import redis as plain
 
 from webhooks.headers import LANE_HEADER, OTHERS
 from webhooks.transport.bounded import BoundedConnection
-from webhooks.transport.channel import LANES_OPTION, Channel, Poller, QoS, finish, hold_lane, report
+from webhooks.transport.channel import LANES_OPTION, Channel, Poller, QoS, finish, hold_lane, limit_lane, report
 from webhooks.transport.counts import QueueCounts, count_arguments, count_queues, read_counts
 from webhooks.transport.lanes import FIRST_HEADER, RATE_HEADER, SERIAL, TAKEN_FROM_HEADER, Lanes, whole_of
 from webhooks.transport.messages import NO_MESSAGE, Admission, LaneState, Message, Turn
@@ -70,6 +70,7 @@ __all__ = [
     "count_queues",
     "finish",
     "hold_lane",
+    "limit_lane",
     "read_counts",
     "report",
     "whole_of",

@@ -52,7 +52,8 @@ _MOST_LOOKS = 64
 _WORKER_GONE_S = 5
 #: Ends the name of a serial lane.
 SERIAL = "!"
-#: In a message's headers, of a webhook with a limit: attempts per second and burst.
+#: In a message's headers, of a webhook with a limit: attempts per second and burst, as they were when it was made. Only
+#: for a lane of which Redis knows no limit, as it has lost what it knew.
 RATE_HEADER = "webhooks_rate"
 #: True: the message comes first in its lane. Only told to the transport, which does not store it.
 FIRST_HEADER = "webhooks_first"
@@ -251,19 +252,27 @@ end
 LUA_LIMIT = f"""
 local function set_limit(q, lane, rate, burst)
   local state = key('state.' .. q .. '/' .. lane)
-  local s = redis.call('HMGET', state, 'rate', 'burst')
+  local s = redis.call('HMGET', state, 'rate', 'burst', 'tat')
   if (s[1] or '') == rate and (s[2] or '') == burst then return end
-  -- What it owes by the old limit is forgotten.
-  redis.call('HDEL', state, 'rate', 'burst', 'tat', 'due')
-  if rate ~= '' then redis.call('HSET', state, 'rate', rate, 'burst', burst) end
+  redis.call('HDEL', state, 'rate', 'burst', 'due')
+  if rate ~= '' then
+    redis.call('HSET', state, 'rate', rate, 'burst', burst)
+    if s[3] then
+      -- The next attempt may be made when it might before, or as soon as it might by the new limit alone; only that
+      -- one. Workers learn of a change one after the other: as often as the limit changes, no attempt comes too early.
+      local due = tonumber(s[3]) - (s[1] and ((tonumber(s[2]) or 1) - 1) / tonumber(s[1]) or 0)
+      due = math.max(now, math.min(due, now + 1 / tonumber(rate)))
+      redis.call('HSET', state, 'tat', string.format('%.6f', due + (tonumber(burst) - 1) / tonumber(rate)))
+    end
+  end
   redis.call('EXPIRE', state, {_STATE_KEPT_S})
   if redis.call('ZSCORE', key('later.' .. q), lane) then line_up(q, lane, 1) end
 end
 """
 
-#: What an attempt tells of its endpoint: queue, lane, milliseconds or "", "good", "bad" or "", rate and burst or "".
+#: What an attempt tells of its endpoint: queue, lane, milliseconds or "", "good", "bad" or "".
 LUA_REPORT = f"""
-local function report(q, lane, ms, verdict, rate, burst)
+local function report(q, lane, ms, verdict)
   local state = key('state.' .. q .. '/' .. lane)
   local s = redis.call('HMGET', state, 'share', 'mean', 'peak', 'fitted')
   local share, in_flight = tonumber(s[1]) or {FIRST_SHARE}, redis.call('ZCARD', key('flight.' .. q .. '/' .. lane))
@@ -288,7 +297,6 @@ local function report(q, lane, ms, verdict, rate, burst)
     set('peak', in_flight)
   end
   set('share', share)
-  set_limit(q, lane, rate, burst)
   redis.call('HSET', state, unpack(changes))
   redis.call('EXPIRE', state, {_STATE_KEPT_S})
 end

@@ -63,7 +63,9 @@ PUT = f"""#!lua
 local q, is_taken_soon = ARGV[2], false
 for i = 4, #ARGV, 7 do
   local message, wait, lane = ARGV[i], ARGV[i + 1], ARGV[i + 2]
-  if ARGV[i + 4] ~= '' then set_limit(q, lane, ARGV[i + 4], ARGV[i + 5]) end
+  if ARGV[i + 4] ~= '' and redis.call('HEXISTS', key('state.' .. q .. '/' .. lane), 'rate') == 0 then
+    set_limit(q, lane, ARGV[i + 4], ARGV[i + 5])
+  end
   if wait ~= '' then
     local head = lane == '' and ARGV[3] or ARGV[3] .. '@' .. lane
     redis.call('ZADD', KEYS[2], now + tonumber(wait), head .. ':' .. message)
@@ -231,9 +233,9 @@ return reply
 #: KEYS: unacked, unacked_index. ARGV: prefix, then for each message: tag, what to do ("ack", "next", "stale", "also",
 #: "park"), a number, key, value, wake-up. What is to be done besides removing the note is done only by who
 #: removed it. A message that came out of a lane goes back to its place there. Instead of a message, "report": what an
-#: attempt tells of its endpoint; then the six are lane, "report", milliseconds, verdict, rate and burst with a space
-#: between, queue; "hold": lane, "hold", seconds, "", "", queue; and "done", of what `ADMIT` let go: tag, "done", "",
-#: lane, "", queue.
+#: attempt tells of its endpoint; then the six are lane, "report", milliseconds, verdict, "", queue; "limit": lane,
+#: "limit", rate and burst or "", "", queue; "hold": lane, "hold", seconds, "", "", queue; and "done", of what `ADMIT`
+#: let go: tag, "done", "", lane, "", queue.
 SETTLE = f"""#!lua flags=allow-oom
 {_NOW}{_WAKE}{LUA}{LUA_LEAVE}{LUA_LIMIT}{LUA_REPORT}
 local is_ours = false
@@ -241,8 +243,10 @@ local q, lane, place
 for i = 2, #ARGV, 6 do
   local tag, act, number, where, value = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4]
   if act == 'report' then
-    local rate, burst = string.match(value, '^(%S*) ?(.*)$')
-    report(ARGV[i + 5], tag, number, where, rate, burst)
+    report(ARGV[i + 5], tag, number, where)
+    is_ours = false
+  elseif act == 'limit' then
+    set_limit(ARGV[i + 5], tag, number, where)
     is_ours = false
   elseif act == 'hold' then
     local state = key('state.' .. ARGV[i + 5] .. '/' .. tag)
