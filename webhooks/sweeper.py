@@ -24,7 +24,7 @@ from webhooks.config import Settings, get_settings
 from webhooks.errors import InvalidEvent, StoreUnavailable, trace
 from webhooks.lanes import SEND_QUEUE, lane_of_webhook
 from webhooks.ledger import Overdue
-from webhooks.queueing import queue_accepted, queue_attempt
+from webhooks.queueing import queue_accepted, queue_released
 from webhooks.services import Services, get_services
 from webhooks.stopping import stopping
 from webhooks.transport import Channel
@@ -117,8 +117,9 @@ def sweep(services: Services, settings: Settings) -> int:
     present = services.ledger.now()
     services.ledger.forget_events(present - _EVENT_KEPT, _MAX_EVENTS_PER_SWEEP)
     lost = _find_lost(services, present, timedelta(seconds=settings.visibility_timeout_s + _CLOCK_SLACK_S))
+    webhooks = services.webhooks.get_many({delivery.webhook_id for delivery in lost})
     for delivery in lost:
-        queue_attempt(delivery.delivery_id, delivery.label, delivery.retry, delivery.lane)
+        queue_released(delivery, webhooks[delivery.webhook_id])
     if lost:
         # They stand at the end of the queue now, and so they must in the ledger.
         services.ledger.postpone([delivery.delivery_id for delivery in lost], present)
