@@ -1,5 +1,6 @@
 """Webhooks that are paused, recover, stop, keep an order or are asked to wait: real servers and workers."""
 
+import json
 import time
 from itertools import pairwise
 from typing import Any
@@ -273,6 +274,27 @@ def test_ordered_webhook_stops_when_it_is_to_and_an_operator_resumes_it(stack: S
     assert numbers(receiver) == [0, 0, 0, 1, 2]
     assert [log["retry"] for log in stack.logs(5)] == [0, 1, 0, 0, 0]
     assert types_of_notices(stack, webhook_id) == ["stopped", "resumed"]
+
+
+def test_ordered_webhook_gets_events_in_order_whichever_way_each_was_handed_in(stack: Stack):
+    """As the README shows: with this package, and with nothing but Celery."""
+    code = f"""
+import json, webhooks
+from celery import Celery
+bare = Celery("bare", broker={stack.redis_url!r}, set_as_current=False)
+for number in range(60):
+    event = {{**json.loads({json.dumps(EVENT)!r}), "number": number}}
+    if number % 2:
+        bare.send_task("webhooks.deliver", [event])
+    else:
+        webhooks.deliver.delay(event)
+"""
+    with Receiver() as receiver:
+        stack.add_webhook(receiver.url, ordered=True)
+        stack.start_worker()
+        stack.run_producer(code)
+        receiver.wait_for(60, 60)
+    assert numbers(receiver) == list(range(60))
 
 
 def test_messages_of_attempts_name_their_lane_and_rate_also_when_they_are_retries(stack: Stack):

@@ -66,6 +66,8 @@ class Lanes(TypedDict):
 
     #: Names of the queues, and whether what is in hand of one lane is bounded.
     queues: Mapping[str, bool]
+    #: Queue → another one, in whose lanes its messages stand, but for those that are in no lane of their own.
+    joined: Mapping[str, str]
     #: ``module:function``: message → lane, of one that has no `LANE_HEADER`. Must not raise.
     lane_of: str
 
@@ -117,9 +119,13 @@ local function enter(q, lane, place, message)
 end
 
 -- Where a whole is serial, its parts are one lane.
-local function choose(lane, whole)
-  if whole ~= '' and redis.call('SISMEMBER', key('serial'), whole) == 1 then return whole .. '{SERIAL}' end
-  return lane
+local function is_ordered(whole) return whole ~= '' and redis.call('SISMEMBER', key('serial'), whole) == 1 end
+local function choose(lane, whole) return is_ordered(whole) and whole .. '{SERIAL}' or lane end
+
+-- The queue in whose lanes a message stands.
+local function lanes_of(q, lane, joined)
+  if lane == '' or lane == '{OTHERS}' then return q end
+  return joined
 end
 """
 

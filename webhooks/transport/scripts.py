@@ -15,6 +15,7 @@ from webhooks.transport.lanes import (
     LUA_LIMIT,
     LUA_REPORT,
     LUA_TAKE,
+    OTHERS,
     SERIAL,
     SLOW_S,
 )
@@ -24,6 +25,9 @@ WAKE_KEY = "webhooks.wake.{}"
 RESTORING_KEY = "webhooks.restoring"
 
 
+#: Messages put into lanes in one turn of the worker's event loop: what it takes must not hold up the rest of it. So few
+#: are in their lanes soon.
+FEW = 250
 #: Seconds that an attempt may be in hand before nobody waits here for it to end.
 _STUCK_S = 0.5
 #: Seconds that the messages before an attempt may take, by what its endpoint takes on the average, before the attempt
@@ -55,32 +59,43 @@ local function wake(key)
 end
 """
 
-#: KEYS: the list, its queue's parked set, its queue's wake-up. ARGV: prefix, queue, priority, then for each message:
-#: itself, seconds to wait or "", lane or "", what the lane is a part of or "", its rate limit and burst or "", and "1"
-#: if it comes first in its lane.
+#: KEYS: the list, and all lists out of which messages come into the same lanes, if those keep an order. ARGV: prefix,
+#: queue, the one in whose lanes its messages stand, priority, then for each message: itself, seconds to wait or "",
+#: lane or "", what the lane is a part of or "", its rate limit and burst or "", and "1" if it comes first in its lane.
+#: While there are messages of plain producers that are in no lane yet, it stands in line behind them: always if its
+#: lane is serial, and if they are few, as nobody may have said yet that it is.
 PUT = f"""#!lua
 {_NOW}{_WAKE}{LUA}{LUA_LIMIT}
 local q, is_taken_soon = ARGV[2], false
-for i = 4, #ARGV, 7 do
-  local message, wait, lane = ARGV[i], ARGV[i + 1], ARGV[i + 2]
-  if ARGV[i + 4] ~= '' and redis.call('HEXISTS', key('state.' .. q .. '/' .. lane), 'rate') == 0 then
-    set_limit(q, lane, ARGV[i + 4], ARGV[i + 5])
+local unsorted, length
+for k = 2, #KEYS do
+  local found = redis.call('LLEN', KEYS[k])
+  if found > 0 then unsorted, length = KEYS[k], found end
+end
+for i = 5, #ARGV, 7 do
+  local message, wait, lane, whole = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
+  local to = lanes_of(q, lane, ARGV[3])
+  if ARGV[i + 4] ~= '' and redis.call('HEXISTS', key('state.' .. to .. '/' .. lane), 'rate') == 0 then
+    set_limit(to, lane, ARGV[i + 4], ARGV[i + 5])
   end
   if wait ~= '' then
-    local head = lane == '' and ARGV[3] or ARGV[3] .. '@' .. lane
-    redis.call('ZADD', KEYS[2], now + tonumber(wait), head .. ':' .. message)
+    local head = lane == '' and ARGV[4] or ARGV[4] .. '@' .. lane
+    redis.call('ZADD', key('parked.' .. to), now + tonumber(wait), head .. ':' .. message)
   else
     is_taken_soon = true
     if lane == '' then
       redis.call('LPUSH', KEYS[1], message)
+    elseif unsorted and lane ~= '{OTHERS}' and (length < {FEW} or is_ordered(whole)) then
+      redis.call('LPUSH', unsorted, message)
     else
-      lane = choose(lane, ARGV[i + 3])
-      local first = ARGV[i + 6] == '1' and redis.call('ZRANGE', key('lane.' .. q .. '/' .. lane), 0, 0, 'WITHSCORES')[2]
-      enter(q, lane, first and tonumber(first) - 1 or next_place(), message)
+      lane = choose(lane, whole)
+      local first = ARGV[i + 6] == '1'
+        and redis.call('ZRANGE', key('lane.' .. to .. '/' .. lane), 0, 0, 'WITHSCORES')[2]
+      enter(to, lane, first and tonumber(first) - 1 or next_place(), message)
     end
   end
 end
-if is_taken_soon then wake(KEYS[3]) end
+if is_taken_soon then wake(key('wake.' .. ARGV[3])) end
 """
 
 #: KEYS: unacked. ARGV: prefix, queue, messages of the asking worker that are in hand and not yet begun, the longest
@@ -301,9 +316,9 @@ end
 return {{}}
 """
 
-#: KEYS: the list, its queue's wake-up, its queue's parked set. ARGV: prefix, who sorts, queue,
-#: then for each message, the oldest first: its SHA-1, lane, what that is a part of, how to file it ("lane" or
-#: "park"), the seconds that it waits, and what stands for it ("" for itself). Stops at one that is not as it was.
+#: KEYS: the list. ARGV: prefix, who sorts, queue, the one in whose lanes its messages stand, then for each message, the
+#: oldest first: its SHA-1, lane, what that is a part of, how to file it ("lane" or "park"), the seconds that it waits,
+#: and what stands for it ("" for itself). Stops at one that is not as it was.
 #: Among the newest, "newest": instead of the SHA-1 the message. It gets a place behind all that are sorted in the next
 #: ten minutes, as it came after them; where its lane is serial it is left for its turn.
 SORT = f"""#!lua flags=allow-oom
@@ -311,14 +326,14 @@ SORT = f"""#!lua flags=allow-oom
 if redis.call('GET', key('sorting')) ~= ARGV[2] then return 0 end
 local q, sorted = ARGV[3], 0
 local function sort_newest(message, lane, whole)
-  if whole ~= '' and redis.call('SISMEMBER', key('serial'), whole) == 1 then return end
+  if is_ordered(whole) then return end
   if redis.call('LREM', KEYS[1], 1, message) == 0 then return end
   local last = tonumber(redis.call('GET', key('place.newest')) or '0')
   local place = math.max(last + 1, math.floor((now + 600) * 1000000))
   redis.call('SET', key('place.newest'), string.format('%.0f', place), 'EX', 3600)
-  enter(q, lane, place, message)
+  enter(lanes_of(q, lane, ARGV[4]), lane, place, message)
 end
-for i = 4, #ARGV, 6 do
+for i = 5, #ARGV, 6 do
   local message
   if ARGV[i + 3] == 'newest' then
     sort_newest(ARGV[i], ARGV[i + 1], ARGV[i + 2])
@@ -334,14 +349,14 @@ for i = 4, #ARGV, 6 do
     local lane, act, filed = ARGV[i + 1], ARGV[i + 3], ARGV[i + 5]
     if filed == '' then filed = message end
     if act == 'lane' then
-      enter(q, choose(lane, ARGV[i + 2]), next_place(), filed)
+      enter(lanes_of(q, lane, ARGV[4]), choose(lane, ARGV[i + 2]), next_place(), filed)
     else
-      redis.call('ZADD', KEYS[3], now + tonumber(ARGV[i + 4]), filed)
+      redis.call('ZADD', key('parked.' .. lanes_of(q, lane, ARGV[4])), now + tonumber(ARGV[i + 4]), filed)
     end
     sorted = sorted + 1
   end
 end
-if sorted > 0 then wake(KEYS[2]) end
+if sorted > 0 then wake(key('wake.' .. ARGV[4])) end
 redis.call('DEL', key('sorting'))
 return sorted
 """

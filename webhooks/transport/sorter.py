@@ -12,10 +12,8 @@ from kombu.utils.json import dumps
 
 from webhooks.transport.lanes import OTHERS, whole_of
 from webhooks.transport.messages import due_at, read_message, without_eta
-from webhooks.transport.scripts import PARKED_KEY, SORT, UNSORTED, WAKE_KEY
+from webhooks.transport.scripts import FEW, SORT, UNSORTED
 
-#: Messages sorted in one turn of the worker's event loop: what it takes must not hold up the rest of it.
-_BATCH = 250
 #: Of a long line also so many of the newest: what has just come is not to wait until all of it is sorted.
 _NEWEST = 50
 #: Milliseconds for which nobody else sorts: long enough for one turn, short if its worker dies.
@@ -29,6 +27,8 @@ class Sorts(Protocol):
     def priority_steps(self) -> Sequence[int]: ...  # noqa: D102
 
     def run(self, script: str, keys: Sequence[str], arguments: Sequence[Any]) -> Any: ...  # noqa: D102
+
+    def joined_to(self, queue: str) -> str: ...  # noqa: D102
 
     def list_of(self, queue: str, priority: int) -> str: ...  # noqa: D102
 
@@ -45,7 +45,7 @@ def sort(channel: Sorts, queues: Sequence[str], who: str) -> bool:
     """
     lists = [(queue, priority) for priority in channel.priority_steps for queue in queues]
     keys = [channel.list_of(queue, priority) for queue, priority in lists]
-    found = channel.run(UNSORTED, keys, [channel.prefixed(""), who, _SORTING_MS, _BATCH, _NEWEST])
+    found = channel.run(UNSORTED, keys, [channel.prefixed(""), who, _SORTING_MS, FEW, _NEWEST])
     if not found:
         return False
     queue, priority = lists[int(found[0]) - 1]
@@ -59,8 +59,8 @@ def sort(channel: Sorts, queues: Sequence[str], who: str) -> bool:
             filing += [raw, lane, whole, "newest", 0, ""]
     for raw in reversed(oldest):
         filing += [sha1(raw, usedforsecurity=False).hexdigest(), *_file(channel, queue, priority, raw, present)]
-    keys = [channel.list_of(queue, priority), WAKE_KEY.format(queue), PARKED_KEY.format(queue)]
-    return bool(channel.run(SORT, keys, [channel.prefixed(""), who, queue, *filing]))
+    about = [channel.prefixed(""), who, queue, channel.joined_to(queue)]
+    return bool(channel.run(SORT, [channel.list_of(queue, priority)], [*about, *filing]))
 
 
 def _file(channel: Sorts, queue: str, priority: int, raw: bytes, present: float) -> tuple[str, str, str, float, str]:
