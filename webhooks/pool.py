@@ -31,9 +31,10 @@ from celery.worker import state
 
 from webhooks.accepting import Accepted, Accepting, accept, leave_lane
 from webhooks.batch import new_batch
-from webhooks.claiming import claim_all
+from webhooks.claiming import claim_all, release
 from webhooks.delivery import PreparedAttempt
-from webhooks.errors import trace
+from webhooks.errors import TooLate, trace
+from webhooks.holder import GATE_KNOWN_FOR_S
 from webhooks.holding import carry_out
 from webhooks.inplace import InPlaceMessage
 from webhooks.ledger import Claim
@@ -148,6 +149,8 @@ class _Send:
     #: Where it was made in place: what it came from. None where it has a message of its own.
     event: _Event | None = None
     attempt: ToAttempt | None = None
+    #: Whether its request was not sent as it was too late for it: see `TooLate`.
+    is_late: bool = False
 
 
 class BatchPool(BasePool):
@@ -334,7 +337,14 @@ class BatchPool(BasePool):
         for send in sends:
             one = cast("ToAttempt", send.attempt)
             try:
-                prepared = attempter.prepare(one.delivery, one.webhook, one.claim, one.event, is_probe=one.is_probe)
+                prepared = attempter.prepare(
+                    one.delivery,
+                    one.webhook,
+                    one.claim,
+                    one.event,
+                    is_probe=one.is_probe,
+                    not_after=one.known_at + GATE_KNOWN_FOR_S,
+                )
             except Exception as error:  # noqa: BLE001 - such as a body that was changed into no event
                 get_services().ledger.give_up(one.claim)
                 self._end(send, Failed(error))
@@ -349,6 +359,10 @@ class BatchPool(BasePool):
     def _conclude(self, send: _Send, prepared: PreparedAttempt, answer: Answer) -> None:
         """Judge an answer; called by one of the sender's threads, among others."""
         one = cast("ToAttempt", send.attempt)
+        if isinstance(answer.defect, TooLate):
+            send.is_late = True
+            self._end(send, Failed(Reject("its webhook may have been paused since it was asked", requeue=True)))
+            return
         try:
             log = get_services().attempter.conclude(prepared, answer)
             send.job.took_s = (log.details.total_ms or 0) / 1000
@@ -381,6 +395,7 @@ class BatchPool(BasePool):
                 batch.outcome = send.job.outcome
                 send.job.trace()
             self._publish(batch)
+        release(services, [send.attempt.claim for send in ended if send.is_late and send.attempt is not None])
         first = {send.attempt for send in ended if send.event is not None}
         forgotten = record(services, batch.attempted, [one for one in batch.attempted if one.attempt in first])
         for send in ended:

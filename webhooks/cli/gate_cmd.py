@@ -3,6 +3,8 @@
 A worker reads the gate with each delivery that it claims, so all of it holds at once on all workers.
 """
 
+import time
+
 import click
 from bson import ObjectId
 
@@ -22,6 +24,7 @@ from webhooks.cli.standing import COUNT_LIMIT, count
 from webhooks.config import get_settings
 from webhooks.gates import By, Gate, State
 from webhooks.health import FULL_RATE
+from webhooks.holder import GATE_KNOWN_FOR_S
 from webhooks.models import COTWebhook, format_instant
 from webhooks.models.wire import make_safe
 from webhooks.mongo import Document
@@ -44,12 +47,14 @@ _MAX_LOOKS = 5
 def pause(reference: str, reason: str | None, company: ObjectId | None, as_json: bool) -> None:
     """Keep what is owed to a webhook, until `webhooks resume`. REF is an id or a code.
 
-    It holds at once on all workers; an attempt that is being made goes on. Nothing is tried meanwhile, and no retry is
-    used up.
+    When this command returns, it holds on all workers; an attempt that is being made goes on. Nothing is tried
+    meanwhile, and no retry is used up.
     """
     text = " ".join((reason or "").split())[:_MAX_REASON] or "an operator paused it"
     stores, document = _find(reference, company)
     is_changed = stores.gates.pause(document["_id"], By.OPERATOR, text)
+    if is_changed:
+        time.sleep(GATE_KNOWN_FOR_S)
     _report(stores, document, None if is_changed else "is paused by an operator already", as_json)
 
 

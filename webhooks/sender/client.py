@@ -16,8 +16,9 @@ import certifi
 import requests
 
 from webhooks.config import Proxy
-from webhooks.errors import ErrorKind, NoResponse, trace
+from webhooks.errors import ErrorKind, NoResponse, TooLate, trace
 from webhooks.guard import Network
+from webhooks.holder import uptime
 from webhooks.models.wire import now
 from webhooks.sender.adapter import Adapter
 from webhooks.sender.attempt import Answer, Attempt, hang_up
@@ -105,7 +106,7 @@ class Sender:
         Args:
             request: what to send.
             on_answer: gets the answer, also where none came: nothing that a receiver, a resolver or a URL does is
-                raised. A defect of ours comes as the answer's `defect`.
+                raised. A defect of ours comes as the answer's `defect`, and `TooLate` likewise.
 
         Raises:
             RuntimeError: the sender is closed.
@@ -173,6 +174,8 @@ class Sender:
         """Begin a job over a kept connection, or have a thread see to it."""
         job.attempt = attempt = Attempt(_NO_TARGET, self._connect_timeout_s, self._total_timeout_s)
         asked = job.request
+        if asked.not_after is not None and uptime() > asked.not_after:
+            raise TooLate
         try:
             attempt.target = target = find_target(asked.url)
             check_port(target.port, self._allowed_ports)
