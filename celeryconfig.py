@@ -5,10 +5,12 @@ Only options. What users tune are the `WEBHOOKS_…` settings of the README; thi
 
 from kombu.entity import Exchange, Queue
 
-from webhooks import lanes
-from webhooks.broker_url import tls_options
 from webhooks.config import get_settings
-from webhooks.transport import LANES_OPTION, OPTION, Lanes
+from webhooks.rules import lanes
+from webhooks.rules.broker_url import tls_options
+from webhooks.transport.channel import LANES_OPTION
+from webhooks.transport.connection import OPTION
+from webhooks.transport.lanes import Lanes
 
 _settings = get_settings()
 _on_redis = _settings.broker_url.startswith("redis")
@@ -27,7 +29,7 @@ broker_transport_options = (
         # Taking, acking and waiting that no kill can lose: see webhooks.transport.
         OPTION: _settings.atomic_transport,
         # One customer's events, or one endpoint's deliveries, do not hold up the others': see webhooks.lanes.
-        LANES_OPTION: Lanes(queues=lanes.QUEUES, joined=lanes.JOINED, lane_of="webhooks.lanes:lane_of_message"),
+        LANES_OPTION: Lanes(queues=lanes.QUEUES, joined=lanes.JOINED, lane_of="webhooks.rules.lanes:lane_of_message"),
         # Follows from the deadlines: see Settings.visibility_timeout_s.
         "visibility_timeout": _settings.visibility_timeout_s,
         # Retries that come due must not starve new events, nor the other way round.
@@ -72,7 +74,7 @@ task_routes = {
 # A message is acked after what it caused is written, not when it is taken.
 task_acks_late = True
 # Celery drops messages that it cannot read, and those of unknown tasks; ours end in the collection `deadletters`.
-worker_consumer = "webhooks.worker:DurableConsumer"
+worker_consumer = "webhooks.worker.consumer:DurableConsumer"
 
 # ── Results and events ──────────────────────────────────────────────────────────────────────────────────────────────
 # The logs in MongoDB are the results. Without a backend no result is written, and none is forgotten anywhere.
@@ -82,8 +84,8 @@ task_ignore_result = True
 worker_send_task_events = False
 
 # ── Worker ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-# Celery's own extension point: all that the worker does is done for many messages at a time (`webhooks.pool`).
-worker_pool = "webhooks.pool:BatchPool"
+# Celery's own extension point: all that the worker does is done for many messages at a time (`webhooks.worker.pool`).
+worker_pool = "webhooks.worker.pool:BatchPool"
 worker_concurrency = _settings.concurrency
 # One message waiting for each thread hides the round trip to the broker; more would only be held up behind a slow
 # receiver, while another worker is idle.

@@ -12,13 +12,22 @@ import pytest
 import redis
 from pymongo.database import Database
 
-from tests.servers import Server, Servers
-from webhooks import embedded
+from tests.lab.servers import Server, Servers
 from webhooks.config import get_settings
 from webhooks.errors import ServerMissing
+from webhooks.local import servers as local_servers
 
 # A shell's background job is started with Ctrl-C ignored, and so would be all that the tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+#: Test processes for each core: most tests wait most of their time.
+_PROCESSES_PER_CORE = 4
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Share the whole suite among processes; run tests that are named in this one, where a debugger works."""
+    is_whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    return _PROCESSES_PER_CORE * len(os.sched_getaffinity(0)) if is_whole else 0
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +48,9 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url
         return
     try:
-        server = Server("valkey", embedded.valkey_command, embedded.valkey_url, tmp_path_factory.mktemp("session"))
+        server = Server(
+            "valkey", local_servers.valkey_command, local_servers.valkey_url, tmp_path_factory.mktemp("session")
+        )
     except ServerMissing as missing:
         _skip_or_fail(missing)
     yield from _run(server)
@@ -52,7 +63,9 @@ def mongodb_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url
         return
     try:
-        server = Server("mongod", embedded.mongod_command, embedded.mongodb_url, tmp_path_factory.mktemp("session"))
+        server = Server(
+            "mongod", local_servers.mongod_command, local_servers.mongodb_url, tmp_path_factory.mktemp("session")
+        )
     except ServerMissing as missing:
         _skip_or_fail(missing)
     yield from _run(server)

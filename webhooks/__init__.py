@@ -1,9 +1,9 @@
 """Webhook delivery for services that run Celery: ``from webhooks import deliver; deliver.delay(event)``."""
 
-from webhooks.app import app
 from webhooks.errors import InvalidEvent
 from webhooks.models import COTEvent, COTWebhook, COTWebhookLog
-from webhooks.producer import accept, accept_async, deliver
+from webhooks.producer.app import app
+from webhooks.producer.deliver import accept, accept_async, deliver
 from webhooks.version import __version__
 
 __all__ = [

@@ -4,7 +4,7 @@ import sys
 from importlib import import_module
 
 from webhooks.errors import NotInstalled
-from webhooks.extras import require
+from webhooks.producer.extras import require
 
 
 def main() -> None:

@@ -20,10 +20,10 @@ from urllib.parse import quote, unquote, urlsplit
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from webhooks.broker_url import read_broker_url
 from webhooks.errors import InvalidSettings, NoResponse
-from webhooks.mongodb_url import find_overruled, read_mongodb_url
-from webhooks.target import parse_target
+from webhooks.models.url import parse_target
+from webhooks.rules.broker_url import read_broker_url
+from webhooks.rules.mongodb_url import find_overruled, read_mongodb_url
 
 Network = IPv4Network | IPv6Network
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from webhooks.producer import RecordedEvent, record_with
+from webhooks.producer.deliver import RecordedEvent, record_with
 
 __all__ = ["RecordedEvent", "recorded_events"]
 

@@ -17,9 +17,9 @@ from celery import Celery
 from kombu.connection import Connection
 from pymongo.database import Database
 
-from tests.samples_data import read_sample
-from tests.servers import Servers
-from tests.worker import Worker, wait_until
+from tests.lab.samples_data import read_sample
+from tests.lab.servers import Servers
+from tests.lab.worker import Worker, wait_until
 from webhooks.models import COTWebhook
 
 #: Seconds between attempts. Set the variable to 30 to see the contract's own pace.

@@ -9,9 +9,9 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.acceptance.conftest import Stack
-from tests.receiver import Authority, Receiver
-from tests.samples_data import read_sample
-from tests.tls_front import TlsFront
+from tests.lab.receiver import Authority, Receiver
+from tests.lab.samples_data import read_sample
+from tests.lab.tls_front import TlsFront
 
 EVENT = read_sample("event-task-create")
 SEND = f"import webhooks; webhooks.deliver.delay({EVENT!r})"

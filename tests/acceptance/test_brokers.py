@@ -14,10 +14,10 @@ import pytest
 from kombu.connection import Connection
 
 from tests.acceptance.conftest import RETRY_DELAY_S, Stack, body_of
-from tests.receiver import Receiver, hang, reply
-from tests.samples_data import read_sample
-from tests.worker import Worker, wait_until
-from webhooks.supervisor import kill_group, spawn
+from tests.lab.receiver import Receiver, hang, reply
+from tests.lab.samples_data import read_sample
+from tests.lab.worker import Worker, wait_until
+from webhooks.local.processes import kill_group, spawn
 
 EVENT = read_sample("event-task-create")
 #: The server itself: Debian's wrapper around it gives up root, and then cannot write into a test's folder.
@@ -87,6 +87,7 @@ def plain_stack(request: pytest.FixtureRequest, stack: Stack) -> Stack:
 
 
 def hand_in(stack: Stack, count: int) -> None:
+    stack.more.setdefault("WEBHOOKS_PUBLISH_TIMEOUT_S", "30")
     stack.run_producer(
         f"import json\nfrom webhooks import deliver\nevent = json.loads({body_of(EVENT)!r})\n"
         f"deliver.delay_many({{**event, 'extraData': n}} for n in range({count}))"
@@ -118,7 +119,7 @@ def test_many_events_are_attempted_many_at_a_time_each_once(plain_stack: Stack):
 
 @pytest.mark.timeout(180)
 def test_worker_that_is_killed_loses_nothing(plain_stack: Stack):
-    settings: dict[str, Any] = {"WEBHOOKS_TOTAL_TIMEOUT_S": "2", "WEBHOOKS_MONGODB_TIMEOUT_S": "2"}
+    settings: dict[str, Any] = {"WEBHOOKS_TOTAL_TIMEOUT_S": "5", "WEBHOOKS_MONGODB_TIMEOUT_S": "2"}
     settings["WEBHOOKS_SWEEP_INTERVAL_S"] = "1"
     with Receiver() as receiver:
         receiver.then(hang())

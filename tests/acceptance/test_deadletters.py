@@ -12,10 +12,10 @@ import pytest
 import redis
 
 from tests.acceptance.conftest import Stack, body_of
-from tests.receiver import Receiver
-from tests.samples_data import read_sample
-from tests.servers import Servers
-from tests.worker import Worker, wait_until
+from tests.lab.receiver import Receiver
+from tests.lab.samples_data import read_sample
+from tests.lab.servers import Servers
+from tests.lab.worker import Worker, wait_until
 
 EVENT = read_sample("event-task-create")
 QUEUE = "webhooks.deliver"
@@ -144,7 +144,7 @@ def test_mended_event_is_sent_again_byte_for_byte(stack: Stack):
 #: What a worker imports to have a defect for as long as the file beside it is there.
 DEFECTS = """
 import pathlib
-import webhooks.accepting, webhooks.books
+import webhooks.delivery.accept, webhooks.delivery.records
 switch = pathlib.Path(__file__).with_name("is_broken")
 
 def broken(function, act):
@@ -158,9 +158,9 @@ def fail():
     raise KeyError("a defect")
 """
 DEFECT_IN = {
-    "deliver": "webhooks.accepting.fan_out = broken(webhooks.accepting.fan_out, fail)",
+    "deliver": "webhooks.delivery.accept.fan_out = broken(webhooks.delivery.accept.fan_out, fail)",
     # And in what is asked first of all, so that the attempt gets a message of its own.
-    "send": "from webhooks.books import Books\n"
+    "send": "from webhooks.delivery.records import Books\n"
     "Books.claim = broken(Books.claim, fail)\n"
     "Books.is_open = lambda *_: False",
 }

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from tests.acceptance.conftest import Stack
-from tests.receiver import Receiver
-from tests.samples_data import read_sample
-from tests.worker import wait_until
+from tests.lab.receiver import Receiver
+from tests.lab.samples_data import read_sample
+from tests.lab.worker import wait_until
 
 EVENT = read_sample("event-task-create")
 
@@ -51,7 +51,7 @@ import webhooks
 print(webhooks.deliver.delay({EVENT!r}).id)
 """
 LOOK = """
-from webhooks.app import app
+from webhooks.producer.app import app
 for one in (app.connection_for_write(), app.connection_for_read()):
     print(f"redis://{one.hostname}:{one.port}/{one.virtual_host}")
 print(app.conf.broker_url, app.conf.broker_read_url, app.conf.broker_write_url)

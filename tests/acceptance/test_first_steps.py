@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.conftest import Stack
-from tests.receiver import Receiver
-from tests.worker import wait_until
-from webhooks import embedded
-from webhooks.digest import fingerprint
-from webhooks.supervisor import kill_group, spawn
-from webhooks.vault import new_key
+from tests.lab.receiver import Receiver
+from tests.lab.worker import wait_until
+from webhooks.local import servers as local_servers
+from webhooks.local.processes import kill_group, spawn
+from webhooks.rules.encryption import new_key
+from webhooks.worker.digest import fingerprint
 
 COMPANY = "625bcbdcc9a8e3a86dbf041c"
-SAMPLE = Path(__file__).parents[2] / "webhooks/demo/events/task-create.json"
+SAMPLE = Path(__file__).parents[2] / "webhooks/local/demo/events/task-create.json"
 ADD = ["add", "--company", COMPANY, "--code", "one", "--trigger", "create-edit-delete-task"]
 
 pytestmark = pytest.mark.timeout(180)
@@ -127,11 +127,11 @@ def test_nothing_is_sealed_with_a_key_that_workers_lack(stack: Stack, run: Run, 
 def test_first_event_beside_up_with_loopback_and_a_signature(tmp_path: Path, redis_url: str, mongodb_url: str):
     """The README's steps: `up`, a key, a webhook, an event."""
     servers = {
-        "WEBHOOKS_BROKER_URL": embedded.valkey_url(embedded.free_port()),
-        "WEBHOOKS_MONGODB_URL": embedded.mongodb_url(embedded.free_port()),
+        "WEBHOOKS_BROKER_URL": local_servers.valkey_url(local_servers.free_port()),
+        "WEBHOOKS_MONGODB_URL": local_servers.mongodb_url(local_servers.free_port()),
     }
     data, log_path = tmp_path / "data", tmp_path / "up.log"
-    flower = f"--flower-port={embedded.free_port()}"
+    flower = f"--flower-port={local_servers.free_port()}"
     argv = [sys.executable, "-m", "webhooks", "up", "--allow-loopback", f"--data={data}", flower]
     with log_path.open("wb") as log:
         up = spawn(argv, env={**os.environ, **servers, "PYTHONUNBUFFERED": "1"}, stdout=log)

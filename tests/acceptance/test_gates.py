@@ -14,13 +14,13 @@ import redis
 from bson import ObjectId
 
 from tests.acceptance.conftest import Stack
-from tests.receiver import Receiver, reply
-from tests.samples_data import read_sample
-from tests.servers import Servers
-from tests.worker import wait_until
-from webhooks.gates import By, GateStore, State
-from webhooks.kept import KeptDeliveries
-from webhooks.ledger import Ledger
+from tests.lab.receiver import Receiver, reply
+from tests.lab.samples_data import read_sample
+from tests.lab.servers import Servers
+from tests.lab.worker import wait_until
+from webhooks.store.deliveries import Ledger
+from webhooks.store.gates import By, GateStore, State
+from webhooks.store.held import KeptDeliveries
 
 EVENT = read_sample("event-task-create")
 #: Two failed attempts within a second are "for long", and probes come soon.
@@ -156,6 +156,7 @@ def test_endpoint_that_fails_on_while_it_recovers_is_paused_again(stack: Stack):
         wait_until(lambda: owed(stack, held=True) == 40, "all are kept again")
 
 
+@pytest.mark.slow
 def test_what_was_kept_is_not_flung_at_the_receiver(stack: Stack):
     count = 1_000
     with Receiver() as receiver:

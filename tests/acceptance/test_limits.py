@@ -13,9 +13,9 @@ import pytest
 import redis
 
 from tests.acceptance.conftest import Stack
-from tests.receiver import Receiver, reply
-from tests.samples_data import read_sample
-from tests.worker import wait_until
+from tests.lab.receiver import Receiver, reply
+from tests.lab.samples_data import read_sample
+from tests.lab.worker import wait_until
 
 EVENT = read_sample("event-task-create")
 #: Short deadlines, so that what Redis lost is soon known to be lost.

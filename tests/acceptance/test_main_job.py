@@ -11,10 +11,10 @@ from bson import ObjectId
 from bson.codec_options import CodecOptions
 
 from tests.acceptance.conftest import RETRY_DELAY_S, Stack, body_of
-from tests.receiver import Receiver, hang, reply
-from tests.samples_data import read_sample
-from tests.worker import wait_until
-from webhooks.embedded import free_port
+from tests.lab.receiver import Receiver, hang, reply
+from tests.lab.samples_data import read_sample
+from tests.lab.worker import wait_until
+from webhooks.local.servers import free_port
 from webhooks.models import COTWebhookLog
 from webhooks.version import __version__
 

@@ -15,12 +15,12 @@ from pymongo import MongoClient
 from pymongo.errors import OperationFailure
 
 from tests.acceptance.conftest import Stack
-from tests.dns_server import NameServer, NoSuchResolver
-from tests.receiver import Receiver
-from tests.samples_data import read_sample
-from tests.servers import Server, Servers
-from tests.worker import wait_until
-from webhooks import embedded
+from tests.lab.dns_server import NameServer, NoSuchResolver
+from tests.lab.receiver import Receiver
+from tests.lab.samples_data import read_sample
+from tests.lab.servers import Server, Servers
+from tests.lab.worker import wait_until
+from webhooks.local import servers as local_servers
 
 EVENT = read_sample("event-task-create")
 NAME = "db.cluster.test"
@@ -67,7 +67,7 @@ def test_name_server_that_is_away_at_the_start_is_waited_for(fragile: Stack, ser
 @pytest.fixture
 def replica_set(tmp_path: Path) -> Iterator[str]:
     """The URL of a primary and of a secondary that gets nothing from it any more, and is in no majority."""
-    command = partial(embedded.mongod_command, replica_set="rs")
+    command = partial(local_servers.mongod_command, replica_set="rs")
     nodes = [Server(f"mongod{number}", command, _direct_url, tmp_path) for number in (1, 2)]
     try:
         for node in nodes:

@@ -12,9 +12,9 @@ from kombu.entity import Exchange, Queue
 from kombu.messaging import Producer
 
 from tests.acceptance.conftest import Stack, body_of
-from tests.receiver import Receiver
-from tests.samples_data import read_sample
-from tests.worker import Worker, wait_until
+from tests.lab.receiver import Receiver
+from tests.lab.samples_data import read_sample
+from tests.lab.worker import Worker, wait_until
 
 EVENT = read_sample("event-task-create")
 QUEUES = ("celery", "webhooks.deliver", "webhooks.send")
@@ -165,7 +165,7 @@ def test_what_cannot_be_read_is_a_dead_letter(stack: Stack, redis_client: redis.
         return found if len(found) == len(REFUSED) else []
 
     letters = wait_until(find, f"{len(REFUSED)} letters; workers say {stack.worker_logs()}")
-    assert redis_client.hlen("unacked") == 0
+    wait_until(lambda: redis_client.hlen("unacked") == 0, "every message acked")
     texts = [letter["text"] for letter in letters]
     for said in REFUSED.values():
         assert any(said in text for text in texts), (said, texts)

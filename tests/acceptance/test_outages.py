@@ -5,10 +5,10 @@ import time
 import pytest
 
 from tests.acceptance.conftest import Stack
-from tests.receiver import Receiver, reply
-from tests.samples_data import read_sample
-from tests.servers import Servers
-from tests.worker import wait_until
+from tests.lab.receiver import Receiver, reply
+from tests.lab.samples_data import read_sample
+from tests.lab.servers import Servers
+from tests.lab.worker import wait_until
 
 EVENT = read_sample("event-task-create")
 

@@ -13,13 +13,14 @@ import pytest
 import redis
 
 from tests.acceptance.conftest import Stack, body_of
-from tests.receiver import Receiver, reply
-from tests.samples_data import read_sample
-from tests.servers import Server
-from tests.worker import wait_until
-from webhooks import InvalidEvent, accept, accept_async, embedded
+from tests.lab.receiver import Receiver, reply
+from tests.lab.samples_data import read_sample
+from tests.lab.servers import Server
+from tests.lab.worker import wait_until
+from webhooks import InvalidEvent, accept, accept_async
+from webhooks.local import servers
 from webhooks.models import now
-from webhooks.outbox import Outbox
+from webhooks.store.outbox import Outbox
 
 EVENT = read_sample("event-task-create")
 #: A `sitecustomize` that gives a process another wall clock.
@@ -31,10 +32,10 @@ def replica_stack(redis_url: str, redis_client: redis.Redis, tmp_path: Path) -> 
     """A stack on a MongoDB that has transactions: a replica set of one."""
 
     def command(port: int, data_dir: Path) -> list[str]:
-        return embedded.mongod_command(port, data_dir, replica_set="rs0")
+        return servers.mongod_command(port, data_dir, replica_set="rs0")
 
     # Directly, as a member that has no replica set yet answers nobody who asks for one.
-    server = Server("mongod", command, lambda port: f"{embedded.mongodb_url(port)}?directConnection=true", tmp_path)
+    server = Server("mongod", command, lambda port: f"{servers.mongodb_url(port)}?directConnection=true", tmp_path)
     try:
         server.start()
         with pymongo.MongoClient[dict[str, Any]](server.url, tz_aware=True) as client:

@@ -17,9 +17,9 @@ import redis
 from celery import Celery
 
 from tests.acceptance.conftest import RETRY_DELAY_S, Stack, body_of
-from tests.receiver import Receiver, hang, reply
-from tests.samples_data import read_sample
-from tests.worker import Worker, wait_until
+from tests.lab.receiver import Receiver, hang, reply
+from tests.lab.samples_data import read_sample
+from tests.lab.worker import Worker, wait_until
 
 EVENT = read_sample("event-task-create")
 
@@ -210,7 +210,7 @@ def test_last_failed_attempt_reads_in_words(stack: Stack):
 SIGNALS = """
 from collections import Counter
 from celery import signals
-from webhooks.tasks import SendTask
+from webhooks.worker.tasks import SendTask
 seen = Counter()
 def note(name):
     def on_signal(sender=None, **_):

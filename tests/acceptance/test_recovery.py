@@ -13,9 +13,9 @@ import pytest
 import redis
 
 from tests.acceptance.conftest import Stack
-from tests.receiver import Behaviour, Receiver, Recorded, Wire, response
-from tests.samples_data import read_sample
-from tests.worker import Worker, wait_until
+from tests.lab.receiver import Behaviour, Receiver, Recorded, Wire, response
+from tests.lab.samples_data import read_sample
+from tests.lab.worker import Worker, wait_until
 from webhooks.transport.lanes import FIRST_SHARE
 
 pytestmark = pytest.mark.timeout(240)

@@ -14,12 +14,12 @@ import standardwebhooks
 import svix.webhooks
 
 from tests.acceptance.conftest import Stack
-from tests.receiver import Receiver, Recorded, reply
-from tests.samples_data import read_sample
-from tests.worker import Worker, wait_until
-from webhooks.embedded import free_port
-from webhooks.supervisor import kill_group, spawn
-from webhooks.vault import new_key
+from tests.lab.receiver import Receiver, Recorded, reply
+from tests.lab.samples_data import read_sample
+from tests.lab.worker import Worker, wait_until
+from webhooks.local.processes import kill_group, spawn
+from webhooks.local.servers import free_port
+from webhooks.rules.encryption import new_key
 
 EVENT = read_sample("event-task-create")
 KEY = new_key()

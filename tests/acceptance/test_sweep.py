@@ -8,10 +8,10 @@ import redis
 from bson import ObjectId
 
 from tests.acceptance.conftest import Stack
-from tests.receiver import Receiver, reply
-from tests.samples_data import read_sample
-from tests.servers import Servers
-from tests.worker import wait_until
+from tests.lab.receiver import Receiver, reply
+from tests.lab.samples_data import read_sample
+from tests.lab.servers import Servers
+from tests.lab.worker import wait_until
 from webhooks.models import now
 
 EVENT = read_sample("event-task-create")
@@ -153,6 +153,7 @@ def test_redis_put_back_to_an_old_state_sends_all_that_is_owed_and_nothing_twice
     assert len(receiver.requests) == 6
 
 
+@pytest.mark.slow
 def test_backlog_that_is_long_overdue_is_not_queued_again(fragile: Stack, servers: Servers):
     # 36 s of work for two threads, with deadlines after which a message can only be lost or in the queue: 19 s.
     count = 240

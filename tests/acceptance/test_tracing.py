@@ -11,9 +11,9 @@ import pytest
 import redis
 
 from tests.acceptance.conftest import RETRY_DELAY_S, Stack, body_of
-from tests.receiver import Receiver, reply
-from tests.samples_data import read_sample
-from tests.worker import Worker, wait_until
+from tests.lab.receiver import Receiver, reply
+from tests.lab.samples_data import read_sample
+from tests.lab.worker import Worker, wait_until
 
 EVENT = read_sample("event-task-create")
 

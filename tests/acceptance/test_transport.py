@@ -22,11 +22,11 @@ import pytest
 import redis
 from celery import Celery
 
-from tests.servers import Server
-from tests.worker import wait_until
-from webhooks import embedded
-from webhooks.supervisor import kill_group, spawn
-from webhooks.transport import AMQP, OPTION
+from tests.lab.servers import Server
+from tests.lab.worker import wait_until
+from webhooks.local import servers
+from webhooks.local.processes import kill_group, spawn
+from webhooks.transport.connection import AMQP, OPTION
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -148,7 +148,7 @@ def workers(redis_url: str, redis_client: Any, tmp_path: Path) -> Iterator[Worke
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
     """A Redis to stop, kill and pause."""
-    made = Server("valkey", embedded.valkey_command, embedded.valkey_url, tmp_path)
+    made = Server("valkey", servers.valkey_command, servers.valkey_url, tmp_path)
     try:
         made.start()
         yield made
@@ -191,6 +191,7 @@ def rss_mb(process: "subprocess.Popen[bytes]") -> float:
     return int(line.split()[1]) / 1024
 
 
+@pytest.mark.slow
 def test_worker_that_is_killed_ten_times_under_load_loses_nothing(workers: Workers):
     def send(number: int) -> None:
         workers.send(number, random.random() / 50, countdown=0.5 if number % 3 == 0 else None)

@@ -7,9 +7,9 @@ import pytest
 from bson import ObjectId
 
 from tests.acceptance.conftest import RETRY_DELAY_S, Stack
-from tests.receiver import Receiver
-from tests.samples_data import read_sample
-from tests.worker import Worker
+from tests.lab.receiver import Receiver
+from tests.lab.samples_data import read_sample
+from tests.lab.worker import Worker
 from webhooks.models import COTWebhook
 
 EVENT = read_sample("event-task-create")

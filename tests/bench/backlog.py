@@ -23,15 +23,15 @@ from typing import Any
 import pymongo
 import redis
 
-from tests.receiver import Receiver, reply
-from tests.samples_data import read_sample
-from tests.servers import Servers
-from tests.worker import Worker, wait_until
-from webhooks.ledger import Delivery
+from tests.lab.receiver import Receiver, reply
+from tests.lab.samples_data import read_sample
+from tests.lab.servers import Servers
+from tests.lab.worker import Worker, wait_until
+from webhooks.delivery.queueing import queue_attempt
+from webhooks.delivery.services import get_services
 from webhooks.models import now, parse_webhook
-from webhooks.queueing import queue_attempt
-from webhooks.services import get_services
-from webhooks.webhookstore import WebhookStore
+from webhooks.store.deliveries import Delivery
+from webhooks.store.webhooks import WebhookStore
 
 _BATCH = 5_000
 _OVERDUE = timedelta(hours=5)

@@ -25,8 +25,8 @@ from typing import Any, NamedTuple
 
 from webhooks.sender import Sender
 from webhooks.sender import connection as connection_module
-from webhooks.sender.attempt import Attempt, Phase
 from webhooks.sender.connection import Connector
+from webhooks.sender.deadline import Attempt, Phase
 from webhooks.sender.resolver import Endpoint
 
 #: The least ratio of a row that keeps its connections.

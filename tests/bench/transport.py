@@ -19,11 +19,14 @@ from typing import Any
 import redis
 from celery import Celery
 
-from tests.servers import Server
-from tests.worker import wait_until
-from webhooks import embedded
-from webhooks.supervisor import kill_group, spawn
-from webhooks.transport import AMQP, LANE_HEADER, LANES_OPTION, OPTION, Lanes
+from tests.lab.servers import Server
+from tests.lab.worker import wait_until
+from webhooks.local import servers
+from webhooks.local.processes import kill_group, spawn
+from webhooks.transport.channel import LANES_OPTION
+from webhooks.transport.connection import AMQP, OPTION
+from webhooks.transport.headers import LANE_HEADER
+from webhooks.transport.lanes import Lanes
 
 URL = os.environ.get("BENCH_BROKER_URL", "")
 QUEUES = ("first", "second", "third")
@@ -154,7 +157,7 @@ def cpu_s(process: "subprocess.Popen[bytes]") -> float:
 def main() -> None:
     """Measure both, and print them side by side."""
     with tempfile.TemporaryDirectory() as folder:
-        server = Server("valkey", embedded.valkey_command, embedded.valkey_url, Path(folder))
+        server = Server("valkey", servers.valkey_command, servers.valkey_url, Path(folder))
         server.start()
         try:
             published = published_per_s(server.url)

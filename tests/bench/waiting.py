@@ -21,15 +21,15 @@ from bson import ObjectId
 from celery import Celery
 from kombu.connection import Connection
 
-from tests.samples_data import read_sample
-from tests.servers import Servers
-from tests.worker import Worker
-from webhooks.delivery import make_delivery_id
-from webhooks.ledger import Delivery
+from tests.lab.samples_data import read_sample
+from tests.lab.servers import Servers
+from tests.lab.worker import Worker
+from webhooks.delivery.attempt import make_delivery_id
+from webhooks.delivery.queueing import queue_attempt
+from webhooks.delivery.services import get_services
 from webhooks.models import now, parse_webhook
-from webhooks.queueing import queue_attempt
-from webhooks.services import get_services
-from webhooks.webhookstore import WebhookStore
+from webhooks.store.deliveries import Delivery
+from webhooks.store.webhooks import WebhookStore
 
 _BATCH = 1000
 _RETRY_IN_S = 3600

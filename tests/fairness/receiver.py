@@ -21,7 +21,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from tests.quick_http import RequestProtocol, port_of, serve_commands
+from tests.lab.quick_http import RequestProtocol, port_of, serve_commands
 
 _NUMBER = re.compile(rb'"number": *(\d+)')
 _SENT_AT = re.compile(rb'"sent_at": *([0-9.]+)')

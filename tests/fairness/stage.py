@@ -22,10 +22,10 @@ from bson import ObjectId
 from tests.fairness.judge import Arrival
 from tests.fairness.producer import Plan, Stream
 from tests.fairness.receiver import Behaviour
-from tests.quick_http import command
-from tests.servers import Servers
-from tests.worker import Worker, environment, wait_until
-from webhooks.supervisor import kill_group, last_lines, spawn
+from tests.lab.quick_http import command
+from tests.lab.servers import Servers
+from tests.lab.worker import Worker, environment, wait_until
+from webhooks.local.processes import kill_group, last_lines, spawn
 
 _ROOT = Path(__file__).parents[2]
 

@@ -1,6 +1,9 @@
 """Every scenario at the size that fits CI. Figures are reported; a busy machine fails only by the coarse bars."""
 
+import json
 import os
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -8,8 +11,8 @@ import pytest
 from tests.fairness.conftest import ROWS
 from tests.fairness.scenarios import SCENARIOS
 from tests.fairness.sizes import CI, Scenario
-from webhooks import embedded
 from webhooks.errors import ServerMissing
+from webhooks.local import servers
 
 # Each takes up to a minute on two cores.
 pytestmark = pytest.mark.timeout(300)
@@ -18,16 +21,21 @@ pytestmark = pytest.mark.timeout(300)
 @pytest.fixture(scope="module", autouse=True)
 def _servers():
     try:
-        embedded.find_valkey()
-        embedded.find_mongod()
+        servers.find_valkey()
+        servers.find_mongod()
     except ServerMissing as missing:
         if os.environ.get("CI"):
             pytest.fail(str(missing))
         pytest.skip(str(missing))
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
-def test_scenario(scenario: Scenario, tmp_path: Path, pytestconfig: pytest.Config):
+def _param(scenario: Scenario):
+    marks = [pytest.mark.slow] if scenario.measures_speed else []
+    return pytest.param(scenario, id=scenario.name, marks=marks)
+
+
+@pytest.mark.parametrize("scenario", [_param(scenario) for scenario in SCENARIOS])
+def test_scenario(scenario: Scenario, tmp_path: Path, record_property: Callable[[str, object], None]):
     rows = scenario.run(tmp_path / scenario.name, CI, print)
-    pytestconfig.stash.setdefault(ROWS, []).extend(rows)
+    record_property(ROWS, json.dumps([asdict(row) for row in rows]))
     assert [(row.what, row.found, row.bar) for row in rows if CI.has_failed(row)] == []

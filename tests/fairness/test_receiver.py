@@ -15,9 +15,9 @@ import pytest
 
 from tests.fairness.judge import Arrival
 from tests.fairness.receiver import Behaviour, Endpoint
-from tests.quick_http import command
-from tests.worker import wait_until
-from webhooks.supervisor import kill_group, spawn
+from tests.lab.quick_http import command
+from tests.lab.worker import wait_until
+from webhooks.local.processes import kill_group, spawn
 
 ROOT = Path(__file__).parents[2]
 

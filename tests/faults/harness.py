@@ -25,13 +25,13 @@ from pymongo.errors import PyMongoError
 
 from tests.faults.judge import Evidence, Key, Logged, Receipts
 from tests.faults.producer import event_id, number_of
-from tests.quick_http import command
-from tests.servers import Server, Servers
-from tests.worker import Worker, environment, wait_until
-from webhooks import embedded
+from tests.lab.quick_http import command
+from tests.lab.servers import Server, Servers
+from tests.lab.worker import Worker, environment, wait_until
 from webhooks.config import Settings
-from webhooks.delivery import make_delivery_id
-from webhooks.supervisor import kill_group, spawn
+from webhooks.delivery.attempt import make_delivery_id
+from webhooks.local import servers
+from webhooks.local.processes import kill_group, spawn
 
 #: Short, so that a row is soon over; what follows from them (claims, visibility timeout) is the product's to derive.
 SETTINGS = {
@@ -336,11 +336,11 @@ class Stage:
         """Start a second Redis that copies the first one; return when it has all that the first one has."""
         # Without this the first one waits some seconds for more replicas to ask.
         self.redis.config_set("repl-diskless-sync-delay", 0)
-        replica = Server("replica", embedded.valkey_command, embedded.valkey_url, self.folder / "servers")
+        replica = Server("replica", servers.valkey_command, servers.valkey_url, self.folder / "servers")
         self._replica = replica
         replica.start()
         with redis.Redis.from_url(replica.url) as link:
-            link.replicaof(embedded.LOOPBACK, self.servers.valkey.port)  # pyright: ignore[reportArgumentType]
+            link.replicaof(servers.LOOPBACK, self.servers.valkey.port)  # pyright: ignore[reportArgumentType]
 
             def is_copy() -> bool:
                 state: Any = link.info("replication")

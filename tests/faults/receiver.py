@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from tests.quick_http import RequestProtocol, port_of, serve_commands
+from tests.lab.quick_http import RequestProtocol, port_of, serve_commands
 
 _NUMBER = re.compile(rb'"number":(\d+)')
 _ID = re.compile(rb"\r\nwebhook-id: *(\S+)", re.IGNORECASE)

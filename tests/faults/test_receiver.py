@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from webhooks.supervisor import kill_group, spawn
+from webhooks.local.processes import kill_group, spawn
 
 ROOT = Path(__file__).parents[2]
 

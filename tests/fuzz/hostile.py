@@ -13,7 +13,7 @@ from bson import Binary, Code, Decimal128, Int64, MaxKey, MinKey, ObjectId, Rege
 from bson.dbref import DBRef
 from hypothesis import strategies as st
 
-from tests.samples_data import read_sample
+from tests.lab.samples_data import read_sample
 
 #: Stands in every text that is a value, so that a test can see whether an error or a log repeats one.
 MARK = "v4lu3"

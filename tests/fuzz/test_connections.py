@@ -9,14 +9,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tests import receiver as r
 from tests.fuzz.test_responses import make_response
-from tests.receiver import Receiver, Recorded
-from tests.senders import new_sender
+from tests.lab import receiver as r
+from tests.lab.receiver import Receiver, Recorded
+from tests.lab.senders import new_sender
 from webhooks.errors import NoResponse
+from webhooks.models.url import parse_target
 from webhooks.sender import Answer, Resolver, Sender
 from webhooks.sender.response import ResponseReader
-from webhooks.target import parse_target
 
 CAP = 500
 #: As every request of ours has it.

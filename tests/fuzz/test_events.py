@@ -29,11 +29,11 @@ from tests.fuzz.hostile import (
     nested,
     ruined,
 )
-from tests.logs import NOON
+from tests.lab.logs import NOON
 from webhooks.errors import InvalidEvent
 from webhooks.models import AttemptDetails, COTEvent, COTWebhookLog, parse_event, parse_event_text
 from webhooks.models.log import NO_RESPONSE_STATUS
-from webhooks.startup import _loads
+from webhooks.worker.startup import _loads
 
 LIMIT = 256 * 1024
 EVENTS = ruined(make_event(), PYTHON_TREES)

@@ -11,16 +11,16 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.fuzz.hostile import ANY_TEXT, BSON_VALUES
-from tests.receiver import Receiver
-from tests.samples_data import read_sample
-from webhooks.delivery import Attempter
+from tests.lab.receiver import Receiver
+from tests.lab.samples_data import read_sample
+from webhooks.delivery.attempt import Attempter
 from webhooks.errors import InvalidWebhook
-from webhooks.ledger import Claim, Delivery
 from webhooks.models import COTEvent, COTWebhook, parse_webhook
-from webhooks.retry import RetryPolicy
+from webhooks.rules.encryption import Use, Vault, new_key
+from webhooks.rules.retry import RetryPolicy
+from webhooks.rules.signing import new_secret
 from webhooks.sender import Sender
-from webhooks.signing import new_secret
-from webhooks.vault import Use, Vault, new_key
+from webhooks.store.deliveries import Claim, Delivery
 
 EVENT = COTEvent.model_validate(read_sample("event-task-create"))
 VAULT = Vault([new_key()])

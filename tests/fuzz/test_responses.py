@@ -13,12 +13,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tests import receiver as r
 from tests.fuzz.hostile import ANY_TEXT, UNSAFE, at_most
-from tests.receiver import Receiver
+from tests.lab import receiver as r
+from tests.lab.receiver import Receiver
 from webhooks.errors import ErrorKind
 from webhooks.sender import Answer, Sender
-from webhooks.sender.readable import BodyCollector, to_text
+from webhooks.sender.body import BodyCollector, to_text
 
 CAP = 500
 TOTAL_S = 5.0

@@ -15,20 +15,20 @@ from pymongo.database import Database
 from pymongo.errors import WriteError
 
 from tests.fuzz.hostile import BSON_TEXT, BSON_VALUES, UNSAFE, at_most, make_event, ruined
-from tests.logs import COMPANY, NOON, WEBHOOK_ID, make_attempt, make_log
-from tests.samples_data import read_sample
-from webhooks.app import app
+from tests.lab.logs import COMPANY, NOON, WEBHOOK_ID, make_attempt, make_log
+from tests.lab.samples_data import read_sample
 from webhooks.cli import cli
-from webhooks.deadletters import DeadLetter, DeadLetterStore, Reason
-from webhooks.leases import Leases
-from webhooks.ledger import Claim, Claimed, Delivery, Ledger
-from webhooks.logstore import LogQuery, LogStore
-from webhooks.matching import match
 from webhooks.models import COTWebhook, now, parse_event
-from webhooks.mongo import open_database
-from webhooks.outbox import Outbox
-from webhooks.producer import accept
-from webhooks.webhookstore import WebhookStore
+from webhooks.producer.app import app
+from webhooks.producer.deliver import accept
+from webhooks.rules.matching import match
+from webhooks.store.deadletters import DeadLetter, DeadLetterStore, Reason
+from webhooks.store.deliveries import Claim, Claimed, Delivery, Ledger
+from webhooks.store.leases import Leases
+from webhooks.store.logs import LogQuery, LogStore
+from webhooks.store.mongo import open_database
+from webhooks.store.outbox import Outbox
+from webhooks.store.webhooks import WebhookStore
 
 Documents = Database[dict[str, Any]]
 

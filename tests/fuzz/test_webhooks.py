@@ -12,16 +12,16 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from tests.fuzz.hostile import ANY_TEXT, BSON_VALUES, MARK, MARKED_TEXT, PYTHON_TREES, UNSAFE, at_most, nested, ruined
-from tests.samples_data import read_sample
+from tests.lab.samples_data import read_sample
 from webhooks.config import Settings, get_settings
 from webhooks.errors import ErrorKind, InvalidSettings, InvalidWebhook, NoResponse
-from webhooks.matching import is_match
 from webhooks.models import COTEvent, COTWebhook, parse_webhook
+from webhooks.models.url import parse_target
 from webhooks.models.webhook import why_bad_url
-from webhooks.mongo import open_database
+from webhooks.rules.matching import is_match
 from webhooks.sender import Resolver, Sender
-from webhooks.target import parse_target
-from webhooks.webhookstore import read_stored
+from webhooks.store.mongo import open_database
+from webhooks.store.webhooks import read_stored
 
 EVENT = COTEvent.model_validate(read_sample("event-task-create"))
 #: As MongoDB holds it.

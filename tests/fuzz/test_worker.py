@@ -19,9 +19,9 @@ from tests.acceptance.conftest import Stack, body_of
 from tests.acceptance.test_deadletters import QUEUE, letters, make_message, push
 from tests.fuzz.hostile import UNSAFE, nested
 from tests.fuzz.test_stored import LEDGER_FIELDS, LETTER, LOG, RUINED_DELIVERIES, WEBHOOK
-from tests.receiver import Receiver, reply
-from tests.samples_data import read_sample
-from tests.worker import Worker, wait_until
+from tests.lab.receiver import Receiver, reply
+from tests.lab.samples_data import read_sample
+from tests.lab.worker import Worker, wait_until
 
 EVENT = read_sample("event-task-create")
 SECRET = "p4yl0ad"
@@ -222,7 +222,7 @@ def test_healthy_events_arrive_among_messages_of_any_shape(
 
 #: Makes our own code fail on an event, with words that hold some of it, as those of foreign errors do.
 DEFECT = """
-import webhooks.accepting, webhooks.delivery, webhooks.logstore, webhooks.sender.client
+import webhooks.delivery.accept, webhooks.delivery.attempt, webhooks.store.logs, webhooks.sender.client
 
 def fail(*arguments, **named):
     try:
@@ -233,10 +233,10 @@ def fail(*arguments, **named):
 PAYLOAD = "p4yl0ad"
 """
 DEFECT_IN = {
-    "deliver": "webhooks.accepting.fan_out = fail",
-    "attempt": "webhooks.delivery.read_event = fail",
+    "deliver": "webhooks.delivery.accept.fan_out = fail",
+    "attempt": "webhooks.delivery.attempt.read_event = fail",
     "post": "webhooks.sender.client.prepare = fail",
-    "record": "webhooks.logstore.LogStore.write = fail",
+    "record": "webhooks.store.logs.LogStore.write = fail",
 }
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.receiver import Authority
-from tests.senders import MakeSender, new_sender
+from tests.lab.receiver import Authority
+from tests.lab.senders import MakeSender, new_sender
 from webhooks.sender import Sender
 
 

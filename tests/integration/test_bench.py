@@ -1,4 +1,4 @@
-"""``webhooks bench`` from its command line, with real parts and few events. Asserts nothing of speed."""
+"""``python -m tests.bench`` from its command line, with real parts and few events. Asserts nothing of speed."""
 
 import json
 import os
@@ -15,10 +15,10 @@ import pymongo
 import pytest
 import redis
 
-from webhooks import embedded
-from webhooks.bench import receiver
-from webhooks.bench.findings import FIGURES
+from tests.bench import receiver
+from tests.bench.findings import FIGURES
 from webhooks.errors import ServerMissing
+from webhooks.local import servers
 
 #: Seconds for what takes some twenty, on a machine that runs other things beside.
 TIMEOUT_S = 100
@@ -27,8 +27,8 @@ TIMEOUT_S = 100
 @pytest.fixture(autouse=True)
 def _servers() -> None:
     try:
-        embedded.find_valkey()
-        embedded.find_mongod()
+        servers.find_valkey()
+        servers.find_mongod()
     except ServerMissing as missing:
         if os.environ.get("CI"):
             pytest.fail(str(missing))
@@ -61,7 +61,7 @@ def processes_with(text: str) -> list[str]:
 def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
     env = {name: value for name, value in os.environ.items() if not name.startswith("WEBHOOKS_")}
     return subprocess.Popen(
-        [sys.executable, "-m", "webhooks", "bench", *arguments],
+        [sys.executable, "-m", "tests.bench", *arguments],
         env={**env, "TMPDIR": str(folder), "COLUMNS": "200"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -78,6 +78,7 @@ def run(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 
+@pytest.mark.slow
 def test_run_tells_figures_bars_and_what_it_ran_on(folder: Path):
     done = run(folder, "--quick", "--only", "a,bare", "--events", "300", "--json")
     assert done.returncode == 0, done.stderr
@@ -98,6 +99,7 @@ def test_run_tells_figures_bars_and_what_it_ran_on(folder: Path):
     assert "(a) instant receivers" in done.stderr
 
 
+@pytest.mark.slow
 def test_yardstick_and_producers_are_measured_on_servers_that_are_given_and_left_empty(
     folder: Path, redis_client: redis.Redis, redis_url: str, mongodb_url: str, tmp_path: Path
 ):
@@ -126,6 +128,7 @@ def test_server_that_holds_something_is_refused_and_left_as_it_is(
     assert redis_client.get("somebody's") == b"own"
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_it_and_leaves_nothing_behind(folder: Path):
     process = start(folder, "--quick", "--only", "a", "--events", "20000")
     try:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.bench import network
+from tests.bench.network import LOCAL, NoNetwork, open_network
 from tests.integration.test_bench import folder, run, start
-from webhooks.bench import network
-from webhooks.bench.network import LOCAL, NoNetwork, open_network
 
 __all__ = ["folder"]  # a fixture
 

@@ -9,7 +9,8 @@ import redis
 
 from tests.integration.test_lanes import DELIVER, SEND, put, state, worker
 from tests.integration.test_transport import SHORT, publish
-from webhooks.transport import RATE_HEADER, hold_lane
+from webhooks.transport.channel import hold_lane
+from webhooks.transport.lanes import RATE_HEADER
 from webhooks.transport.scripts import SHAS
 
 HOUR_S = 3600

@@ -16,11 +16,12 @@ from flower.utils import broker
 from flower.views import BaseHandler
 
 from tests.integration.test_lanes import DELIVER, OPTIONS, SEND, event, put, send_plainly, worker
-from tests.worker import wait_until
+from tests.lab.worker import wait_until
 from webhooks.cli import cli
-from webhooks.embedded import free_port, is_free
-from webhooks.supervisor import kill_group, spawn
-from webhooks.transport import Connection, count_queues
+from webhooks.local.processes import kill_group, spawn
+from webhooks.local.servers import free_port, is_free
+from webhooks.transport.connection import Connection
+from webhooks.transport.counts import count_queues
 
 QUEUES = [DELIVER, SEND, "celery"]
 
@@ -120,7 +121,7 @@ def test_queues_of_a_broker_that_is_away(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_flower_is_as_what_counts_for_it_leans_on(url: str):
-    """What `webhooks.flower_queues` needs of Flower; another release may have changed it."""
+    """What `webhooks.web.queues` needs of Flower; another release may have changed it."""
     made = broker.Broker(url, broker_options={"global_keyprefix": "mine:"})
     assert isinstance(made, broker.RedisBase)
     assert all(issubclass(kind, broker.RedisBase) for kind in (broker.RedisSsl, broker.RedisSocket))

@@ -14,10 +14,10 @@ from kombu.connection import Connection
 from kombu.message import Message
 from pymongo.database import Database
 
-from webhooks.app import app
 from webhooks.cli import cli
 from webhooks.config import get_settings
-from webhooks.deadletters import DeadLetter, DeadLetterStore, Reason
+from webhooks.producer.app import app
+from webhooks.store.deadletters import DeadLetter, DeadLetterStore, Reason
 
 QUEUE = "webhooks.deliver"
 HOSTILE = "\x1b[2J\u202e\r\nsecond"

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.worker import wait_until
-from webhooks.embedded import free_port, is_free
-from webhooks.supervisor import kill_group, spawn
+from tests.lab.worker import wait_until
+from webhooks.local.processes import kill_group, spawn
+from webhooks.local.servers import free_port, is_free
 
 FLOWER = [sys.executable, "-m", "celery", "-A", "webhooks", "flower"]
 

@@ -10,12 +10,12 @@ from bson import ObjectId
 from click.testing import CliRunner, Result
 from pymongo.database import Database
 
-from tests.logs import COMPANY, make_attempt, make_log
+from tests.lab.logs import COMPANY, make_attempt, make_log
 from webhooks.cli import cli, webhooks_cmd
-from webhooks.gates import By, GateStore, State
-from webhooks.ledger import Blocked, Claim, Claimed, Delivery, Ledger
-from webhooks.logstore import LogStore
 from webhooks.models import COTWebhookLog, now
+from webhooks.store.deliveries import Blocked, Claim, Claimed, Delivery, Ledger
+from webhooks.store.gates import By, GateStore, State
+from webhooks.store.logs import LogStore
 
 Documents = Database[dict[str, Any]]
 Run = Callable[..., Result]

@@ -7,9 +7,9 @@ import pytest
 from bson import ObjectId
 from pymongo.database import Database
 
-from webhooks.gates import By, Gate, GateStore, NoticeType, State
-from webhooks.health import FULL_RATE, START_RATE
 from webhooks.models import now
+from webhooks.rules.health import FULL_RATE, START_RATE
+from webhooks.store.gates import By, Gate, GateStore, NoticeType, State
 
 Documents = Database[dict[str, Any]]
 WEBHOOK = ObjectId("62685990d918fb5557f9f992")

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests import receiver as r
-from tests.receiver import Authority, Receiver
-from tests.senders import SLACK_S, MakeSender, Measured, MeasuredSender
+from tests.lab import receiver as r
+from tests.lab.receiver import Authority, Receiver
+from tests.lab.senders import SLACK_S, MakeSender, Measured, MeasuredSender
 from webhooks.errors import ErrorKind
 
 #: The total deadline here: time for a machine that is busy, and under measurement, to meet every other bound first.

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 import trustme
 
-from tests import receiver as r
-from tests.receiver import Authority, Receiver
-from tests.senders import SLACK_S, TOTAL_S, MakeSender, assert_failed, free_port
+from tests.lab import receiver as r
+from tests.lab.receiver import Authority, Receiver
+from tests.lab.senders import SLACK_S, TOTAL_S, MakeSender, assert_failed, free_port
 from webhooks.errors import ErrorKind
 from webhooks.sender import Answer
 

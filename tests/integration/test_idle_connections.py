@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests import receiver as r
-from tests.receiver import Receiver
-from tests.senders import TOTAL_S, MakeSender, keep_connections
+from tests.lab import receiver as r
+from tests.lab.receiver import Receiver
+from tests.lab.senders import TOTAL_S, MakeSender, keep_connections
 from webhooks.errors import ErrorKind
 from webhooks.sender import idle, loop
 

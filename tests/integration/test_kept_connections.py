@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests import receiver as r
-from tests.receiver import Authority, Receiver
-from tests.senders import SLACK_S, TOTAL_S, MakeSender, assert_failed, keep_connections
+from tests.lab import receiver as r
+from tests.lab.receiver import Authority, Receiver
+from tests.lab.senders import SLACK_S, TOTAL_S, MakeSender, assert_failed, keep_connections
 from webhooks.errors import ErrorKind
 from webhooks.sender import Answer, OutgoingRequest
 from webhooks.sender.nonblocking import InFlightRequest

@@ -13,30 +13,19 @@ from celery import Celery
 from kombu.messaging import Producer
 
 from tests.integration.test_transport import LONG, Party
-from tests.worker import wait_until
-from webhooks.lanes import JOINED, QUEUES
-from webhooks.transport import (
-    AMQP,
-    FIRST_HEADER,
-    LANE_HEADER,
-    LANES_OPTION,
-    OPTION,
-    RATE_HEADER,
-    TAKEN_FROM_HEADER,
-    Admission,
-    Connection,
-    Lanes,
-    Turn,
-    hold_lane,
-    limit_lane,
-    report,
-)
+from tests.lab.worker import wait_until
+from webhooks.rules.lanes import JOINED, QUEUES
+from webhooks.transport.channel import LANES_OPTION, hold_lane, limit_lane, report
+from webhooks.transport.connection import AMQP, OPTION, Connection
+from webhooks.transport.headers import LANE_HEADER
+from webhooks.transport.lanes import FIRST_HEADER, RATE_HEADER, TAKEN_FROM_HEADER, Lanes
+from webhooks.transport.messages import Admission, Turn
 from webhooks.transport.scripts import FEW
 
 SEND, DELIVER = "webhooks.send", "webhooks.deliver"
 OPTIONS = {
     OPTION: True,
-    LANES_OPTION: Lanes(queues=QUEUES, joined=JOINED, lane_of="webhooks.lanes:lane_of_message"),
+    LANES_OPTION: Lanes(queues=QUEUES, joined=JOINED, lane_of="webhooks.rules.lanes:lane_of_message"),
 }
 COMPANY = "a" * 24
 

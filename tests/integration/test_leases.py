@@ -12,19 +12,20 @@ from pymongo.database import Database
 
 from tests.integration.test_lanes import DELIVER, OPTIONS, SEND, put, settle, state, worker
 from tests.integration.test_transport import Party, held
-from tests.logs import make_attempt, make_log
-from tests.worker import wait_until
-from webhooks import holder
-from webhooks.books import Books
-from webhooks.gates import GateStore
-from webhooks.holder import CLAIM_LEASE_S, LEASE_S, WITNESS_AFTER_S
-from webhooks.kept import KeptDeliveries
-from webhooks.leases import Leases
-from webhooks.ledger import Blocked, Claim, Claimed, Delivery, Ledger
-from webhooks.logstore import LogStore
+from tests.lab.logs import make_attempt, make_log
+from tests.lab.worker import wait_until
+from webhooks.delivery.records import Books
 from webhooks.models import COTWebhookLog, now
-from webhooks.transport import Admission, Turn, finish
-from webhooks.webhookstore import WebhookStore
+from webhooks.store.deliveries import Blocked, Claim, Claimed, Delivery, Ledger
+from webhooks.store.gates import GateStore
+from webhooks.store.held import KeptDeliveries
+from webhooks.store.leases import Leases
+from webhooks.store.logs import LogStore
+from webhooks.store.webhooks import WebhookStore
+from webhooks.transport import holder
+from webhooks.transport.channel import finish
+from webhooks.transport.holder import CLAIM_LEASE_S, LEASE_S, WITNESS_AFTER_S
+from webhooks.transport.messages import Admission, Turn
 
 Documents = Database[dict[str, Any]]
 #: Far from the tests' own pace: what is free before is so because of a lease.

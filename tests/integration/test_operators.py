@@ -10,14 +10,14 @@ import pytest
 from bson import ObjectId
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from tests import proxy as p
-from tests import receiver as r
-from tests.receiver import Authority, Behaviour, Receiver
-from tests.senders import free_port
+from tests.lab import proxy as p
+from tests.lab import receiver as r
+from tests.lab.receiver import Authority, Behaviour, Receiver
+from tests.lab.senders import free_port
 from webhooks import config
-from webhooks.operators import Operators
-from webhooks.sender.ports import REFUSED_PORTS
-from webhooks.signing import new_secret
+from webhooks.delivery.operators import Operators
+from webhooks.rules.ports import REFUSED_PORTS
+from webhooks.rules.signing import new_secret
 
 NOTICE_ID = ObjectId("625bcbdcc9a8e3a86dbf041c")
 BODY = {

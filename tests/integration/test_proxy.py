@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from tests import proxy as p
-from tests import receiver as r
-from tests.proxy import ESTABLISHED
-from tests.receiver import Authority, Receiver
-from tests.senders import LOOPBACK, SLACK_S, TOTAL_S, MakeSender, assert_failed, free_port, resolving_to
+from tests.lab import proxy as p
+from tests.lab import receiver as r
+from tests.lab.proxy import ESTABLISHED
+from tests.lab.receiver import Authority, Receiver
+from tests.lab.senders import LOOPBACK, SLACK_S, TOTAL_S, MakeSender, assert_failed, free_port, resolving_to
 from webhooks import config
 from webhooks.errors import ErrorKind
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.samples_data import read_sample
-from tests.servers import Server
-from webhooks import embedded
+from tests.lab.samples_data import read_sample
+from tests.lab.servers import Server
+from webhooks.local import servers
 
 EVENT = read_sample("event-task-create")
 
@@ -86,7 +86,7 @@ class Service:
 @pytest.fixture
 def valkey(tmp_path: Path) -> Iterator[Server]:
     """A broker of this test alone."""
-    server = Server("valkey", embedded.valkey_command, embedded.valkey_url, tmp_path)
+    server = Server("valkey", servers.valkey_command, servers.valkey_url, tmp_path)
     server.start()
     yield server
     server.discard()

@@ -1,6 +1,6 @@
 """Where a request may not go: each row of the README's table, made with real sockets and the system's own resolver.
 
-`tests.refused` is that table. A listener on every address of this machine, and a watch on every
+`tests.lab.refused` is that table. A listener on every address of this machine, and a watch on every
 ``connect`` of this process, must see nothing; with every network allowed the same row must get through to ``connect``,
 so that no row is refused for another reason than its address. That TLS checks the name and sends it as SNI, whatever
 address was judged, is tested in `test_sender`.
@@ -21,13 +21,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests import receiver as r
-from tests.dns_server import NameServer, NoSuchResolver
-from tests.receiver import Authority, Receiver
-from tests.refused import ALIASED, INNER_HOST, NOT_ALLOWED, REFUSED, REQUESTED, Refused, to_markdown
+from tests.lab import receiver as r
+from tests.lab.dns_server import NameServer, NoSuchResolver
+from tests.lab.receiver import Authority, Receiver
+from tests.lab.refused import ALIASED, INNER_HOST, NOT_ALLOWED, REFUSED, REQUESTED, Refused, to_markdown
 from webhooks.errors import ErrorKind
-from webhooks.guard import Verdict
 from webhooks.models.webhook import why_bad_url
+from webhooks.rules.addresses import Verdict
 from webhooks.sender import Answer, Resolver, Sender, connection
 
 EVERYTHING = (ip_network("0.0.0.0/0"), ip_network("::/0"))

@@ -17,13 +17,14 @@ import pytest
 import redis
 from flower import command as flower_command
 
-from tests.servers import Server
-from tests.worker import Worker, wait_until
-from webhooks import celery_commands, embedded
+from tests.lab.servers import Server
+from tests.lab.worker import Worker, wait_until
+from webhooks.local import servers
+from webhooks.producer import commands
 
 PASSWORD = "hunter2@:/#%"
 ENCODED = "hunter2%40%3A%2F%23%25"
-SAMPLE = str(Path(__file__).parents[2] / "webhooks/demo/events/task-create.json")
+SAMPLE = str(Path(__file__).parents[2] / "webhooks/local/demo/events/task-create.json")
 NOTHING = "127.0.0.1:9"
 
 Done = subprocess.CompletedProcess[str]
@@ -46,7 +47,7 @@ class Guarded:
 
 
 def mongod_command(port: int, folder: Path) -> list[str]:
-    return [*embedded.mongod_command(port, folder), "--auth"]
+    return [*servers.mongod_command(port, folder), "--auth"]
 
 
 class _Http(http.server.BaseHTTPRequestHandler):
@@ -57,8 +58,8 @@ class _Http(http.server.BaseHTTPRequestHandler):
 @pytest.fixture(scope="module")
 def guarded(redis_url: str, mongodb_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     folder = tmp_path_factory.mktemp("guarded")
-    valkey = Server("valkey", embedded.valkey_command, embedded.valkey_url, folder)
-    mongod = Server("mongod", mongod_command, embedded.mongodb_url, folder)
+    valkey = Server("valkey", servers.valkey_command, servers.valkey_url, folder)
+    mongod = Server("mongod", mongod_command, servers.mongodb_url, folder)
     other = http.server.HTTPServer(("127.0.0.1", 0), _Http)
     thread = threading.Thread(target=other.serve_forever, daemon=True)
     thread.start()
@@ -194,7 +195,7 @@ def test_up_does_not_wait_for_a_server_that_refuses_the_password(guarded: Guarde
         "WEBHOOKS_BROKER_URL": guarded.broker("default:hunter2x" if which == "broker" else f"default:{ENCODED}"),
         "WEBHOOKS_MONGODB_URL": guarded.database("root:hunter2x@" if which == "database" else f"root:{ENCODED}@"),
     }
-    argv = [sys.executable, "-m", "webhooks", "up", f"--data={tmp_path}", f"--flower-port={embedded.free_port()}"]
+    argv = [sys.executable, "-m", "webhooks", "up", f"--data={tmp_path}", f"--flower-port={servers.free_port()}"]
     done = run_process(argv, settings)
     assert done.returncode == 1
     [line] = done.stderr.splitlines()
@@ -224,7 +225,7 @@ def test_celery_without_flower_says_how_to_install_it(redis_url: str):
     code = """
 import importlib.metadata as metadata, importlib.util as util, sys
 find, find_spec = metadata.entry_points, util.find_spec
-ours = metadata.EntryPoint("flower", "webhooks.celery_commands:flower", "celery.commands")
+ours = metadata.EntryPoint("flower", "webhooks.producer.commands:flower", "celery.commands")
 metadata.entry_points = lambda **wanted: [ours] if wanted.get("group") == "celery.commands" else find(**wanted)
 util.find_spec = lambda name, *more: None if name == "flower" else find_spec(name, *more)
 sys.argv = ["celery", "-A", "webhooks", "flower", "--port=1"]
@@ -238,9 +239,9 @@ sys.exit(main())
 
 
 def test_our_entry_point_is_flowers_own_command_where_it_is_installed():
-    assert celery_commands.flower is flower_command.flower
+    assert commands.flower is flower_command.flower
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
-    assert project["entry-points"]["celery.commands"] == {"flower": "webhooks.celery_commands:flower"}
+    assert project["entry-points"]["celery.commands"] == {"flower": "webhooks.producer.commands:flower"}
 
 
 @pytest.mark.parametrize("arguments", [["secret", "rotate", "one"], ["header", "set", "one", "X", "--secret"]])

@@ -10,12 +10,12 @@ from click.testing import CliRunner, Result
 from pymongo.database import Database
 
 from tests.integration.test_cli import add
-from tests.logs import COMPANY
+from tests.lab.logs import COMPANY
 from webhooks.cli import cli
 from webhooks.config import get_settings
 from webhooks.models import now, parse_webhook
-from webhooks.signing import new_secret, public_key
-from webhooks.vault import Use, Vault, new_key
+from webhooks.rules.encryption import Use, Vault, new_key
+from webhooks.rules.signing import new_secret, public_key
 
 KEY = new_key()
 

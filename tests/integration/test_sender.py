@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests import receiver as r
-from tests.receiver import Authority, Receiver
-from tests.senders import LOOPBACK, SLACK_S, TOTAL_S, MakeSender, assert_failed, free_port, resolving_to
+from tests.lab import receiver as r
+from tests.lab.receiver import Authority, Receiver
+from tests.lab.senders import LOOPBACK, SLACK_S, TOTAL_S, MakeSender, assert_failed, free_port, resolving_to
 from webhooks.errors import ErrorKind
 from webhooks.sender import Resolver, idle
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import redis
 
-from tests.logs import make_log
-from tests.old_redis import OldRedis
-from tests.servers import Servers
-from tests.worker import Worker, wait_until
+from tests.lab.logs import make_log
+from tests.lab.old_redis import OldRedis
+from tests.lab.servers import Servers
+from tests.lab.worker import Worker, wait_until
 
 EVENT = make_log().event.to_wire()
 DELIVER = f"import webhooks; webhooks.deliver.delay({EVENT!r})"

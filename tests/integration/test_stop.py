@@ -8,7 +8,7 @@ import sys
 _PROGRAM = """
 import signal, threading
 from celery.signals import worker_shutting_down
-from webhooks.stopping import stopping
+from webhooks.delivery.stopping import stopping
 
 signal.signal(signal.SIGTERM, lambda *_: worker_shutting_down.send(sender="x", sig="SIGTERM", how="Warm", exitcode=0))
 threading.Thread(target=stopping.wait, daemon=True).start()

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import pytest
 import redis
 
-from tests.servers import TIMEOUT_S
-from webhooks import embedded
+from tests.lab.servers import TIMEOUT_S
+from webhooks.local import servers
 
 #: Runs `up` in a folder. Its worker says which broker it was given, and that it works, and waits.
 UP = """
@@ -23,7 +23,7 @@ from pathlib import Path
 from webhooks import up
 from webhooks.config import Settings
 from webhooks.errors import WebhooksError
-from webhooks.supervisor import Program
+from webhooks.local.processes import Program
 
 def worker(env, cwd, *, grace_s):
     return Program("worker", ["sh", "-c", "echo works on $WEBHOOKS_BROKER_URL; exec sleep 600"], env, cwd=cwd)
@@ -50,8 +50,8 @@ class Up:
 
     def __init__(self, folder: Path, ports: Ports, broker_url: str | None = None) -> None:
         env = os.environ | {
-            "WEBHOOKS_BROKER_URL": broker_url or embedded.valkey_url(ports.valkey),
-            "WEBHOOKS_MONGODB_URL": embedded.mongodb_url(ports.mongod),
+            "WEBHOOKS_BROKER_URL": broker_url or servers.valkey_url(ports.valkey),
+            "WEBHOOKS_MONGODB_URL": servers.mongodb_url(ports.mongod),
         }
         self.folder = folder
         self.process = subprocess.Popen(
@@ -81,7 +81,7 @@ class Up:
 @pytest.fixture
 def ports(mongodb_url: str, redis_url: str) -> Ports:
     # The URLs only for their skip: without servers there is no `up`.
-    return Ports(embedded.free_port(), embedded.free_port(), embedded.free_port())
+    return Ports(servers.free_port(), servers.free_port(), servers.free_port())
 
 
 @pytest.fixture
@@ -107,20 +107,20 @@ def test_up_starts_everything_says_where_and_keeps_the_data(tmp_path: Path, port
         assert f"Flower    http://127.0.0.1:{ports.flower}" in output
         assert f"Data      {folder}" in output
         assert f"worker | works on redis://127.0.0.1:{ports.valkey}/0" in output
-        with redis.Redis.from_url(embedded.valkey_url(ports.valkey)) as client:
+        with redis.Redis.from_url(servers.valkey_url(ports.valkey)) as client:
             assert client.incr("runs") == runs
         up.process.send_signal((signal.SIGINT, signal.SIGTERM)[runs - 1])
         assert up.end().endswith("All stopped.\n")
         assert up.process.returncode == 0
-        assert embedded.is_free(ports.valkey)
-        assert embedded.is_free(ports.mongod)
+        assert servers.is_free(ports.valkey)
+        assert servers.is_free(ports.mongod)
 
 
 def test_up_twice_in_one_folder_says_which_process_has_it(tmp_path: Path, ports: Ports, ups: list[Up]) -> None:
     first = Up(tmp_path / "data", ports)
     ups.append(first)
     first.read_until("works on")
-    second = Up(tmp_path / "data", Ports(*(embedded.free_port() for _ in range(3))))
+    second = Up(tmp_path / "data", Ports(*(servers.free_port() for _ in range(3))))
     ups.append(second)
     output = second.end()
     assert output.startswith("CannotStart: `webhooks up` runs already with its data in")
@@ -136,7 +136,7 @@ def test_up_with_a_taken_port_says_which_and_what_to_set(
     tmp_path: Path, ports: Ports, ups: list[Up], which: str, remedy: str
 ) -> None:
     port = getattr(ports, which)
-    with socket.create_server((embedded.LOOPBACK, port)):
+    with socket.create_server((servers.LOOPBACK, port)):
         up = Up(tmp_path / "data", ports)
         ups.append(up)
         output = up.end()
@@ -154,7 +154,7 @@ def test_up_in_a_folder_that_cannot_be_made_says_so(tmp_path: Path, ports: Ports
 
 
 def test_up_only_waits_for_a_broker_that_is_the_users_own(tmp_path: Path, ports: Ports, ups: list[Up]) -> None:
-    command = [*embedded.valkey_command(ports.valkey, tmp_path), "--requirepass", "secret"]
+    command = [*servers.valkey_command(ports.valkey, tmp_path), "--requirepass", "secret"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as own:
         try:
             up = Up(tmp_path / "data", ports, f"redis://:secret@127.0.0.1:{ports.valkey}/0")

@@ -17,10 +17,10 @@ import pymongo
 import uv
 from bson import ObjectId
 
-from tests.receiver import Receiver
-from tests.samples_data import read_sample
-from tests.servers import Servers
-from tests.worker import Worker, environment, wait_until
+from tests.lab.receiver import Receiver
+from tests.lab.samples_data import read_sample
+from tests.lab.servers import Servers
+from tests.lab.worker import Worker, environment, wait_until
 from webhooks.models import COTWebhook
 
 ROOT = Path(__file__).parents[2]

@@ -10,15 +10,15 @@ import pytest
 from bson import ObjectId
 from click.testing import CliRunner
 
-from webhooks import bench
-from webhooks.bench import events, measures, plan, report
-from webhooks.bench.findings import FIGURES, Findings, Run
-from webhooks.bench.measures import BARS, Bar, Figure, RowFailed, Sample, judge, percentile, steady
-from webhooks.bench.nginx import Nginx
-from webhooks.cli import cli
+from tests import bench
+from tests.bench import events, measures, plan, report
+from tests.bench.__main__ import bench as bench_command
+from tests.bench.findings import FIGURES, Findings, Run
+from tests.bench.measures import BARS, Bar, Figure, RowFailed, Sample, judge, percentile, steady
+from tests.bench.nginx import Nginx
 from webhooks.models import parse_event
-from webhooks.vault import Use, Vault, new_key
-from webhooks.webhookstore import read_stored
+from webhooks.rules.encryption import Use, Vault, new_key
+from webhooks.store.webhooks import read_stored
 
 FOLDER = Path(bench.__file__).parent
 
@@ -148,7 +148,7 @@ def test_sizes_that_are_asked_for_hold():
 
 @pytest.mark.parametrize("name", ["only", "events", "queued", "workers", "concurrency"])
 def test_command_refuses_what_cannot_be(name: str):
-    done = CliRunner().invoke(cli, ["bench", f"--{name}", "nonsense"])
+    done = CliRunner().invoke(bench_command, [f"--{name}", "nonsense"])
     assert done.exit_code == 2
     assert "nonsense" in done.output
 

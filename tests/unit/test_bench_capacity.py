@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from webhooks.bench.capacity import ASSUMPTIONS, DEFAULTS, LINES, RATES, Costs, need, show
-from webhooks.bench.findings import FIGURES
-from webhooks.bench.page import render
-from webhooks.bench.stored import COST_FIGURES, InvalidRun, read_run
-from webhooks.cli import cli
+from tests.bench.__main__ import bench as bench_command
+from tests.bench.capacity import ASSUMPTIONS, DEFAULTS, LINES, RATES, Costs, need, show
+from tests.bench.findings import FIGURES
+from tests.bench.page import render
+from tests.bench.stored import COST_FIGURES, InvalidRun, read_run
 
 COSTS = Costs(
     worker_us=600,
@@ -36,7 +36,7 @@ COSTS = Costs(
 
 
 def run_json() -> dict[str, Any]:
-    """Return a run as `webhooks bench --json` writes it, with the costs above."""
+    """Return a run as `python -m tests.bench --json` writes it, with the costs above."""
     values = dict(zip(COST_FIGURES, list(asdict(COSTS).values())[:-1], strict=True))
     return {
         "machine": {
@@ -127,14 +127,14 @@ def test_script_computes_the_same():
 def test_run_without_a_cost_names_it(key: str):
     data = run_json()
     del data["figures"][key]
-    with pytest.raises(InvalidRun, match=rf"figures\.{key}: is missing; make one with `webhooks bench"):
+    with pytest.raises(InvalidRun, match=rf"figures\.{key}: is missing; make one with `python -m tests.bench"):
         render(read_run(data))
 
 
 def test_command_makes_a_page_of_an_earlier_run(tmp_path: Path):
     stored, page = tmp_path / "run.json", tmp_path / "page.html"
     stored.write_text(json.dumps(run_json()))
-    done = CliRunner().invoke(cli, ["bench", "--from", str(stored), "--html", str(page)])
+    done = CliRunner().invoke(bench_command, ["--from", str(stored), "--html", str(page)])
     assert (done.exit_code, done.output) == (0, "")
     assert "What it takes to deliver webhooks" in page.read_text()
 
@@ -152,14 +152,14 @@ def test_command_makes_a_page_of_an_earlier_run(tmp_path: Path):
 def test_command_says_what_is_wrong_with_a_file(tmp_path: Path, content: str, text: str):
     stored = tmp_path / "run.json"
     stored.write_text(content)
-    done = CliRunner().invoke(cli, ["bench", "--from", str(stored), "--html", str(tmp_path / "page.html")])
+    done = CliRunner().invoke(bench_command, ["--from", str(stored), "--html", str(tmp_path / "page.html")])
     assert done.exit_code == 2
     assert text in done.output
     assert "Traceback" not in done.output
 
 
 def test_command_asks_for_what_a_page_needs(tmp_path: Path):
-    done = CliRunner().invoke(cli, ["bench", "--from", str(tmp_path / "run.json")])
+    done = CliRunner().invoke(bench_command, ["--from", str(tmp_path / "run.json")])
     assert (done.exit_code, "--html" in done.output) == (2, True)
-    done = CliRunner().invoke(cli, ["bench", "--only", "a", "--html", str(tmp_path / "page.html")])
+    done = CliRunner().invoke(bench_command, ["--only", "a", "--html", str(tmp_path / "page.html")])
     assert (done.exit_code, "rows a and waiting" in done.output) == (2, True)

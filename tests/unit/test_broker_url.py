@@ -7,8 +7,8 @@ import redis
 from kombu.connection import Connection
 from kombu.utils.url import parse_url
 
-from webhooks.broker_url import read_broker_url, tls_options
 from webhooks.errors import ENCODE_HINT
+from webhooks.rules.broker_url import read_broker_url, tls_options
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from webhooks.config import Proxy, Settings, find_notices, get_settings
 from webhooks.errors import InvalidSettings
-from webhooks.signing import sign
+from webhooks.rules.signing import sign
 
 
 def test_networks_are_split_at_commas(monkeypatch: pytest.MonkeyPatch):

@@ -12,8 +12,8 @@ from bson import ObjectId
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from responses import RequestsMock as HTTPMock
 
-from tests.samples_data import read_sample
-from webhooks.delivery import (
+from tests.lab.samples_data import read_sample
+from webhooks.delivery.attempt import (
     USER_AGENT,
     Attempter,
     describe_input,
@@ -23,14 +23,14 @@ from webhooks.delivery import (
     summarize,
 )
 from webhooks.errors import ErrorKind
-from webhooks.ledger import Claim, Delivery, Interrupted
 from webhooks.models import Context, COTEvent, COTWebhook, UnusableWebhook
 from webhooks.models.headers import check_header_name
-from webhooks.retry import RetryPolicy
+from webhooks.rules.encryption import Use, Vault, new_key
+from webhooks.rules.retry import RetryPolicy
+from webhooks.rules.signing import Scheme, new_secret, public_key
 from webhooks.sender import Answer, OutgoingRequest, Sender, Timings
-from webhooks.signing import Scheme, new_secret, public_key
-from webhooks.vault import Use, Vault, new_key
-from webhooks.webhookstore import WebhookStore
+from webhooks.store.deliveries import Claim, Delivery, Interrupted
+from webhooks.store.webhooks import WebhookStore
 
 LOG_ID = ObjectId()
 VAULT, OTHER_VAULT = Vault([new_key()]), Vault([new_key()])

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from webhooks.config import Settings
-from webhooks.digest import Digest, fingerprint, open_missing
-from webhooks.vault import new_key
+from webhooks.rules.encryption import new_key
+from webhooks.worker.digest import Digest, fingerprint, open_missing
 
 
 def digest(**settings: Any) -> Digest:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.samples_data import read_sample
+from tests.lab.samples_data import read_sample
 from webhooks.errors import InvalidWebhook
 from webhooks.models import parse_webhook
 from webhooks.models.headers import MAX_HEADERS, MAX_VALUE_CHARS

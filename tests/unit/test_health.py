@@ -2,7 +2,7 @@
 
 import pytest
 
-from webhooks.health import (
+from webhooks.rules.health import (
     FULL_RATE,
     START_RATE,
     HealthPolicy,

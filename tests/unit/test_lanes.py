@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from webhooks.lanes import lane_of_event, lane_of_message, lane_of_webhook, whole_lane
+from webhooks.rules.lanes import lane_of_event, lane_of_message, lane_of_webhook, whole_lane
 from webhooks.transport.lanes import whole_of
 
 COMPANY = "625bcbdcc9a8e3a86dbf041c"

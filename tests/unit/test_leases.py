@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from tests.worker import wait_until
-from webhooks import renewal
+from tests.lab.worker import wait_until
 from webhooks.config import Settings
 from webhooks.errors import StoreUnavailable
-from webhooks.holder import (
+from webhooks.store.leases import judge_leases
+from webhooks.transport.holder import (
     CLAIM_LEASE_S,
     KNOWN_FOR_S,
     LEASE_S,
@@ -21,7 +21,7 @@ from webhooks.holder import (
     RENEW_EVERY_S,
     WITNESS_AFTER_S,
 )
-from webhooks.leases import judge_leases
+from webhooks.worker import renewal
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -104,7 +104,7 @@ def test_lease_that_was_changed_by_hand_says_nothing(until: object):
 def test_token_is_another_one_in_a_forked_child():
     code = """
 import os
-from webhooks.holder import process_token
+from webhooks.transport.holder import process_token
 print(process_token(), flush=True)
 if os.fork() == 0:
     print(process_token(), flush=True)

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from tests.samples_data import read_sample
-from webhooks.matching import is_match, match
+from tests.lab.samples_data import read_sample
 from webhooks.models import TRIGGERS, COTEvent, COTWebhook
+from webhooks.rules.matching import is_match, match
 
 OTHER_ID = "0123456789abcdef01234567"
 EVENTS = {

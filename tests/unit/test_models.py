@@ -13,7 +13,7 @@ from bson.codec_options import CodecOptions
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.samples_data import SAMPLES, read_sample
+from tests.lab.samples_data import SAMPLES, read_sample
 from webhooks.errors import InvalidEvent, InvalidWebhook
 from webhooks.models import (
     TRIGGERS,

@@ -8,8 +8,8 @@ from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
 from webhooks.errors import ENCODE_HINT, InvalidSettings
-from webhooks.mongo import open_database
-from webhooks.mongodb_url import find_overruled, read_mongodb_url
+from webhooks.rules.mongodb_url import find_overruled, read_mongodb_url
+from webhooks.store.mongo import open_database
 
 
 @pytest.mark.parametrize(

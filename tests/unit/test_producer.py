@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from celery import group
 
-from tests.samples_data import read_sample
-from webhooks import COTEvent, InvalidEvent, accept, accept_async, deliver, extras
+from tests.lab.samples_data import read_sample
+from webhooks import COTEvent, InvalidEvent, accept, accept_async, deliver
 from webhooks.errors import NotInstalled, StoreUnavailable
+from webhooks.producer import extras
 from webhooks.testing import recorded_events
 
 EVENT = read_sample("event-task-create")
@@ -23,7 +24,7 @@ NO_DATABASE: Any = None
 #: Heavy, and not needed to hand an event in, or not before the first one is.
 NOT_IMPORTED = {"requests", "urllib3", "cryptography", "certifi", "rich", "pymongo", "redis"}
 #: Parts of the worker, and what loads them.
-WORKER = {"webhooks.tasks", "webhooks.services", "webhooks.sender", "webhooks.transport", "webhooks.cli"}
+WORKER = {"webhooks.worker", "webhooks.delivery", "webhooks.sender", "webhooks.transport.channel", "webhooks.cli"}
 
 
 def test_importing_loads_nothing_of_the_worker():

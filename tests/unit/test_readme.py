@@ -9,13 +9,13 @@ import pytest
 from cryptography.exceptions import InvalidSignature
 from flower.views.auth import authenticate
 
-from tests.refused import to_markdown
+from tests.lab.refused import to_markdown
 from webhooks.cli import cli
 from webhooks.config import Settings
-from webhooks.deadletters import Reason
 from webhooks.errors import ErrorKind
 from webhooks.models import TRIGGERS, AttemptDetails
-from webhooks.signing import Scheme, new_secret, public_key, sign
+from webhooks.rules.signing import Scheme, new_secret, public_key, sign
+from webhooks.store.deadletters import Reason
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

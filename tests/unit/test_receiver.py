@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests import receiver as r
-from tests.receiver import Authority, Receiver
+from tests.lab import receiver as r
+from tests.lab.receiver import Authority, Receiver
 
 
 def connect(receiver: Receiver) -> socket.socket:

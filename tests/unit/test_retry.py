@@ -3,7 +3,7 @@
 import pytest
 
 from webhooks.errors import ErrorKind
-from webhooks.retry import (
+from webhooks.rules.retry import (
     Outcome,
     RetryPolicy,
     Verdict,

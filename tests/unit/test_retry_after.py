@@ -5,8 +5,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import responses
 
-from tests.senders import new_sender
-from webhooks.sender.retry_after import read_retry_after
+from tests.lab.senders import new_sender
+from webhooks.rules.retry_after import read_retry_after
 
 #: A Tuesday.
 NOON = datetime(2026, 5, 5, 12, tzinfo=UTC)

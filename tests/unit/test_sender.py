@@ -9,7 +9,7 @@ import pytest
 import requests
 import responses
 
-from tests.senders import new_sender
+from tests.lab.senders import new_sender
 from webhooks.errors import ErrorKind, NoResponse
 from webhooks.sender import Answer, Sender
 from webhooks.sender.client import _KINDS

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from webhooks.cli import cli
 from webhooks.config import Settings
-from webhooks.vault import fingerprint, new_key
+from webhooks.rules.encryption import fingerprint, new_key
 
 
 def show() -> tuple[dict[str, dict[str, Any]], dict[str, str]]:

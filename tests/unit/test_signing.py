@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from webhooks.errors import InvalidWebhook, SecretUnreadable
-from webhooks.signing import Scheme, find_scheme, new_secret, public_key, sign
-from webhooks.vault import Use, Vault, new_key
+from webhooks.rules.encryption import Use, Vault, new_key
+from webhooks.rules.signing import Scheme, find_scheme, new_secret, public_key, sign
 
 NOW = int(datetime.now(UTC).timestamp())
 #: RFC 8032, 7.1, test 1.

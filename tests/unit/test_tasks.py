@@ -11,7 +11,7 @@ CANARY = "canary-payload"
 #: In a process of its own: the app reads its settings once, and later tests have other ones.
 META_DEFECT = """
 import json, sys
-from webhooks.tasks import app, write_log
+from webhooks.worker.tasks import app, write_log
 
 def publish(producer, name, message, **options):
     print(json.dumps(message.headers))

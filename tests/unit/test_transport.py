@@ -11,7 +11,9 @@ from kombu.transport import redis as plain
 from kombu.transport import virtual
 
 from webhooks.config import Settings
-from webhooks.transport import AMQP, OPTION, Channel, Connection, Poller, QoS, Transport, messages
+from webhooks.transport import messages
+from webhooks.transport.channel import Channel, Poller, QoS
+from webhooks.transport.connection import AMQP, OPTION, Connection, Transport
 
 URL = "redis://:secret@127.0.0.1:9/3"
 

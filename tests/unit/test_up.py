@@ -6,10 +6,10 @@ from shutil import copy
 import certifi
 import pytest
 
-from webhooks import up
 from webhooks.config import Settings
 from webhooks.errors import CannotStart
-from webhooks.vault import Vault, new_key
+from webhooks.local import up
+from webhooks.rules.encryption import Vault, new_key
 
 
 def test_child_env_carries_every_setting_to_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

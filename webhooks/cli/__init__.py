@@ -11,7 +11,6 @@ from typing import Any, NoReturn
 
 import click
 
-from webhooks.cli.bench_cmd import bench
 from webhooks.cli.check_cmd import check
 from webhooks.cli.common import complain
 from webhooks.cli.dead_cmd import dead
@@ -27,16 +26,12 @@ from webhooks.cli.up_cmd import up
 from webhooks.cli.webhooks_cmd import activate, add, deactivate, edit, list_webhooks, show
 from webhooks.config import find_notices
 from webhooks.errors import StoreUnavailable, WebhooksError
-from webhooks.remedies import DRIVER_ERRORS, explain_broker, explain_database
+from webhooks.rules.remedies import DRIVER_ERRORS, explain_broker, explain_database
 from webhooks.version import __version__
 
 
-class OneLineGroup(click.Group):
+class OneLineCommand(click.Command):
     """Ends every error in one line and an exit code."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Name the commands in the order in which people come to need them, not by the alphabet."""
-        return list(self.commands)
 
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Run the command line and end the process; takes what click takes."""
@@ -72,6 +67,14 @@ class OneLineGroup(click.Group):
             return 1
 
 
+class OneLineGroup(OneLineCommand, click.Group):
+    """Its commands, in the order in which people come to need them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Name the commands in the order of their definition, not by the alphabet."""
+        return list(self.commands)
+
+
 @click.group(cls=OneLineGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="webhooks", message="%(prog)s %(version)s")
 def cli() -> None:
@@ -87,7 +90,7 @@ for command in (add, list_webhooks, show, edit, secret, header, deactivate, acti
     cli.add_command(command)
 for command in (pause, resume, drain, skip_deliveries):
     cli.add_command(command)
-for command in (send, logs, dead, check, queues, settings, demo, up, bench):
+for command in (send, logs, dead, check, queues, settings, demo, up):
     cli.add_command(command)
 
 

@@ -16,12 +16,12 @@ from webhooks.cli.queues_cmd import QueueLength, count_messages
 from webhooks.cli.secret_cmd import count_unreadable
 from webhooks.cli.workers import ask_workers
 from webhooks.config import Settings, get_settings
-from webhooks.deadletters import DeadLetterStore
-from webhooks.digest import Digest
-from webhooks.ledger import Ledger
-from webhooks.mongo import open_database, server_version
-from webhooks.vault import Vault
-from webhooks.webhookstore import WebhookStore
+from webhooks.rules.encryption import Vault
+from webhooks.store.deadletters import DeadLetterStore
+from webhooks.store.deliveries import Ledger
+from webhooks.store.mongo import open_database, server_version
+from webhooks.store.webhooks import WebhookStore
+from webhooks.worker.digest import Digest
 
 #: Seconds in which workers have to answer. All of it passes, as nobody knows how many there are.
 _WORKERS_TIMEOUT_S = 2

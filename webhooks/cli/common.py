@@ -20,15 +20,15 @@ from rich.console import Console
 from rich.text import Text
 
 from webhooks.config import get_settings
-from webhooks.deadletters import DeadLetterStore
 from webhooks.errors import InvalidWebhook
-from webhooks.gates import GateStore
-from webhooks.kept import KeptDeliveries
-from webhooks.ledger import Ledger
-from webhooks.logstore import LogStore
 from webhooks.models.wire import make_safe, parse_object_id, to_wire
-from webhooks.mongo import Document, open_database
-from webhooks.webhookstore import WebhookStore, read_stored
+from webhooks.store.deadletters import DeadLetterStore
+from webhooks.store.deliveries import Ledger
+from webhooks.store.gates import GateStore
+from webhooks.store.held import KeptDeliveries
+from webhooks.store.logs import LogStore
+from webhooks.store.mongo import Document, open_database
+from webhooks.store.webhooks import WebhookStore, read_stored
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 

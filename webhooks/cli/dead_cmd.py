@@ -10,7 +10,6 @@ import click
 from bson import ObjectId
 from kombu.connection import Connection
 
-from webhooks.app import app
 from webhooks.cli.common import (
     MAX_LIMIT,
     Cell,
@@ -23,9 +22,10 @@ from webhooks.cli.common import (
     make_safe,
     print_json,
 )
-from webhooks.deadletters import DeadLetter, DeadLetterStore, Reason
 from webhooks.errors import CannotResend
 from webhooks.models.wire import to_wire
+from webhooks.producer.app import app
+from webhooks.store.deadletters import DeadLetter, DeadLetterStore, Reason
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 

@@ -1,9 +1,9 @@
-"""``webhooks demo``: the main job before one's eyes; see `webhooks.demo`."""
+"""``webhooks demo``: the main job before one's eyes; see `webhooks.local.demo`."""
 
 import click
 
 from webhooks.config import get_settings
-from webhooks.demo import run_demo
+from webhooks.local.demo import run_demo
 
 
 @click.command()

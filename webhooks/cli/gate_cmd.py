@@ -22,14 +22,14 @@ from webhooks.cli.common import (
 )
 from webhooks.cli.standing import COUNT_LIMIT, count
 from webhooks.config import get_settings
-from webhooks.gates import By, Gate, State
-from webhooks.health import FULL_RATE
-from webhooks.holder import GATE_KNOWN_FOR_S
+from webhooks.delivery.skip import Skipped, skip
 from webhooks.models import COTWebhook, format_instant
 from webhooks.models.wire import make_safe
-from webhooks.mongo import Document
-from webhooks.skipping import Skipped, skip
-from webhooks.webhookstore import read_stored
+from webhooks.rules.health import FULL_RATE
+from webhooks.store.gates import By, Gate, State
+from webhooks.store.mongo import Document
+from webhooks.store.webhooks import read_stored
+from webhooks.transport.holder import GATE_KNOWN_FOR_S
 
 #: Characters of a reason: it stands in one line.
 _MAX_REASON = 500

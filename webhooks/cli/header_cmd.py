@@ -19,8 +19,8 @@ from webhooks.cli.secret_cmd import change_webhook, get_vault, read_secret
 from webhooks.cli.workers import ask_workers, check_key
 from webhooks.errors import InvalidWebhook
 from webhooks.models.headers import ExtraHeader, check_header, fold_name
-from webhooks.vault import Use
-from webhooks.webhookstore import read_stored
+from webhooks.rules.encryption import Use
+from webhooks.store.webhooks import read_stored
 
 
 @click.group(short_help="Add headers to a webhook's requests.")

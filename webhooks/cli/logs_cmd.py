@@ -22,10 +22,10 @@ from webhooks.cli.common import (
     print_json,
 )
 from webhooks.errors import StoreUnavailable
-from webhooks.hints import hint
-from webhooks.logstore import LogQuery, LogStore
 from webhooks.models import COTWebhookLog, describe_event, now
-from webhooks.retry import Outcome, judge
+from webhooks.rules.hints import hint
+from webhooks.rules.retry import Outcome, judge
+from webhooks.store.logs import LogQuery, LogStore
 
 #: Seconds between two looks for new logs, and by how much more than a look takes the pause is longer, so that
 #: following costs a busy database little.

@@ -7,9 +7,9 @@ from typing import Any, Generic, TypeVar
 
 from kombu.connection import Connection
 
-from webhooks.app import app
 from webhooks.errors import InvalidSettings, StoreUnavailable, WebhooksError
-from webhooks.remedies import BROKER_ERRORS, explain_broker, explain_database
+from webhooks.producer.app import app
+from webhooks.rules.remedies import BROKER_ERRORS, explain_broker, explain_database
 
 _T = TypeVar("_T")
 

@@ -10,7 +10,7 @@ from kombu.transport import redis
 from webhooks.cli.common import Table, json_option, print_json
 from webhooks.cli.questions import Question, connect
 from webhooks.config import get_settings
-from webhooks.transport import count_queues
+from webhooks.transport.counts import count_queues
 
 #: Where messages wait.
 QUEUES = ("webhooks.deliver", "webhooks.send", "celery")

@@ -28,10 +28,10 @@ from webhooks.config import get_settings
 from webhooks.errors import InvalidWebhook, SecretUnreadable
 from webhooks.models import COTWebhook, format_instant, now
 from webhooks.models.webhook import MAX_SECRETS, SigningSecret
-from webhooks.mongo import Document
-from webhooks.signing import Scheme, find_scheme, new_secret, public_key
-from webhooks.vault import Use, Vault, new_key
-from webhooks.webhookstore import read_stored
+from webhooks.rules.encryption import Use, Vault, new_key
+from webhooks.rules.signing import Scheme, find_scheme, new_secret, public_key
+from webhooks.store.mongo import Document
+from webhooks.store.webhooks import read_stored
 
 #: How long requests carry the old signature beside the new one, unless it is said otherwise.
 _OVERLAP = "24h"

@@ -10,11 +10,11 @@ from webhooks.cli.questions import NoAnswer, Question
 from webhooks.cli.workers import Digests, ask_workers, note_refusal
 from webhooks.config import get_settings
 from webhooks.errors import InvalidEvent
-from webhooks.matching import match
 from webhooks.models import COTEvent, COTWebhook, parse_event_text
-from webhooks.mongo import open_database
-from webhooks.producer import deliver
-from webhooks.webhookstore import WebhookStore
+from webhooks.producer.deliver import deliver
+from webhooks.rules.matching import match
+from webhooks.store.mongo import open_database
+from webhooks.store.webhooks import WebhookStore
 
 #: Seconds for MongoDB: the event is queued already, and what is said here is only a help.
 _MONGODB_TIMEOUT_S = 4.0

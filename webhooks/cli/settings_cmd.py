@@ -8,7 +8,7 @@ import click
 
 from webhooks.cli.common import Cell, Table, json_option, place_of, print_json
 from webhooks.config import PREFIX, Proxy, Settings, get_settings
-from webhooks.vault import fingerprint
+from webhooks.rules.encryption import fingerprint
 
 #: By the end of a setting's name.
 _UNITS = {"_s": "seconds", "_bytes": "bytes", "_days": "days"}

@@ -8,14 +8,15 @@ from typing import Any
 from bson import ObjectId
 from kombu.exceptions import OperationalError
 
-from webhooks.app import app
 from webhooks.cli.common import Cell, Stores, why_unusable
 from webhooks.config import get_settings
-from webhooks.gates import By, Gate, State
-from webhooks.lanes import SEND_QUEUE, lane_of_webhook
 from webhooks.models import format_instant
-from webhooks.mongo import Document
-from webhooks.transport import Channel, LaneState
+from webhooks.producer.app import app
+from webhooks.rules.lanes import SEND_QUEUE, lane_of_webhook
+from webhooks.store.gates import By, Gate, State
+from webhooks.store.mongo import Document
+from webhooks.transport.channel import Channel
+from webhooks.transport.messages import LaneState
 
 #: Where counting of what is owed stops: an answer must not cost the database much.
 COUNT_LIMIT = 100_000

@@ -1,11 +1,11 @@
-"""``webhooks up``: everything on this machine; see `webhooks.up`."""
+"""``webhooks up``: everything on this machine; see `webhooks.local.up`."""
 
 from pathlib import Path
 
 import click
 
 from webhooks.config import get_settings
-from webhooks.up import run_up, with_loopback
+from webhooks.local.up import run_up, with_loopback
 
 
 @click.command()

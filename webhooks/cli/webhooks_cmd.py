@@ -30,14 +30,14 @@ from webhooks.cli.secret_cmd import describe_new, get_vault, make_secret
 from webhooks.cli.standing import describe_notices, describe_standing, describe_state, read_gates, read_standing
 from webhooks.cli.workers import ask_workers, check_key, note_refusal
 from webhooks.errors import InvalidWebhook
-from webhooks.logstore import LogQuery, LogStore
 from webhooks.models import TRIGGERS, COTWebhook, format_instant, now, parse_webhook
 from webhooks.models.webhook import MAX_RATE, MIN_RATE, TriggerName
 from webhooks.models.wire import to_wire
-from webhooks.mongo import Document
-from webhooks.retry import Outcome
-from webhooks.signing import new_secret
-from webhooks.webhookstore import CACHE_S, read_stored
+from webhooks.rules.retry import Outcome
+from webhooks.rules.signing import new_secret
+from webhooks.store.logs import LogQuery, LogStore
+from webhooks.store.mongo import Document
+from webhooks.store.webhooks import CACHE_S, read_stored
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 

@@ -9,12 +9,12 @@ from ipaddress import ip_address, ip_network
 from webhooks.cli.common import complain
 from webhooks.cli.questions import NoAnswer, Question, inspect_workers
 from webhooks.config import get_settings
-from webhooks.digest import SETTINGS_COMMAND, Digest, fingerprint, open_missing
 from webhooks.errors import NoResponse, SecretUnreadable
-from webhooks.guard import Verdict, classify
-from webhooks.sender.ports import check_port
-from webhooks.target import Target, parse_target
-from webhooks.vault import Vault
+from webhooks.models.url import Target, parse_target
+from webhooks.rules.addresses import Verdict, classify
+from webhooks.rules.encryption import Vault
+from webhooks.rules.ports import check_port
+from webhooks.worker.digest import SETTINGS_COMMAND, Digest, fingerprint, open_missing
 
 #: Seconds in which workers have to answer where a person waits for it.
 _WITHIN_S = 1.0

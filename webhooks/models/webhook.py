@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from webhooks.errors import InvalidWebhook, NoResponse
 from webhooks.models.headers import MAX_HEADERS, ExtraHeader, fold_name
+from webhooks.models.url import parse_target, read_origin
 from webhooks.models.wire import Id, Instant, WireModel, explain, parse_object_id
-from webhooks.target import parse_target, read_origin
 
 TriggerName = Literal[
     "create-edit-delete-user",

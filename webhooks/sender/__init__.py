@@ -5,8 +5,8 @@
 Rules: `ports`, `retry_after`; the way to an address: `resolver`, `connection`, `proxy`.
 """
 
-from webhooks.sender.attempt import Answer, Timings
 from webhooks.sender.client import OnAnswer, Sender
+from webhooks.sender.deadline import Answer, Timings
 from webhooks.sender.request import OutgoingRequest
 from webhooks.sender.resolver import Resolver
 

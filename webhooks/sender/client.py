@@ -17,23 +17,23 @@ import requests
 
 from webhooks.config import Proxy
 from webhooks.errors import ErrorKind, NoResponse, TooLate, trace
-from webhooks.guard import Network
-from webhooks.holder import uptime
+from webhooks.models.url import Target
 from webhooks.models.wire import now
+from webhooks.rules.addresses import Network
+from webhooks.rules.ports import check_port
+from webhooks.rules.retry_after import read_retry_after
 from webhooks.sender.adapter import Adapter
-from webhooks.sender.attempt import Answer, Attempt, hang_up
+from webhooks.sender.body import BodyCollector, to_text
 from webhooks.sender.certificates import ClientContext
 from webhooks.sender.connection import Connector
+from webhooks.sender.deadline import Answer, Attempt, hang_up
 from webhooks.sender.idle import IdleConnections
 from webhooks.sender.loop import Loop
 from webhooks.sender.nonblocking import InFlightRequest
-from webhooks.sender.ports import check_port
-from webhooks.sender.readable import BodyCollector, to_text
 from webhooks.sender.request import OutgoingPost, OutgoingRequest, find_target, prepare
 from webhooks.sender.resolver import Resolver
 from webhooks.sender.response import bad_response
-from webhooks.sender.retry_after import read_retry_after
-from webhooks.target import Target
+from webhooks.transport.holder import uptime
 
 logger = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ from typing import Any, cast
 
 from webhooks.config import Proxy
 from webhooks.errors import ErrorKind, NoResponse
-from webhooks.guard import Network, Verdict, classify
-from webhooks.sender.attempt import Attempt, Phase, connect_failed, hang_up, tls_failed
+from webhooks.rules.addresses import Network, Verdict, classify
 from webhooks.sender.certificates import ClientContext, check_name
+from webhooks.sender.deadline import Attempt, Phase, connect_failed, hang_up, tls_failed
 from webhooks.sender.proxy import open_tunnel, proxy_failed, unreachable
 from webhooks.sender.resolver import Endpoint, Resolver
 

@@ -8,8 +8,8 @@ import ssl
 import time
 
 from webhooks.errors import ErrorKind, NoResponse
-from webhooks.sender.attempt import Attempt, Phase
 from webhooks.sender.connection import Connection
+from webhooks.sender.deadline import Attempt, Phase
 from webhooks.sender.response import ResponseReader
 
 #: Bytes of a response that are read at a time: more than a TLS record has, so that none of it stays in OpenSSL, where

@@ -12,7 +12,7 @@ import time
 
 from webhooks.config import Proxy
 from webhooks.errors import ErrorKind, NoResponse
-from webhooks.sender.attempt import errno_name
+from webhooks.sender.deadline import errno_name
 
 #: Bytes that the head of the proxy's answer may have. They have 100, or some kilobytes with a page about an error.
 MAX_ANSWER_BYTES = 16 * 1024

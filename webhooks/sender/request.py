@@ -11,8 +11,8 @@ from functools import cached_property, lru_cache
 from requests.models import PreparedRequest
 from requests.structures import CaseInsensitiveDict
 
-from webhooks.sender.attempt import Attempt
-from webhooks.target import Target, parse_target
+from webhooks.models.url import Target, parse_target
+from webhooks.sender.deadline import Attempt
 
 #: Most attempts go where others went before.
 _MAX_CACHED = 1024

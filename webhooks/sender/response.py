@@ -12,7 +12,7 @@ from http import HTTPStatus
 from typing import NamedTuple
 
 from webhooks.errors import ErrorKind, NoResponse
-from webhooks.sender.attempt import hang_up
+from webhooks.sender.deadline import hang_up
 
 #: Bytes that all heads of one response may have, 1xx ones included. Node.js allows 16 KiB, servers send 1 KiB. Lines
 #: are not counted: what is below this is no burden, and some applications set a hundred cookies.

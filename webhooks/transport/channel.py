@@ -20,8 +20,8 @@ from kombu.utils.scheduling import priority_cycle
 from redis.exceptions import NoScriptError, ResponseError
 
 from webhooks.errors import BrokerTooOld
-from webhooks.headers import LANE_HEADER, OTHERS
-from webhooks.holder import process_token
+from webhooks.transport.headers import LANE_HEADER, OTHERS
+from webhooks.transport.holder import process_token
 from webhooks.transport.lanes import FIRST_HEADER, RATE_HEADER, TAKEN_FROM_HEADER, Lanes, whole_of
 from webhooks.transport.messages import (
     Admission,

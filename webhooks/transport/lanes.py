@@ -28,8 +28,8 @@ is behind for having gone back: all other times count by both).
 from collections.abc import Mapping
 from typing import TypedDict
 
-from webhooks.headers import OTHERS
-from webhooks.holder import LEASE_S, MAX_GAP_S, WITNESS_AFTER_S
+from webhooks.transport.headers import OTHERS
+from webhooks.transport.holder import LEASE_S, MAX_GAP_S, WITNESS_AFTER_S
 
 #: Attempts at one time that an endpoint begins with, and does not fall below for want of work.
 FIRST_SHARE = 4

@@ -1,0 +1,189 @@
+"""``python -m tests.bench``: measure how fast it is here; see `tests.bench`."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tests.bench import run_bench
+from tests.bench.page import render
+from tests.bench.plan import ROWS, Plan, rows_of, sizes_of
+from tests.bench.processes import cores
+from tests.bench.report import Report, grids_of, noise_of, verdict_rows_of
+from tests.bench.report import rows_of as figure_rows_of
+from tests.bench.stored import InvalidRun, StoredRun, read_run, read_run_file
+from webhooks.cli import OneLineCommand
+from webhooks.cli.common import Cell, Table, print_json
+from webhooks.models.wire import make_safe
+
+#: Columns of the table of figures that hold numbers.
+_NUMBERS = (1, 3)
+_STYLES = {"met": "green", "NOT MET": "bold red", "not measured": "dim"}
+
+
+class _OnScreen:
+    """Tells people how it goes, on standard error: standard output is for what was found."""
+
+    def __init__(self, *, is_json: bool) -> None:
+        self._begun = time.monotonic()
+        self._is_json = is_json
+        self._is_terminal = sys.stderr.isatty()
+
+    def begin(self, head: Sequence[Sequence[str]]) -> None:
+        """Write the head of the tables."""
+        if not self._is_json:
+            Table().print(head)
+
+    def step(self, text: str) -> None:
+        """Write a line."""
+        start = "\r\x1b[K" if self._is_terminal else ""
+        click.echo(f"{start}{time.monotonic() - self._begun:4.0f} s  {make_safe(text)}", err=True)
+
+    def now(self, text: str) -> None:
+        """Write over the last line, on a terminal."""
+        if self._is_terminal:
+            click.echo(f"\r\x1b[K{time.monotonic() - self._begun:4.0f} s    {text}", err=True, nl=False)
+
+    def end(self) -> None:
+        """Leave no half line."""
+        if self._is_terminal:
+            click.echo("\r\x1b[K", err=True, nl=False)
+
+
+def _split(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    names = tuple(name for value in values for name in value.split(",") if name)
+    for name in names:
+        if name not in ROWS:
+            raise click.BadParameter(f"{name!r} is none of {', '.join(ROWS)}")
+    return names
+
+
+@click.command(cls=OneLineCommand, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option("--workers", type=click.IntRange(1, 256), help="Worker processes; default: one per core.")
+@click.option("--concurrency", type=click.IntRange(1, 10_000), help="WEBHOOKS_CONCURRENCY of each; default: its own.")
+@click.option("--events", type=click.IntRange(100, 10_000_000), help="Deliveries of each run of (a), (b) and (c).")
+@click.option(
+    "--only",
+    multiple=True,
+    callback=_split,
+    metavar="ROW",
+    help=f"Only these rows, also with commas between: {', '.join(f'{row}, {text}' for row, text in ROWS.items())}.",
+)
+@click.option("--quick", is_flag=True, help="Everything smaller: some two minutes, and less to be relied on.")
+@click.option("--queued", type=click.IntRange(100, 100_000_000), help="Events of the long queue.")
+@click.option("--broker-url", help="A Redis that is there already; the database in it must be empty and is wiped.")
+@click.option("--mongodb-url", help="A MongoDB that is there already; the database in it must be new and is dropped.")
+@click.option(
+    "--json",
+    "json_path",
+    is_flag=False,
+    flag_value="-",
+    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
+    metavar="[FILE]",
+    help="Write JSON, with every sample, into FILE; without one print it instead of the tables.",
+)
+@click.option(
+    "--html",
+    "html_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write a page that computes what 10,000 and 1,000,000 deliveries per second take; needs rows a and waiting.",
+)
+@click.option(
+    "--from",
+    "from_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Measure nothing: make the page from the JSON of an earlier run. Only with --html.",
+)
+def bench(
+    workers: int | None,
+    concurrency: int | None,
+    events: int | None,
+    only: tuple[str, ...],
+    quick: bool,
+    queued: int | None,
+    broker_url: str | None,
+    mongodb_url: str | None,
+    json_path: Path | None,
+    html_path: Path | None,
+    from_path: Path | None,
+) -> None:
+    """Measure how fast it is here, beside a bare requests loop and a plain Celery worker.
+
+    Starts a Valkey, a MongoDB, workers and receivers of its own on free loopback ports, and leaves nothing behind.
+    Workers have the product's defaults: of the environment's WEBHOOKS_… variables none is heeded. Nothing else should
+    run meanwhile.
+    """
+    if from_path is not None:
+        if html_path is None:
+            raise click.UsageError("--from measures nothing: say with --html where to write the page")
+        _write(html_path, _page_of(lambda: read_run_file(from_path)))
+        return
+    if html_path is not None and only and not {"a", "waiting"} <= set(only):
+        raise click.UsageError("--html needs the rows a and waiting: add them to --only")
+    plan = Plan(
+        rows_of(only),
+        sizes_of(is_quick=quick, events=events, queued=queued),
+        cores() if workers is None else workers,
+        concurrency,
+        broker_url,
+        mongodb_url,
+    )
+    screen = _OnScreen(is_json=json_path == Path("-"))
+    try:
+        report = run_bench(plan, screen)
+    finally:
+        screen.end()
+    text = json.dumps(report.to_dict(), ensure_ascii=False)
+    if json_path == Path("-"):
+        print_json(text)
+    else:
+        if json_path is not None:
+            _write(json_path, text + "\n")
+        _print(report)
+    if html_path is not None:
+        _write(html_path, _page_of(lambda: read_run(json.loads(text))))
+    if any(figure.error for figure in report.figures):
+        raise click.exceptions.Exit(1)
+
+
+def _page_of(read: Callable[[], StoredRun]) -> str:
+    try:
+        return render(read())
+    except InvalidRun as error:
+        raise click.UsageError(str(error)) from None
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise click.ClickException(f"cannot write {path}: {error.strerror}") from None
+
+
+def _print(report: Report) -> None:
+    figures = figure_rows_of(report.figures)
+    if figures[1:]:
+        click.echo()
+        Table(right=_NUMBERS).print([_styled(row) for row in figures])
+    for grid in grids_of(report.figures):
+        click.echo()
+        Table(right=tuple(range(1, len(grid[0])))).print(grid)
+    click.echo()
+    Table(right=(1,)).print([_styled(row) for row in verdict_rows_of(report.verdicts)])
+    noise = noise_of(report.runs)
+    click.echo(f"\nIt took {report.seconds:.0f} s." + (f" {noise}" if noise else ""))
+
+
+def _styled(row: list[str]) -> list[str | Cell]:
+    cells: list[Any] = [Cell(cell, _STYLES[cell]) if cell in _STYLES else cell for cell in row]
+    return [Cell(cell, "bold red") if cell == "error" else cell for cell in cells]
+
+
+if __name__ == "__main__":
+    bench.main(prog_name="python -m tests.bench")

@@ -1,0 +1,98 @@
+"""Logs on a real MongoDB: the questions that people ask are answered by an index, and logs expire."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from bson import ObjectId
+from pymongo.database import Database
+
+from tests.lab.logs import COMPANY, NOON, WEBHOOK_ID, make_attempt, make_log
+from webhooks.rules.retry import Outcome
+from webhooks.store.logs import LogQuery, LogStore
+
+Documents = Database[dict[str, Any]]
+WEBHOOK, BUYER = ObjectId(WEBHOOK_ID), ObjectId(COMPANY)
+
+
+@pytest.fixture
+def store(database: Documents) -> LogStore:
+    made = LogStore(database)
+    made.ensure_indexes(30)
+    return made
+
+
+def expiry(database: Documents) -> int | None:
+    return database["webhooklogs"].index_information()["createdAt_ttl"].get("expireAfterSeconds")
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        LogQuery(),
+        LogQuery(webhook_id=WEBHOOK),
+        LogQuery(webhook_id=WEBHOOK, outcome=Outcome.FAILED),
+        LogQuery(company=BUYER),
+        LogQuery(company=BUYER, outcome=Outcome.FAILED),
+        LogQuery(outcome=Outcome.FAILED),
+        LogQuery(event_id="e7"),
+        LogQuery(delivery_id="msg_7"),
+        LogQuery(webhook_id=WEBHOOK, since=NOON, until=NOON + timedelta(minutes=5)),
+    ],
+    ids=lambda query: str(query.to_filter()),
+)
+def test_newest_logs_come_from_an_index_without_a_sort(store: LogStore, database: Documents, query: LogQuery):
+    logs = [
+        make_log(str(n), at=NOON + timedelta(minutes=n), attempt=make_attempt(event_id=f"e{n}", delivery_id=f"msg_{n}"))
+        for n in range(50)
+    ]
+    assert store.write(logs) == {}
+    found = store.read(query, 3)
+    assert found == sorted(found, key=lambda log: log.createdAt, reverse=True)
+    assert found
+    cursor = database["webhooklogs"].find(query.to_filter()).sort("createdAt", -1).limit(3)
+    explained = cursor.explain()
+    plan = str(explained["queryPlanner"]["winningPlan"])
+    assert "IXSCAN" in plan
+    assert "'SORT'" not in plan
+    assert explained["executionStats"]["totalDocsExamined"] <= 3
+
+
+def test_log_written_twice_is_there_once(store: LogStore, database: Documents):
+    log = make_log(attempt=make_attempt())
+    assert store.write([log, make_log(attempt=make_attempt())]) == {}
+    assert store.write([log]) == {}
+    assert database["webhooklogs"].count_documents({}) == 2
+
+
+def test_log_that_cannot_be_stored_is_named_and_the_others_are_written(store: LogStore, database: Documents):
+    database.command("collMod", "webhooklogs", validator={"status": {"$ne": 599}})
+    logs = [make_log(status=status, attempt=make_attempt()) for status in (200, 599, 500)]
+    assert list(store.write(logs)) == [1]
+    assert sorted(log["status"] for log in database["webhooklogs"].find()) == [200, 500]
+
+
+def test_logs_expire_as_the_setting_says_and_as_it_is_changed_to(store: LogStore, database: Documents):
+    assert expiry(database) == 30 * 86_400
+    store.ensure_indexes(7)
+    assert expiry(database) == 7 * 86_400
+    store.ensure_indexes(0)
+    assert expiry(database) is None
+    store.ensure_indexes(1)
+    assert expiry(database) == 86_400
+
+
+def test_deliveries_that_ended_are_found(store: LogStore):
+    going_on = make_attempt(delivery_id="msg_on", event_id="e1", next_at="2026-05-05T12:00:30.000Z")
+    ended = make_attempt(delivery_id="msg_ended", event_id="e1")
+    other = make_attempt(delivery_id="msg_other", event_id="e2")
+    store.write([make_log(attempt=attempt) for attempt in (going_on, ended, other)])
+    assert store.find_ended(["e1"]) == {"msg_ended"}
+    assert store.find_ended([]) == set()
+
+
+def test_log_that_breaks_the_contract_is_left_out(store: LogStore, database: Documents, caplog: Any):
+    store.write([make_log(attempt=make_attempt())])
+    database["webhooklogs"].insert_one({"createdAt": NOON, "status": "odd"})
+    assert len(store.read(LogQuery(), 10)) == 1
+    assert "breaks the contract" in caplog.text

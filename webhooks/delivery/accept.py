@@ -1,0 +1,294 @@
+"""The step from events to deliveries: read, matched, written down, and handed on to be attempted.
+
+An event's first attempts need no messages of their own: the worker that took the event makes them itself, as far as
+their lanes let them go at once. What its lane does not let go gets a message, and waits in the lane.
+"""
+
+import logging
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from bson import ObjectId
+from celery.exceptions import Reject
+
+from webhooks.delivery.attempt import fan_out
+from webhooks.delivery.outcomes import DeliverOutcome, Done, Failed, ToAttempt
+from webhooks.delivery.queueing import FROM_OUTBOX, ask_turns, queue_attempts, queue_next, serialize_lane
+from webhooks.delivery.services import Services
+from webhooks.errors import InvalidEvent, StoreUnavailable
+from webhooks.models import TRIGGERS, COTEvent, describe_event
+from webhooks.producer.deliver import read_event
+from webhooks.rules.lanes import SEND_QUEUE, whole_lane
+from webhooks.store.deliveries import Claim, Delivery
+from webhooks.store.gates import Gate
+from webhooks.transport.channel import finish
+from webhooks.transport.holder import KNOWN_FOR_S, uptime
+from webhooks.transport.lanes import SERIAL, TAKEN_FROM_HEADER, whole_of
+from webhooks.transport.messages import Admission, Turn
+
+logger = logging.getLogger(__name__)
+
+#: Deliveries of one event whose first attempts the worker makes itself; those of a wider fan-out get messages.
+MAX_OWN_DELIVERIES = 20
+#: Seconds for which a first attempt waits here for its lane's turn before it gets a message of its own. Under load what
+#: is in flight takes some tenths of a second.
+_WAIT_FOR_TURN_S = 1.0
+
+
+@dataclass(slots=True, eq=False)
+class Accepting:
+    """An event on its way from its message into the ledger."""
+
+    event_id: str
+    #: A dict, a COTEvent or JSON text; unchecked.
+    value: object
+    #: Headers of its message; {} where there is none.
+    headers: Mapping[str, Any]
+    #: Who accepts it: Celery's node name.
+    worker: str | None = None
+    #: Whether the caller makes first attempts itself.
+    makes_attempts: bool = False
+    #: What it holds, once it has been read.
+    event: COTEvent | None = None
+    #: Its deliveries that are owed; those that ended when it was handled before are left out once that is known.
+    owed: list[Delivery] = field(default_factory=list)
+    #: Those that are neither begun nor queued yet.
+    unplaced: list[Delivery] = field(default_factory=list)
+    #: When MongoDB was asked which of its deliveries have ended, by `uptime`; and whether that still holds.
+    looked_up_at: float = float("-inf")
+    is_looked_up: bool = False
+    #: When to queue what its lane did not let go, by `time.monotonic`.
+    queue_at: float = 0.0
+
+    @property
+    def is_from_outbox(self) -> bool:
+        """Whether the event is in the outbox, to be taken out once its deliveries are written down."""
+        return bool(self.headers.get(FROM_OUTBOX))
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """What became of an event in one step."""
+
+    #: None: some of its deliveries wait for their turn; the step is to be repeated.
+    outcome: DeliverOutcome | None
+    #: What the caller is to attempt now.
+    attempts: Sequence[ToAttempt] = ()
+
+
+class Room(Protocol):
+    """How many attempts the caller can make besides those under way."""
+
+    def take(self, most: int) -> int:
+        """Reserve room for attempts, as far as there is some; return for how many."""
+        ...
+
+    def give_back(self, count: int) -> None:
+        """Give back what was reserved."""
+        ...
+
+
+def accept(services: Services, events: Sequence[Accepting], room: Room | None = None) -> list[Accepted]:
+    """Turn events into deliveries that are written down, and either begun or queued.
+
+    Args:
+        services: this process's own.
+        events: new ones, and those that the step has left unfinished before.
+        room: for attempts that the caller makes; what is returned to be attempted is reserved. None: it makes none.
+
+    Returns:
+        For each event what became of it.
+
+    Raises:
+        StoreUnavailable: MongoDB is away; the step can be repeated.
+        kombu.exceptions.OperationalError: the broker is away; likewise.
+    """
+    ended: dict[int, DeliverOutcome] = {}
+    for event in events:
+        if event.event is None and (outcome := _read(services, event)) is not None:
+            ended[id(event)] = outcome
+    going = [event for event in events if id(event) not in ended]
+    begun = _place(services, going, room)
+    for event in going:
+        if not event.unplaced:
+            ended[id(event)] = _finish(services, event, is_told=bool(begun.get(id(event))))
+    return [Accepted(ended.get(id(event)), begun.get(id(event), ())) for event in events]
+
+
+def _read(services: Services, one: Accepting) -> DeliverOutcome | None:
+    """Read an event and find who gets it.
+
+    Returns:
+        None where its deliveries are to be placed now.
+    """
+    try:
+        event = read_event(one.value)
+    except InvalidEvent as error:
+        # Its producer has gone on; this line, the dead letter and the failed task in Flower are all that tells of it.
+        logger.warning("event %s is refused, nothing of it is sent: %s", one.event_id, error)
+        return Failed(error)
+    webhooks = services.webhooks.of_company(event.company)
+    is_ordered = any(webhook.ordered and TRIGGERS[webhook.trigger].type == event.type for webhook in webhooks)
+    lane = one.headers.get(TAKEN_FROM_HEADER)
+    if isinstance(lane, str) and not _is_its_turn(one.event_id, event, lane, is_ordered=is_ordered):
+        return Failed(Reject("its turn has not come", requeue=True))
+    if is_ordered and isinstance(lane, str) and one.is_from_outbox and services.outbox.stand_behind_older(one.event_id):
+        return Done("older ones come first; it is queued again behind them")
+    one.owed = one.unplaced = fan_out(event, one.event_id, services.webhooks)
+    # Events of a type that somebody wants in order go one at a time; what is in the outbox must not be taken out
+    # before MongoDB's journal has its deliveries.
+    if is_ordered or one.is_from_outbox or len(one.owed) > MAX_OWN_DELIVERIES:
+        one.makes_attempts = False
+    one.queue_at = time.monotonic() + _WAIT_FOR_TURN_S
+    one.event = event
+    return None
+
+
+def _is_its_turn(event_id: str, event: COTEvent, lane: str, *, is_ordered: bool) -> bool:
+    """See to it that events for an ordered webhook go through here one at a time, in the order of acceptance.
+
+    The transport does so for what it is told of: all events of a company of one type, as which of them a webhook wants
+    is known only here. One that came beside others goes back to its place.
+    """
+    whole = whole_lane(event.company, event.type)
+    if is_ordered == (lane == whole + SERIAL):
+        return True
+    serialize_lane(whole, is_serial=is_ordered)
+    if not is_ordered:
+        return True
+    if whole_of(lane) == whole:
+        return False
+    # It would come back from the same lane without end.
+    logger.warning("event %s may be out of order: its message does not say whose it is", event_id)
+    return True
+
+
+def _place(services: Services, events: Sequence[Accepting], room: Room | None) -> dict[int, list[ToAttempt]]:
+    """Begin what may be attempted at once, and queue what has to wait elsewhere.
+
+    Returns:
+        What is to be attempted, by the `id` of its event.
+    """
+    present, begun_at = time.monotonic(), uptime()
+    for event in events:
+        event.is_looked_up = begun_at - event.looked_up_at < KNOWN_FOR_S
+    records = services.books
+    pairs = [(event, delivery) for event in events for delivery in event.unplaced]
+    asked = [pair for pair in pairs if room is not None and pair[0].makes_attempts]
+    asked = asked[: 0 if room is None else room.take(len(asked))]
+    claims = {
+        delivery.delivery_id: Claim(delivery.delivery_id, 0, ObjectId(), event.worker) for event, delivery in asked
+    }
+    admitted: dict[str, Delivery] = {}
+    try:
+        # The broker and MongoDB are asked at one time: one after the other was a third of the time until the request.
+        wait = ask_turns([Admission(str(claims[d.delivery_id].log_id), d.lane, d.rate) for _, d in asked])
+        try:
+            ended, gates = records.look_up([one for event, one in pairs if not event.is_looked_up])
+        finally:
+            turns = dict(zip((delivery.delivery_id for _, delivery in asked), wait(), strict=True))
+            admitted = {d.delivery_id: d for _, d in asked if turns[d.delivery_id] is Turn.NOW}
+        taken, waiting, rest = _sort_out(services, pairs, ended, gates, turns, present)
+        webhooks = services.webhooks.get_many({delivery.webhook_id for _, delivery in taken})
+        _check_age(begun_at)
+        ours = records.accept_claimed([(delivery, claims[delivery.delivery_id]) for _, delivery in taken])
+        begun = [pair for pair, is_ours in zip(taken, ours, strict=True) if is_ours]
+        # Those that were written down before, by whomever, are claimed like any other.
+        rest += [pair for pair, is_ours in zip(taken, ours, strict=True) if not is_ours]
+        _check_age(begun_at)
+        # What another worker, or this one, had begun with is older than all that has come to its lane since.
+        again = {delivery.delivery_id for event, delivery in rest if event.headers.get("redelivered")}
+        _queue(services, rest, gates, again)
+    except BaseException:
+        # No attempt was made: without this, the next claimant would record interrupted attempts.
+        for delivery_id, delivery in admitted.items():
+            services.ledger.give_up(claims[delivery_id])
+            leave_lane(delivery, claims[delivery_id])
+        if room is not None:
+            room.give_back(len(asked))
+        raise
+    if room is not None:
+        room.give_back(len(asked) - len(begun))
+    for delivery_id in admitted.keys() - {delivery.delivery_id for _, delivery in begun}:
+        leave_lane(admitted[delivery_id], claims[delivery_id])
+    for event in events:
+        event.owed = [delivery for delivery in event.owed if event.is_looked_up or delivery.delivery_id not in ended]
+        event.looked_up_at = event.looked_up_at if event.is_looked_up else begun_at
+        event.unplaced = []
+    for event, delivery in waiting:
+        event.unplaced.append(delivery)
+    attempts: dict[int, list[ToAttempt]] = {}
+    for event, delivery in begun:
+        webhook, known_at = webhooks[delivery.webhook_id], event.looked_up_at
+        one = ToAttempt(delivery, claims[delivery.delivery_id], webhook, known_at, event.event)
+        attempts.setdefault(id(event), []).append(one)
+    return attempts
+
+
+def _check_age(begun_at: float) -> None:
+    """See to it that nothing is written down anew that another worker has ended, as this one was paused.
+
+    Raises:
+        StoreUnavailable: what was read when the step began may not hold any more.
+    """
+    if uptime() - begun_at > KNOWN_FOR_S:
+        raise StoreUnavailable("this worker was paused, or MongoDB took long, so it is asked again")
+
+
+_Pairs = list[tuple[Accepting, Delivery]]
+
+
+def _sort_out(
+    services: Services,
+    pairs: Iterable[tuple[Accepting, Delivery]],
+    ended: set[str],
+    gates: Mapping[ObjectId, Gate],
+    turns: Mapping[str, Turn],
+    present: float,
+) -> tuple[_Pairs, _Pairs, _Pairs]:
+    """Say which deliveries are attempted now, which wait here for their turn, and which are queued."""
+    now, waiting, rest = [], [], []
+    for event, delivery in pairs:
+        if not event.is_looked_up and delivery.delivery_id in ended:
+            continue
+        # A closed gate of one that waits here is met by the claim of its message, which is asked in a second.
+        is_open = event.is_looked_up or services.books.is_open(delivery, gates[delivery.webhook_id])
+        turn = turns.get(delivery.delivery_id, Turn.SOON if event.makes_attempts else Turn.LATER)
+        if is_open and turn is Turn.NOW:
+            now.append((event, delivery))
+        elif is_open and turn is Turn.SOON and event.queue_at > present:
+            waiting.append((event, delivery))
+        else:
+            rest.append((event, delivery))
+    return now, waiting, rest
+
+
+def _queue(services: Services, pairs: "_Pairs", gates: Mapping[ObjectId, Gate], first: Collection[str]) -> None:
+    """Write deliveries down and queue their first attempts; some as the first of their lanes."""
+    if not pairs:
+        return
+    deliveries = [delivery for _, delivery in pairs]
+    parents = {event.event_id: event.headers for event, _ in pairs}
+    missing = {delivery.webhook_id for delivery in deliveries} - gates.keys()
+    known = {**gates, **services.gates.get_many(missing)} if missing else gates
+    standing = services.books.accept(deliveries, known)
+    queue_attempts([delivery for delivery in standing if not delivery.is_held], first, parents)
+    for webhook_id in {delivery.webhook_id for delivery in standing if delivery.is_ordered}:
+        queue_next(services, services.webhooks.get(webhook_id))
+
+
+def _finish(services: Services, one: Accepting, *, is_told: bool) -> Done:
+    """Say who gets an event of which all deliveries are placed."""
+    if one.is_from_outbox:
+        services.outbox.remove(one.event_id)
+    if one.event is not None and not is_told:  # of others their attempts' lines tell
+        logger.info("event %s (%s): %d deliveries", one.event_id, describe_event(one.event), len(one.owed))
+    count = "1 delivery" if len(one.owed) == 1 else f"{len(one.owed)} deliveries"
+    return Done(f"{count}: " + ", ".join(owed.label.partition(" → ")[2] for owed in one.owed[:10]))
+
+
+def leave_lane(delivery: Delivery, claim: Claim) -> None:
+    """Tell the broker of the end of an attempt without a message of its own."""
+    finish(SEND_QUEUE, delivery.lane, str(claim.log_id))

@@ -1,0 +1,108 @@
+"""What a worker process opens for itself: its connections and stores, and its sender."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cache
+
+from webhooks.config import Settings, get_settings
+from webhooks.delivery.attempt import Attempter
+from webhooks.delivery.operators import Operators
+from webhooks.delivery.records import Books
+from webhooks.rules.encryption import Vault
+from webhooks.rules.retry import RetryPolicy
+from webhooks.sender import Sender
+from webhooks.store.deadletters import DeadLetterStore
+from webhooks.store.deliveries import Ledger
+from webhooks.store.gates import GateStore
+from webhooks.store.held import KeptDeliveries
+from webhooks.store.leases import Leases
+from webhooks.store.logs import LogStore
+from webhooks.store.mongo import open_database
+from webhooks.store.outbox import Outbox
+from webhooks.store.webhooks import WebhookStore
+from webhooks.transport.holder import process_token
+
+#: Requests of a process at one time: more than any pool has under way, whose size is what bounds them.
+_MOST_REQUESTS = 10_000
+
+
+class Progress:
+    """How far this process has come with its queue, which is in the order in which deliveries become due."""
+
+    def __init__(self) -> None:
+        #: Since when the delivery was due that was taken last; None before the first.
+        self.taken_due_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What the tasks of one process work with."""
+
+    webhooks: WebhookStore
+    logs: LogStore
+    dead_letters: DeadLetterStore
+    ledger: Ledger
+    leases: Leases
+    kept: KeptDeliveries
+    gates: GateStore
+    outbox: Outbox
+    books: Books
+    attempter: Attempter
+    progress: Progress
+    #: None when no URL is set to tell operators at.
+    operators: Operators | None = None
+
+
+@cache
+def get_services() -> Services:
+    """Open this process's own connections, once; they connect when first used.
+
+    Raises:
+        InvalidSettings: a setting cannot be used.
+    """
+    settings = get_settings()
+    database = open_database(settings.mongodb_url, settings.mongodb_timeout_s)
+    logs, leases = LogStore(database), Leases(database, process_token())
+    ledger = Ledger(database, settings.claim_s, settings.mongodb_timeout_s, leases=leases)
+    sender = Sender(
+        allowed_networks=settings.allowed_networks,
+        allowed_ports=settings.allowed_ports,
+        proxy=settings.proxy_url,
+        connect_timeout_s=settings.connect_timeout_s,
+        total_timeout_s=settings.total_timeout_s,
+        max_response_bytes=settings.max_response_bytes,
+        ca_bundle=settings.ca_bundle,
+        pool_size=settings.concurrency,
+        concurrency=_MOST_REQUESTS,
+    )
+    policy = RetryPolicy(settings.retry_delay_s, settings.max_retries, settings.max_retry_after_s)
+    kept, gates, webhooks = KeptDeliveries(database, ledger), GateStore(database), WebhookStore(database)
+    return Services(
+        webhooks=webhooks,
+        logs=logs,
+        dead_letters=DeadLetterStore(database),
+        ledger=ledger,
+        leases=leases,
+        kept=kept,
+        gates=gates,
+        outbox=Outbox(database),
+        books=Books(ledger, kept, logs, gates, webhooks),
+        attempter=Attempter(
+            sender=sender,
+            policy=policy,
+            vault=Vault(settings.encryption_key),
+            probe_interval_s=settings.probe_interval_s,
+        ),
+        progress=Progress(),
+        operators=None if settings.operators_url is None else _open_operators(settings, settings.operators_url),
+    )
+
+
+def _open_operators(settings: Settings, url: str) -> Operators:
+    return Operators(
+        url,
+        settings.operators_secret,
+        connect_timeout_s=settings.connect_timeout_s,
+        total_timeout_s=settings.total_timeout_s,
+        ca_bundle=settings.ca_bundle,
+    )

@@ -1,0 +1,1 @@
+"""Servers from wheels and processes kept running on one machine."""

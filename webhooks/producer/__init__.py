@@ -1,0 +1,1 @@
+"""What a service loads to hand in events. Loads nothing of the worker."""

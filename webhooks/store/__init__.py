@@ -1,0 +1,1 @@
+"""MongoDB, one collection a module."""

@@ -1,0 +1,321 @@
+"""The collection ``webhooklogs``: one document per attempt.
+
+Owns writing logs, the indexes that answer what people ask, and reading them back.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from itertools import islice
+from typing import Any
+
+from bson import ObjectId
+from pydantic import ValidationError
+from pymongo import ASCENDING, DESCENDING, IndexModel
+from pymongo.database import Database
+from pymongo.errors import OperationFailure, WriteError
+
+from webhooks.errors import ErrorKind
+from webhooks.models import NO_RESPONSE_STATUS, COTWebhookLog
+from webhooks.models.wire import show
+from webhooks.rules.retry import Outcome
+from webhooks.store.mongo import Document, Question, insert_new, store_errors
+
+logger = logging.getLogger(__name__)
+
+#: Name of the index that lets logs expire, and that also answers "the newest logs of all".
+_EXPIRY = "createdAt_ttl"
+_SECONDS_PER_DAY = 86_400
+
+#: One index per question; each ends in `createdAt`, so that the newest come first without a sort.
+_INDEXES = [
+    IndexModel([("subscription", ASCENDING), ("createdAt", DESCENDING)], name="webhook_newest"),
+    IndexModel(
+        [("subscription", ASCENDING), ("attempt.outcome", ASCENDING), ("createdAt", DESCENDING)],
+        name="webhook_outcome_newest",
+    ),
+    IndexModel([("company", ASCENDING), ("createdAt", DESCENDING)], name="company_newest"),
+    IndexModel(
+        [("company", ASCENDING), ("attempt.outcome", ASCENDING), ("createdAt", DESCENDING)],
+        name="company_outcome_newest",
+    ),
+    IndexModel([("attempt.outcome", ASCENDING), ("createdAt", DESCENDING)], name="outcome_newest"),
+    IndexModel([("attempt.event_id", ASCENDING), ("createdAt", DESCENDING)], name="event_newest"),
+    IndexModel([("attempt.delivery_id", ASCENDING), ("createdAt", DESCENDING)], name="delivery_newest"),
+]
+
+#: Logs that break the contract, and are passed over, before a reading gives up finding as many as were asked for.
+_SPARE = 1_000
+
+_INDEX_OPTIONS_CONFLICT = 85
+_UNAUTHORIZED = 13
+
+
+@dataclass(frozen=True, slots=True)
+class LogQuery:
+    """Which logs to read; None asks for all."""
+
+    webhook_id: ObjectId | None = None
+    company: ObjectId | None = None
+    outcome: Outcome | None = None
+    event_id: str | None = None
+    delivery_id: str | None = None
+    #: `createdAt` from this instant on, and before that one; both aware.
+    since: datetime | None = None
+    until: datetime | None = None
+
+    def to_filter(self) -> Document:
+        """Return the MongoDB filter."""
+        wanted: dict[str, Any] = {
+            "subscription": self.webhook_id,
+            "company": self.company,
+            "attempt.outcome": None if self.outcome is None else self.outcome.value,
+            "attempt.event_id": self.event_id,
+            "attempt.delivery_id": self.delivery_id,
+        }
+        span = {"$gte": self.since, "$lt": self.until}
+        wanted["createdAt"] = {operator: at for operator, at in span.items() if at is not None} or None
+        return {field: value for field, value in wanted.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptCount:
+    """Attempts of one webhook that ended alike in one slice of time."""
+
+    #: 0 is the newest.
+    slice: int
+    outcome: str
+    error_kind: ErrorKind | None
+    count: int
+    #: When the oldest of them ended, and the newest one's status.
+    oldest_at: datetime
+    status: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How an attempt ended."""
+
+    delivery_id: str
+    retry: int
+    outcome: str
+    error_kind: ErrorKind | None
+    is_probe: bool
+
+
+class LogStore:
+    """Writes and reads logs. Every method raises StoreUnavailable when MongoDB cannot serve us now."""
+
+    def __init__(self, database: Database[Document]) -> None:
+        self._collection = database["webhooklogs"]
+
+    def ensure_indexes(self, ttl_days: int) -> None:
+        """Make the indexes, or find them made.
+
+        Args:
+            ttl_days: days until a log expires; 0 keeps logs for ever. A changed value holds for old logs, too.
+        """
+        with store_errors():
+            self._collection.create_indexes(_INDEXES)
+            expiry: Document = {"expireAfterSeconds": ttl_days * _SECONDS_PER_DAY} if ttl_days else {}
+            try:
+                self._collection.create_index([("createdAt", DESCENDING)], name=_EXPIRY, **expiry)
+            except OperationFailure as error:
+                if error.code != _INDEX_OPTIONS_CONFLICT:
+                    raise
+                try:
+                    self._change_expiry(expiry)
+                except OperationFailure as refusal:
+                    if refusal.code != _UNAUTHORIZED:
+                        raise
+                    logger.warning("WEBHOOKS_LOG_TTL_DAYS is not in force: changing it once needs the role dbAdmin")
+
+    def _change_expiry(self, expiry: Document) -> None:
+        # collMod can change an expiry and, from MongoDB 5.1 on, add one; taking it away needs a new index.
+        if expiry:
+            index = {"name": _EXPIRY, **expiry}
+            self._collection.database.command("collMod", self._collection.name, index=index)
+        else:
+            self._collection.drop_index(_EXPIRY)
+            self._collection.create_index([("createdAt", DESCENDING)], name=_EXPIRY)
+
+    def write(self, logs: Sequence[COTWebhookLog]) -> Mapping[int, WriteError]:
+        """Store logs in one write, acknowledged; one that is stored already is left as it is.
+
+        Returns:
+            The place in `logs` of each one that cannot be stored at all, and why.
+        """
+        documents = [log.to_bson() for log in logs]
+        result = insert_new(self._collection, documents)
+        # The log of an attempt that was thought to be interrupted was only slow: it went through the broker, say.
+        for document in (documents[place] for place in result.known):
+            guess = {"_id": document["_id"], "attempt.error_kind": ErrorKind.INTERRUPTED.value}
+            if document["attempt"]["error_kind"] != ErrorKind.INTERRUPTED:
+                with store_errors():
+                    self._collection.replace_one(guess, document)
+        return result.faults
+
+    def find_ended(self, event_ids: Sequence[str]) -> set[str]:
+        """Return the ids of the events' deliveries that have ended."""
+        asked = self.ask_ended(event_ids)
+        with store_errors():
+            return self.read_ended(asked.collection.find(asked.filter, asked.fields))
+
+    def ask_ended(self, event_ids: Iterable[str]) -> Question:
+        """Return the question for the deliveries of events that have ended."""
+        wanted: Document = {"attempt.event_id": {"$in": list(event_ids)}, "attempt.next_at": None}
+        return Question(self._collection, wanted, {"attempt.delivery_id": 1})
+
+    def read_ended(self, found: Iterable[Document]) -> set[str]:
+        """Return the ids of those deliveries."""
+        # A log that somebody else wrote may have anything there, and tells nothing.
+        attempts = [document.get("attempt") for document in found]
+        ids = (attempt.get("delivery_id") for attempt in attempts if isinstance(attempt, dict))
+        return {delivery_id for delivery_id in ids if isinstance(delivery_id, str)}
+
+    def find_ended_attempt(self, log_id: ObjectId) -> COTWebhookLog | None:
+        """Return an attempt's own log; None if there is none, or only one that says that it was interrupted."""
+        query = {"_id": log_id, "attempt.error_kind": {"$ne": ErrorKind.INTERRUPTED.value}}
+        with store_errors():
+            document = self._collection.find_one(query)
+        return None if document is None else next(iter(_parse([document])), None)
+
+    def read(self, query: LogQuery, limit: int) -> list[COTWebhookLog]:
+        """Return the newest logs, newest first.
+
+        Args:
+            query: which ones.
+            limit: how many at most.
+        """
+        with store_errors():
+            cursor = self._collection.find(query.to_filter()).sort("createdAt", DESCENDING).limit(limit + _SPARE)
+            with cursor.batch_size(min(limit, _SPARE)):
+                # Not past the limit: the rest need not be read.
+                return list(islice(_parse(cursor), limit))
+
+    def read_ids(self, query: LogQuery) -> dict[ObjectId, datetime]:
+        """Return id and `createdAt` of every log that the query asks for."""
+        with store_errors():
+            documents = self._collection.find(query.to_filter(), {"createdAt": 1})
+            # Of logs that somebody else wrote also those with a list of dates, or one beyond the calendar.
+            return {
+                document["_id"]: document["createdAt"]
+                for document in documents
+                if isinstance(document["_id"], ObjectId) and isinstance(document.get("createdAt"), datetime)
+            }
+
+    def get_many(self, log_ids: Sequence[ObjectId]) -> list[COTWebhookLog]:
+        """Return the logs with these ids, oldest first."""
+        with store_errors():
+            documents = list(self._collection.find({"_id": {"$in": log_ids}}).sort("createdAt", ASCENDING))
+        return list(_parse(documents))
+
+    def find_webhooks(self, outcome: Outcome, since: datetime, limit: int) -> dict[ObjectId, set[ErrorKind | None]]:
+        """Return the webhooks that had attempts with this outcome since an instant, and the kinds of error of those.
+
+        Args:
+            outcome: of the attempts.
+            since: when they ended at the earliest.
+            limit: how many logs to look at, the newest first.
+        """
+        pipeline: list[Document] = [
+            {"$match": {"attempt.outcome": outcome.value, "createdAt": {"$gte": since}}},
+            {"$sort": {"createdAt": DESCENDING}},
+            {"$limit": limit},
+            {"$group": {"_id": "$subscription", "kinds": {"$addToSet": {"$ifNull": ["$attempt.error_kind", None]}}}},
+        ]
+        with store_errors():
+            found = list(self._collection.aggregate(pipeline))
+        return {
+            group["_id"]: {_read_kind(kind) for kind in group["kinds"]}
+            for group in found
+            if isinstance(group["_id"], ObjectId)
+        }
+
+    def count_attempts(
+        self, webhook_id: ObjectId, until: datetime, slice_s: float, slices: int, limit: int
+    ) -> list[AttemptCount]:
+        """Count a webhook's attempts, the newest slice first.
+
+        Args:
+            webhook_id: whose.
+            until: now; logs of a worker whose clock is ahead count as of now.
+            slice_s: seconds of a slice.
+            slices: how many.
+            limit: attempts to count, the newest first.
+        """
+        since = until - timedelta(seconds=slice_s * slices)
+        age_ms = {"$max": [0, {"$subtract": [until, "$createdAt"]}]}
+        pipeline: list[Document] = [
+            # A list of dates, which only somebody else writes, would fail it all.
+            {"$match": {"subscription": webhook_id, "createdAt": {"$gte": since, "$not": {"$type": "array"}}}},
+            {"$sort": {"createdAt": DESCENDING}},
+            {"$limit": limit},
+            {
+                "$group": {
+                    "_id": {
+                        "slice": {"$floor": {"$divide": [age_ms, slice_s * 1000]}},
+                        "outcome": "$attempt.outcome",
+                        "kind": "$attempt.error_kind",
+                    },
+                    "count": {"$sum": 1},
+                    "oldest_at": {"$min": "$createdAt"},
+                    "status": {"$first": "$status"},
+                }
+            },
+        ]
+        with store_errors():
+            found = list(self._collection.aggregate(pipeline))
+        counts = [
+            AttemptCount(
+                int(group["_id"]["slice"]),
+                group["_id"]["outcome"],
+                _read_kind(group["_id"].get("kind")),
+                group["count"],
+                group["oldest_at"],
+                group["status"] if isinstance(group["status"], int) else NO_RESPONSE_STATUS,
+            )
+            for group in found
+            if group["_id"].get("outcome") in list(Outcome)
+        ]
+        return sorted(counts, key=lambda one: one.slice)
+
+    def find_ends(self, delivery_ids: Sequence[str]) -> list[Ended]:
+        """Return how the attempts of some deliveries ended, whenever that was."""
+        fields = {
+            "retry": 1,
+            "attempt.delivery_id": 1,
+            "attempt.outcome": 1,
+            "attempt.error_kind": 1,
+            "attempt.probe": 1,
+        }
+        with store_errors():
+            documents = list(self._collection.find({"attempt.delivery_id": {"$in": list(delivery_ids)}}, fields))
+        ends = []
+        for document in documents:
+            attempt, retry = document.get("attempt"), document.get("retry")
+            if not isinstance(attempt, dict) or not isinstance(retry, int):
+                continue
+            delivery_id, outcome = attempt.get("delivery_id"), attempt.get("outcome")
+            if isinstance(delivery_id, str) and isinstance(outcome, str):
+                kind = _read_kind(attempt.get("error_kind"))
+                ends.append(Ended(delivery_id, retry, outcome, kind, attempt.get("probe") is True))
+        return ends
+
+    def count(self, query: LogQuery, limit: int) -> int:
+        """Return how many logs the query asks for; counting ends at the limit."""
+        with store_errors():
+            return self._collection.count_documents(query.to_filter(), limit=limit)
+
+
+def _read_kind(value: object) -> ErrorKind | None:
+    return ErrorKind(value) if value in list(ErrorKind) else None
+
+
+def _parse(documents: Iterable[Document]) -> Iterator[COTWebhookLog]:
+    for document in documents:
+        try:
+            yield COTWebhookLog.model_validate(document)
+        except ValidationError as error:
+            logger.warning("log %s breaks the contract in %d ways", show(document.get("_id")), error.error_count())

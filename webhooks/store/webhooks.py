@@ -1,0 +1,320 @@
+"""The collection ``webhooks``: who wants which events.
+
+Owns reading it, for workers through a cache of seconds, and the operators' changes. Other services write into the
+collection as well, so a document may be anything: one that breaks the contract is named in the log and gets no events.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any
+
+from bson import ObjectId
+from pydantic import ValidationError
+from pymongo.database import Database
+from pymongo.errors import DuplicateKeyError
+
+from webhooks.errors import InvalidWebhook
+from webhooks.models import TRIGGERS, Context, COTWebhook, UnusableWebhook, parse_webhook
+from webhooks.models.wire import show
+from webhooks.store.mongo import Document, store_errors
+
+logger = logging.getLogger(__name__)
+
+#: Seconds that a worker may go on with what it read. A change must take effect within 5 s (design); the rest of
+#: them is for the read itself.
+CACHE_S = 2.0
+#: Entries that a worker remembers; past that all are forgotten, as they cost one read each.
+_CACHE_SIZE = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Deactivated:
+    """A webhook that we have deactivated, and that nobody was told of."""
+
+    webhook_id: ObjectId
+    notice_id: ObjectId
+    reason: str
+
+
+def read_stored(document: Document) -> COTWebhook:
+    """Check a stored webhook.
+
+    Its ids must be ObjectIds: a webhook is looked up by them, and digits as text could name the webhook of somebody
+    else, who would get the events.
+
+    Raises:
+        InvalidWebhook: names every field and reason.
+    """
+    for field in ("_id", "company"):
+        if field in document and not isinstance(document[field], ObjectId):
+            raise InvalidWebhook(f"invalid webhook: {field}: must be stored as an ObjectId")
+    return parse_webhook(document)
+
+
+def _is_of(company: ObjectId) -> Document:
+    """Return the query for a company's webhooks, with those where another service stored the company as text."""
+    return {"company": {"$in": [company, str(company)]}}
+
+
+def _read_unusable(document: Document, company: ObjectId, error: InvalidWebhook) -> UnusableWebhook | None:
+    """Read what matching needs of a webhook that breaks the contract.
+
+    Args:
+        document: as stored.
+        company: whose webhooks are read.
+        error: what is wrong with the document.
+
+    Returns:
+        None where it cannot be told whose it is or which events it asks for, or where a log could not name it.
+    """
+    webhook_id, trigger, code = (document.get(field) for field in ("_id", "trigger", "code"))
+    if not isinstance(webhook_id, ObjectId) or document.get("company") not in (company, str(company)):
+        return None
+    if not isinstance(trigger, str) or trigger not in TRIGGERS:
+        return None
+    given = document.get("context")
+    context: dict[str, str] = {}
+    for field, value in given.items() if isinstance(given, dict) else ():
+        if field in Context.model_fields:
+            with suppress(ValidationError):
+                context[field] = getattr(Context.model_validate({field: value}), field)
+    return UnusableWebhook(
+        id=webhook_id,
+        company=company,
+        isActive=bool(document.get("isActive", True)),
+        trigger=trigger,
+        context=Context(**context),
+        label=show(code) if isinstance(code, str) and code else str(webhook_id),
+        reason=str(error).removeprefix("invalid webhook: "),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _OfCompany:
+    """What a company has that may ask for events."""
+
+    usable: tuple[COTWebhook, ...]
+    unusable: tuple[UnusableWebhook, ...]
+
+
+class WebhookStore:
+    """Reads and changes webhooks. Every method raises StoreUnavailable when MongoDB cannot serve us now."""
+
+    def __init__(self, database: Database[Document], clock: Callable[[], float] = time.monotonic) -> None:
+        self._collection = database["webhooks"]
+        self._clock = clock
+        self._lock = Lock()
+        self._by_company: dict[ObjectId, tuple[float, _OfCompany]] = {}
+        self._complaints: set[str] = set()
+        self._by_id: dict[ObjectId, tuple[float, COTWebhook | None]] = {}
+
+    def ensure_indexes(self) -> None:
+        """Make the indexes, or find them made."""
+        with store_errors():
+            self._collection.create_index([("company", 1), ("isActive", 1)], name="company_active")
+            self._collection.create_index(
+                [("deactivated.told", 1)], name="deactivated", partialFilterExpression={"deactivated.told": False}
+            )
+            try:
+                self._collection.create_index(
+                    [("company", 1), ("code", 1)],
+                    name="company_code",
+                    unique=True,
+                    # A document written by hand may have no code.
+                    partialFilterExpression={"code": {"$type": "string"}},
+                )
+            except DuplicateKeyError:
+                logger.warning("webhooks: two webhooks of one company have the same code; `webhooks list` shows them")
+
+    def of_company(self, company: ObjectId) -> tuple[COTWebhook, ...]:
+        """Return a company's active webhooks, as they were at most `CACHE_S` ago."""
+        return self._read_company(company).usable
+
+    def unusable_of_company(self, company: ObjectId) -> tuple[UnusableWebhook, ...]:
+        """Return a company's webhooks that cannot be used but ask for events, as they were at most `CACHE_S` ago."""
+        return self._read_company(company).unusable
+
+    def _read_company(self, company: ObjectId) -> _OfCompany:
+        cached = self._by_company.get(company)
+        if cached is not None and cached[0] > self._clock():
+            return cached[1]
+        # Also those whose isActive is neither true nor false: they cannot be used.
+        query = {**_is_of(company), "isActive": {"$ne": False}}
+        with store_errors():
+            documents = list(self._collection.find(query).sort("_id", 1))
+        usable: list[COTWebhook] = []
+        unusable: list[UnusableWebhook] = []
+        for document in documents:
+            webhook = self._check(document)
+            if isinstance(webhook, COTWebhook):
+                usable.append(webhook)
+            elif (found := _read_unusable(document, company, webhook)) is not None:
+                unusable.append(found)
+        read = _OfCompany(tuple(usable), tuple(unusable))
+        self._remember(self._by_company, company, read)
+        for webhook in usable:
+            self._remember(self._by_id, webhook.id, webhook)
+        for webhook in unusable:
+            self._remember(self._by_id, webhook.id, None)
+        return read
+
+    def get(self, webhook_id: ObjectId) -> COTWebhook | None:
+        """Return a webhook, active or not, as it was at most `CACHE_S` ago; None when there is no usable one."""
+        cached = self._by_id.get(webhook_id)
+        if cached is not None and cached[0] > self._clock():
+            return cached[1]
+        with store_errors():
+            document = self._collection.find_one({"_id": webhook_id})
+        webhook = self._parse(document) if document is not None else None
+        self._remember(self._by_id, webhook_id, webhook)
+        return webhook
+
+    def get_many(self, webhook_ids: Collection[ObjectId]) -> dict[ObjectId, COTWebhook | None]:
+        """Return webhooks as `get` does, with one question for all that are not remembered."""
+        found: dict[ObjectId, COTWebhook | None] = {}
+        present = self._clock()
+        for webhook_id in webhook_ids:
+            cached = self._by_id.get(webhook_id)
+            if cached is not None and cached[0] > present:
+                found[webhook_id] = cached[1]
+        missing = [webhook_id for webhook_id in webhook_ids if webhook_id not in found]
+        if missing:
+            with store_errors():
+                documents = {one["_id"]: one for one in self._collection.find({"_id": {"$in": missing}})}
+            for webhook_id in missing:
+                document = documents.get(webhook_id)
+                found[webhook_id] = None if document is None else self._parse(document)
+                self._remember(self._by_id, webhook_id, found[webhook_id])
+        return found
+
+    def _remember(self, cache: dict[ObjectId, Any], key: ObjectId, value: object) -> None:
+        with self._lock:
+            if len(cache) >= _CACHE_SIZE:
+                cache.clear()
+            cache[key] = (self._clock() + CACHE_S, value)
+
+    def _parse(self, document: Document) -> COTWebhook | None:
+        webhook = self._check(document)
+        return webhook if isinstance(webhook, COTWebhook) else None
+
+    def _check(self, document: Document) -> COTWebhook | InvalidWebhook:
+        """Read a stored webhook; return what is wrong with it, once it is named in the log."""
+        try:
+            return read_stored(document)
+        except InvalidWebhook as error:
+            complaint = f"webhook {show(document.get('_id'))} gets no events until it is mended: {error}"
+            if complaint not in self._complaints:  # once per process, not at each read
+                with self._lock:
+                    if len(self._complaints) >= _CACHE_SIZE:
+                        self._complaints.clear()
+                    self._complaints.add(complaint)
+                logger.warning("%s", complaint)
+            return error
+
+    def list_all(self, company: ObjectId | None = None) -> list[Document]:
+        """Return the stored documents, of one company or of all, by company and code; never from the cache."""
+        with store_errors():
+            query = {} if company is None else _is_of(company)
+            return list(self._collection.find(query).sort([("company", 1), ("code", 1), ("_id", 1)]))
+
+    def list_sealed(self, limit: int) -> list[Document]:
+        """Return stored documents in which something is sealed, at most so many; never from the cache."""
+        sealed: list[Document] = [{f"{field}.sealed": {"$exists": True}} for field in ("secrets", "headers")]
+        with store_errors():
+            return list(self._collection.find({"$or": sealed}).limit(limit))
+
+    def find(self, reference: str, company: ObjectId | None = None) -> list[Document]:
+        """Return the stored documents that a person may mean: by id, or by code (in one company, or in any)."""
+        query: Document = {"code": reference}
+        if ObjectId.is_valid(reference):  # which a code of 24 digits is, too
+            query = {"$or": [{"_id": ObjectId(reference)}, query]}
+        if company is not None:
+            query |= _is_of(company)
+        with store_errors():
+            return list(self._collection.find(query).sort("_id", 1))
+
+    def add(self, webhook: COTWebhook) -> None:
+        """Store a new webhook.
+
+        Raises:
+            InvalidWebhook: when its company has one with this code.
+        """
+        with store_errors():
+            try:
+                self._collection.insert_one(webhook.to_bson())
+            except DuplicateKeyError:
+                raise InvalidWebhook(
+                    f"invalid webhook: code: company {webhook.company} has {webhook.code!r} already"
+                ) from None
+
+    def replace(self, webhook: COTWebhook, field: str, before: object) -> bool:
+        """Store one field of a webhook, if in MongoDB it still is what it was before.
+
+        Args:
+            webhook: with the new value.
+            field: which one.
+            before: as it was read from MongoDB; None for a field that was not there.
+
+        Returns:
+            Whether it was stored: False when somebody else has changed it meanwhile.
+        """
+        with store_errors():
+            query = {"_id": webhook.id, field: before}
+            stored = webhook.to_bson()[field]
+            return self._collection.update_one(query, {"$set": {field: stored}}).matched_count == 1
+
+    def change(self, webhook: COTWebhook, fields: frozenset[str]) -> None:
+        """Store the given fields of a webhook that exists, and no others: somebody else may be changing those.
+
+        Those of them that the webhook does not have are taken out.
+        """
+        stored = webhook.to_bson()
+        update: Document = {}
+        for field in sorted(fields):
+            operator, value = ("$set", stored[field]) if field in stored else ("$unset", "")
+            update.setdefault(operator, {})[field] = value
+        with store_errors():
+            self._collection.update_one({"_id": webhook.id}, update)
+
+    def deactivate(self, webhook_id: ObjectId, reason: str) -> bool:
+        """Retire a webhook whose receiver wants nothing more, with the reason on it.
+
+        Told to operators is what `list_deactivated` returns: it stands in the same document, so neither is without the
+        other.
+
+        Returns:
+            Whether it was active until now.
+        """
+        deactivated = {"at": "$$NOW", "reason": {"$literal": reason}, "notice_id": ObjectId(), "told": False}
+        with store_errors():
+            done = self._collection.update_one(
+                {"_id": webhook_id, "isActive": True},
+                # In two steps: what is there may be no object.
+                [{"$unset": "deactivated"}, {"$set": {"isActive": False, "deactivated": deactivated}}],
+            )
+        self._by_id.pop(webhook_id, None)
+        return done.matched_count == 1
+
+    def list_deactivated(self, limit: int) -> list[Deactivated]:
+        """Return webhooks that `deactivate` retired and that nobody was told of."""
+        with store_errors():
+            documents = list(self._collection.find({"deactivated.told": False}, {"deactivated": 1}).limit(limit))
+        found = []
+        for document in documents:
+            webhook_id, value = document["_id"], document.get("deactivated")
+            notice_id, reason = (
+                (value.get("notice_id"), value.get("reason")) if isinstance(value, dict) else (None, None)
+            )
+            if isinstance(webhook_id, ObjectId) and isinstance(notice_id, ObjectId) and isinstance(reason, str):
+                found.append(Deactivated(webhook_id, notice_id, reason))
+        return found
+
+    def note_deactivation_told(self, deactivated: Deactivated) -> None:
+        """Note that the notice of it is written."""
+        query = {"_id": deactivated.webhook_id, "deactivated.notice_id": deactivated.notice_id}
+        with store_errors():
+            self._collection.update_one(query, {"$set": {"deactivated.told": True}})

@@ -1,0 +1,72 @@
+"""A ``webhooks.send`` message that no broker carries: for first attempts that the event's own worker makes."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from webhooks.delivery.queueing import child_headers, lane_headers
+from webhooks.rules.lanes import SEND_QUEUE
+from webhooks.store.deliveries import Claim, Delivery
+
+
+class InPlaceMessage:
+    """What Celery's strategy and `Request` need of a kombu message."""
+
+    content_type = "application/json"
+    content_encoding = "utf-8"
+    errors = None
+    properties: Mapping[str, Any] = {"priority": 0}
+    delivery_info: Mapping[str, Any] = {"exchange": "", "routing_key": SEND_QUEUE}
+
+    def __init__(
+        self,
+        delivery: Delivery,
+        claim: Claim,
+        parent: Mapping[str, Any],
+        on_end: Callable[[], object],
+        on_give_back: Callable[[str], object],
+    ) -> None:
+        """Make one.
+
+        Args:
+            delivery: what to attempt.
+            claim: on the attempt.
+            parent: the request of the event's task.
+            on_end: called when Celery acks it.
+            on_give_back: called when Celery gives it back; gets the reason.
+        """
+        self.claim = claim
+        self._on_end = on_end
+        self._on_give_back = on_give_back
+        #: What the pool made of it; None where Celery did not hand it on, as it was revoked.
+        self.job: Any = None
+        self.acknowledged = False
+        self.payload = ((), {"delivery_id": delivery.delivery_id}, None)
+        self.body = b'[[], {"delivery_id": "%s"}, null]' % delivery.delivery_id.encode()
+        self.headers: dict[str, Any] = {
+            "lang": "py",
+            "task": "webhooks.send",
+            "id": delivery.delivery_id,
+            "retries": 0,
+            "root_id": parent.get("root_id") or parent["id"],
+            "parent_id": parent["id"],
+            "argsrepr": delivery.label,
+            "kwargsrepr": "retry 0",
+            "ignore_result": True,
+            "stamped_headers": parent.get("stamped_headers"),
+            "stamps": parent.get("stamps"),
+            **child_headers(parent, lane_headers(delivery.lane, delivery.rate)),
+        }
+
+    def ack(self, *_: object) -> None:
+        """End it, as Celery's ``on_ack``."""
+        if not self.acknowledged:
+            self.acknowledged = True
+            self._on_end()
+
+    def reject(self, logger: object, errors: object, requeue: bool = False) -> None:
+        """Drop it or give it back, as Celery's ``on_reject``."""
+        if not requeue:
+            self.ack()
+        elif not self.acknowledged:
+            self.acknowledged = True
+            self._on_give_back("an attempt of it was given back")
