@@ -126,10 +126,6 @@ class NoResponse(WebhooksError):
         self.text = text
 
 
-class TooLate(Exception):
-    """A request was not sent: what allowed it was read too long ago, as this process was paused, say."""
-
-
 class AttemptFailed(WebhooksError):
     """One attempt of a delivery failed; its text is the line that Flower shows. Holds no payload."""
 

@@ -221,8 +221,7 @@ def _place(services: Services, events: Sequence[Accepting], room: Room | None) -
         event.unplaced.append(delivery)
     attempts: dict[int, list[ToAttempt]] = {}
     for event, delivery in begun:
-        webhook, known_at = webhooks[delivery.webhook_id], event.looked_up_at
-        one = ToAttempt(delivery, claims[delivery.delivery_id], webhook, known_at, event.event)
+        one = ToAttempt(delivery, claims[delivery.delivery_id], webhooks[delivery.webhook_id], event.event)
         attempts.setdefault(id(event), []).append(one)
     return attempts
 

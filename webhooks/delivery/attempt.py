@@ -182,7 +182,6 @@ class Attempter:
         event: COTEvent | None,
         *,
         is_probe: bool = False,
-        not_after: float | None = None,
     ) -> "PreparedAttempt":
         """Prepare an attempt up to its request.
 
@@ -192,7 +191,6 @@ class Attempter:
             claim: on this attempt.
             event: what the delivery's body holds, where it has been read; None where it has not.
             is_probe: whether it is made to try a paused endpoint, and uses up no retry.
-            not_after: as in `OutgoingRequest`.
 
         Raises:
             ValueError: the delivery's body holds no event.
@@ -204,8 +202,6 @@ class Attempter:
         # Where there is no webhook to try, it is an attempt like any other.
         is_probe = is_probe and webhook is not None and webhook.isActive
         request = self._make_request(webhook, delivery, started_at, is_first=not claim.retry and not is_probe)
-        if isinstance(request, OutgoingRequest):
-            request = replace(request, not_after=not_after)
         return PreparedAttempt(delivery, event, webhook, claim, started_at, is_probe, request)
 
     def conclude(self, prepared: "PreparedAttempt", answer: Answer) -> COTWebhookLog:

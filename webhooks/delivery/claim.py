@@ -9,12 +9,11 @@ from webhooks.delivery.outcomes import Done, Failed, Postponed, SendOutcome, ToA
 from webhooks.delivery.record import store_log
 from webhooks.delivery.records import Held, PutOff
 from webhooks.delivery.services import Services
-from webhooks.errors import StoreUnavailable, WorkersLost
+from webhooks.errors import WorkersLost
 from webhooks.models import COTWebhook, COTWebhookLog, now
 from webhooks.rules.lanes import SEND_QUEUE
 from webhooks.store.deliveries import Blocked, Claim, Claimed
 from webhooks.transport.channel import hold_lane, limit_lane
-from webhooks.transport.holder import uptime
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +31,6 @@ def claim_all(services: Services, claims: Sequence[Claim]) -> list[SendOutcome |
     Raises:
         StoreUnavailable: MongoDB is away; the step can be repeated.
     """
-    known_at = uptime()
     try:
         found = services.books.claim(claims)
         wanted = {one.delivery.webhook_id for one in found if isinstance(one, Claimed | PutOff)}
@@ -41,20 +39,11 @@ def claim_all(services: Services, claims: Sequence[Claim]) -> list[SendOutcome |
         lanes = {one.delivery.webhook_id: one.delivery.lane for one in found if isinstance(one, Claimed | PutOff)}
         for webhook_id, lane in lanes.items():
             limit_lane(SEND_QUEUE, lane, read_rate(webhooks.get(webhook_id)))
-        return [_judge(services, claim, one, webhooks, known_at) for claim, one in zip(claims, found, strict=True)]
+        return [_judge(services, claim, one, webhooks) for claim, one in zip(claims, found, strict=True)]
     except BaseException:
         for claim in claims:
             services.ledger.give_up(claim)
         raise
-
-
-def release(services: Services, claims: Sequence[Claim]) -> None:
-    """Undo claims on which no attempt was made, before their messages go back: any worker may be the next to claim."""
-    try:
-        services.ledger.release(claims)
-    except StoreUnavailable:
-        for claim in claims:
-            services.ledger.give_up(claim)
 
 
 def _judge(
@@ -62,7 +51,6 @@ def _judge(
     claim: Claim,
     found: Claimed | Blocked | Held | PutOff | Exception | None,
     webhooks: dict,
-    known_at: float,
 ) -> SendOutcome | ToAttempt:
     if isinstance(found, Claimed) and (webhook := webhooks.get(found.delivery.webhook_id)) and webhook.ordered:
         found = services.books.keep_unless_head(found) or found
@@ -97,7 +85,7 @@ def _judge(
         store_log(made_before)
         logger.info("attempt of %s was made before: %s", claim.delivery_id, summarize(made_before))
         return Done(f"was made before: {summarize(made_before)}")
-    return ToAttempt(found.delivery, claim, webhook, known_at, is_probe=found.is_probe)
+    return ToAttempt(found.delivery, claim, webhook, is_probe=found.is_probe)
 
 
 def _log_interrupted(

@@ -42,8 +42,6 @@ class ToAttempt:
     claim: Claim
     #: None where there is no usable one any more.
     webhook: COTWebhook | None
-    #: When its webhook's gate was read, or a little earlier, by `uptime`.
-    known_at: float
     #: What the delivery's body holds, where it has been read; None where it has not.
     event: COTEvent | None = None
     #: Whether it tries a paused endpoint, and uses up no retry.

@@ -16,7 +16,7 @@ import certifi
 import requests
 
 from webhooks.config import Proxy
-from webhooks.errors import ErrorKind, NoResponse, TooLate, trace
+from webhooks.errors import ErrorKind, NoResponse, trace
 from webhooks.models.url import Target
 from webhooks.models.wire import now
 from webhooks.rules.addresses import Network
@@ -33,7 +33,6 @@ from webhooks.sender.nonblocking import InFlightRequest
 from webhooks.sender.request import OutgoingPost, OutgoingRequest, find_target, prepare
 from webhooks.sender.resolver import Resolver
 from webhooks.sender.response import bad_response
-from webhooks.transport.holder import uptime
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +105,7 @@ class Sender:
         Args:
             request: what to send.
             on_answer: gets the answer, also where none came: nothing that a receiver, a resolver or a URL does is
-                raised. A defect of ours comes as the answer's `defect`, and `TooLate` likewise.
+                raised. A defect of ours comes as the answer's `defect`.
 
         Raises:
             RuntimeError: the sender is closed.
@@ -174,8 +173,6 @@ class Sender:
         """Begin a job over a kept connection, or have a thread see to it."""
         job.attempt = attempt = Attempt(_NO_TARGET, self._connect_timeout_s, self._total_timeout_s)
         asked = job.request
-        if asked.not_after is not None and uptime() > asked.not_after:
-            raise TooLate
         try:
             attempt.target = target = find_target(asked.url)
             check_port(target.port, self._allowed_ports)

@@ -40,8 +40,6 @@ class OutgoingRequest:
     #: Seconds: a kept connection that was opened longer ago is not used. For a retry this is the time since the failed
     #: attempt, so that it never goes over a connection that was kept before that. 0: a new connection. None: no limit.
     max_connection_age_s: float | None = None
-    #: By `uptime`: later it is not begun. None: whenever.
-    not_after: float | None = None
 
 
 class OutgoingPost(PreparedRequest):

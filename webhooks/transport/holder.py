@@ -31,10 +31,6 @@ WITNESS_AFTER_S = 6.0
 #: one may have brought that to its end. Less than is left of a lease, at least, that is renewed.
 KNOWN_FOR_S = 5.0
 
-#: Seconds after which no request goes out any more for which a worker has asked the webhook's gate: a pause waits so
-#: long, and holds from then on. Far more than goes by between the two, unless the process is paused.
-GATE_KNOWN_FOR_S = 2.0
-
 #: Seconds that go on while the process is paused, and while its machine is suspended where the system counts that.
 uptime = partial(time.clock_gettime, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 

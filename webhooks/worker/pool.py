@@ -31,16 +31,15 @@ from celery.worker import state
 
 from webhooks.delivery.accept import Accepted, Accepting, accept, leave_lane
 from webhooks.delivery.attempt import PreparedAttempt
-from webhooks.delivery.claim import claim_all, release
+from webhooks.delivery.claim import claim_all
 from webhooks.delivery.holding import carry_out
 from webhooks.delivery.outcomes import Attempted, DeliverOutcome, Failed, SendOutcome, ToAttempt
 from webhooks.delivery.queueing import report_attempt
 from webhooks.delivery.record import record
 from webhooks.delivery.services import get_services
-from webhooks.errors import TooLate, trace
+from webhooks.errors import trace
 from webhooks.sender import Answer, OutgoingRequest
 from webhooks.store.deliveries import Claim
-from webhooks.transport.holder import GATE_KNOWN_FOR_S
 from webhooks.worker.batch import new_batch
 from webhooks.worker.inplace import InPlaceMessage
 
@@ -149,8 +148,6 @@ class _Send:
     #: Where it was made in place: what it came from. None where it has a message of its own.
     event: _Event | None = None
     attempt: ToAttempt | None = None
-    #: Whether its request was not sent as it was too late for it: see `TooLate`.
-    is_late: bool = False
 
 
 class BatchPool(BasePool):
@@ -337,14 +334,7 @@ class BatchPool(BasePool):
         for send in sends:
             one = cast("ToAttempt", send.attempt)
             try:
-                prepared = attempter.prepare(
-                    one.delivery,
-                    one.webhook,
-                    one.claim,
-                    one.event,
-                    is_probe=one.is_probe,
-                    not_after=one.known_at + GATE_KNOWN_FOR_S,
-                )
+                prepared = attempter.prepare(one.delivery, one.webhook, one.claim, one.event, is_probe=one.is_probe)
             except Exception as error:  # noqa: BLE001 - such as a body that was changed into no event
                 get_services().ledger.give_up(one.claim)
                 self._end(send, Failed(error))
@@ -359,10 +349,6 @@ class BatchPool(BasePool):
     def _conclude(self, send: _Send, prepared: PreparedAttempt, answer: Answer) -> None:
         """Judge an answer; called by one of the sender's threads, among others."""
         one = cast("ToAttempt", send.attempt)
-        if isinstance(answer.defect, TooLate):
-            send.is_late = True
-            self._end(send, Failed(Reject("its webhook may have been paused since it was asked", requeue=True)))
-            return
         try:
             log = get_services().attempter.conclude(prepared, answer)
             send.job.took_s = (log.details.total_ms or 0) / 1000
@@ -395,7 +381,6 @@ class BatchPool(BasePool):
                 batch.outcome = send.job.outcome
                 send.job.trace()
             self._publish(batch)
-        release(services, [send.attempt.claim for send in ended if send.is_late and send.attempt is not None])
         first = {send.attempt for send in ended if send.event is not None}
         forgotten = record(services, batch.attempted, [one for one in batch.attempted if one.attempt in first])
         for send in ended:
