@@ -156,15 +156,19 @@ class LogStore:
                     self._collection.replace_one(guess, document)
         return result.faults
 
-    def find_ended(self, event_ids: Sequence[str]) -> set[str]:
-        """Return the ids of the events' deliveries that have ended."""
-        asked = self.ask_ended(event_ids)
+    def find_ended(self, delivery_ids: Iterable[str]) -> set[str]:
+        """Return the ids of those deliveries that have ended."""
+        asked = self.ask_ended(delivery_ids)
         with store_errors():
             return self.read_ended(asked.collection.find(asked.filter, asked.fields))
 
-    def ask_ended(self, event_ids: Iterable[str]) -> Question:
-        """Return the question for the deliveries of events that have ended."""
-        wanted: Document = {"attempt.event_id": {"$in": list(event_ids)}, "attempt.next_at": None}
+    def ask_ended(self, delivery_ids: Iterable[str]) -> Question:
+        """Return the question which of some deliveries have ended; one that waits for an operator has not."""
+        wanted: Document = {
+            "attempt.delivery_id": {"$in": list(delivery_ids)},
+            "attempt.next_at": None,
+            "attempt.kept": {"$ne": True},
+        }
         return Question(self._collection, wanted, {"attempt.delivery_id": 1})
 
     def read_ended(self, found: Iterable[Document]) -> set[str]:

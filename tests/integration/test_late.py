@@ -1,0 +1,203 @@
+"""What comes late or twice, on a real MongoDB: a delivery that ended stays ended, and what is owed is not lost."""
+
+from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from bson import ObjectId
+from pymongo.database import Database
+
+from tests.lab.logs import make_attempt, make_log
+from tests.lab.samples_data import read_sample
+from webhooks.delivery import accept as accept_module
+from webhooks.delivery import record as record_module
+from webhooks.delivery.accept import Accepting, accept
+from webhooks.delivery.claim import claim_all
+from webhooks.delivery.outcomes import Attempted, Done, ToAttempt
+from webhooks.delivery.record import record
+from webhooks.delivery.records import Books
+from webhooks.models import COTWebhook, COTWebhookLog, now
+from webhooks.store.deliveries import Claim, Ledger
+from webhooks.store.gates import By, GateStore
+from webhooks.store.held import KeptDeliveries
+from webhooks.store.leases import Leases
+from webhooks.store.logs import LogStore
+from webhooks.store.webhooks import WebhookStore
+from webhooks.transport.messages import Turn
+
+Documents = Database[dict[str, Any]]
+CLAIM_S = 600.0
+EVENT = read_sample("event-task-create")
+
+
+class Process:
+    """The stores of one worker, with a lease that it has renewed for long."""
+
+    def __init__(self, database: Documents, token: str) -> None:
+        self.database = database
+        self.leases = Leases(database, token)
+        self.leases.renew()
+        lease = {"since": {"$subtract": ["$$NOW", 60_000]}}
+        database["leases"].update_one({"_id": token}, [{"$set": lease}])
+        self.token = token
+        self.ledger = Ledger(database, CLAIM_S, 10, leases=self.leases)
+        self.kept, self.gates = KeptDeliveries(database, self.ledger), GateStore(database)
+        self.logs, self.webhooks = LogStore(database), WebhookStore(database)
+        self.books = Books(self.ledger, self.kept, self.logs, self.gates, self.webhooks)
+        self.progress = SimpleNamespace(taken_due_at=None)
+        self.services: Any = self
+        self.attempter: Any = None
+
+    def accept(self, event: Accepting) -> list[ToAttempt] | None:
+        """Take the step that accepts one event; None: it waits for its turn."""
+        (accepted,) = accept(self.services, [event], Room())
+        return None if accepted.outcome is None else list(accepted.attempts)
+
+    def claim(self, delivery_id: str, retry: int = 0) -> Any:
+        (found,) = claim_all(self.services, [Claim(delivery_id, retry, ObjectId(), self.token)])
+        return found
+
+    def lapse(self) -> None:
+        """Make its lease look as if it had not been renewed, as when it is paused."""
+        self.database["leases"].update_one({"_id": self.token}, [{"$set": {"until": {"$subtract": ["$$NOW", 1]}}}])
+
+
+class Room:
+    """For as many as are asked for."""
+
+    def take(self, most: int) -> int:
+        return most
+
+    def give_back(self, count: int) -> None:
+        pass
+
+
+class Lanes:
+    """What the broker says of a lane."""
+
+    turn = Turn.NOW
+
+
+@pytest.fixture
+def lanes(monkeypatch: pytest.MonkeyPatch) -> Lanes:
+    made = Lanes()
+    monkeypatch.setattr(accept_module, "ask_turns", lambda asked: lambda: [made.turn] * len(asked))
+    monkeypatch.setattr(accept_module, "queue_attempts", lambda *_: None)
+    monkeypatch.setattr(accept_module, "leave_lane", lambda *_: None)
+    return made
+
+
+@pytest.fixture
+def ours(database: Documents, lanes: Lanes, monkeypatch: pytest.MonkeyPatch) -> Process:
+    webhook = {**read_sample("webhook-task"), "url": "https://receiver.example/"}
+    database["webhooks"].insert_one(COTWebhook.model_validate(webhook).to_bson())
+    made = Process(database, "ours")
+    monkeypatch.setattr(record_module, "get_services", lambda: made)
+    return made
+
+
+@pytest.fixture
+def theirs(database: Documents) -> Process:
+    return Process(database, "theirs")
+
+
+def message(event_id: str = "e1") -> Accepting:
+    return Accepting(event_id, EVENT, {}, makes_attempts=True)
+
+
+def result(attempt: ToAttempt, **details: Any) -> COTWebhookLog:
+    """Return an attempt's log; of one that succeeded, but for what is given."""
+    status = 200 if details.get("outcome", "success") == "success" else 503
+    made = make_attempt(
+        delivery_id=attempt.delivery.delivery_id,
+        event_id=attempt.delivery.event_id,
+        **{"outcome": "success", "error_kind": None, "next_at": None, **details},
+    )
+    claim = attempt.claim
+    return make_log("x", at=now(), attempt=made, retry=claim.retry, log_id=claim.log_id, status=status)
+
+
+def deliver(process: Process) -> ToAttempt:
+    """Have a process handle the event, with success."""
+    (attempt,) = process.accept(message()) or []
+    process.books.record([result(attempt)])
+    return attempt
+
+
+def assert_over(database: Documents, logs: int = 1) -> None:
+    assert list(database["deliveries"].find()) == []
+    assert database["webhooklogs"].count_documents({}) == logs
+
+
+def test_twin_that_waited_for_its_turn_is_not_sent(ours: Process, theirs: Process, lanes: Lanes, database: Documents):
+    """An event is queued twice; one message waits for its lane while the other is handled to its end."""
+    twin = message()
+    lanes.turn = Turn.SOON
+    assert theirs.accept(twin) is None
+    lanes.turn = Turn.NOW
+    deliver(ours)
+    assert theirs.accept(twin) == []
+    assert_over(database)
+
+
+@pytest.mark.parametrize("is_claimed", [True, False])
+def test_insert_that_arrives_late_is_not_sent(ours: Process, theirs: Process, database: Documents, is_claimed: bool):
+    """The way to MongoDB stalls with the first insert under way, and lets it through after another worker's success."""
+    attempt = deliver(ours)
+    late = Claim(attempt.delivery.delivery_id, 0, ObjectId(), "theirs")
+    if is_claimed:
+        theirs.ledger.add_claimed([(attempt.delivery, late)], theirs.ledger.now())
+    else:
+        theirs.ledger.add([attempt.delivery], theirs.ledger.now())
+    theirs.lapse()
+    assert ours.claim(late.delivery_id) == Done("nothing is owed any more"), "the sweep's message"
+    assert_over(database)
+
+
+def test_late_failure_makes_no_third_request(
+    ours: Process, theirs: Process, database: Documents, monkeypatch: pytest.MonkeyPatch
+):
+    """A worker is paused with a first attempt in flight; another one takes it over, and has success."""
+    (late,) = theirs.accept(message()) or []
+    theirs.lapse()
+    taken_over = ours.claim(late.delivery.delivery_id)
+    assert isinstance(taken_over, ToAttempt)
+    record(ours.services, [Attempted(taken_over, result(taken_over))])
+    retries = []
+    add = theirs.ledger.add
+
+    def add_and_pause(*arguments: Any) -> set[str]:
+        """As `Ledger.add`; then the retry's message is handled before the late process goes on."""
+        added = add(*arguments)
+        retries.append(ours.claim(late.delivery.delivery_id, 1))
+        return added
+
+    monkeypatch.setattr(theirs.ledger, "add", add_and_pause)
+    attempted = Attempted(late, result(late, outcome="failed", next_at=now() + timedelta(seconds=30)))
+    record(theirs.services, [attempted], [attempted])
+    assert [type(retry) for retry in retries] == [Done]
+    assert ours.claim(late.delivery.delivery_id, 1) == Done("nothing is owed any more")
+    assert_over(database, logs=2)
+
+
+def test_delivery_that_waits_for_an_operator_has_not_ended(ours: Process):
+    """Its last attempt's log says that there is no next one; then an operator has it made anew."""
+    (attempt,) = ours.accept(message()) or []
+    ours.books.record([result(attempt, outcome="failed", kept=True)])
+    head = ours.kept.restart_head(attempt.delivery.webhook_id)
+    assert head is not None
+    ours.gates.resume(attempt.delivery.webhook_id)
+    assert ours.kept.let_out([head], ours.ledger.now())
+    assert isinstance(ours.claim(head.delivery_id), ToAttempt)
+
+
+def test_pause_holds_for_what_waited_for_its_turn(ours: Process, lanes: Lanes, database: Documents):
+    event = message()
+    lanes.turn = Turn.SOON
+    assert ours.accept(event) is None
+    (delivery,) = event.owed
+    ours.gates.pause(delivery.webhook_id, By.OPERATOR, "test")
+    lanes.turn = Turn.NOW
+    assert ours.accept(event) == []
+    assert [one["held"] for one in database["deliveries"].find()] == [True]
