@@ -1,30 +1,40 @@
 """What comes late or twice, on a real MongoDB: a delivery that ended stays ended, and what is owed is not lost."""
 
+import queue
+from dataclasses import replace
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from bson import ObjectId
+from celery.exceptions import Reject
 from pymongo.database import Database
 
 from tests.lab.logs import make_attempt, make_log
+from tests.lab.receiver import Receiver
 from tests.lab.samples_data import read_sample
+from tests.lab.senders import new_sender
 from webhooks.delivery import accept as accept_module
 from webhooks.delivery import record as record_module
 from webhooks.delivery.accept import Accepting, accept
+from webhooks.delivery.attempt import Attempter
 from webhooks.delivery.claim import claim_all
-from webhooks.delivery.outcomes import Attempted, Done, ToAttempt
+from webhooks.delivery.outcomes import Attempted, Done, Failed, ToAttempt
 from webhooks.delivery.record import record
 from webhooks.delivery.records import Books
 from webhooks.models import COTWebhook, COTWebhookLog, now
-from webhooks.store.deliveries import Claim, Ledger
+from webhooks.rules.encryption import Vault
+from webhooks.rules.retry import RetryPolicy
+from webhooks.store.deliveries import Claim, Claimed, Ledger
 from webhooks.store.gates import By, GateStore
 from webhooks.store.held import KeptDeliveries
 from webhooks.store.leases import Leases
 from webhooks.store.logs import LogStore
 from webhooks.store.webhooks import WebhookStore
+from webhooks.transport.holder import uptime
 from webhooks.transport.messages import Turn
+from webhooks.worker import pool
 
 Documents = Database[dict[str, Any]]
 CLAIM_S = 600.0
@@ -201,3 +211,30 @@ def test_pause_holds_for_what_waited_for_its_turn(ours: Process, lanes: Lanes, d
     lanes.turn = Turn.NOW
     assert ours.accept(event) == []
     assert [one["held"] for one in database["deliveries"].find()] == [True]
+
+
+def test_claim_that_is_too_old_makes_no_request_and_is_given_up(
+    ours: Process, database: Documents, monkeypatch: pytest.MonkeyPatch
+):
+    """A worker is paused between its claim and the request, for longer than its claim is sure to hold."""
+    (attempt,) = ours.accept(message()) or []
+    old = replace(attempt, claim=replace(attempt.claim, asked_at=uptime() - 60))
+    ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    with Receiver() as receiver:
+        webhook = old.webhook and old.webhook.model_copy(update={"url": receiver.url})
+        sender = new_sender()
+        ours.attempter = Attempter(sender=sender, policy=RetryPolicy(30, 3), vault=Vault([]))
+        monkeypatch.setattr(pool, "get_services", lambda: ours)
+        sending = pool.BatchPool.__new__(pool.BatchPool)
+        sending._ended = ended
+        job: Any = SimpleNamespace(outcome=None)
+        sending._attempt([pool._Send(job, attempt=replace(old, webhook=webhook))])
+        outcome = ended.get(timeout=10).job.outcome
+        sender.close()
+    assert receiver.requests == []
+    assert isinstance(outcome, Failed)
+    assert isinstance(outcome.error, Reject)
+    assert outcome.error.requeue
+    again = ours.ledger.claim([Claim(attempt.delivery.delivery_id, 0, ObjectId())])[0]
+    assert isinstance(again, Claimed)
+    assert again.interrupted == ()

@@ -11,6 +11,7 @@ from bson import ObjectId
 
 from webhooks.rules.lanes import lane_of_webhook
 from webhooks.store.mongo import Document
+from webhooks.transport.holder import KNOWN_FOR_S, uptime
 
 #: What a delivery needs to be attempted. Anybody may have written the document.
 _FIELDS: Mapping[str, type] = {
@@ -67,6 +68,13 @@ class Claim:
     worker: str | None = None
 
 
+    #: When it was about to be asked for, by `uptime`.
+    asked_at: float = field(default_factory=uptime, compare=False)
+
+    @property
+    def begin_by(self) -> float:
+        """When its request must have been begun, by `uptime`: later another process may have the claim."""
+        return self.asked_at + KNOWN_FOR_S
 @dataclass(frozen=True, slots=True)
 class Interrupted:
     """An attempt that was begun, and of whose end nothing is known here: its worker died, most likely."""
