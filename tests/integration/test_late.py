@@ -26,7 +26,7 @@ from webhooks.delivery.records import Books
 from webhooks.models import COTWebhook, COTWebhookLog, now
 from webhooks.rules.encryption import Vault
 from webhooks.rules.retry import RetryPolicy
-from webhooks.store.deliveries import Claim, Claimed, Ledger
+from webhooks.store.deliveries import Claim, Claimed, Delivery, Ledger
 from webhooks.store.gates import By, GateStore
 from webhooks.store.held import KeptDeliveries
 from webhooks.store.leases import Leases
@@ -211,6 +211,21 @@ def test_pause_holds_for_what_waited_for_its_turn(ours: Process, lanes: Lanes, d
     lanes.turn = Turn.NOW
     assert ours.accept(event) == []
     assert [one["held"] for one in database["deliveries"].find()] == [True]
+
+
+def ordered(number: int, webhook_id: ObjectId, company: ObjectId) -> Delivery:
+    return Delivery(f"msg_{number}", f"e{number}", webhook_id, company, "label", "{}", is_ordered=True)
+
+
+def test_line_goes_on_behind_what_waits_when_the_gates_are_lost(ours: Process, database: Documents):
+    """MongoDB is restored from a backup without the collection ``gates``."""
+    webhook_id, company = ObjectId(), ObjectId()
+    for number in range(10):
+        if number == 5:
+            database["gates"].drop()
+        ours.books.accept([ordered(number, webhook_id, company)])
+    line = [one.delivery_id for one in ours.kept.find_held(webhook_id, 100)]
+    assert line == [f"msg_{number}" for number in range(10)]
 
 
 def test_claim_that_is_too_old_makes_no_request_and_is_given_up(
