@@ -224,6 +224,7 @@ def test_shared_event_is_forgotten_when_nothing_of_it_is_owed(ledger: Ledger, da
     old = now() - timedelta(hours=1)
     ledger.add([delivery(1, "ended"), delivery(2, "ended")], old)
     ledger.add([delivery(3, "owed"), delivery(4, "owed")], old)
+    database["events"].update_many({}, {"$set": {"created_at": old}})
     ledger.add([delivery(5, "young"), delivery(6, "young")], now())
     ledger.settle([failed(number, 0, is_last=True) for number in (1, 2, 3, 5, 6)])
     assert ledger.forget_events(now() - timedelta(minutes=10), 100) == 1

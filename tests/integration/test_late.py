@@ -1,15 +1,18 @@
 """What comes late or twice, on a real MongoDB: a delivery that ended stays ended, and what is owed is not lost."""
 
 import queue
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
+import pymongo
 import pytest
 from bson import ObjectId
 from celery.exceptions import Reject
 from pymongo.database import Database
+from pymongo.monitoring import CommandListener
 
 from tests.lab.logs import make_attempt, make_log
 from tests.lab.receiver import Receiver
@@ -253,3 +256,36 @@ def test_claim_that_is_too_old_makes_no_request_and_is_given_up(
     again = ours.ledger.claim([Claim(attempt.delivery.delivery_id, 0, ObjectId())])[0]
     assert isinstance(again, Claimed)
     assert again.interrupted == ()
+
+
+class OnDelete(CommandListener):
+    """Does something when a collection is about to be deleted from."""
+
+    def __init__(self, collection: str, do: Callable[[], object]) -> None:
+        self._collection = collection
+        self._do = do
+
+    def started(self, event: Any) -> None:
+        if event.command_name == "delete" and event.command["delete"] == self._collection:
+            self._do()
+
+    def succeeded(self, event: Any) -> None:
+        pass
+
+    def failed(self, event: Any) -> None:
+        pass
+
+
+def test_shared_event_that_is_used_again_is_not_swept_away(ours: Process, database: Documents, mongodb_url: str):
+    """The sweep finds it, and then a fan-out uses it before the sweep deletes it."""
+    company = ObjectId()
+    two = [Delivery(f"msg_{number}", "e", ObjectId(), company, "label", '{"e":1}') for number in range(2)]
+    ours.ledger.add(two, now())
+    database["deliveries"].delete_many({})
+    database["events"].update_many({}, {"$set": {"created_at": now() - timedelta(minutes=11)}})
+    listener = OnDelete("events", lambda: ours.ledger.add(two, ours.ledger.now()))
+    with pymongo.MongoClient[dict[str, Any]](mongodb_url, tz_aware=True, event_listeners=[listener]) as client:
+        sweeping = Ledger(client[database.name], CLAIM_S, 10)
+        sweeping.forget_events(sweeping.now() - timedelta(minutes=10), 100)
+    found = ours.ledger.claim([Claim(one.delivery_id, 0, ObjectId()) for one in two])
+    assert [type(one) for one in found] == [Claimed, Claimed]

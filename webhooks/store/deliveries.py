@@ -161,15 +161,17 @@ class Ledger:
         # The events first: a delivery must never be without its body. One that is there is made new again, so that
         # the clean-up does not take it away just now.
         if shared:
-            fresh = [
-                {"$set": {"event_id": same[0].event_id, "body": same[0].body, "created_at": at}} for same in shared
+            writes = [
+                UpdateOne(
+                    {"_id": shared_id(one.event_id, one.company)},
+                    {"$set": {"event_id": one.event_id, "body": one.body}, "$currentDate": {"created_at": True}},
+                    upsert=True,
+                )
+                for one in (same[0] for same in shared)
             ]
             keys = [{"_id": shared_id(same[0].event_id, same[0].company)} for same in shared]
             with store_errors():
-                self._events.bulk_write(
-                    [UpdateOne(key, change, upsert=True) for key, change in zip(keys, fresh, strict=True)],
-                    ordered=False,
-                )
+                self._events.bulk_write(writes, ordered=False)
         documents = [_write(delivery, at, has_body=len(same) == 1) for same in by_event.values() for delivery in same]
         known = insert_new(self._deliveries, documents).known
         return {document["_id"] for place, document in enumerate(documents) if place not in known}
@@ -434,7 +436,8 @@ class Ledger:
             event_ids = [event.get("event_id") for event in old]
             owed = self._deliveries.distinct("event_id", {"event_id": {"$in": event_ids}})
             forgotten = [event["_id"] for event in old if event.get("event_id") not in owed]
-            return self._events.delete_many({"_id": {"$in": forgotten}}).deleted_count
+            # Asked again: one may have been made new since, for deliveries that are about to be written.
+            return self._events.delete_many({"_id": {"$in": forgotten}, **query}).deleted_count
 
     def count(self) -> int:
         """Return how many deliveries are owed, as the collection's own count has it."""
