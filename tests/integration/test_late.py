@@ -29,7 +29,7 @@ from webhooks.delivery.records import Books
 from webhooks.models import COTWebhook, COTWebhookLog, now
 from webhooks.rules.encryption import Vault
 from webhooks.rules.retry import RetryPolicy
-from webhooks.store.deliveries import Claim, Claimed, Delivery, Ledger
+from webhooks.store.deliveries import Blocked, Claim, Claimed, Delivery, Ledger
 from webhooks.store.gates import By, GateStore
 from webhooks.store.held import KeptDeliveries
 from webhooks.store.leases import Leases
@@ -289,3 +289,18 @@ def test_shared_event_that_is_used_again_is_not_swept_away(ours: Process, databa
         sweeping.forget_events(sweeping.now() - timedelta(minutes=10), 100)
     found = ours.ledger.claim([Claim(one.delivery_id, 0, ObjectId()) for one in two])
     assert [type(one) for one in found] == [Claimed, Claimed]
+
+
+@pytest.mark.parametrize("has_lease", [True, False])
+def test_retry_that_comes_before_the_end_of_the_attempt_is_written_looks_again_soon(
+    ours: Process, database: Documents, has_lease: bool
+):
+    """``WEBHOOKS_RETRY_DELAY_S=0``: it comes at once, and must not wait for the claim of the attempt before to end."""
+    if not has_lease:
+        ours.ledger = Ledger(database, CLAIM_S, 10)
+    delivery = Delivery("msg_1", "e", ObjectId(), ObjectId(), "label", "{}")
+    ours.ledger.add([delivery], now())
+    first, second = (ours.ledger.claim([Claim("msg_1", retry, ObjectId())])[0] for retry in (0, 1))
+    assert isinstance(first, Claimed)
+    assert isinstance(second, Blocked)
+    assert second.again_s < 1
