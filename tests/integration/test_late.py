@@ -29,7 +29,7 @@ from webhooks.delivery.records import Books
 from webhooks.models import COTWebhook, COTWebhookLog, now
 from webhooks.rules.encryption import Vault
 from webhooks.rules.retry import RetryPolicy
-from webhooks.store.deliveries import Blocked, Claim, Claimed, Delivery, Ledger
+from webhooks.store.deliveries import Blocked, Claim, Claimed, Delivery, Ledger, Overdue
 from webhooks.store.gates import By, GateStore
 from webhooks.store.held import KeptDeliveries
 from webhooks.store.leases import Leases
@@ -194,6 +194,16 @@ def test_late_failure_makes_no_third_request(
     assert_over(database, logs=2)
 
 
+def test_late_last_failure_stops_no_webhook(ours: Process, theirs: Process):
+    """The webhook is to stop when retries are used up; another worker had taken the attempt over."""
+    (late,) = theirs.accept(message()) or []
+    theirs.lapse()
+    assert isinstance(ours.claim(late.delivery.delivery_id), ToAttempt)
+    theirs.books.record([result(late, outcome="failed", kept=True)])
+    assert ours.gates.get(late.delivery.webhook_id).is_open
+    assert isinstance(ours.ledger.find(late.delivery.delivery_id), Overdue)
+
+
 def test_delivery_that_waits_for_an_operator_has_not_ended(ours: Process):
     """Its last attempt's log says that there is no next one; then an operator has it made anew."""
     (attempt,) = ours.accept(message()) or []
@@ -304,3 +314,16 @@ def test_retry_that_comes_before_the_end_of_the_attempt_is_written_looks_again_s
     assert isinstance(first, Claimed)
     assert isinstance(second, Blocked)
     assert second.again_s < 1
+
+
+def test_sweep_does_not_bring_a_retry_forward(ours: Process):
+    """A delivery that it found overdue fails just now, and waits for its retry when the sweep's note arrives."""
+    delivery = Delivery("msg_1", "e", ObjectId(), ObjectId(), "label", "{}")
+    ours.ledger.add([delivery], now() - timedelta(hours=1))
+    seen_at = ours.ledger.now()
+    claim = Claim("msg_1", 0, ObjectId())
+    assert isinstance(ours.ledger.claim([claim])[0], Claimed)
+    next_at = now() + timedelta(hours=1)
+    ours.ledger.settle([result(ToAttempt(delivery, claim, None), outcome="failed", next_at=next_at)])
+    ours.ledger.postpone(["msg_1"], seen_at)
+    assert ours.ledger.find_overdue(seen_at + timedelta(minutes=30), 10) == []

@@ -198,7 +198,7 @@ class Books:
             attempt = log.details
             if attempt.error_kind is None and ends_webhook(log.status):
                 self._webhooks.deactivate(log.subscription, f"its receiver answered {log.status} Gone")
-            if attempt.kept:
+            if attempt.kept and self._ledger.is_heeded(log):
                 self._gates.note_held([log.subscription])
                 self._gates.stop(log.subscription, f"the retries of {attempt.delivery_id} are used up: {_last(log)}")
             if attempt.probe and attempt.outcome == Outcome.SUCCESS:

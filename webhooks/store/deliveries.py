@@ -318,9 +318,8 @@ class Ledger:
     def settle(self, logs: Iterable[COTWebhookLog]) -> None:
         """Bring the ledger up to date with attempts that were made: what is owed next, or nothing any more.
 
-        An attempt that was interrupted changes nothing: the worker that found it is making it again. Nor does a failed
-        one whose claim was taken over meanwhile, as its process was paused, say: what is owed next is for the new claim
-        to say. One that succeeded ends its delivery all the same.
+        An attempt that was interrupted changes nothing: the worker that found it is making it again. Nor does one that
+        is not heeded any more.
         """
         ends: list[DeleteOne] = []
         changes: list[UpdateOne] = []
@@ -328,10 +327,7 @@ class Ledger:
             attempt = log.details
             if attempt.error_kind is ErrorKind.INTERRUPTED:
                 continue
-            # Never back: a log that was written late must not undo what came after it.
-            query: Document = {"_id": attempt.delivery_id, "retry": {"$lte": log.retry}}
-            if attempt.outcome != Outcome.SUCCESS:
-                query["claim.log_id"] = {"$in": [log.id, None]}  # None: there is no claim
+            query = _heeded(log)
             done = {"claim": "", "interrupted": ""}
             keep = {"$set": {"held": True}, "$unset": {**done, "due_at": "", "probe": ""}}
             if attempt.kept:
@@ -360,6 +356,11 @@ class Ledger:
 
         Args:
             before: by `now`.
+    def is_heeded(self, log: COTWebhookLog) -> bool:
+        """Tell whether an attempt may still say what comes of its delivery."""
+        with store_errors():
+            return self._deliveries.find_one(_heeded(log), {"_id": 1}) is not None
+
             limit: of how many webhooks; which ones is not said.
         """
         oldest = []
@@ -405,8 +406,8 @@ class Ledger:
     def postpone(self, delivery_ids: Sequence[str], due_at: datetime) -> None:
         """Note that the deliveries were queued again and are due from an instant on."""
         with store_errors():
-            # One that a worker keeps by now is not due.
-            query = {"_id": {"$in": list(delivery_ids)}, "due_at": {"$exists": True}}
+            # One that a worker keeps by now is not due, and one that waits for its retry is due later.
+            query = {"_id": {"$in": list(delivery_ids)}, "due_at": {"$lt": due_at}}
             self._deliveries.update_many(query, {"$set": {"due_at": due_at}})
 
     def set_aside(self, delivery_id: object) -> None:
@@ -466,6 +467,19 @@ def _release(given_up: Iterable[tuple[str, ObjectId]]) -> list[UpdateOne]:
     writes = []
     for delivery_id, log_id in given_up:
         writes += [
+def _heeded(log: COTWebhookLog) -> Document:
+    """Return what is true of a delivery for as long as an attempt may say what comes of it.
+
+    The one rule for all that is written because of an attempt. A failed one has no say once its claim was taken over,
+    as its process was paused, say: then it is for the new claim to say. One that succeeded has. Neither undoes what
+    came after it, nor brings back a delivery that has ended.
+    """
+    query: Document = {"_id": log.details.delivery_id, "retry": {"$lte": log.retry}}
+    if log.details.outcome != Outcome.SUCCESS:
+        query["claim.log_id"] = {"$in": [log.id, None]}  # None: there is no claim
+    return query
+
+
             UpdateOne({"_id": delivery_id, "claim.log_id": log_id}, {"$unset": {"claim": ""}}),
             UpdateOne(
                 {"_id": delivery_id, "interrupted.log_id": log_id}, {"$pull": {"interrupted": {"log_id": log_id}}}
