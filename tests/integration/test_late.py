@@ -35,7 +35,7 @@ from webhooks.store.held import KeptDeliveries
 from webhooks.store.leases import Leases
 from webhooks.store.logs import LogStore
 from webhooks.store.webhooks import WebhookStore
-from webhooks.transport.holder import uptime
+from webhooks.transport.holder import CLAIM_LEASE_S, uptime
 from webhooks.transport.messages import Turn
 from webhooks.worker import pool
 
@@ -327,3 +327,49 @@ def test_sweep_does_not_bring_a_retry_forward(ours: Process):
     ours.ledger.settle([result(ToAttempt(delivery, claim, None), outcome="failed", next_at=next_at)])
     ours.ledger.postpone(["msg_1"], seen_at)
     assert ours.ledger.find_overdue(seen_at + timedelta(minutes=30), 10) == []
+
+
+# ── MongoDB's clock goes back ───────────────────────────────────────────────────────────────────────────────────────
+def go_back(database: Documents, minutes: int = 30) -> None:
+    """Make all that was written look as if MongoDB's clock had gone back since."""
+    ahead = {name: {"$add": [f"${name}", minutes * 60_000]} for name in ("claim.at", "claim.until")}
+    database["deliveries"].update_many({}, [{"$set": ahead}])
+    for field in ("since", "until"):
+        changed = {field: {"$add": [f"${field}", minutes * 60_000]}}
+        database["leases"].update_many({field: {"$exists": True}}, [{"$set": changed}])
+
+
+@pytest.mark.parametrize("has_lease", [True, False])
+def test_claim_of_a_dead_worker_is_free_although_the_clock_went_back(
+    ours: Process, theirs: Process, database: Documents, has_lease: bool
+):
+    (attempt,) = theirs.accept(message()) or []
+    if not has_lease:
+        database["deliveries"].update_one({}, {"$unset": {"claim.holder": ""}})
+    go_back(database)
+    if has_lease:  # it is a minute later, in which the dead one has not renewed its lease
+        ours.leases.renew()
+        database["leases"].update_one({"_id": "ours"}, [{"$set": {"since": {"$subtract": ["$$NOW", 60_000]}}}])
+    assert isinstance(ours.claim(attempt.delivery.delivery_id), ToAttempt)
+
+
+def test_claim_of_a_live_worker_holds_although_the_clock_went_back(ours: Process, theirs: Process, database: Documents):
+    (attempt,) = theirs.accept(message()) or []
+    go_back(database)
+    claim = Claim(attempt.delivery.delivery_id, 0, ObjectId())
+    assert isinstance(ours.ledger.claim([claim])[0], Blocked), "ours has not renewed since"
+    ours.leases.renew()
+    assert isinstance(ours.ledger.claim([claim])[0], Blocked), "theirs is about to"
+    theirs.leases.renew()
+    database["leases"].update_one({"_id": "ours"}, [{"$set": {"since": {"$subtract": ["$$NOW", 60_000]}}}])
+    found = ours.ledger.claim([claim])[0]
+    assert isinstance(found, Blocked)
+    assert 0 < found.again_s <= CLAIM_LEASE_S
+
+
+def test_job_of_a_dead_worker_is_free_although_the_clock_went_back(ours: Process, theirs: Process, database: Documents):
+    assert theirs.leases.take_job("sweep", 22)
+    assert not ours.leases.take_job("sweep", 22)
+    go_back(database)
+    assert ours.leases.take_job("sweep", 22)
+    assert not theirs.leases.take_job("sweep", 22)

@@ -16,7 +16,6 @@ the ids of its events), ``event_id``, ``body``, ``created_at``. `owed` reads the
 """
 
 import logging
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -47,6 +46,7 @@ from webhooks.store.pending import (
     shared_id,
     shared_ids,
 )
+from webhooks.transport.holder import uptime
 
 __all__ = [
     "OVERDUE_FIELDS",
@@ -79,6 +79,9 @@ _ASK_TIME_EVERY_S = 30.0
 #: gone back. It is over.
 _LONGEST_CLAIM_S = 3_600
 
+#: How far the clocks of two servers of a replica set may be apart, of which one takes over from the other.
+_CLOCK_SLACK_MS = 5_000
+
 #: Claims given up that are remembered while MongoDB is away. Those beyond are taken for interrupted attempts.
 _MAX_GIVEN_UP = 100_000
 
@@ -94,7 +97,7 @@ class Ledger:
         database: Database[Document],
         claim_s: float,
         timeout_s: float,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = uptime,
         leases: Leases | None = None,
     ) -> None:
         """Use a database.
@@ -104,7 +107,7 @@ class Ledger:
             claim_s: seconds that a claim holds: longer than any attempt with the writing of its log, and shorter than
                 the time after which a dead worker's message comes back.
             timeout_s: seconds within which MongoDB answers or is given up: what it does later is wanted by nobody.
-            clock: seconds that never jump.
+            clock: seconds that never jump, and go on while the process is paused.
             leases: of this process, where it renews one; None: its claims last for `claim_s`, whatever becomes of it,
                 and so do others' for it.
         """
@@ -169,7 +172,6 @@ class Ledger:
                 )
                 for one in (same[0] for same in shared)
             ]
-            keys = [{"_id": shared_id(same[0].event_id, same[0].company)} for same in shared]
             with store_errors():
                 self._events.bulk_write(writes, ordered=False)
         documents = [_write(delivery, at, has_body=len(same) == 1) for same in by_event.values() for delivery in same]
@@ -279,7 +281,10 @@ class Ledger:
             not_after: by the server's clock; later it does nothing.
             lapsed: log id of a claim that stands in the way, but whose holder's lease has lapsed; None for none.
         """
-        is_free = is_over("$claim.until", _LONGEST_CLAIM_S)
+        # Claimed in the future: the server's clock has gone back. A process with a lease has its say by that.
+        is_ahead = {"$gt": ["$claim.at", {"$add": ["$$NOW", _CLOCK_SLACK_MS]}]}
+        is_unleased = {"$eq": [{"$type": "$claim.holder"}, "missing"]}
+        is_free = {"$or": [is_over("$claim.until", _LONGEST_CLAIM_S), {"$and": [is_ahead, is_unleased]}]}
         if lapsed is not None:
             is_free = {"$or": [is_free, {"$eq": ["$claim.log_id", lapsed]}]}
         is_ours = {"$eq": ["$claim.log_id", claim.log_id]}
@@ -351,16 +356,16 @@ class Ledger:
             except BulkWriteError as error:
                 document_errors(error)
 
-    def find_oldest_overdue(self, before: datetime, limit: int) -> list[Oldest]:
-        """Return, of each webhook to which anything was due before an instant, since when the oldest was.
-
-        Args:
-            before: by `now`.
     def is_heeded(self, log: COTWebhookLog) -> bool:
         """Tell whether an attempt may still say what comes of its delivery."""
         with store_errors():
             return self._deliveries.find_one(_heeded(log), {"_id": 1}) is not None
 
+    def find_oldest_overdue(self, before: datetime, limit: int) -> list[Oldest]:
+        """Return, of each webhook to which anything was due before an instant, since when the oldest was.
+
+        Args:
+            before: by `now`.
             limit: of how many webhooks; which ones is not said.
         """
         oldest = []
@@ -462,11 +467,6 @@ def _write(delivery: Delivery, at: datetime, *, has_body: bool) -> Document:
     }
 
 
-def _release(given_up: Iterable[tuple[str, ObjectId]]) -> list[UpdateOne]:
-    """Return the writes that undo claims on which no attempt was made."""
-    writes = []
-    for delivery_id, log_id in given_up:
-        writes += [
 def _heeded(log: COTWebhookLog) -> Document:
     """Return what is true of a delivery for as long as an attempt may say what comes of it.
 
@@ -480,6 +480,11 @@ def _heeded(log: COTWebhookLog) -> Document:
     return query
 
 
+def _release(given_up: Iterable[tuple[str, ObjectId]]) -> list[UpdateOne]:
+    """Return the writes that undo claims on which no attempt was made."""
+    writes = []
+    for delivery_id, log_id in given_up:
+        writes += [
             UpdateOne({"_id": delivery_id, "claim.log_id": log_id}, {"$unset": {"claim": ""}}),
             UpdateOne(
                 {"_id": delivery_id, "interrupted.log_id": log_id}, {"$pull": {"interrupted": {"log_id": log_id}}}
