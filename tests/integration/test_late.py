@@ -26,14 +26,14 @@ from webhooks.delivery.claim import claim_all
 from webhooks.delivery.outcomes import Attempted, Done, Failed, ToAttempt
 from webhooks.delivery.record import record
 from webhooks.delivery.records import Books
-from webhooks.models import COTWebhook, COTWebhookLog, now
+from webhooks.models import COTEvent, COTWebhook, COTWebhookLog, now
 from webhooks.rules.encryption import Vault
 from webhooks.rules.retry import RetryPolicy
 from webhooks.store.deliveries import Blocked, Claim, Claimed, Delivery, Ledger, Overdue
 from webhooks.store.gates import By, GateStore
 from webhooks.store.held import KeptDeliveries
 from webhooks.store.leases import Leases
-from webhooks.store.logs import LogStore
+from webhooks.store.logs import LogQuery, LogStore
 from webhooks.store.webhooks import WebhookStore
 from webhooks.transport.holder import CLAIM_LEASE_S, uptime
 from webhooks.transport.messages import Turn
@@ -373,3 +373,18 @@ def test_job_of_a_dead_worker_is_free_although_the_clock_went_back(ours: Process
     go_back(database)
     assert ours.leases.take_job("sweep", 22)
     assert not theirs.leases.take_job("sweep", 22)
+
+
+# ── What MongoDB cannot hold ────────────────────────────────────────────────────────────────────────────────────────
+def test_success_that_cannot_be_logged_whole_is_logged_cut_and_not_repeated(ours: Process, database: Documents):
+    """An event of 4 MB of JSON is 25 MB in a log; its delivery was written down before such events were refused."""
+    (attempt,) = ours.accept(message()) or []
+    log = result(attempt)
+    event = COTEvent.model_validate({**EVENT, "event": "edit", "data": {"a": [0] * 2_000_000}, "diff": {}})
+    assert ours.books.record([log.model_copy(update={"event": event})]) == [None]
+    assert_over(database)
+    (stored,) = ours.logs.read(LogQuery(), 10)
+    assert (stored.status, stored.event.event, stored.event.data) == (200, "edit", None)
+    assert stored.details.event_cut
+    theirs = Process(database, "theirs")
+    assert theirs.accept(message()) == [], "its message comes again"
