@@ -4,12 +4,12 @@ import logging
 from collections.abc import Sequence
 
 from webhooks.delivery.attempt import describe_interrupted, read_rate, summarize
-from webhooks.delivery.holding import hold
+from webhooks.delivery.holding import hold, requeue
 from webhooks.delivery.outcomes import Done, Failed, Postponed, SendOutcome, ToAttempt
 from webhooks.delivery.record import store_log
 from webhooks.delivery.records import Held, PutOff
 from webhooks.delivery.services import Services
-from webhooks.errors import WorkersLost
+from webhooks.errors import TooLate, WorkersLost
 from webhooks.models import COTWebhook, COTWebhookLog, now
 from webhooks.rules.lanes import SEND_QUEUE
 from webhooks.store.deliveries import Blocked, Claim, Claimed
@@ -86,6 +86,12 @@ def _judge(
         logger.info("attempt of %s was made before: %s", claim.delivery_id, summarize(made_before))
         return Done(f"was made before: {summarize(made_before)}")
     return ToAttempt(found.delivery, claim, webhook, is_probe=found.is_probe)
+
+
+def give_back(services: Services, claim: Claim, error: TooLate) -> Failed:
+    """Give up a claim that was too old for its request to be made, and have the message come again."""
+    services.ledger.give_up(claim)
+    return requeue(error)
 
 
 def _log_interrupted(

@@ -31,13 +31,13 @@ from celery.worker import state
 
 from webhooks.delivery.accept import Accepted, Accepting, accept, leave_lane
 from webhooks.delivery.attempt import PreparedAttempt
-from webhooks.delivery.claim import claim_all
+from webhooks.delivery.claim import claim_all, give_back
 from webhooks.delivery.holding import carry_out
 from webhooks.delivery.outcomes import Attempted, DeliverOutcome, Failed, SendOutcome, ToAttempt
 from webhooks.delivery.queueing import report_attempt
 from webhooks.delivery.record import record
 from webhooks.delivery.services import get_services
-from webhooks.errors import trace
+from webhooks.errors import TooLate, trace
 from webhooks.sender import Answer, OutgoingRequest
 from webhooks.store.deliveries import Claim
 from webhooks.worker.batch import new_batch
@@ -349,6 +349,9 @@ class BatchPool(BasePool):
     def _conclude(self, send: _Send, prepared: PreparedAttempt, answer: Answer) -> None:
         """Judge an answer; called by one of the sender's threads, among others."""
         one = cast("ToAttempt", send.attempt)
+        if isinstance(answer.defect, TooLate):
+            self._end(send, give_back(get_services(), one.claim, answer.defect))
+            return
         try:
             log = get_services().attempter.conclude(prepared, answer)
             send.job.took_s = (log.details.total_ms or 0) / 1000

@@ -15,13 +15,13 @@ from celery.utils import uuid
 
 from webhooks.delivery.accept import Accepting, accept
 from webhooks.delivery.attempt import read_rate, summarize
-from webhooks.delivery.claim import claim_all
+from webhooks.delivery.claim import claim_all, give_back
 from webhooks.delivery.holding import carry_out, hold
 from webhooks.delivery.outcomes import Attempted, DeliverOutcome, Done, Failed, Postponed, SendOutcome, ToAttempt
 from webhooks.delivery.queueing import lane_headers, queue_attempt, report_attempt
 from webhooks.delivery.record import record, store_log
 from webhooks.delivery.services import get_services
-from webhooks.errors import AttemptFailed, TaskDefect
+from webhooks.errors import AttemptFailed, TaskDefect, TooLate
 from webhooks.models import COTEvent, COTWebhook, COTWebhookLog
 from webhooks.producer.app import app
 from webhooks.producer.durable import DurableTask
@@ -177,9 +177,12 @@ def _send_alone(task: Task, delivery_id: str) -> SendOutcome:
     (found,) = carry_out(lambda claims: claim_all(services, claims), [claim])
     if not isinstance(found, ToAttempt):
         return found
-    log = services.attempter.attempt(
-        found.delivery, found.webhook, found.claim, is_probe=found.is_probe, event=found.event
-    )
+    try:
+        log = services.attempter.attempt(
+            found.delivery, found.webhook, found.claim, is_probe=found.is_probe, event=found.event
+        )
+    except TooLate as error:
+        return give_back(services, claim, error)
     report_attempt(found.delivery.lane, log)
     task.request.outcome = Attempted(found, log)
     return task.request.outcome
