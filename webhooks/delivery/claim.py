@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 
 from webhooks.delivery.attempt import describe_interrupted, read_rate, summarize
 from webhooks.delivery.holding import hold, requeue
@@ -9,7 +10,7 @@ from webhooks.delivery.outcomes import Done, Failed, Postponed, SendOutcome, ToA
 from webhooks.delivery.record import store_log
 from webhooks.delivery.records import Held, PutOff
 from webhooks.delivery.services import Services
-from webhooks.errors import TooLate, WorkersLost
+from webhooks.errors import StoreUnavailable, TooLate, WorkersLost
 from webhooks.models import COTWebhook, COTWebhookLog, now
 from webhooks.rules.lanes import SEND_QUEUE
 from webhooks.store.deliveries import Blocked, Claim, Claimed
@@ -92,6 +93,12 @@ def give_back(services: Services, claim: Claim, error: TooLate) -> Failed:
     """Give up a claim that was too old for its request to be made, and have the message come again."""
     services.ledger.give_up(claim)
     return requeue(error)
+
+
+def release(services: Services, claims: Sequence[Claim]) -> None:
+    """Undo claims that were given up now, if MongoDB is there; else it is told with the next claims."""
+    with suppress(StoreUnavailable):
+        services.ledger.release(claims)
 
 
 def _log_interrupted(
