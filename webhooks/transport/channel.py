@@ -124,7 +124,7 @@ def finish(queue: str, lane: str, tag: str) -> None:
 
 
 def _held_tag(tag: str) -> str:
-    """Return a tag that says which process holds what it stands for: `LUA_LEASES` reads it."""
+    """Return a tag that says which process holds what it stands for: `lua/parts/leases.lua` reads it."""
     return f"{process_token()}/{tag}"
 
 
