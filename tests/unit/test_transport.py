@@ -14,8 +14,10 @@ from kombu.transport import virtual
 
 from webhooks.config import Settings
 from webhooks.transport import holder, messages, scripts
-from webhooks.transport.channel import Channel, Poller, QoS
+from webhooks.transport.acks import QoS
+from webhooks.transport.channel import Channel
 from webhooks.transport.connection import AMQP, OPTION, Connection, Transport
+from webhooks.transport.poller import Poller
 
 URL = "redis://:secret@127.0.0.1:9/3"
 

@@ -23,10 +23,10 @@ from webhooks.producer.deliver import read_event
 from webhooks.rules.lanes import SEND_QUEUE, whole_lane
 from webhooks.store.deliveries import Claim, Delivery
 from webhooks.store.gates import Gate
-from webhooks.transport.channel import finish
 from webhooks.transport.holder import KNOWN_FOR_S, uptime
 from webhooks.transport.lanes import SERIAL, TAKEN_FROM_HEADER, whole_of
 from webhooks.transport.messages import Admission, Turn
+from webhooks.transport.settlements import finish
 
 logger = logging.getLogger(__name__)
 

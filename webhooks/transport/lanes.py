@@ -29,6 +29,8 @@ from typing import TypedDict
 
 #: Attempts at one time that an endpoint begins with, and does not fall below for want of work.
 FIRST_SHARE = 4
+#: In ``broker_transport_options``: a `Lanes`.
+LANES_OPTION = "webhooks_lanes"
 #: Ends the name of a serial lane.
 SERIAL = "!"
 #: In a message's headers, of a webhook with a limit: attempts per second and burst.

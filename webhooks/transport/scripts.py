@@ -21,6 +21,9 @@ PARKED_KEY = "webhooks.parked.{}"
 WAKE_KEY = "webhooks.wake.{}"
 RESTORING_KEY = "webhooks.restoring"
 
+#: Parked messages of one queue that one take moves, and settlements of one script: bounds how long Redis is busy.
+BATCH = 500
+
 _CONSTANTS: Mapping[str, float | str] = {
     "OTHERS": OTHERS,
     "SERIAL": SERIAL,
