@@ -9,9 +9,9 @@ import redis
 
 from tests.integration.test_lanes import DELIVER, SEND, put, state, worker
 from tests.integration.test_transport import SHORT, publish
-from webhooks.transport.channel import hold_lane
 from webhooks.transport.lanes import RATE_HEADER
 from webhooks.transport.scripts import SHAS
+from webhooks.transport.settlements import hold_lane
 
 HOUR_S = 3600
 #: What scripts see as Redis's time.

@@ -15,12 +15,12 @@ from kombu.messaging import Producer
 from tests.integration.test_transport import LONG, Party
 from tests.lab.worker import wait_until
 from webhooks.rules.lanes import JOINED, QUEUES
-from webhooks.transport.channel import LANES_OPTION, hold_lane, limit_lane, report
 from webhooks.transport.connection import AMQP, OPTION, Connection
 from webhooks.transport.headers import LANE_HEADER
-from webhooks.transport.lanes import FIRST_HEADER, RATE_HEADER, TAKEN_FROM_HEADER, Lanes
+from webhooks.transport.lanes import FIRST_HEADER, LANES_OPTION, RATE_HEADER, TAKEN_FROM_HEADER, Lanes
 from webhooks.transport.messages import Admission, Turn
 from webhooks.transport.scripts import FEW
+from webhooks.transport.settlements import hold_lane, limit_lane, report
 
 SEND, DELIVER = "webhooks.send", "webhooks.deliver"
 OPTIONS = {

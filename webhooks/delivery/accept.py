@@ -23,9 +23,9 @@ from webhooks.models import TRIGGERS, COTEvent, describe_event
 from webhooks.producer.deliver import read_event
 from webhooks.rules.lanes import SEND_QUEUE, whole_lane
 from webhooks.store.deliveries import Blocked, Claim, Claimed, Delivery
-from webhooks.transport.channel import finish
 from webhooks.transport.lanes import SERIAL, TAKEN_FROM_HEADER, whole_of
 from webhooks.transport.messages import Admission, Turn
+from webhooks.transport.settlements import finish
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from webhooks.errors import StoreUnavailable, TooLate, WorkersLost
 from webhooks.models import COTWebhook, COTWebhookLog, now
 from webhooks.rules.lanes import SEND_QUEUE
 from webhooks.store.deliveries import Blocked, Claim, Claimed
-from webhooks.transport.channel import hold_lane, limit_lane
+from webhooks.transport.settlements import hold_lane, limit_lane
 
 logger = logging.getLogger(__name__)
 

@@ -18,10 +18,11 @@ from webhooks.producer.publishing import Draft, publish_many
 from webhooks.rules.lanes import SEND_QUEUE
 from webhooks.rules.retry import Verdict, is_own_fault, judge_endpoint
 from webhooks.store.deliveries import Delivery, Overdue
-from webhooks.transport.channel import Channel, report
+from webhooks.transport.channel import Channel
 from webhooks.transport.headers import LANE_HEADER
 from webhooks.transport.lanes import FIRST_HEADER, RATE_HEADER, TAKEN_FROM_HEADER
 from webhooks.transport.messages import Admission, Turn
+from webhooks.transport.settlements import report
 
 #: Header of a message whose event is in the outbox, and to be taken out when the ledger has its deliveries.
 FROM_OUTBOX = "webhooks_outbox"

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 
 from kombu.utils.json import dumps
 
-from webhooks.transport.lanes import OTHERS, whole_of
+from webhooks.transport.headers import OTHERS
+from webhooks.transport.lanes import whole_of
 from webhooks.transport.messages import due_at, read_message, without_eta
 from webhooks.transport.scripts import FEW, SORT, UNSORTED
 
