@@ -441,9 +441,9 @@ def test_end_of_one_wakes_a_worker_if_its_lane_has_more(url: str, redis_client: 
     with worker(url, "celery", DELIVER, threads=5) as party:
         for count in (1, 2):
             party.drain(count)
-            redis_client.delete("webhooks.wake.celery")
+            redis_client.delete("webhooks.wake.webhooks.deliver")
             party.got[-1].ack()
-            wakes.append(redis_client.llen("webhooks.wake.celery"))
+            wakes.append(redis_client.llen("webhooks.wake.webhooks.deliver"))
     assert wakes == [1, 0]
 
 
