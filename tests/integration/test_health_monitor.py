@@ -19,6 +19,7 @@ from webhooks.store.deliveries import Claim, Delivery, Ledger
 from webhooks.store.gates import By, GateStore, State
 from webhooks.store.held import KeptDeliveries
 from webhooks.store.logs import LogStore
+from webhooks.store.notices import NoticeStore
 from webhooks.store.webhooks import WebhookStore
 
 Documents = Database[dict[str, Any]]
@@ -44,6 +45,7 @@ class World:
         self.ledger = Ledger(database, 10, 10)
         self.kept = KeptDeliveries(database, self.ledger)
         self.logs, self.gates, self.webhooks = LogStore(database), GateStore(database), WebhookStore(database)
+        self.notices = NoticeStore(database)
         self.books = Books(self.ledger, self.kept, self.logs, self.gates, self.webhooks)
         self.operators: Any = None
         self.clock = Clock()

@@ -18,6 +18,7 @@ from webhooks.store.held import KeptDeliveries
 from webhooks.store.leases import Leases
 from webhooks.store.logs import LogStore
 from webhooks.store.mongo import open_database
+from webhooks.store.notices import NoticeStore
 from webhooks.store.outbox import Outbox
 from webhooks.store.webhooks import WebhookStore
 from webhooks.transport.holder import process_token
@@ -45,6 +46,7 @@ class Services:
     leases: Leases
     kept: KeptDeliveries
     gates: GateStore
+    notices: NoticeStore
     outbox: Outbox
     books: Books
     attempter: Attempter
@@ -85,6 +87,7 @@ def get_services() -> Services:
         leases=leases,
         kept=kept,
         gates=gates,
+        notices=NoticeStore(database),
         outbox=Outbox(database),
         books=Books(ledger, kept, logs, gates, webhooks),
         attempter=Attempter(

@@ -36,8 +36,9 @@ from webhooks.rules.health import (
 )
 from webhooks.rules.retry import Outcome, is_own_fault
 from webhooks.store.deliveries import Overdue
-from webhooks.store.gates import By, Gate, Notice
+from webhooks.store.gates import By, Gate
 from webhooks.store.logs import AttemptCount
+from webhooks.store.notices import Notice
 
 logger = logging.getLogger(__name__)
 
@@ -358,14 +359,14 @@ def tell(services: Services, settings: Settings) -> int:
     Raises:
         StoreUnavailable: MongoDB cannot serve us now; a notice may be told once more.
     """
-    notices = services.gates.list_untold_notices(services.ledger.now(), _MAX_TOLD)
+    notices = services.notices.list_untold(services.ledger.now(), _MAX_TOLD)
     webhooks = services.webhooks.get_many([notice.webhook_id for notice in notices])
     done = 0
     for notice in notices:
         webhook = webhooks[notice.webhook_id]
         pause_s = min(_MAX_TELL_AGAIN_S, _TELL_AGAIN_S * 2 ** min(notice.tries, _MAX_DOUBLINGS))
         # Before it is told: however long that takes, nobody else tells it meanwhile.
-        if not services.gates.take_notice(notice, pause_s + settings.total_timeout_s):
+        if not services.notices.take(notice, pause_s + settings.total_timeout_s):
             continue
         if notice.tries == 0:
             label = str(notice.webhook_id) if webhook is None else f"{webhook.label} ({webhook.origin})"
@@ -374,7 +375,7 @@ def tell(services: Services, settings: Settings) -> int:
         if services.operators is not None:
             fault = services.operators.tell(notice.notice_id, make_message(notice, webhook))
         if fault is None:
-            services.gates.note_told(notice)
+            services.notices.note_told(notice)
             done += 1
         else:
             logger.warning("operators cannot be told, tried again in some %.0f s: %s", pause_s, fault)

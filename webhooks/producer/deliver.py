@@ -69,7 +69,7 @@ class DeliverTask(DurableTask):
     """Checks an event where it is handed in, and publishes it as the JSON text that receivers will get."""
 
     #: In the worker: keeps payloads out of Flower and logs.
-    Request = "webhooks.worker.consumer:DeliverRequest"
+    Request = "webhooks.worker.request:DeliverRequest"
     #: A bad event is its producer's fault: a line in the log, no traceback.
     throws = (InvalidEvent,)
 

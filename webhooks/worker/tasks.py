@@ -38,7 +38,7 @@ class SendTask(DurableTask):
     """Hands over the log of each attempt, from Celery's hooks: they run before the message is acked."""
 
     #: In the worker: puts on record what an operator revokes.
-    Request = "webhooks.worker.consumer:SendRequest"
+    Request = "webhooks.worker.request:SendRequest"
 
     #: A failed attempt is no defect: a line in the log, no traceback.
     throws = (AttemptFailed,)
