@@ -209,7 +209,7 @@ def test_gate_changed_by_hand_is_read_with_care(gates: GateStore, database: Docu
 
 
 @pytest.mark.parametrize(
-    ("gate", "probe", "let_out", "nothing"),
+    ("gate", "probe", "release", "nothing"),
     [
         (Gate(WEBHOOK), True, True, True),
         (Gate(WEBHOOK, State.PAUSED, By.HEALTH), True, False, False),
@@ -219,10 +219,10 @@ def test_gate_changed_by_hand_is_read_with_care(gates: GateStore, database: Docu
     ],
     ids=lambda value: f"{value.state}-{value.by}" if isinstance(value, Gate) else None,
 )
-def test_what_a_gate_lets_through(gate: Gate, probe: bool, let_out: bool, nothing: bool):
-    assert gate.lets_through(is_probe=True, is_let_out=False) is probe
-    assert gate.lets_through(is_probe=False, is_let_out=True) is let_out
-    assert gate.lets_through(is_probe=False, is_let_out=False) is nothing
+def test_what_a_gate_lets_through(gate: Gate, probe: bool, release: bool, nothing: bool):
+    assert gate.lets_through(is_probe=True, is_released=False) is probe
+    assert gate.lets_through(is_probe=False, is_released=True) is release
+    assert gate.lets_through(is_probe=False, is_released=False) is nothing
 
 
 def test_questions_to_the_gates_use_an_index(gates: GateStore, database: Documents):

@@ -26,7 +26,7 @@ from pymongo.errors import DuplicateKeyError
 
 from webhooks.errors import StoreUnavailable
 from webhooks.rules.health import FULL_RATE, START_RATE
-from webhooks.store.mongo import Document, Question, store_errors
+from webhooks.store.mongo import Document, Query, store_errors
 from webhooks.store.notices import Notice, NoticeType, after, instant, literal, read_notices, with_notice
 
 #: Seconds for which what was noted as kept is not noted again: a busy line would write its gate for each event.
@@ -95,15 +95,15 @@ class Gate:
         """Whether deliveries are sent as probes, one at a time."""
         return self.state is State.PAUSED and self.by is By.HEALTH
 
-    def lets_through(self, *, is_probe: bool, is_let_out: bool) -> bool:
+    def lets_through(self, *, is_probe: bool, is_released: bool) -> bool:
         """Say whether an attempt may be made.
 
         Args:
             is_probe: of a delivery that was let out as a probe.
-            is_let_out: of a delivery that is due, so that nobody keeps it.
+            is_released: of a delivery that is due, so that nobody keeps it.
         """
         if self.state is State.RECOVERING:
-            return is_let_out
+            return is_released
         return self.is_open or (self.is_probed and is_probe)
 
     def is_held_back(self, present: datetime) -> bool:
@@ -140,9 +140,9 @@ class GateStore:
         with store_errors():
             return self.read(wanted, self._collection.find(self.ask(wanted).filter))
 
-    def ask(self, webhook_ids: Iterable[ObjectId]) -> Question:
+    def ask(self, webhook_ids: Iterable[ObjectId]) -> Query:
         """Return the question for webhooks' gates."""
-        return Question(self._collection, {"_id": {"$in": list(webhook_ids)}})
+        return Query(self._collection, {"_id": {"$in": list(webhook_ids)}})
 
     def read(self, webhook_ids: Iterable[ObjectId], found: Iterable[Document]) -> dict[ObjectId, Gate]:
         """Return the gate of each of these webhooks; one that has none stored is open."""
@@ -225,7 +225,7 @@ class GateStore:
     def resume(self, webhook_id: ObjectId, reason: str = "an operator resumed it") -> bool:
         """Let out what was kept, slowly at first, as an operator wants it; where nothing is, simply open.
 
-        Who resumes a stopped webhook has `Ledger.restart_head` make its head's first attempt anew, before this.
+        Who resumes a stopped webhook has `DeliveryStore.restart_head` make its head's first attempt anew, before this.
 
         Returns:
             Whether it was paused or stopped until now.

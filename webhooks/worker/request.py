@@ -178,7 +178,7 @@ class SendRequest(DurableRequest):
         """Give the delivery up before its message is acked: what was only dropped would be queued again."""
         self._already_revoked = True
         if isinstance(self.message, InPlaceMessage):
-            get_services().ledger.give_up(self.message.claim)
+            get_services().deliveries.give_up(self.message.claim)
         finish = partial(super()._announce_revoked, reason, terminated, signum, expired)
         _revoked.submit(self._give_up, finish)
 
@@ -198,9 +198,9 @@ class SendRequest(DurableRequest):
 def skip_one(delivery_id: str) -> None:
     """Put on record that a delivery is given up, if it is still owed and nobody is attempting it."""
     services = get_services()
-    owed = services.ledger.find(delivery_id)
+    owed = services.deliveries.find(delivery_id)
     if owed is not None:
-        skip([owed], services.webhooks.get(owed.webhook_id), services.ledger, services.logs)
+        skip([owed], services.webhooks.get(owed.webhook_id), services.deliveries, services.logs)
 
 
 class DeliverRequest(DurableRequest):
