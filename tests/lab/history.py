@@ -18,9 +18,9 @@ from webhooks.delivery.attempt import make_delivery_id
 from webhooks.models import now
 from webhooks.models.wire import format_instant, to_json
 from webhooks.rules.retry import judge, why_failed
-from webhooks.store.deliveries import Ledger
+from webhooks.store.deliveries import DeliveryStore
 from webhooks.store.gates import By, GateStore
-from webhooks.store.held import KeptDeliveries
+from webhooks.store.held import HeldDeliveries
 from webhooks.store.logs import LogStore
 from webhooks.store.mongo import open_database
 from webhooks.store.webhooks import WebhookStore
@@ -60,10 +60,10 @@ def fill(database: Database[dict[str, Any]], count: int, *, end: datetime | None
     chance, end = random.Random(seed), end or now()
     LogStore(database).ensure_indexes(30)
     WebhookStore(database).ensure_indexes()
-    ledger, gates = Ledger(database, 25, 10), GateStore(database)
+    ledger, gates = DeliveryStore(database, 25, 10), GateStore(database)
     ledger.ensure_indexes()
     gates.ensure_indexes()
-    KeptDeliveries(database, ledger).ensure_indexes()
+    HeldDeliveries(database, ledger).ensure_indexes()
     webhooks = [_make_webhook(number) for number in range(len(_WEBHOOKS))]
     database["webhooks"].insert_many(webhooks)
     logs = _make_logs(webhooks, count, end, chance)

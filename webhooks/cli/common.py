@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
 from typing import Any, TypeVar
 
 import click
@@ -18,16 +17,11 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.text import Text
 
-from webhooks.config import get_settings
 from webhooks.errors import InvalidWebhook
 from webhooks.models.wire import make_safe, parse_object_id, to_wire
 from webhooks.rules.times import parse_time
-from webhooks.store.deadletters import DeadLetterStore
-from webhooks.store.deliveries import Ledger
-from webhooks.store.gates import GateStore
-from webhooks.store.held import KeptDeliveries
-from webhooks.store.logs import LogStore
-from webhooks.store.mongo import Document, open_database
+from webhooks.store.mongo import Document
+from webhooks.store.stores import Stores
 from webhooks.store.webhooks import WebhookStore, read_stored
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -43,49 +37,6 @@ MAX_LIMIT = 1_000_000_000
 
 #: What of a webhook's secrets and headers is not secret.
 _SHOWN_OF = {"secrets": ("id", "scheme", "public", "createdAt", "expiresAt"), "headers": ("name", "value")}
-
-
-class Stores:
-    """The collections, opened when a command first asks for one."""
-
-    @cached_property
-    def _database(self) -> Any:
-        return open_database(get_settings().mongodb_url, get_settings().mongodb_timeout_s)
-
-    @cached_property
-    def webhooks(self) -> WebhookStore:
-        """Who wants which events."""
-        return WebhookStore(self._database)
-
-    @cached_property
-    def logs(self) -> LogStore:
-        """One document per attempt."""
-        return LogStore(self._database)
-
-    @cached_property
-    def dead_letters(self) -> DeadLetterStore:
-        """One document per message that no worker could handle."""
-        return DeadLetterStore(self._database)
-
-    @cached_property
-    def gates(self) -> GateStore:
-        """What lets each webhook's deliveries through."""
-        return GateStore(self._database)
-
-    @cached_property
-    def ledger(self) -> Ledger:
-        """What is still owed."""
-        return Ledger(self._database, get_settings().claim_s, get_settings().mongodb_timeout_s)
-
-    @cached_property
-    def kept(self) -> KeptDeliveries:
-        """Of what is owed, what is kept."""
-        return KeptDeliveries(self._database, self.ledger)
-
-    def close(self) -> None:
-        """Close the connections, if any was opened."""
-        if "_database" in self.__dict__:
-            self._database.client.close()
 
 
 def get_stores() -> Stores:
@@ -174,7 +125,7 @@ def why_unusable(document: Document) -> str | None:
 # ── Output ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def complain(text: str) -> None:
+def print_error(text: str) -> None:
     """Print one line to stderr."""
     click.echo("webhooks: " + make_safe(" ".join(text.split())), err=True)
 

@@ -12,18 +12,17 @@ from functools import cache, partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
 
-from bson import ObjectId
 from celery import Task
 from celery.utils import uuid
 from kombu.utils.imports import symbol_by_name
 
 from webhooks.config import get_settings
 from webhooks.errors import InvalidEvent, NotInstalled
-from webhooks.models import COTEvent, describe_event, now, parse_event, parse_event_text
+from webhooks.models import COTEvent, describe_event, parse_event, parse_event_text
 from webhooks.producer.app import app
 from webhooks.producer.durable import DurableTask
 from webhooks.producer.extras import require
-from webhooks.producer.publishing import Draft, acquire_producer, confirm_timeout_s, publish_many
+from webhooks.producer.publishing import OutgoingMessage, acquire_producer, confirm_timeout_s, publish_many
 from webhooks.rules.lanes import lane_of_event
 from webhooks.transport.headers import LANE_HEADER
 
@@ -69,7 +68,7 @@ class DeliverTask(DurableTask):
     """Checks an event where it is handed in, and publishes it as the JSON text that receivers will get."""
 
     #: In the worker: keeps payloads out of Flower and logs.
-    Request = "webhooks.worker.consumer:DeliverRequest"
+    Request = "webhooks.worker.request:DeliverRequest"
     #: A bad event is its producer's fault: a line in the log, no traceback.
     throws = (InvalidEvent,)
 
@@ -213,7 +212,7 @@ def accept(
         )
     event_id, document = _new_entry(event)
     if document is not None:
-        database["outbox"].insert_one(document, session=session)
+        database["outbox"].update_one({"_id": event_id}, document, upsert=True, session=session)
     return event_id
 
 
@@ -234,7 +233,7 @@ async def accept_async(
         )
     event_id, document = _new_entry(event)
     if document is not None:
-        await database["outbox"].insert_one(document, session=session)
+        await database["outbox"].update_one({"_id": event_id}, document, upsert=True, session=session)
     return event_id
 
 
@@ -257,19 +256,23 @@ def _headers(event: COTEvent) -> dict[str, str]:
     return {LANE_HEADER: lane_of_event(event.to_wire())}
 
 
-def _draft(event_id: str, event: COTEvent) -> Draft:
-    return Draft(event_id, (event.to_json(),), {}, _label(event), headers=_headers(event))
+def _draft(event_id: str, event: COTEvent) -> OutgoingMessage:
+    return OutgoingMessage(event_id, (event.to_json(),), {}, _label(event), headers=_headers(event))
 
 
 def _new_entry(value: object) -> tuple[str, dict[str, Any] | None]:
-    """Make the id of an event, and its document in the outbox (`webhooks.store.outbox`); None where it was recorded."""
-    event, event_id, at = parse_event(value, get_settings().max_event_bytes), uuid(), now()
+    """Make the id of an event, and what writes it into the outbox (`store.outbox`); None where it was recorded.
+
+    It is an update, as an insert has no way to ask for MongoDB's own clock, which decides when and in which order
+    events are sent: a producer's may be wrong.
+    """
+    event, event_id = parse_event(value, get_settings().max_event_bytes), uuid()
     if (recorder := _recorder) is not None:
         recorder(_describe(event_id, event, "accept"))
         return event_id, None
-    line = f"{event.company}/{event.type}"
-    body = {"_id": event_id, "body": event.to_json(), "accepted_at": at, "queue_at": at}
-    return event_id, {**body, "queued": 0, "order": ObjectId(), "line": line}
+    fields = {"body": event.to_json(), "queued": 0, "line": f"{event.company}/{event.type}"}
+    clock = {"accepted_at": True, "queue_at": True, "order": {"$type": "timestamp"}}
+    return event_id, {"$setOnInsert": fields, "$currentDate": clock}
 
 
 def _describe(event_id: str, event: COTEvent, function: str, options: Mapping[str, Any] | None = None) -> RecordedEvent:

@@ -6,8 +6,9 @@ workers (`sweeper`) queues ``webhooks.deliver`` from it, and ``webhooks.deliver`
 deliveries.
 
 One document per event: ``_id`` (the event's id), ``body``, ``accepted_at``, ``queue_at`` (when it is to be queued, or
-queued again; absent where it was set aside), ``queued`` (how often it was) and ``order`` (an ObjectId: those of one
-process grow, so it tells the order within a millisecond) and ``line`` (company and type: among which order matters).
+queued again; absent where it was set aside), ``queued`` (how often it was), ``order`` (a Timestamp, of which MongoDB
+gives out each one once, so it tells the order within a millisecond) and ``line`` (company and type: among which order
+matters). All times are MongoDB's.
 """
 
 import logging
@@ -61,7 +62,7 @@ class Outbox:
         for document in found:
             fault = _why_unusable(document)
             if fault:
-                self._set_aside(document["_id"], fault)
+                self._quarantine(document["_id"], fault)
             else:
                 queued = document.get("queued")
                 events.append(
@@ -69,7 +70,7 @@ class Outbox:
                 )
         return events
 
-    def _set_aside(self, event_id: object, fault: str) -> None:
+    def _quarantine(self, event_id: object, fault: str) -> None:
         """Keep a document that somebody wrote by hand and that is no event, out of the way of all others."""
         logger.error(
             "event %s in the outbox is set aside until it is mended and has a queue_at: %s", show(event_id), fault

@@ -4,7 +4,6 @@ import asyncio
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
 from functools import cache
 from typing import Any, ParamSpec, TypeVar
 
@@ -16,9 +15,9 @@ from tornado.web import HTTPError
 
 from webhooks.config import get_settings
 from webhooks.errors import StoreUnavailable
+from webhooks.store.stores import Stores
 from webhooks.web import show
 from webhooks.web.extension import FOLDER, static_path
-from webhooks.web.stores import Stores
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +44,7 @@ def _executor() -> ThreadPoolExecutor:
 @cache
 def get_stores() -> Stores:
     """Open this process's stores; no connection is made before something is read."""
-    return Stores.open()
+    return Stores()
 
 
 class _PageLoader(Loader):
@@ -142,8 +141,3 @@ class PageHandler(BaseHandler):
         if isinstance(user, str):
             return user
         return show.read_basic_user(self.request.headers.get("Authorization", ""))
-
-
-def now_of(page: PageHandler) -> datetime:
-    """Return the present instant by MongoDB's clock."""
-    return page.stores.ledger.now()

@@ -96,8 +96,8 @@ def _read_status(text: str, _: datetime) -> dict[str, Any]:
 def _read_type(text: str, _: datetime) -> dict[str, Any]:
     if text not in TYPES:
         raise ValueError("must be an event type such as COTTask, or type and event such as COTTask create")
-    event_type, _, name = text.partition(" ")
-    return {"event_type": event_type, "event_name": name or None}
+    event_type, *names = text.split(" ")
+    return {"event_type": event_type, "event_name": names[0] if names else None}
 
 
 def _one_of(choices: type[Outcome] | type[ErrorKind]) -> Callable[[str], Any]:
@@ -110,10 +110,7 @@ def _one_of(choices: type[Outcome] | type[ErrorKind]) -> Callable[[str], Any]:
 
 
 def _as(name: str, read: Callable[[str], Any]) -> Callable[[str, datetime], dict[str, Any]]:
-    def read_value(text: str, _: datetime) -> dict[str, Any]:
-        return {name: read(text)}
-
-    return read_value
+    return lambda text, _: {name: read(text)}
 
 
 _READERS: Mapping[str, Callable[[str, datetime], dict[str, Any]]] = {

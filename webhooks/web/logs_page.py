@@ -11,9 +11,9 @@ from webhooks.models import COTWebhook
 from webhooks.models.wire import parse_object_id
 from webhooks.rules.retry import Outcome
 from webhooks.store.search import Cursor, LogPage
+from webhooks.store.stores import Stores
 from webhooks.web.base import PageHandler
 from webhooks.web.filters import CLASSES, NAMES, TYPES, LogFilter, read_cursor, read_filter, write_cursor
-from webhooks.web.stores import Stores
 
 #: Rows of a page.
 ROWS = 50
@@ -33,7 +33,7 @@ class LogsHandler(PageHandler):
     @authenticated
     async def get(self) -> None:
         """Show the logs that the URL asks for."""
-        now = await self.read(self.stores.ledger.now)
+        now = await self.read(self.stores.deliveries.now)
         asked = read_filter({name: self.argument(name) for name in NAMES}, now)
         cursor = read_cursor(self.argument("before"))
         found: FoundLogs | None = None

@@ -8,7 +8,7 @@ from typing import Any
 from bson import ObjectId
 from kombu.exceptions import OperationalError
 
-from webhooks.cli.common import Cell, Stores, why_unusable
+from webhooks.cli.common import Cell, why_unusable
 from webhooks.config import get_settings
 from webhooks.models import format_instant
 from webhooks.producer.app import app
@@ -16,6 +16,7 @@ from webhooks.rules.lanes import SEND_QUEUE, lane_of_webhook
 from webhooks.rules.times import describe_span
 from webhooks.store.gates import By, Gate, State
 from webhooks.store.mongo import Document
+from webhooks.store.stores import Stores
 from webhooks.transport.channel import Channel
 from webhooks.transport.messages import LaneState
 
@@ -44,7 +45,7 @@ def read_lane(lane: str) -> LaneState | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class WebhookStatus:
     """How a webhook's deliveries stand."""
 
     gate: Gate
@@ -78,20 +79,20 @@ class Standing:
         }
 
 
-def read_standing(stores: Stores, document: Document) -> Standing | None:
+def read_status(stores: Stores, document: Document) -> WebhookStatus | None:
     """Read how a webhook's deliveries stand; None of one whose id is no ObjectId, as nothing is owed to it."""
     webhook_id, company = document["_id"], document.get("company")
     if not isinstance(webhook_id, ObjectId):
         return None
-    first = stores.kept.find_first(webhook_id)
-    return Standing(
+    first = stores.held.find_first(webhook_id)
+    return WebhookStatus(
         gate=stores.gates.get(webhook_id),
-        kept=stores.kept.count_held(webhook_id, COUNT_LIMIT),
-        outstanding=stores.kept.count_outstanding(webhook_id, COUNT_LIMIT),
+        kept=stores.held.count_held(webhook_id, COUNT_LIMIT),
+        outstanding=stores.held.count_outstanding(webhook_id, COUNT_LIMIT),
         oldest_id=None if first is None else first[0].delivery_id,
         oldest_at=None if first is None else first[1],
         lane=read_lane(lane_of_webhook(company, webhook_id)) if isinstance(company, ObjectId) else None,
-        present=stores.ledger.now(),
+        present=stores.deliveries.now(),
     )
 
 
@@ -111,7 +112,7 @@ def describe_state(document: Document, gate: Gate | None) -> Cell:
     return Cell("active" if state is State.OPEN else state.value, _STYLES[state])
 
 
-def describe_standing(document: Document, standing: Standing) -> list[list[str | Cell]]:
+def describe_status(document: Document, standing: WebhookStatus) -> list[list[str | Cell]]:
     """Say how a webhook's deliveries stand, in rows."""
     gate, present = standing.gate, standing.present
     state = describe_state(document, gate)
