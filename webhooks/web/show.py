@@ -1,5 +1,6 @@
 """How values are written on the pages. Pure; templates escape what these return."""
 
+import json
 from base64 import b64decode
 from binascii import Error as Base64Error
 from datetime import datetime
@@ -22,6 +23,14 @@ def block(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(char if char in _PLAIN else make_safe(char) for char in text)
+
+
+def indent(body: str) -> str:
+    """Write a JSON text with line ends, for reading."""
+    try:
+        return json.dumps(json.loads(body), ensure_ascii=False, indent=2)
+    except (ValueError, RecursionError):
+        return body
 
 
 def instant(at: datetime | None) -> str:
