@@ -29,7 +29,7 @@ class Verdict(StrEnum):
 
 
 #: Statuses that count as success (contract): not all of the 200s.
-_SUCCESS = range(200, 210)
+SUCCESS_STATUSES = range(200, 210)
 
 _FAILED_BECAUSE = {
     1: "an interim status is no answer",
@@ -91,7 +91,7 @@ def judge(status: int | None) -> Outcome:
     Args:
         status: the status code that came back; None when no response came.
     """
-    return Outcome.SUCCESS if status in _SUCCESS else Outcome.FAILED
+    return Outcome.SUCCESS if status in SUCCESS_STATUSES else Outcome.FAILED
 
 
 def why_failed(status: int) -> str | None:

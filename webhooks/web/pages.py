@@ -5,6 +5,7 @@ from tornado.web import url
 
 from webhooks.web.delivery_page import BodyHandler, DeliveryHandler
 from webhooks.web.logs_page import FindHandler, LogsHandler
+from webhooks.web.webhooks_page import WebhooksHandler
 
 _ID = r"([^/]+)"
 
@@ -15,6 +16,6 @@ HANDLERS: list[URLSpec] = [
     url(rf"/webhooks/deliveries/{_ID}", DeliveryHandler, name="webhook_delivery"),
     url(rf"/webhooks/deliveries/{_ID}/body", BodyHandler, name="webhook_delivery_body"),
     url(rf"/webhooks/events/{_ID}", LogsHandler, name="webhook_event"),
-    url(r"/webhooks", LogsHandler, name="webhooks"),
+    url(r"/webhooks", WebhooksHandler, name="webhooks"),
     url(rf"/webhooks/{_ID}", LogsHandler, name="webhook"),
 ]
