@@ -34,10 +34,6 @@ _INDENT = "    "
 MAX_LIMIT = 1_000_000_000
 
 
-#: What of a webhook's secrets and headers is not secret.
-_SHOWN_OF = {"secrets": ("id", "scheme", "public", "createdAt", "expiresAt"), "headers": ("name", "value")}
-
-
 def get_stores() -> Stores:
     """Open this command's stores, closed when it ends."""
     stores = Stores()
@@ -118,19 +114,6 @@ def find_webhook(store: WebhookStore, reference: str, company: ObjectId | None) 
 def print_error(text: str) -> None:
     """Print one line to stderr."""
     click.echo("webhooks: " + make_safe(" ".join(text.split())), err=True)
-
-
-def without_secrets(document: Mapping[str, Any]) -> Document:
-    """Return a stored webhook as people may see it: of what is secret only that it is there, whoever wrote it."""
-    shown = dict(document)
-    for field, fields in _SHOWN_OF.items():
-        if field in shown and shown[field] is not None:
-            items = shown[field] if isinstance(shown[field], list) else [None]
-            shown[field] = [
-                {key: item[key] for key in fields if key in item} if isinstance(item, Mapping) else "…"
-                for item in items
-            ]
-    return shown
 
 
 def print_json(json_text: str) -> None:

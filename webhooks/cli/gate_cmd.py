@@ -21,21 +21,19 @@ from webhooks.cli.common import (
 )
 from webhooks.cli.status import COUNT_LIMIT, count
 from webhooks.config import get_settings
+from webhooks.delivery.operate import go_on_after_skip, let_through, read_usable, skip_first
 from webhooks.delivery.skip import Skipped, skip
-from webhooks.models import COTWebhook, format_instant
+from webhooks.models import format_instant
 from webhooks.models.wire import make_safe
 from webhooks.rules.health import FULL_RATE
 from webhooks.store.gates import By, Gate, State
 from webhooks.store.mongo import Document
-from webhooks.store.webhooks import read_stored, why_unusable
 from webhooks.transport.holder import BEGIN_WITHIN_S
 
 #: Characters of a reason: it stands in one line.
 _MAX_REASON = 500
 #: Deliveries that are skipped in one step.
 _AT_ONCE = 500
-#: How often the oldest is looked for again, when it was sent before it could be claimed.
-_MAX_LOOKS = 5
 
 
 @click.command()
@@ -93,11 +91,9 @@ def skip_deliveries(reference: str, is_all: bool, company: ObjectId | None, as_j
     Its log says so. An ordered webhook goes on with the next one, also when it has stopped.
     """
     stores, document = _find(reference, company)
-    done = _skip_all(stores, document) if is_all else _skip_first(stores, document)
+    done = _skip_all(stores, document) if is_all else skip_first(stores, document)
     for delivery_id, reason in done.broken.items():
         print_error(f"delivery {delivery_id} cannot be skipped: {reason}")
-    if done.logs and stores.gates.get(document["_id"]).state is State.STOPPED:
-        stores.gates.resume(document["_id"], "an operator skipped what stopped it")
     if as_json:
         for log in done.logs:
             print_json(document_json({"delivery_id": log.details.delivery_id, "log": log.id, "retry": log.retry}))
@@ -114,17 +110,6 @@ def skip_deliveries(reference: str, is_all: bool, company: ObjectId | None, as_j
         )
     if done.broken:
         raise click.exceptions.Exit(1)
-
-
-def let_through(stores: Stores, webhook_id: ObjectId, *, at_full_rate: bool = False) -> bool:
-    """Let out what was kept for a webhook.
-
-    Returns:
-        Whether it was not let out before.
-    """
-    if stores.gates.get(webhook_id).state is State.STOPPED:
-        stores.held.restart_head(webhook_id)
-    return stores.gates.drain(webhook_id) if at_full_rate else stores.gates.resume(webhook_id)
 
 
 def _find(reference: str, company: ObjectId | None) -> tuple[Stores, Document]:
@@ -174,18 +159,6 @@ def _describe_change(gate: Gate) -> str:
             return f"is {gate.state.value}"
 
 
-def _skip_first(stores: Stores, document: Document) -> Skipped:
-    done = Skipped()
-    for _ in range(_MAX_LOOKS):
-        first = stores.held.find_first(document["_id"])
-        if first is None:
-            return done
-        done = skip([first[0]], _usable(document), stores.deliveries, stores.logs)
-        if done.logs or done.busy or done.broken:
-            break
-    return done
-
-
 def _skip_all(stores: Stores, document: Document) -> Skipped:
     """Skip what is kept now: a webhook that gets more all the time must not keep us for ever."""
     done, left = Skipped(), stores.held.count_held(document["_id"], MAX_LIMIT)
@@ -195,13 +168,10 @@ def _skip_all(stores: Stores, document: Document) -> Skipped:
         found = [one for one in found if one.delivery_id not in passed_over]
         if not found:
             break
-        part = skip(found, _usable(document), stores.deliveries, stores.logs)
+        part = skip(found, read_usable(document), stores.deliveries, stores.logs)
         done.logs.extend(part.logs)
         done.busy.extend(part.busy)
         done.broken.update(part.broken)
         left -= len(found)
+    go_on_after_skip(stores, document["_id"], done)
     return done
-
-
-def _usable(document: Document) -> COTWebhook | None:
-    return None if why_unusable(document) else read_stored(document)

@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any, TypeVar, get_args
@@ -21,13 +20,13 @@ from webhooks.cli.common import (
     json_option,
     print_error,
     print_json,
-    without_secrets,
 )
-from webhooks.cli.gate_cmd import let_through
 from webhooks.cli.logs_cmd import first_line, print_logs
 from webhooks.cli.secret_cmd import describe_new, get_vault, make_secret
 from webhooks.cli.status import describe_notices, describe_state, describe_status, read_gates, read_status
 from webhooks.cli.workers import ask_workers, check_key, note_refusal
+from webhooks.delivery import operate
+from webhooks.delivery.operate import change_webhook
 from webhooks.errors import InvalidWebhook
 from webhooks.models import TRIGGERS, COTWebhook, format_instant, now, parse_webhook
 from webhooks.models.webhook import MAX_RATE, MIN_RATE, TriggerName
@@ -36,7 +35,7 @@ from webhooks.rules.retry import Outcome
 from webhooks.rules.signing import new_secret
 from webhooks.store.logs import LogQuery, LogStore
 from webhooks.store.mongo import Document
-from webhooks.store.webhooks import CACHE_S, read_stored, why_unusable
+from webhooks.store.webhooks import read_stored, why_unusable, without_secrets
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -48,8 +47,6 @@ _SENDING_FIELDS = ("ordered", "on_exhausted", "rate_limit", "rate_burst")
 _THEN = {"next": "goes on with the next", "stop": "stops"}
 #: Decimals as people write them; Python takes much more for a number.
 _NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
-#: Seconds for which a worker may take a webhook for what it was: its cache, and the read that fills it.
-_KNOWN_FOR_S = CACHE_S + 1
 #: How many attempts `show` shows.
 _SHOWN_ATTEMPTS = 5
 #: Characters of a response that `show` quotes.
@@ -341,7 +338,7 @@ def edit(reference: str, company: ObjectId | None, as_json: bool, **fields: Any)
     if context:
         stored = document.get("context")
         changes["context"] = {**(stored if isinstance(stored, Mapping) else {}), **context}
-    webhook = _change(document, changes)
+    webhook = change_webhook(get_stores(), document, changes)
     _warn_of_idle_context(webhook)
     note_refusal(webhook.url, asked)
     if as_json:
@@ -360,13 +357,7 @@ def deactivate(reference: str, company: ObjectId | None) -> None:
     logs say so. The webhook and its logs stay.
     """
     stores = get_stores()
-    document = to_wire(find_webhook(stores.webhooks, reference, company))
-    webhook = _change(document, {"isActive": False})
-    if document.get("isActive") is not False:
-        if not stores.gates.get(webhook.id).is_open:
-            time.sleep(_KNOWN_FOR_S)  # what is let out while workers take it for active would be sent
-        stores.gates.deactivate(webhook.id, ObjectId(), "an operator deactivated it")
-    _say_active(webhook)
+    _say_active(operate.deactivate(stores, find_webhook(stores.webhooks, reference, company)))
 
 
 @click.command()
@@ -379,37 +370,12 @@ def activate(reference: str, company: ObjectId | None) -> None:
     on as with `webhooks resume`.
     """
     stores = get_stores()
-    document = to_wire(find_webhook(stores.webhooks, reference, company))
-    webhook = _change(document, {"isActive": True, "deactivated": None})
-    let_through(stores, webhook.id)
-    _say_active(webhook)
+    _say_active(operate.activate(stores, find_webhook(stores.webhooks, reference, company)))
 
 
 def _say_active(webhook: COTWebhook) -> None:
     state = "active" if webhook.isActive else "inactive"
     click.echo(f"{webhook.label} ({webhook.id}) of company {webhook.company} is {state}")
-
-
-def _change(document: Mapping[str, Any], changes: Mapping[str, Any]) -> COTWebhook:
-    """Write what differs from what is stored, if anything does.
-
-    Args:
-        document: the webhook's wire form, as it is stored.
-        changes: the new value of each field; None takes the field out.
-
-    Returns:
-        The webhook as it is now.
-
-    Raises:
-        InvalidWebhook: it would not be a usable one; nothing was written.
-    """
-    wanted = {field: value for field, value in changes.items() if value is not None}
-    kept = {field: value for field, value in document.items() if field not in changes or field in wanted}
-    webhook = parse_webhook({**kept, **wanted})
-    changed = frozenset(field for field, value in changes.items() if document.get(field) != value)
-    if changed:
-        get_stores().webhooks.change(webhook, changed)
-    return webhook
 
 
 def _read_sending(given: Mapping[str, Any]) -> dict[str, Any]:

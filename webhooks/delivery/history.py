@@ -177,7 +177,7 @@ class Histories:
 
     def _read_body(self, row: LogRow) -> str | None:
         logs = self.logs.get_many([row.log_id]) if isinstance(row.log_id, ObjectId) else []
-        return logs[0].event.to_json() if logs else None
+        return logs[0].event.to_json() if logs and not logs[0].details.event_cut else None
 
 
 def _ids(values: Iterable[object]) -> set[ObjectId]:

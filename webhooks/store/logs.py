@@ -348,6 +348,12 @@ class LogStore:
                 ends.append(Ended(delivery_id, retry, outcome, kind, attempt.get("probe") is True))
         return ends
 
+    def find_deliveries(self, event_id: str) -> set[str]:
+        """Return the ids of an event's deliveries of which there are logs."""
+        with store_errors():
+            found = self._collection.distinct("attempt.delivery_id", {"attempt.event_id": event_id})
+        return {delivery_id for delivery_id in found if isinstance(delivery_id, str)}
+
     def count(self, query: LogQuery, limit: int) -> int:
         """Return how many logs the query asks for; counting ends at the limit."""
         with store_errors():

@@ -5,6 +5,7 @@ from functools import cached_property
 from pymongo.database import Database
 
 from webhooks.config import get_settings
+from webhooks.store.actions import ActionStore
 from webhooks.store.deadletters import DeadLetterStore
 from webhooks.store.deliveries import DeliveryStore
 from webhooks.store.gates import GateStore
@@ -33,6 +34,11 @@ class Stores:
     def logs(self) -> LogStore:
         """One document per attempt."""
         return LogStore(self._database)
+
+    @cached_property
+    def actions(self) -> ActionStore:
+        """What operators did."""
+        return ActionStore(self._database)
 
     @cached_property
     def search(self) -> LogSearch:
