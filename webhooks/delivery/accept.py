@@ -51,6 +51,8 @@ class Accepting:
     makes_attempts: bool = False
     #: What it holds, once it has been read.
     event: COTEvent | None = None
+    #: Whether no webhook asked for it.
+    is_unwanted: bool = False
     #: Its deliveries that are owed; those that ended when it was handled before are left out once that is known.
     owed: list[Delivery] = field(default_factory=list)
     #: Those that are neither begun nor queued yet.
@@ -106,6 +108,8 @@ def accept(services: Services, events: Sequence[Accepting], room: Room | None = 
         if event.event is None and (outcome := _read(services, event)) is not None:
             ended[id(event)] = outcome
     going = [event for event in events if id(event) not in ended]
+    # Before anything is begun: from there on nothing may fail.
+    services.traces.write([(one.event_id, one.event) for one in going if one.is_unwanted and one.event is not None])
     begun = _place(services, going, room)
     for event in going:
         if not event.unplaced:
@@ -133,6 +137,7 @@ def _read(services: Services, one: Accepting) -> DeliverOutcome | None:
     if is_ordered and isinstance(lane, str) and one.is_from_outbox and services.outbox.stand_behind_older(one.event_id):
         return Done("older ones come first; it is queued again behind them")
     one.owed = one.unplaced = fan_out(event, one.event_id, services.webhooks)
+    one.is_unwanted = not one.owed
     # Events of a type that somebody wants in order go one at a time; what is in the outbox must not be taken out
     # before MongoDB's journal has its deliveries.
     if is_ordered or one.is_from_outbox or len(one.owed) > MAX_OWN_DELIVERIES:

@@ -28,6 +28,25 @@ def is_match(event: COTEvent, webhook: COTWebhook | UnusableWebhook) -> bool:
     )
 
 
+def explain_mismatch(event: COTEvent, webhook: COTWebhook | UnusableWebhook) -> str | None:
+    """Say why a webhook did not ask for an event; None where it did."""
+    if is_match(event, webhook):
+        return None
+    trigger = TRIGGERS[webhook.trigger]
+    if webhook.company != event.company:
+        return "it belongs to another company"
+    if event.type != trigger.type or event.event not in trigger.events:
+        return f"its trigger asks for {trigger.type} {', '.join(sorted(trigger.events))}"
+    if not webhook.isActive:
+        return "it is inactive"
+    wrong = [
+        f"{field} {wanted}, and the event has {(event.data or {}).get(key) or 'none'}"
+        for field, key in trigger.narrowed_by.items()
+        if not _is_wanted(event, wanted := getattr(webhook.context, field), key)
+    ]
+    return f"its context asks for {' and '.join(wrong)}"
+
+
 def _is_wanted(event: COTEvent, wanted_id: str, data_key: str) -> bool:
     """Tell whether the event's data has the id that a context field asks for; ``""`` asks for nothing."""
     if not wanted_id:

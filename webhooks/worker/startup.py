@@ -137,6 +137,8 @@ def _make_indexes() -> None:
             services.held.ensure_indexes()
             services.gates.ensure_indexes()
             services.outbox.ensure_indexes()
+            services.traces.ensure_indexes(get_settings().log_ttl_days)
+            services.actions.ensure_indexes()
             services.dead_letters.ensure_indexes()
         except StoreUnavailable as error:
             logger.warning("waiting to make the indexes: %s", explain_database(error))
