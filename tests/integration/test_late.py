@@ -21,17 +21,17 @@ from tests.lab.senders import new_sender
 from webhooks.delivery import accept as accept_module
 from webhooks.delivery import record as record_module
 from webhooks.delivery.accept import Accepting, accept
-from webhooks.delivery.attempt import Attempter
+from webhooks.delivery.attempt import AttemptRunner
 from webhooks.delivery.claim import claim_all
 from webhooks.delivery.outcomes import Attempted, Done, Failed, ToAttempt
 from webhooks.delivery.record import record
-from webhooks.delivery.records import Books
+from webhooks.delivery.records import DeliveryRecords
 from webhooks.models import COTEvent, COTWebhook, COTWebhookLog, now
 from webhooks.rules.encryption import Vault
 from webhooks.rules.retry import RetryPolicy
-from webhooks.store.deliveries import Blocked, Claim, Claimed, Delivery, Ledger, Overdue
+from webhooks.store.deliveries import Blocked, Claim, Claimed, Delivery, DeliveryStore, PendingDelivery
 from webhooks.store.gates import By, GateStore
-from webhooks.store.held import KeptDeliveries
+from webhooks.store.held import HeldDeliveries
 from webhooks.store.leases import Leases
 from webhooks.store.logs import LogQuery, LogStore
 from webhooks.store.webhooks import WebhookStore
@@ -54,13 +54,13 @@ class Process:
         lease = {"since": {"$subtract": ["$$NOW", 60_000]}}
         database["leases"].update_one({"_id": token}, [{"$set": lease}])
         self.token = token
-        self.ledger = Ledger(database, CLAIM_S, 10, leases=self.leases)
-        self.kept, self.gates = KeptDeliveries(database, self.ledger), GateStore(database)
+        self.deliveries = DeliveryStore(database, CLAIM_S, 10, leases=self.leases)
+        self.held, self.gates = HeldDeliveries(database, self.deliveries), GateStore(database)
         self.logs, self.webhooks = LogStore(database), WebhookStore(database)
-        self.books = Books(self.ledger, self.kept, self.logs, self.gates, self.webhooks)
+        self.records = DeliveryRecords(self.deliveries, self.held, self.logs, self.gates, self.webhooks)
         self.progress = SimpleNamespace(taken_due_at=None)
         self.services: Any = self
-        self.attempter: Any = None
+        self.attempt_runner: Any = None
 
     def accept(self, event: Accepting) -> list[ToAttempt] | None:
         """Take the step that accepts one event; None: it waits for its turn."""
@@ -134,7 +134,7 @@ def result(attempt: ToAttempt, **details: Any) -> COTWebhookLog:
 def deliver(process: Process) -> ToAttempt:
     """Have a process handle the event, with success."""
     (attempt,) = process.accept(message()) or []
-    process.books.record([result(attempt)])
+    process.records.record([result(attempt)])
     return attempt
 
 
@@ -160,9 +160,9 @@ def test_insert_that_arrives_late_is_not_sent(ours: Process, theirs: Process, da
     attempt = deliver(ours)
     late = Claim(attempt.delivery.delivery_id, 0, ObjectId(), "theirs")
     if is_claimed:
-        theirs.ledger.add_claimed([(attempt.delivery, late)], theirs.ledger.now())
+        theirs.deliveries.add_claimed([(attempt.delivery, late)], theirs.deliveries.now())
     else:
-        theirs.ledger.add([attempt.delivery], theirs.ledger.now())
+        theirs.deliveries.add([attempt.delivery], theirs.deliveries.now())
     theirs.lapse()
     assert ours.claim(late.delivery_id) == Done("nothing is owed any more"), "the sweep's message"
     assert_over(database)
@@ -178,15 +178,15 @@ def test_late_failure_makes_no_third_request(
     assert isinstance(taken_over, ToAttempt)
     record(ours.services, [Attempted(taken_over, result(taken_over))])
     retries = []
-    add = theirs.ledger.add
+    add = theirs.deliveries.add
 
     def add_and_pause(*arguments: Any) -> set[str]:
-        """As `Ledger.add`; then the retry's message is handled before the late process goes on."""
+        """As `DeliveryStore.add`; then the retry's message is handled before the late process goes on."""
         added = add(*arguments)
         retries.append(ours.claim(late.delivery.delivery_id, 1))
         return added
 
-    monkeypatch.setattr(theirs.ledger, "add", add_and_pause)
+    monkeypatch.setattr(theirs.deliveries, "add", add_and_pause)
     attempted = Attempted(late, result(late, outcome="failed", next_at=now() + timedelta(seconds=30)))
     record(theirs.services, [attempted], [attempted])
     assert [type(retry) for retry in retries] == [Done]
@@ -199,19 +199,19 @@ def test_late_last_failure_stops_no_webhook(ours: Process, theirs: Process):
     (late,) = theirs.accept(message()) or []
     theirs.lapse()
     assert isinstance(ours.claim(late.delivery.delivery_id), ToAttempt)
-    theirs.books.record([result(late, outcome="failed", kept=True)])
+    theirs.records.record([result(late, outcome="failed", kept=True)])
     assert ours.gates.get(late.delivery.webhook_id).is_open
-    assert isinstance(ours.ledger.find(late.delivery.delivery_id), Overdue)
+    assert isinstance(ours.deliveries.find(late.delivery.delivery_id), PendingDelivery)
 
 
 def test_delivery_that_waits_for_an_operator_has_not_ended(ours: Process):
     """Its last attempt's log says that there is no next one; then an operator has it made anew."""
     (attempt,) = ours.accept(message()) or []
-    ours.books.record([result(attempt, outcome="failed", kept=True)])
-    head = ours.kept.restart_head(attempt.delivery.webhook_id)
+    ours.records.record([result(attempt, outcome="failed", kept=True)])
+    head = ours.held.restart_head(attempt.delivery.webhook_id)
     assert head is not None
     ours.gates.resume(attempt.delivery.webhook_id)
-    assert ours.kept.let_out([head], ours.ledger.now())
+    assert ours.held.release([head], ours.deliveries.now())
     assert isinstance(ours.claim(head.delivery_id), ToAttempt)
 
 
@@ -236,8 +236,8 @@ def test_line_goes_on_behind_what_waits_when_the_gates_are_lost(ours: Process, d
     for number in range(10):
         if number == 5:
             database["gates"].drop()
-        ours.books.accept([ordered(number, webhook_id, company)])
-    line = [one.delivery_id for one in ours.kept.find_held(webhook_id, 100)]
+        ours.records.accept([ordered(number, webhook_id, company)])
+    line = [one.delivery_id for one in ours.held.find_held(webhook_id, 100)]
     assert line == [f"msg_{number}" for number in range(10)]
 
 
@@ -251,7 +251,7 @@ def test_claim_that_is_too_old_makes_no_request_and_is_given_up(
     with Receiver() as receiver:
         webhook = old.webhook and old.webhook.model_copy(update={"url": receiver.url})
         sender = new_sender()
-        ours.attempter = Attempter(sender=sender, policy=RetryPolicy(30, 3), vault=Vault([]))
+        ours.attempt_runner = AttemptRunner(sender=sender, policy=RetryPolicy(30, 3), vault=Vault([]))
         monkeypatch.setattr(pool, "get_services", lambda: ours)
         sending = pool.BatchPool.__new__(pool.BatchPool)
         sending._ended = ended
@@ -263,7 +263,7 @@ def test_claim_that_is_too_old_makes_no_request_and_is_given_up(
     assert isinstance(outcome, Failed)
     assert isinstance(outcome.error, Reject)
     assert outcome.error.requeue
-    again = ours.ledger.claim([Claim(attempt.delivery.delivery_id, 0, ObjectId())])[0]
+    again = ours.deliveries.claim([Claim(attempt.delivery.delivery_id, 0, ObjectId())])[0]
     assert isinstance(again, Claimed)
     assert again.interrupted == ()
 
@@ -290,14 +290,14 @@ def test_shared_event_that_is_used_again_is_not_swept_away(ours: Process, databa
     """The sweep finds it, and then a fan-out uses it before the sweep deletes it."""
     company = ObjectId()
     two = [Delivery(f"msg_{number}", "e", ObjectId(), company, "label", '{"e":1}') for number in range(2)]
-    ours.ledger.add(two, now())
+    ours.deliveries.add(two, now())
     database["deliveries"].delete_many({})
     database["events"].update_many({}, {"$set": {"created_at": now() - timedelta(minutes=11)}})
-    listener = OnDelete("events", lambda: ours.ledger.add(two, ours.ledger.now()))
+    listener = OnDelete("events", lambda: ours.deliveries.add(two, ours.deliveries.now()))
     with pymongo.MongoClient[dict[str, Any]](mongodb_url, tz_aware=True, event_listeners=[listener]) as client:
-        sweeping = Ledger(client[database.name], CLAIM_S, 10)
+        sweeping = DeliveryStore(client[database.name], CLAIM_S, 10)
         sweeping.forget_events(sweeping.now() - timedelta(minutes=10), 100)
-    found = ours.ledger.claim([Claim(one.delivery_id, 0, ObjectId()) for one in two])
+    found = ours.deliveries.claim([Claim(one.delivery_id, 0, ObjectId()) for one in two])
     assert [type(one) for one in found] == [Claimed, Claimed]
 
 
@@ -307,10 +307,10 @@ def test_retry_that_comes_before_the_end_of_the_attempt_is_written_looks_again_s
 ):
     """``WEBHOOKS_RETRY_DELAY_S=0``: it comes at once, and must not wait for the claim of the attempt before to end."""
     if not has_lease:
-        ours.ledger = Ledger(database, CLAIM_S, 10)
+        ours.deliveries = DeliveryStore(database, CLAIM_S, 10)
     delivery = Delivery("msg_1", "e", ObjectId(), ObjectId(), "label", "{}")
-    ours.ledger.add([delivery], now())
-    first, second = (ours.ledger.claim([Claim("msg_1", retry, ObjectId())])[0] for retry in (0, 1))
+    ours.deliveries.add([delivery], now())
+    first, second = (ours.deliveries.claim([Claim("msg_1", retry, ObjectId())])[0] for retry in (0, 1))
     assert isinstance(first, Claimed)
     assert isinstance(second, Blocked)
     assert second.again_s < 1
@@ -319,14 +319,14 @@ def test_retry_that_comes_before_the_end_of_the_attempt_is_written_looks_again_s
 def test_sweep_does_not_bring_a_retry_forward(ours: Process):
     """A delivery that it found overdue fails just now, and waits for its retry when the sweep's note arrives."""
     delivery = Delivery("msg_1", "e", ObjectId(), ObjectId(), "label", "{}")
-    ours.ledger.add([delivery], now() - timedelta(hours=1))
-    seen_at = ours.ledger.now()
+    ours.deliveries.add([delivery], now() - timedelta(hours=1))
+    seen_at = ours.deliveries.now()
     claim = Claim("msg_1", 0, ObjectId())
-    assert isinstance(ours.ledger.claim([claim])[0], Claimed)
+    assert isinstance(ours.deliveries.claim([claim])[0], Claimed)
     next_at = now() + timedelta(hours=1)
-    ours.ledger.settle([result(ToAttempt(delivery, claim, None), outcome="failed", next_at=next_at)])
-    ours.ledger.postpone(["msg_1"], seen_at)
-    assert ours.ledger.find_overdue(seen_at + timedelta(minutes=30), 10) == []
+    ours.deliveries.settle([result(ToAttempt(delivery, claim, None), outcome="failed", next_at=next_at)])
+    ours.deliveries.postpone(["msg_1"], seen_at)
+    assert ours.deliveries.find_overdue(seen_at + timedelta(minutes=30), 10) == []
 
 
 # ── MongoDB's clock goes back ───────────────────────────────────────────────────────────────────────────────────────
@@ -357,12 +357,12 @@ def test_claim_of_a_live_worker_holds_although_the_clock_went_back(ours: Process
     (attempt,) = theirs.accept(message()) or []
     go_back(database)
     claim = Claim(attempt.delivery.delivery_id, 0, ObjectId())
-    assert isinstance(ours.ledger.claim([claim])[0], Blocked), "ours has not renewed since"
+    assert isinstance(ours.deliveries.claim([claim])[0], Blocked), "ours has not renewed since"
     ours.leases.renew()
-    assert isinstance(ours.ledger.claim([claim])[0], Blocked), "theirs is about to"
+    assert isinstance(ours.deliveries.claim([claim])[0], Blocked), "theirs is about to"
     theirs.leases.renew()
     database["leases"].update_one({"_id": "ours"}, [{"$set": {"since": {"$subtract": ["$$NOW", 60_000]}}}])
-    found = ours.ledger.claim([claim])[0]
+    found = ours.deliveries.claim([claim])[0]
     assert isinstance(found, Blocked)
     assert 0 < found.again_s <= CLAIM_LEASE_S
 
@@ -381,7 +381,7 @@ def test_success_that_cannot_be_logged_whole_is_logged_cut_and_not_repeated(ours
     (attempt,) = ours.accept(message()) or []
     log = result(attempt)
     event = COTEvent.model_validate({**EVENT, "event": "edit", "data": {"a": [0] * 2_000_000}, "diff": {}})
-    assert ours.books.record([log.model_copy(update={"event": event})]) == [None]
+    assert ours.records.record([log.model_copy(update={"event": event})]) == [None]
     assert_over(database)
     (stored,) = ours.logs.read(LogQuery(), 10)
     assert (stored.status, stored.event.event, stored.event.data) == (200, "edit", None)

@@ -49,12 +49,12 @@ class World:
             get_many=self._step("webhooks", lambda ids: dict.fromkeys(ids, WEBHOOK)),
             get=lambda one: WEBHOOK,
         )
-        books = SimpleNamespace(
+        records = SimpleNamespace(
             accept_claimed=self._step("accept_claimed", lambda claims: [self._found(*one) for one in claims]),
             accept=self._step("accept", list),
         )
         ledger = SimpleNamespace(give_up=self.given_up.append)
-        self.services = cast("Any", SimpleNamespace(webhooks=webhooks, books=books, ledger=ledger, gates=None))
+        self.services = cast("Any", SimpleNamespace(webhooks=webhooks, records=records, deliveries=ledger, gates=None))
         monkeypatch.setattr(accept_module, "ask_turns", self._step("ask", lambda asked: lambda: [turn] * len(asked)))
         monkeypatch.setattr(
             accept_module, "queue_attempts", self._step("queue", lambda *given: self.queued.extend(given[0]))

@@ -16,14 +16,14 @@ from celery.exceptions import Reject
 from webhooks.delivery.attempt import fan_out
 from webhooks.delivery.outcomes import DeliverOutcome, Done, Failed, ToAttempt
 from webhooks.delivery.queueing import FROM_OUTBOX, ask_turns, queue_attempts, queue_next, serialize_lane
-from webhooks.delivery.records import PutOff
+from webhooks.delivery.records import PostponedClaim
 from webhooks.delivery.services import Services
 from webhooks.errors import InvalidEvent
 from webhooks.models import TRIGGERS, COTEvent, describe_event
 from webhooks.producer.deliver import read_event
 from webhooks.rules.lanes import SEND_QUEUE, whole_lane
 from webhooks.store.deliveries import Blocked, Claim, Claimed, Delivery
-from webhooks.transport.lanes import SERIAL, TAKEN_FROM_HEADER, whole_of
+from webhooks.transport.lanes import SERIAL, TAKEN_FROM_HEADER, parent_lane_of
 from webhooks.transport.messages import Admission, Turn
 from webhooks.transport.settlements import finish
 
@@ -154,7 +154,7 @@ def _is_its_turn(event_id: str, event: COTEvent, lane: str, *, is_ordered: bool)
     serialize_lane(whole, is_serial=is_ordered)
     if not is_ordered:
         return True
-    if whole_of(lane) == whole:
+    if parent_lane_of(lane) == whole:
         return False
     # It would come back from the same lane without end.
     logger.warning("event %s may be out of order: its message does not say whose it is", event_id)
@@ -183,10 +183,10 @@ def _place(services: Services, events: Sequence[Accepting], room: Room | None) -
             turns = dict(zip((delivery.delivery_id for _, delivery in asked), wait(), strict=True))
             admitted = {d.delivery_id: d for _, d in asked if turns[d.delivery_id] is Turn.NOW}
         taken, waiting, rest = _sort_out(pairs, turns)
-        found = services.books.accept_claimed([(delivery, claims[delivery.delivery_id]) for _, delivery in taken])
+        found = services.records.accept_claimed([(delivery, claims[delivery.delivery_id]) for _, delivery in taken])
         begun = [pair for pair, one in zip(taken, found, strict=True) if isinstance(one, Claimed)]
         # Those that were written down before, by whomever, are claimed like any other.
-        rest += [pair for pair, one in zip(taken, found, strict=True) if isinstance(one, Blocked | PutOff)]
+        rest += [pair for pair, one in zip(taken, found, strict=True) if isinstance(one, Blocked | PostponedClaim)]
         # What another worker, or this one, had begun with is older than all that has come to its lane since.
         again = {delivery.delivery_id for event, delivery in rest if event.headers.get("redelivered")}
         ended = {delivery.delivery_id for (_, delivery), one in zip(taken, found, strict=True) if one is None}
@@ -194,7 +194,7 @@ def _place(services: Services, events: Sequence[Accepting], room: Room | None) -
     except BaseException:
         # No attempt was made: without this, the next claimant would record interrupted attempts.
         for delivery_id, delivery in admitted.items():
-            services.ledger.give_up(claims[delivery_id])
+            services.deliveries.give_up(claims[delivery_id])
             leave_lane(delivery, claims[delivery_id])
         if room is not None:
             room.give_back(len(asked))
@@ -243,7 +243,7 @@ def _queue(services: Services, pairs: _Pairs, first: Collection[str]) -> set[str
         return set()
     deliveries = [delivery for _, delivery in pairs]
     parents = {event.event_id: event.headers for event, _ in pairs}
-    standing = services.books.accept(deliveries)
+    standing = services.records.accept(deliveries)
     queue_attempts([delivery for delivery in standing if not delivery.is_held], first, parents)
     for webhook_id in {delivery.webhook_id for delivery in standing if delivery.is_ordered}:
         queue_next(services, services.webhooks.get(webhook_id))

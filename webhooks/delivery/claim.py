@@ -8,7 +8,7 @@ from webhooks.delivery.attempt import describe_interrupted, read_rate, summarize
 from webhooks.delivery.holding import hold, requeue
 from webhooks.delivery.outcomes import Done, Failed, Postponed, SendOutcome, ToAttempt
 from webhooks.delivery.record import store_log
-from webhooks.delivery.records import Held, PutOff
+from webhooks.delivery.records import Held, PostponedClaim
 from webhooks.delivery.services import Services
 from webhooks.errors import StoreUnavailable, TooLate, WorkersLost
 from webhooks.models import COTWebhook, COTWebhookLog, now
@@ -33,34 +33,34 @@ def claim_all(services: Services, claims: Sequence[Claim]) -> list[SendOutcome |
         StoreUnavailable: MongoDB is away; the step can be repeated.
     """
     try:
-        found = services.books.claim(claims)
-        wanted = {one.delivery.webhook_id for one in found if isinstance(one, Claimed | PutOff)}
-        webhooks = services.webhooks.get_many(wanted) if wanted else {}
+        found = services.records.claim(claims)
+        theirs = [one.delivery for one in found if isinstance(one, Claimed | PostponedClaim)]
+        lanes = {delivery.webhook_id: delivery.lane for delivery in theirs}
+        webhooks = services.webhooks.get_many(lanes.keys()) if lanes else {}
         # Here, as webhooks were read just now: an attempt that ends, or a message, may know an older limit.
-        lanes = {one.delivery.webhook_id: one.delivery.lane for one in found if isinstance(one, Claimed | PutOff)}
         for webhook_id, lane in lanes.items():
             limit_lane(SEND_QUEUE, lane, read_rate(webhooks.get(webhook_id)))
         return [_judge(services, claim, one, webhooks) for claim, one in zip(claims, found, strict=True)]
     except BaseException:
         for claim in claims:
-            services.ledger.give_up(claim)
+            services.deliveries.give_up(claim)
         raise
 
 
 def _judge(
     services: Services,
     claim: Claim,
-    found: Claimed | Blocked | Held | PutOff | Exception | None,
+    found: Claimed | Blocked | Held | PostponedClaim | Exception | None,
     webhooks: dict,
 ) -> SendOutcome | ToAttempt:
     if isinstance(found, Claimed) and (webhook := webhooks.get(found.delivery.webhook_id)) and webhook.ordered:
-        found = services.books.keep_unless_head(found) or found
+        found = services.records.keep_unless_head(found) or found
     match found:
         case None:
             return Done("nothing is owed any more")
         case Held():
             return Done(f"kept: {found.reason}")
-        case PutOff():
+        case PostponedClaim():
             lane = found.delivery.lane
             hold_lane(SEND_QUEUE, lane, found.seconds)
             text = f"its receiver asked us to wait; tried again in {found.seconds:.1f} s"
@@ -72,17 +72,17 @@ def _judge(
             text = f"another worker is at it; looked at again in {found.again_s:.1f} s"
             return Postponed(text, found.again_s)
         case Exception():
-            services.ledger.give_up(claim)
+            services.deliveries.give_up(claim)
             return Failed(found)
     services.progress.taken_due_at = found.due_at or services.progress.taken_due_at
     webhook = webhooks.get(found.delivery.webhook_id)
     try:
         made_before = _log_interrupted(services, claim, found, webhook)
     except WorkersLost as error:
-        services.ledger.give_up(claim)
+        services.deliveries.give_up(claim)
         return Failed(error)
     if made_before is not None:
-        hold(lambda: services.ledger.release([claim]))  # what is owed next is for the log's own claim to say
+        hold(lambda: services.deliveries.release([claim]))  # what is owed next is for the log's own claim to say
         store_log(made_before)
         logger.info("attempt of %s was made before: %s", claim.delivery_id, summarize(made_before))
         return Done(f"was made before: {summarize(made_before)}")
@@ -91,14 +91,14 @@ def _judge(
 
 def give_back(services: Services, claim: Claim, error: TooLate) -> Failed:
     """Give up a claim that was too old for its request to be made, and have the message come again."""
-    services.ledger.give_up(claim)
+    services.deliveries.give_up(claim)
     return requeue(error)
 
 
 def release(services: Services, claims: Sequence[Claim]) -> None:
     """Undo claims that were given up now, if MongoDB is there; else it is told with the next claims."""
     with suppress(StoreUnavailable):
-        services.ledger.release(claims)
+        services.deliveries.release(claims)
 
 
 def _log_interrupted(

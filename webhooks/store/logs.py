@@ -20,7 +20,7 @@ from webhooks.errors import ErrorKind
 from webhooks.models import NO_RESPONSE_STATUS, COTWebhookLog
 from webhooks.models.wire import show
 from webhooks.rules.retry import Outcome
-from webhooks.store.mongo import Document, Question, insert_new, store_errors
+from webhooks.store.mongo import Document, Query, insert_new, store_errors
 
 logger = logging.getLogger(__name__)
 
@@ -166,14 +166,14 @@ class LogStore:
         with store_errors():
             return self.read_ended(asked.collection.find(asked.filter, asked.fields))
 
-    def ask_ended(self, delivery_ids: Iterable[str]) -> Question:
-        """Return the question which of some deliveries have ended; one that waits for an operator has not."""
+    def ask_ended(self, delivery_ids: Iterable[str]) -> Query:
+        """Return the query which of some deliveries have ended; one that waits for an operator has not."""
         wanted: Document = {
             "attempt.delivery_id": {"$in": list(delivery_ids)},
             "attempt.next_at": None,
             "attempt.kept": {"$ne": True},
         }
-        return Question(self._collection, wanted, {"attempt.delivery_id": 1})
+        return Query(self._collection, wanted, {"attempt.delivery_id": 1})
 
     def read_ended(self, found: Iterable[Document]) -> set[str]:
         """Return the ids of those deliveries."""

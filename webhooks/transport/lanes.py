@@ -4,7 +4,7 @@ A queue that has lanes has no one line but many, and takes from them in turn. A 
 turns, and within a group its lanes do, whatever waits in each. Where lanes are *bounded*, only so many messages of one
 may be in workers' hands at a time:
 
-* A lane has a **share**: so many at a time. It begins at `FIRST_SHARE`, grows by one with each good answer that comes
+* A lane has a **share**: so many at a time. It begins at `FIRST_WINDOW`, grows by one with each good answer that comes
   while all of it is used, halves with each bad one, and shrinks to twice of what was needed lately. So an endpoint that
   stops answering holds little more than it needed when it answered.
 * Besides, it gets no more than four times **what is free**: of all threads of all workers, those that have nothing in
@@ -29,7 +29,7 @@ from collections.abc import Mapping
 from typing import TypedDict
 
 #: Attempts at one time that an endpoint begins with, and does not fall below for want of work.
-FIRST_SHARE = 4
+FIRST_WINDOW = 4
 #: In ``broker_transport_options``: a `Lanes`.
 LANES_OPTION = "webhooks_lanes"
 #: Ends the name of a serial lane.
@@ -54,7 +54,7 @@ class Lanes(TypedDict):
     lane_of: str
 
 
-def whole_of(lane: str) -> str:
+def parent_lane_of(lane: str) -> str:
     """Return what a lane is a part of, ``group/kind`` of ``group/kind/part``; ``""`` where there is no such thing.
 
     If that is serial, all its parts are one lane.

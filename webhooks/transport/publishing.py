@@ -11,7 +11,7 @@ from kombu.utils.json import dumps
 
 from webhooks.transport.acks import SettlingChannel
 from webhooks.transport.headers import LANE_HEADER, OTHERS
-from webhooks.transport.lanes import FIRST_HEADER, LANES_OPTION, RATE_HEADER, Lanes, whole_of
+from webhooks.transport.lanes import FIRST_HEADER, LANES_OPTION, RATE_HEADER, Lanes, parent_lane_of
 from webhooks.transport.messages import (
     Admission,
     LaneState,
@@ -114,7 +114,7 @@ class PublishingChannel(SettlingChannel):
             delay_s = "" if eta is None or eta <= time.time() else repr(eta - time.time())
             lane = self.lane_of(message) if has_lanes else ""
             stored, is_first = _without_first(without_eta(message))
-            arguments += [write(stored), delay_s, lane, whole_of(lane), *_rate_of(message), int(is_first)]
+            arguments += [write(stored), delay_s, lane, parent_lane_of(lane), *_rate_of(message), int(is_first)]
         return keys, arguments
 
     # ── Lanes ───────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -15,7 +15,7 @@ from importlib.resources import files
 
 from webhooks.transport.headers import OTHERS
 from webhooks.transport.holder import LEASE_S, MAX_GAP_S, WITNESS_AFTER_S
-from webhooks.transport.lanes import FIRST_SHARE, SERIAL
+from webhooks.transport.lanes import FIRST_WINDOW, SERIAL
 
 PARKED_KEY = "webhooks.parked.{}"
 WAKE_KEY = "webhooks.wake.{}"
@@ -32,7 +32,7 @@ _CONSTANTS: Mapping[str, float | str] = {
     "OTHERS": OTHERS,
     "SERIAL": SERIAL,
     "FEW": FEW,
-    "FIRST_SHARE": FIRST_SHARE,
+    "FIRST_WINDOW": FIRST_WINDOW,
     "LEASE_S": LEASE_S,
     "WITNESS_AFTER_S": WITNESS_AFTER_S,
     #: Seconds that a lease must have left when it is renewed, so that there is no gap in it.

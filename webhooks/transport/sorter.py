@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from kombu.utils.json import dumps
 
 from webhooks.transport.headers import OTHERS
-from webhooks.transport.lanes import whole_of
+from webhooks.transport.lanes import parent_lane_of
 from webhooks.transport.messages import due_at, read_message, without_eta
 from webhooks.transport.scripts import FEW, SORT, UNSORTED
 
@@ -72,8 +72,8 @@ def _file(channel: Sorts, queue: str, priority: int, raw: bytes, present: float)
     except Exception:  # noqa: BLE001 - whatever it is: whoever takes it says so
         return OTHERS, "", "lane", 0, ""
     if eta is None:
-        return lane, whole_of(lane), "lane", 0, ""
+        return lane, parent_lane_of(lane), "lane", 0, ""
     filed = dumps(without_eta(message))
     if eta <= present:
-        return lane, whole_of(lane), "lane", 0, filed
-    return lane, whole_of(lane), "park", eta - present, f"{priority}@{lane}:{filed}"
+        return lane, parent_lane_of(lane), "lane", 0, filed
+    return lane, parent_lane_of(lane), "park", eta - present, f"{priority}@{lane}:{filed}"

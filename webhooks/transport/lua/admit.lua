@@ -28,7 +28,7 @@ for i = 5, #ARGV, 4 do
     local is_slow = s[3] and (not s[4] or tonumber(s[3]) >= {SLOW_S})
     local oldest = redis.call('ZRANGE', key('flight.' .. q .. '/' .. lane), 0, 0, 'WITHSCORES')[2]
     local is_stuck = oldest and now - tonumber(oldest) > {STUCK_S}
-    local wait_s = waiting * (tonumber(s[3]) or {MEAN_S}) / (tonumber(s[5]) or {FIRST_SHARE})
+    local wait_s = waiting * (tonumber(s[3]) or {MEAN_S}) / (tonumber(s[5]) or {FIRST_WINDOW})
     local is_held = tonumber(s[1] or '0') > now
     if not is_held and not s[2] and not is_slow and not is_stuck and wait_s < {SOON_S} then answer = 2 end
   end

@@ -14,7 +14,7 @@ for i = 3, #ARGV do
   end
   reply[#reply + 1] = redis.call('ZCARD', line)
   reply[#reply + 1] = redis.call('ZCARD', key('flight.' .. q .. '/' .. lane))
-  reply[#reply + 1] = tonumber(redis.call('HGET', key('state.' .. q .. '/' .. lane), 'share') or '{FIRST_SHARE}')
+  reply[#reply + 1] = tonumber(redis.call('HGET', key('state.' .. q .. '/' .. lane), 'share') or '{FIRST_WINDOW}')
   reply[#reply + 1] = first[2] and string.format('%.6f', math.max(0, now - tonumber(first[2]) / 1000000)) or ''
 end
 return reply

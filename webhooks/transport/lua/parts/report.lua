@@ -2,7 +2,7 @@
 local function report(q, lane, ms, verdict)
   local state = key('state.' .. q .. '/' .. lane)
   local s = redis.call('HMGET', state, 'share', 'mean', 'peak', 'fitted')
-  local share, in_flight = tonumber(s[1]) or {FIRST_SHARE}, redis.call('ZCARD', key('flight.' .. q .. '/' .. lane))
+  local share, in_flight = tonumber(s[1]) or {FIRST_WINDOW}, redis.call('ZCARD', key('flight.' .. q .. '/' .. lane))
   local changes = {}
   local function set(name, value) changes[#changes + 1] = name; changes[#changes + 1] = value end
   if ms ~= '' then
@@ -19,7 +19,7 @@ local function report(q, lane, ms, verdict)
   local fitted = tonumber(s[4])
   if not fitted or now - fitted > {FIT_EVERY_S} then
     local peak = tonumber(s[3]) or 0
-    if share > {FIRST_SHARE} then share = math.min(share, math.max({FIRST_SHARE}, 2 * peak)) end
+    if share > {FIRST_WINDOW} then share = math.min(share, math.max({FIRST_WINDOW}, 2 * peak)) end
     set('fitted', string.format('%.3f', now))
     set('peak', in_flight)
   end

@@ -27,7 +27,7 @@ local function why_not(q, lane, is_bounded)
     local in_flight, limit = redis.call('ZCARD', flight), 1
     if not is_serial then
       is_slow = not s[8] or (tonumber(s[7]) or 0) >= {SLOW_S}
-      limit = math.min({QUICK_FACTOR} * free, tonumber(s[6]) or {FIRST_SHARE})
+      limit = math.min({QUICK_FACTOR} * free, tonumber(s[6]) or {FIRST_WINDOW})
     end
     -- Its own messages line it up again when they end.
     if in_flight >= limit then return now + {LOOK_AGAIN_S} end
