@@ -87,7 +87,7 @@ class Proxy:
 
 
 class Settings(BaseSettings):
-    """All settings. ``description`` is the text of the README's table, which a test compares with this class."""
+    """All settings. ``description`` is the text of the table in docs/settings.md; a test compares the two."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore", hide_input_in_errors=True)
 
