@@ -8,9 +8,8 @@ from kombu.entity import Exchange, Queue
 from webhooks.config import get_settings
 from webhooks.rules import lanes
 from webhooks.rules.broker_url import tls_options
-from webhooks.transport.channel import LANES_OPTION
 from webhooks.transport.connection import OPTION
-from webhooks.transport.lanes import Lanes
+from webhooks.transport.lanes import LANES_OPTION, Lanes
 
 _settings = get_settings()
 _on_redis = _settings.broker_url.startswith("redis")

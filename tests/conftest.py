@@ -20,6 +20,15 @@ from webhooks.local import servers as local_servers
 # A shell's background job is started with Ctrl-C ignored, and so would be all that the tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+#: Test processes for each core: most tests wait most of their time.
+_PROCESSES_PER_CORE = 4
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Share the whole suite among processes; run tests that are named in this one, where a debugger works."""
+    is_whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    return _PROCESSES_PER_CORE * len(os.sched_getaffinity(0)) if is_whole else 0
+
 
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:

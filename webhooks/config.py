@@ -21,7 +21,7 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from webhooks.errors import InvalidSettings, NoResponse
-from webhooks.models.url import parse_target
+from webhooks.models.url import parse_url
 from webhooks.rules.broker_url import read_broker_url
 from webhooks.rules.mongodb_url import find_overruled, read_mongodb_url
 
@@ -282,7 +282,7 @@ class Settings(BaseSettings):
     @classmethod
     def _is_url(cls, value: str | None) -> str | None:
         try:
-            parse_target(value or "http://host")
+            parse_url(value or "http://host")
         except NoResponse as error:
             raise ValueError(f"must be http://… or https://…; {error.text}") from None
         return value

@@ -1,12 +1,7 @@
 """Brokers without lanes: RabbitMQ, and Celery's own Redis transport. The worker does the same there."""
 
 import os
-import shutil
-import socket
-import subprocess
 from collections.abc import Iterator
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -14,63 +9,24 @@ import pytest
 from kombu.connection import Connection
 
 from tests.acceptance.conftest import RETRY_DELAY_S, Stack, body_of
+from tests.lab.rabbitmq import find_rabbitmq, run_rabbitmq
 from tests.lab.receiver import Receiver, hang, reply
 from tests.lab.samples_data import read_sample
 from tests.lab.worker import Worker, wait_until
-from webhooks.local.processes import kill_group, spawn
 
 EVENT = read_sample("event-task-create")
-#: The server itself: Debian's wrapper around it gives up root, and then cannot write into a test's folder.
-RABBITMQ = next(Path("/usr/lib/rabbitmq/lib").glob("*/sbin/rabbitmq-server"), None) or shutil.which("rabbitmq-server")
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
 
 
 @pytest.fixture(scope="session")
 def rabbitmq_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A RabbitMQ of this session's own."""
-    if RABBITMQ is None:
+    server = find_rabbitmq()
+    if server is None:
         if os.environ.get("CI"):
             pytest.fail("rabbitmq-server is not installed; CI needs it")
         pytest.skip("rabbitmq-server is not installed (Debian: apt install rabbitmq-server)")
-    folder, port = tmp_path_factory.mktemp("rabbitmq"), free_port()
-    (folder / "enabled_plugins").write_text("[].")
-    env = {
-        **os.environ,
-        "HOME": str(folder),
-        "RABBITMQ_NODENAME": f"test{port}@localhost",
-        "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
-        "RABBITMQ_NODE_PORT": str(port),
-        "RABBITMQ_DIST_PORT": str(free_port()),
-        "RABBITMQ_MNESIA_BASE": str(folder),
-        "RABBITMQ_LOG_BASE": str(folder),
-        "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
-    }
-    with (folder / "output").open("wb") as output:
-        process = spawn([str(RABBITMQ)], env=env, stdout=output)
-    url = f"amqp://guest:guest@127.0.0.1:{port}//"
-
-    def is_up() -> bool:
-        assert process.poll() is None, (folder / "output").read_text()
-        try:
-            with Connection(url, connect_timeout=2) as connection:
-                connection.connect()
-        except OSError:
-            return False
-        return True
-
-    try:
-        wait_until(is_up, "RabbitMQ up", 90)
+    with run_rabbitmq(server, tmp_path_factory.mktemp("rabbitmq")) as url:
         yield url
-    finally:
-        process.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(20)
-        kill_group(process)
-        process.wait()
 
 
 @pytest.fixture(params=["rabbitmq", "plain"])
@@ -87,6 +43,7 @@ def plain_stack(request: pytest.FixtureRequest, stack: Stack) -> Stack:
 
 
 def hand_in(stack: Stack, count: int) -> None:
+    stack.more.setdefault("WEBHOOKS_PUBLISH_TIMEOUT_S", "30")
     stack.run_producer(
         f"import json\nfrom webhooks import deliver\nevent = json.loads({body_of(EVENT)!r})\n"
         f"deliver.delay_many({{**event, 'extraData': n}} for n in range({count}))"
@@ -118,7 +75,7 @@ def test_many_events_are_attempted_many_at_a_time_each_once(plain_stack: Stack):
 
 @pytest.mark.timeout(180)
 def test_worker_that_is_killed_loses_nothing(plain_stack: Stack):
-    settings: dict[str, Any] = {"WEBHOOKS_TOTAL_TIMEOUT_S": "2", "WEBHOOKS_MONGODB_TIMEOUT_S": "2"}
+    settings: dict[str, Any] = {"WEBHOOKS_TOTAL_TIMEOUT_S": "5", "WEBHOOKS_MONGODB_TIMEOUT_S": "2"}
     settings["WEBHOOKS_SWEEP_INTERVAL_S"] = "1"
     with Receiver() as receiver:
         receiver.then(hang())

@@ -160,9 +160,9 @@ def fail():
 DEFECT_IN = {
     "deliver": "webhooks.delivery.accept.fan_out = broken(webhooks.delivery.accept.fan_out, fail)",
     # And in what is asked first of all, so that the attempt gets a message of its own.
-    "send": "from webhooks.delivery.records import Books\n"
-    "Books.claim = broken(Books.claim, fail)\n"
-    "Books.is_open = lambda *_: False",
+    "send": "from webhooks.delivery.records import DeliveryRecords\n"
+    "DeliveryRecords.claim = broken(DeliveryRecords.claim, fail)\n"
+    "DeliveryRecords.is_open = lambda *_: False",
 }
 
 

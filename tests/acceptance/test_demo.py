@@ -51,6 +51,7 @@ def test_demo_shows_the_main_job_and_leaves_nothing_behind(tmp_path: Path):
     assert list(tmp_path.iterdir()) == [log_path]
 
 
+@pytest.mark.slow
 def test_demo_stopped_by_ctrl_c_leaves_nothing_behind(tmp_path: Path):
     process, log_path = start_demo(tmp_path)
     wait_until(lambda: "Ctrl-C stops everything" in log_path.read_text(), "through the show", 120)

@@ -13,9 +13,9 @@ from tests.lab.receiver import Receiver, reply
 from tests.lab.samples_data import read_sample
 from tests.lab.servers import Servers
 from tests.lab.worker import wait_until
-from webhooks.store.deliveries import Ledger
+from webhooks.store.deliveries import DeliveryStore
 from webhooks.store.gates import By, GateStore, State
-from webhooks.store.held import KeptDeliveries
+from webhooks.store.held import HeldDeliveries
 
 EVENT = read_sample("event-task-create")
 #: Two failed attempts within a second are "for long", and probes come soon.
@@ -151,6 +151,7 @@ def test_endpoint_that_fails_on_while_it_recovers_is_paused_again(stack: Stack):
         wait_until(lambda: owed(stack, held=True) == 40, "all are kept again")
 
 
+@pytest.mark.slow
 def test_what_was_kept_is_not_flung_at_the_receiver(stack: Stack):
     count = 1_000
     with Receiver() as receiver:
@@ -265,7 +266,7 @@ def test_ordered_webhook_stops_when_it_is_to_and_an_operator_resumes_it(stack: S
         assert (last["retry"], last["attempt"]["kept"], last["attempt"]["next_at"]) == (1, True, None)
         time.sleep(2)
         assert len(receiver.requests) == 2
-        kept = KeptDeliveries(stack.database, Ledger(stack.database, 1, 1))
+        kept = HeldDeliveries(stack.database, DeliveryStore(stack.database, 1, 1))
         assert kept.restart_head(webhook_id) is not None
         GateStore(stack.database).resume(webhook_id)
         receiver.wait_for(5)

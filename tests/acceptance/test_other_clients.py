@@ -165,7 +165,7 @@ def test_what_cannot_be_read_is_a_dead_letter(stack: Stack, redis_client: redis.
         return found if len(found) == len(REFUSED) else []
 
     letters = wait_until(find, f"{len(REFUSED)} letters; workers say {stack.worker_logs()}")
-    assert redis_client.hlen("unacked") == 0
+    wait_until(lambda: redis_client.hlen("unacked") == 0, "every message acked")
     texts = [letter["text"] for letter in letters]
     for said in REFUSED.values():
         assert any(said in text for text in texts), (said, texts)

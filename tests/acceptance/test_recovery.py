@@ -16,14 +16,14 @@ from tests.acceptance.conftest import Stack
 from tests.lab.receiver import Behaviour, Receiver, Recorded, Wire, response
 from tests.lab.samples_data import read_sample
 from tests.lab.worker import Worker, wait_until
-from webhooks.transport.lanes import FIRST_SHARE
+from webhooks.transport.lanes import FIRST_WINDOW
 
 pytestmark = pytest.mark.timeout(240)
 
 EVENT = read_sample("event-task-create")
 WEBHOOKS, EVENTS = 4, 5
 #: As many as the lanes of endpoints that are not known yet let begin.
-OPEN = WEBHOOKS * min(EVENTS, FIRST_SHARE)
+OPEN = WEBHOOKS * min(EVENTS, FIRST_WINDOW)
 #: What is promised.
 RECOVERED_WITHIN_S = 20.0
 MANY: Any = {"WEBHOOKS_CONCURRENCY": "64"}

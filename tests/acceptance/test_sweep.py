@@ -153,6 +153,7 @@ def test_redis_put_back_to_an_old_state_sends_all_that_is_owed_and_nothing_twice
     assert len(receiver.requests) == 6
 
 
+@pytest.mark.slow
 def test_backlog_that_is_long_overdue_is_not_queued_again(fragile: Stack, servers: Servers):
     # 36 s of work for two threads, with deadlines after which a message can only be lost or in the queue: 19 s.
     count = 240

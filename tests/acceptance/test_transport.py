@@ -191,6 +191,7 @@ def rss_mb(process: "subprocess.Popen[bytes]") -> float:
     return int(line.split()[1]) / 1024
 
 
+@pytest.mark.slow
 def test_worker_that_is_killed_ten_times_under_load_loses_nothing(workers: Workers):
     def send(number: int) -> None:
         workers.send(number, random.random() / 50, countdown=0.5 if number % 3 == 0 else None)

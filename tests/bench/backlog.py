@@ -96,12 +96,12 @@ def fill(count: int) -> None:
     """Let so many deliveries be overdue, their messages queued in the same order. Run with a worker's environment."""
     body = json.dumps(_EVENT, ensure_ascii=False, separators=(",", ":"))
     services, webhook, since = get_services(), parse_webhook(_WEBHOOK), now() - _OVERDUE
-    services.ledger.ensure_indexes()
+    services.deliveries.ensure_indexes()
     with redis.Redis.from_url(os.environ["WEBHOOKS_BROKER_URL"]) as client:
         make_message = _message_maker(client)
         for start in range(0, count, _BATCH):
             ids = [f"msg_{number:032x}" for number in range(start, min(start + _BATCH, count))]
-            services.ledger.add(
+            services.deliveries.add(
                 (Delivery(each, f"event-{each}", webhook.id, webhook.company, "waits", body) for each in ids),
                 since + timedelta(milliseconds=start),
             )

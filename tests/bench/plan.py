@@ -14,6 +14,7 @@ ROWS = {
     "c": "(c) 20 receivers, of which one hangs",
     "events": "(a) with task events on, which nobody reads",
     "flower": "(a) and the plain Celery worker with Flower open, its task page read every two seconds",
+    "rabbitmq": "(a) with RabbitMQ for a broker, which has no lanes",
     "latency": "time from deliver.delay to arrival",
     "enqueue": "enqueue rate of a producer",
     "fanout": "one event to many webhooks",

@@ -56,6 +56,7 @@ class _Rows(Measuring):
             "c": self._c,
             "events": self._events,
             "flower": self._flower,
+            "rabbitmq": self._rabbitmq,
         }
         for _ in self._rounds():
             for row, measure_row in compared.items():
@@ -164,6 +165,13 @@ class _Rows(Measuring):
             samples = self._watch(crew, receiver, PLAIN_LOGS, sizes.plain_events)
         self._take_rate("flower_plain", receiver, samples, sizes.plain_events, f"{sizes.plain_events:,} events")
 
+    def _rabbitmq(self) -> None:
+        self._step(self._in_round("(a) with RabbitMQ"))
+        receiver = self._stage.receivers.find(INSTANT)
+        with self._stage.rabbitmq() as settings:
+            part = self._take_drain("rabbitmq", receiver, INSTANT, ENDPOINTS, self._sizes.events, settings=settings)
+        self._take_cpu("rabbitmq_cpu_", receiver, part, ("workers",))
+
     def _take_drain(
         self,
         key: str,
@@ -173,6 +181,7 @@ class _Rows(Measuring):
         count: int,
         *,
         options: Sequence[str] = (),
+        settings: Mapping[str, str] | None = None,
         also: Mapping[str, Crew] | None = None,
     ) -> Steady:
         """Take the rate at which a queue of events for so many endpoints is worked off.
@@ -184,11 +193,12 @@ class _Rows(Measuring):
             endpoints: how many.
             count: events.
             options: of Celery's workers.
+            settings: that are not as in the rest of the run; None: there are none.
             also: who works beside, and what its part of the CPU time is called.
         """
         lines = self._stage.prepare(targets_of(receiver, path)[:endpoints], EVENT_BYTES)
-        self._stage.queue(lines, count)
-        with self._stage.workers(options=options) as crew:
+        self._stage.queue(lines, count, settings)
+        with self._stage.workers(settings=settings, options=options) as crew:
             samples = self._watch(crew, receiver, LOGS, count, also=also)
         self._require(LOGS, SUCCESS, count)
         return self._take_rate(key, receiver, samples, count, f"{count:,} events")

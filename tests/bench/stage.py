@@ -24,6 +24,7 @@ from tests.bench.plan import Plan
 from tests.bench.producer import Handing
 from tests.bench.receivers import Receiver, Receivers, free_ports
 from tests.bench.servers import Servers
+from tests.lab.rabbitmq import find_rabbitmq, run_rabbitmq
 from webhooks.errors import CannotStart
 from webhooks.local.processes import Program, Supervisor
 from webhooks.local.servers import LOOPBACK
@@ -106,15 +107,20 @@ class Stage:
             file.writelines(to_lines(targets, size))
         return path
 
-    def queue(self, lines: Path, count: int) -> None:
+    def queue(self, lines: Path, count: int, settings: Mapping[str, str] | None = None) -> None:
         """Have so many events in the queue.
+
+        Args:
+            lines: of `prepare`.
+            count: how many.
+            settings: of the producers, as for `workers`.
 
         Raises:
             RowFailed: they are not there.
         """
         step = 2 if count >= _SHARED_FROM else 1
         handings = [Handing(0, first=first, step=step, is_single=False, bulk=count) for first in range(step)]
-        self.produce(lines, handings, 60 + count / 200)
+        self.produce(lines, handings, 60 + count / 200, settings)
         self.servers.wait_for_rewrite()
 
     def queue_plain(self, lines: Path, count: int) -> None:
@@ -123,7 +129,9 @@ class Stage:
         self.produce_plain(lines, [Handing(count, first=first, step=step) for first in range(step)], 60 + count / 200)
         self.servers.wait_for_rewrite()
 
-    def produce(self, lines: Path, handings: Sequence[Handing], within_s: float) -> list[Any]:
+    def produce(
+        self, lines: Path, handings: Sequence[Handing], within_s: float, settings: Mapping[str, str] | None = None
+    ) -> list[Any]:
         """Have producers hand in events, one beside the other; return their reports.
 
         Raises:
@@ -131,7 +139,8 @@ class Stage:
         """
         argv = [sys.executable, "-m", "tests.bench.producer", str(lines)]
         orders = [[*argv, handing.to_json()] for handing in handings]
-        return run_to_end(orders, self._env, _ROOT, new_path=self._path, screen=self._screen, within_s=within_s)
+        env = {**self._env, **(settings or {})}
+        return run_to_end(orders, env, _ROOT, new_path=self._path, screen=self._screen, within_s=within_s)
 
     def produce_plain(self, lines: Path, handings: Sequence[Handing], within_s: float) -> list[Any]:
         """Have plain producers hand in events. As `produce`."""
@@ -184,6 +193,21 @@ class Stage:
         argv += [f"--concurrency={self._usual.processes}"]
         program = Program("plain", argv, self._plain_env, self._plain_folder, grace_s=_GRACE_S)
         return run_crew([program], self._path("crew"), self._screen)
+
+    @contextmanager
+    def rabbitmq(self) -> Iterator[Mapping[str, str]]:
+        """Run a RabbitMQ while the context lasts; yields the settings of workers and producers that use it.
+
+        Raises:
+            RowFailed: it is not installed.
+        """
+        server = find_rabbitmq()
+        if server is None:
+            raise RowFailed("rabbitmq-server is not installed")
+        folder = self._path("rabbitmq")
+        folder.mkdir()
+        with run_rabbitmq(server, folder) as url:
+            yield {"WEBHOOKS_BROKER_URL": url, "WEBHOOKS_PUBLISH_TIMEOUT_S": "60"}
 
     def flower(self) -> AbstractContextManager[Crew]:
         """Run Flower beside the product's workers while the context lasts, and read its task page now and then."""

@@ -45,7 +45,7 @@ def fill(count: int) -> None:
             Delivery(make_delivery_id(str(number), webhook_id), str(number), webhook_id, ObjectId(), "waits", body)
             for number in range(start, min(start + _BATCH, count))
         ]
-        services.ledger.add(made, now())
+        services.deliveries.add(made, now())
         for delivery in made:
             queue_attempt(delivery.delivery_id, delivery.label, 1, delivery.lane, _RETRY_IN_S)
         print(f"\r{start + len(made):,} wait", end="", file=sys.stderr, flush=True)

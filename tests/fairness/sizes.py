@@ -118,3 +118,5 @@ class Scenario:
     name: str
     #: Runs it in a folder of its own that is not there yet.
     run: Callable[[Path, Size, Tell], list[Row]]
+    #: Whether its figures need a machine that does nothing else.
+    measures_speed: bool = False

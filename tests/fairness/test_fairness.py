@@ -1,6 +1,9 @@
 """Every scenario at the size that fits CI. Figures are reported; a busy machine fails only by the coarse bars."""
 
+import json
 import os
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -26,8 +29,13 @@ def _servers():
         pytest.skip(str(missing))
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
-def test_scenario(scenario: Scenario, tmp_path: Path, pytestconfig: pytest.Config):
+def _param(scenario: Scenario):
+    marks = [pytest.mark.slow] if scenario.measures_speed else []
+    return pytest.param(scenario, id=scenario.name, marks=marks)
+
+
+@pytest.mark.parametrize("scenario", [_param(scenario) for scenario in SCENARIOS])
+def test_scenario(scenario: Scenario, tmp_path: Path, record_property: Callable[[str, object], None]):
     rows = scenario.run(tmp_path / scenario.name, CI, print)
-    pytestconfig.stash.setdefault(ROWS, []).extend(rows)
+    record_property(ROWS, json.dumps([asdict(row) for row in rows]))
     assert [(row.what, row.found, row.bar) for row in rows if CI.has_failed(row)] == []

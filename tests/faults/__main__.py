@@ -7,7 +7,7 @@ import threading
 import time
 from pathlib import Path
 
-from tests.faults.matrix import ROWS, SIZES, Result, run_matrix, to_markdown
+from tests.faults.matrix import ROWS, SIZES, Result, run_matrix, to_line, to_markdown
 
 
 def main() -> int:
@@ -40,7 +40,7 @@ def main() -> int:
         cancelled.set()  # those that run still; all end their processes before Python itself ends
     if arguments.json is not None:
         arguments.json.write_text(json.dumps([result.to_json() for result in results], indent=1))
-    print(to_markdown(results, size))
+    print(to_markdown(to_line(result, size) for result in results))
     return 0 if is_good and not any(result.faults for result in results) else 1
 
 

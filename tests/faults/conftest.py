@@ -2,13 +2,14 @@
 
 import pytest
 
-from tests.faults.matrix import CI, Result, to_markdown
+from tests.faults.matrix import to_markdown
+from tests.lab.tables import read_lines
 
-#: The rows that have run.
-RESULTS = pytest.StashKey[list[Result]]()
+#: The property of a test's report that carries its row.
+ROW = "fault-row"
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    if results := config.stash.get(RESULTS, []):
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if lines := read_lines(terminalreporter, ROW):
         terminalreporter.section("fault matrix")
-        terminalreporter.write_line(to_markdown(results, CI))
+        terminalreporter.write_line(to_markdown(lines))

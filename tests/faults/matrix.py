@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import redis
 
@@ -428,6 +428,18 @@ FOOTNOTE = (
 
 
 # ── Running ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+class Slots(Protocol):
+    """The few places under load: a semaphore of this process, or of all test processes."""
+
+    def acquire(self, *, timeout: float) -> bool:
+        """Take one within so many seconds; return whether that was possible."""
+        ...
+
+    def release(self) -> None:
+        """Give one back."""
+        ...
+
+
 def run_matrix(
     rows: Iterable[Row], size: Size, *, tell: Callable[[str], None], cancelled: threading.Event
 ) -> dict[str, Future[Result]]:
@@ -452,7 +464,7 @@ def _run_and_tidy(
     row: Row,
     size: Size,
     folder: Path,
-    slots: threading.Semaphore,
+    slots: Slots,
     cancelled: threading.Event,
     tell: Callable[[str], None],
 ) -> Result:
@@ -476,11 +488,11 @@ def _run_and_tidy(
 class _Slot:
     """One of the few places under load, given back once."""
 
-    def __init__(self, slots: threading.Semaphore, cancelled: threading.Event) -> None:
+    def __init__(self, slots: Slots, cancelled: threading.Event) -> None:
         while cancelled.is_set() or not slots.acquire(timeout=0.5):
             if cancelled.is_set():
                 raise Cancelled
-        self._slots: threading.Semaphore | None = slots
+        self._slots: Slots | None = slots
 
     def release(self) -> None:
         """Give it back; no effect the second time."""
@@ -493,7 +505,7 @@ def run_row(
     row: Row,
     size: Size,
     folder: Path,
-    slots: threading.Semaphore,
+    slots: Slots,
     cancelled: threading.Event,
     tell: Callable[[str], None],
 ) -> Result:
@@ -564,22 +576,25 @@ def describe(text: str, size: Size) -> str:
     return text.format(**asdict(size))
 
 
-def to_markdown(results: Iterable[Result], size: Size) -> str:
-    """Return the table."""
-    lines = [
+def to_line(result: Result, size: Size) -> str:
+    """Return a row of the table."""
+    verdict = result.verdict
+    cells = [
+        describe(result.row.fault, size),
+        f"{verdict.expected:,}",
+        str(len(verdict.lost)),
+        str(verdict.stuck),
+        str(verdict.repeats),
+        str(result.bound),
+        f"{result.recovery_s:.0f} s",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def to_markdown(lines: Iterable[str]) -> str:
+    """Return the table of these rows (`to_line`)."""
+    head = [
         "| fault | deliveries accepted | lost | stuck | repeats | at most | last one came after |",
         "|---|--:|--:|--:|--:|--:|--:|",
     ]
-    for result in results:
-        verdict = result.verdict
-        cells = [
-            describe(result.row.fault, size),
-            f"{verdict.expected:,}",
-            str(len(verdict.lost)),
-            str(verdict.stuck),
-            str(verdict.repeats),
-            str(result.bound),
-            f"{result.recovery_s:.0f} s",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", FOOTNOTE])
+    return "\n".join([*head, *lines, "", FOOTNOTE])

@@ -1,26 +1,49 @@
-"""The fault matrix at the size that fits CI: nothing is lost, nothing is stuck, and repeats are within the bound.
+"""The fault matrix at the size that fits CI: nothing is lost, nothing is stuck, and repeats are within the bound."""
 
-All rows that were asked for run beside each other, started by the first test; each test waits for its own row.
-"""
-
+import fcntl
 import os
 import threading
-from collections.abc import Iterator
-from concurrent.futures import Future
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
 
 import pytest
 
-from tests.faults.conftest import RESULTS
-from tests.faults.matrix import CI, ROWS, Result, run_matrix
+from tests.faults.conftest import ROW
+from tests.faults.matrix import CI, ROWS, Row, run_row, to_line
 from webhooks.errors import ServerMissing
 from webhooks.local import servers
 
-# All rows together take three to four minutes on two cores.
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(300)
+
+
+class SharedSlots:
+    """The places under load of all test processes: files, of which each is locked by who has it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._paths = [folder / f"fault-slot-{number}" for number in range(CI.slots)]
+        self._held: list[IO[str]] = []
+
+    def acquire(self, *, timeout: float) -> bool:
+        for path in self._paths:
+            file = path.open("w")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.close()
+            else:
+                self._held.append(file)
+                return True
+        time.sleep(timeout)
+        return False
+
+    def release(self) -> None:
+        self._held.pop().close()
 
 
 @pytest.fixture(scope="module")
-def running(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[Result]]]:
+def slots(tmp_path_factory: pytest.TempPathFactory) -> SharedSlots:
     try:
         servers.find_valkey()
         servers.find_mongod()
@@ -28,20 +51,12 @@ def running(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[Result]
         if os.environ.get("CI"):
             pytest.fail(str(missing))
         pytest.skip(str(missing))
-    wanted = {item.callspec.id for item in request.session.items if isinstance(item, pytest.Function)
-              and item.originalname == test_row.__name__}  # fmt: skip
-    cancelled = threading.Event()
-    started = run_matrix([row for row in ROWS if row.id in wanted], CI, tell=print, cancelled=cancelled)
-    try:
-        yield started
-    finally:
-        cancelled.set()
-        for future in started.values():
-            future.exception()  # waits for its end: no process is left behind
+    base = tmp_path_factory.getbasetemp()
+    return SharedSlots(base.parent if "PYTEST_XDIST_WORKER" in os.environ else base)
 
 
-@pytest.mark.parametrize("row_id", [row.id for row in ROWS])
-def test_row(running: dict[str, Future[Result]], row_id: str, pytestconfig: pytest.Config):
-    result = running[row_id].result()
-    pytestconfig.stash.setdefault(RESULTS, []).append(result)
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)
+def test_row(row: Row, slots: SharedSlots, tmp_path: Path, record_property: Callable[[str, object], None]):
+    result = run_row(row, CI, tmp_path / row.id, slots, threading.Event(), print)
+    record_property(ROW, to_line(result, CI))
     assert result.faults == []

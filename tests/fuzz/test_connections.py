@@ -14,7 +14,7 @@ from tests.lab import receiver as r
 from tests.lab.receiver import Receiver, Recorded
 from tests.lab.senders import new_sender
 from webhooks.errors import NoResponse
-from webhooks.models.url import parse_target
+from webhooks.models.url import parse_url
 from webhooks.sender import Answer, Resolver, Sender
 from webhooks.sender.response import ResponseReader
 
@@ -34,7 +34,7 @@ class Ends:
         self, url: str, headers: dict[str, str], body: bytes, behaviour: r.Behaviour
     ) -> Iterator[tuple[Answer, Recorded]]:
         """Send a request over a new connection and over a kept one; give its answer, and what came of it."""
-        target = parse_target(url)
+        target = parse_url(url)
         for max_age_s in (0, None):
             # So that there is one to the same host that is kept.
             self.sender.post(f"http://{target.host}:{target.port}/", HEADERS, b"", max_connection_age_s=0)
@@ -93,7 +93,7 @@ def test_new_and_kept_connections_carry_the_same_request(
 ) -> None:
     url = f"http://{host}:{ends.receiver.port}/{path}"
     try:
-        parse_target(url)
+        parse_url(url)
     except NoResponse:
         return
     new, kept = (

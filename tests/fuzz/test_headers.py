@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.fuzz.hostile import ANY_TEXT, BSON_VALUES
 from tests.lab.receiver import Receiver
 from tests.lab.samples_data import read_sample
-from webhooks.delivery.attempt import Attempter
+from webhooks.delivery.attempt import AttemptRunner
 from webhooks.errors import InvalidWebhook
 from webhooks.models import COTEvent, COTWebhook, parse_webhook
 from webhooks.rules.encryption import Use, Vault, new_key
@@ -44,7 +44,7 @@ def receiver() -> Iterator[Receiver]:
 
 
 @pytest.fixture(scope="module")
-def attempter() -> Iterator[Attempter]:
+def runner() -> Iterator[AttemptRunner]:
     sender = Sender(
         allowed_networks=(ip_network("127.0.0.0/8"),),
         connect_timeout_s=5,
@@ -53,7 +53,7 @@ def attempter() -> Iterator[Attempter]:
         ca_bundle=None,
         pool_size=1,
     )
-    yield Attempter(sender=sender, policy=RetryPolicy(30, 3), vault=VAULT)
+    yield AttemptRunner(sender=sender, policy=RetryPolicy(30, 3), vault=VAULT)
     sender.close()
 
 
@@ -70,14 +70,14 @@ def make_webhook(url: str, headers: Any) -> COTWebhook:
 @example(headers={"Content-Length ": "0"})
 @example(headers={"X-Key": "a\tb", "X-Other": "~"})
 @given(headers=st.dictionaries(NAMES, VALUES, max_size=3))
-def test_header_is_refused_or_sent_as_it_is(headers: dict[str, str], receiver: Receiver, attempter: Attempter) -> None:
+def test_header_is_refused_or_sent_as_it_is(headers: dict[str, str], receiver: Receiver, runner: AttemptRunner) -> None:
     try:
         webhook = make_webhook(receiver.url, [{"name": name, "value": value} for name, value in headers.items()])
     except InvalidWebhook:
         return
     before = len(receiver.requests)
     delivery = Delivery("msg_1", "e", webhook.id, webhook.company, "x", EVENT.to_json())
-    log = attempter.attempt(delivery, webhook, Claim("msg_1", 0, ObjectId()))
+    log = runner.attempt(delivery, webhook, Claim("msg_1", 0, ObjectId()))
     assert log.status == 200
     (request,) = receiver.requests[before:]
     sent = dict(request.headers.items)

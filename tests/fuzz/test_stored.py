@@ -23,7 +23,7 @@ from webhooks.producer.app import app
 from webhooks.producer.deliver import accept
 from webhooks.rules.matching import match
 from webhooks.store.deadletters import DeadLetter, DeadLetterStore, Reason
-from webhooks.store.deliveries import Claim, Claimed, Delivery, Ledger
+from webhooks.store.deliveries import Claim, Claimed, Delivery, DeliveryStore
 from webhooks.store.leases import Leases
 from webhooks.store.logs import LogQuery, LogStore
 from webhooks.store.mongo import open_database
@@ -324,7 +324,7 @@ def make_delivery(number: int) -> Delivery:
 )
 def test_sweep_goes_on_past_a_ruined_delivery(ours: Documents, name: str) -> None:
     ours["deliveries"].insert_one(RUINED_DELIVERIES[name])
-    ledger = Ledger(ours, claim_s=25, timeout_s=10)
+    ledger = DeliveryStore(ours, claim_s=25, timeout_s=10)
     ledger.add([make_delivery(1)], datetime.now(UTC) - timedelta(hours=1))
     for _ in range(2):
         overdue = [one.delivery_id for one in ledger.find_overdue(datetime.now(UTC), 10)]
@@ -338,7 +338,7 @@ def test_sweep_goes_on_past_a_ruined_delivery(ours: Documents, name: str) -> Non
 )
 def test_claim_goes_on_past_a_ruined_delivery(ours: Documents, name: str) -> None:
     ours["deliveries"].insert_one(RUINED_DELIVERIES[name])
-    ledger = Ledger(ours, claim_s=25, timeout_s=10)
+    ledger = DeliveryStore(ours, claim_s=25, timeout_s=10)
     ledger.add([make_delivery(1)], datetime.now(UTC))
     claims = [Claim("msg_ruined", 0, ObjectId()), Claim("msg_1", 0, ObjectId())]
     _, healthy = ledger.claim(claims)
@@ -359,7 +359,7 @@ def test_any_lease_is_taken_or_left(ours: Documents, document: dict[str, Any]) -
 
 
 def test_two_events_with_one_message_id_do_not_share_a_body(ours: Documents) -> None:
-    ledger = Ledger(ours, claim_s=25, timeout_s=10)
+    ledger = DeliveryStore(ours, claim_s=25, timeout_s=10)
     mine, other = (parse_event(make_event(company=owner), 100_000).to_json() for owner in (COMPANY, "6" * 24))
     for company, body, names in ((COMPANY, mine, "ab"), ("6" * 24, other, "cd")):
         ids: dict[str, Any] = {"webhook_id": ObjectId(), "company": ObjectId(company), "event_id": "chosen-by-producer"}

@@ -16,7 +16,7 @@ from tests.lab.samples_data import read_sample
 from webhooks.config import Settings, get_settings
 from webhooks.errors import ErrorKind, InvalidSettings, InvalidWebhook, NoResponse
 from webhooks.models import COTEvent, COTWebhook, parse_webhook
-from webhooks.models.url import parse_target
+from webhooks.models.url import parse_url
 from webhooks.models.webhook import why_bad_url
 from webhooks.rules.matching import is_match
 from webhooks.sender import Resolver, Sender
@@ -98,7 +98,7 @@ def test_any_url_is_refused_or_names_one_host(url: str) -> None:
     assert "@" not in origin
     assert not {"/", "?", "#"} & set(origin.partition("://")[2])
     try:
-        target = parse_target(url)
+        target = parse_url(url)
     except NoResponse as error:
         assert error.kind is ErrorKind.BAD_URL
         assert not UNSAFE.search(error.text)
@@ -107,7 +107,7 @@ def test_any_url_is_refused_or_names_one_host(url: str) -> None:
     assert target.host.isascii()
     assert not UNSAFE.search(target.host + target.url)
     # What connects and what is written into the request's head must name the same place.
-    again = parse_target(target.url)
+    again = parse_url(target.url)
     assert again.url == target.url
     assert again.host == target.tls_name == target.tls_name.lower().removesuffix(".")
     assert (again.port, again.scheme) == (target.port, target.scheme)

@@ -78,6 +78,7 @@ def run(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 
+@pytest.mark.slow
 def test_run_tells_figures_bars_and_what_it_ran_on(folder: Path):
     done = run(folder, "--quick", "--only", "a,bare", "--events", "300", "--json")
     assert done.returncode == 0, done.stderr
@@ -98,6 +99,7 @@ def test_run_tells_figures_bars_and_what_it_ran_on(folder: Path):
     assert "(a) instant receivers" in done.stderr
 
 
+@pytest.mark.slow
 def test_yardstick_and_producers_are_measured_on_servers_that_are_given_and_left_empty(
     folder: Path, redis_client: redis.Redis, redis_url: str, mongodb_url: str, tmp_path: Path
 ):
@@ -126,6 +128,7 @@ def test_server_that_holds_something_is_refused_and_left_as_it_is(
     assert redis_client.get("somebody's") == b"own"
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_it_and_leaves_nothing_behind(folder: Path):
     process = start(folder, "--quick", "--only", "a", "--events", "20000")
     try:

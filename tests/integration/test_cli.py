@@ -32,7 +32,7 @@ EVENT = json.dumps(make_log().event.to_wire())
 #: Seconds for what takes one or two, on a machine that runs other things beside.
 PATIENCE_S = 40
 #: What `check` may take at most when everything is away: six seconds of its own, and a slow start of Python.
-CHECK_S = 12
+CHECK_S = 25
 
 Documents = Database[dict[str, Any]]
 

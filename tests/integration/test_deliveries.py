@@ -10,11 +10,11 @@ from bson import ObjectId
 from pymongo.database import Database
 
 from tests.lab.logs import make_attempt, make_log
-from webhooks.delivery.records import Books
+from webhooks.delivery.records import DeliveryRecords
 from webhooks.models import now
-from webhooks.store.deliveries import Blocked, Claim, Claimed, Delivery, Ledger
+from webhooks.store.deliveries import Blocked, Claim, Claimed, Delivery, DeliveryStore
 from webhooks.store.gates import GateStore
-from webhooks.store.held import KeptDeliveries
+from webhooks.store.held import HeldDeliveries
 from webhooks.store.logs import LogStore
 from webhooks.store.webhooks import WebhookStore
 
@@ -25,15 +25,15 @@ COMPANY = ObjectId()
 
 
 @pytest.fixture
-def ledger(database: Documents) -> Ledger:
-    made = Ledger(database, CLAIM_S, TIMEOUT_S)
+def ledger(database: Documents) -> DeliveryStore:
+    made = DeliveryStore(database, CLAIM_S, TIMEOUT_S)
     made.ensure_indexes()
     return made
 
 
-def make_books(database: Documents, ledger: Ledger) -> Books:
+def make_records(database: Documents, ledger: DeliveryStore) -> DeliveryRecords:
     gates, webhooks = GateStore(database), WebhookStore(database)
-    return Books(ledger, KeptDeliveries(database, ledger), LogStore(database), gates, webhooks)
+    return DeliveryRecords(ledger, HeldDeliveries(database, ledger), LogStore(database), gates, webhooks)
 
 
 def delivery(number: int, event_id: str = "e") -> Delivery:
@@ -41,7 +41,7 @@ def delivery(number: int, event_id: str = "e") -> Delivery:
 
 
 def claim_one(
-    ledger: Ledger, number: int = 1, retry: int = 0, log_id: ObjectId | None = None
+    ledger: DeliveryStore, number: int = 1, retry: int = 0, log_id: ObjectId | None = None
 ) -> Claimed | Blocked | None:
     (result,) = ledger.claim([Claim(f"msg_{number}", retry, log_id or ObjectId(), "worker@host")])
     assert not isinstance(result, Exception)
@@ -55,7 +55,7 @@ def failed(number: int, retry: int, *, is_last: bool = False, log_id: ObjectId |
     return make_log("x", attempt=attempt, retry=retry, log_id=log_id or ObjectId())
 
 
-def test_event_of_one_webhook_is_stored_with_its_delivery(ledger: Ledger, database: Documents):
+def test_event_of_one_webhook_is_stored_with_its_delivery(ledger: DeliveryStore, database: Documents):
     one = delivery(1)
     ledger.add([one], now())
     assert database["events"].count_documents({}) == 0
@@ -64,7 +64,7 @@ def test_event_of_one_webhook_is_stored_with_its_delivery(ledger: Ledger, databa
     assert claimed.delivery == one
 
 
-def test_reason_of_an_unusable_webhook_is_stored_with_its_delivery(ledger: Ledger):
+def test_reason_of_an_unusable_webhook_is_stored_with_its_delivery(ledger: DeliveryStore):
     one = replace(delivery(1), unusable="url: it holds credentials")
     ledger.add([one], now())
     claimed = claim_one(ledger)
@@ -72,7 +72,7 @@ def test_reason_of_an_unusable_webhook_is_stored_with_its_delivery(ledger: Ledge
     assert claimed.delivery == one
 
 
-def test_event_of_many_webhooks_is_stored_once(ledger: Ledger, database: Documents):
+def test_event_of_many_webhooks_is_stored_once(ledger: DeliveryStore, database: Documents):
     many = [delivery(number) for number in range(1000)]
     ledger.add(many, now())
     assert database["events"].count_documents({}) == 1
@@ -81,14 +81,14 @@ def test_event_of_many_webhooks_is_stored_once(ledger: Ledger, database: Documen
     assert [c.delivery for c in claimed if isinstance(c, Claimed)] == many
 
 
-def test_delivery_added_twice_is_one_and_keeps_its_state(ledger: Ledger, database: Documents):
+def test_delivery_added_twice_is_one_and_keeps_its_state(ledger: DeliveryStore, database: Documents):
     ledger.add([delivery(1)], now())
     ledger.settle([failed(1, 0)])
     ledger.add([delivery(1), delivery(2)], now())
     assert [d["retry"] for d in database["deliveries"].find().sort("_id", 1)] == [1, 0]
 
 
-def test_attempt_is_made_by_one_claim_at_a_time(ledger: Ledger):
+def test_attempt_is_made_by_one_claim_at_a_time(ledger: DeliveryStore):
     ledger.add([delivery(1)], now())
     a = ObjectId()
     first, second = ledger.claim([Claim("msg_1", 0, a), Claim("msg_1", 0, ObjectId())])
@@ -100,7 +100,7 @@ def test_attempt_is_made_by_one_claim_at_a_time(ledger: Ledger):
     assert isinstance(claim_one(ledger, log_id=a), Blocked)
 
 
-def test_attempt_whose_claim_ran_out_is_known_as_interrupted_until_one_ends(ledger: Ledger, database: Documents):
+def test_attempt_whose_claim_ran_out_is_known_as_interrupted_until_one_ends(ledger: DeliveryStore, database: Documents):
     ledger.add([delivery(1)], now())
     log_ids = [ObjectId() for _ in range(3)]
     claimed = None
@@ -122,7 +122,7 @@ def test_attempt_whose_claim_ran_out_is_known_as_interrupted_until_one_ends(ledg
     assert database["deliveries"].count_documents({}) == 0
 
 
-def test_claim_that_was_given_up_is_no_interrupted_attempt(ledger: Ledger):
+def test_claim_that_was_given_up_is_no_interrupted_attempt(ledger: DeliveryStore):
     ledger.add([delivery(1), delivery(2)], now())
     for number in (1, 2):
         given_up = Claim(f"msg_{number}", 0, ObjectId())
@@ -141,38 +141,38 @@ def test_claim_that_was_given_up_is_no_interrupted_attempt(ledger: Ledger):
 
 
 def test_claim_that_mongodb_carries_out_too_late_is_none(database: Documents):
-    ledger = Ledger(database, CLAIM_S, timeout_s=-1)
+    ledger = DeliveryStore(database, CLAIM_S, timeout_s=-1)
     ledger.add([delivery(1)], now())
     assert isinstance(claim_one(ledger), Blocked)
     assert database["deliveries"].count_documents({"claim": {"$exists": True}}) == 0
 
 
-def test_delivery_that_was_set_aside_begins_anew(ledger: Ledger):
+def test_delivery_that_was_set_aside_begins_anew(ledger: DeliveryStore):
     ledger.add([delivery(1)], now())
     assert isinstance(claim_one(ledger), Claimed)
-    ledger.set_aside("msg_1")
+    ledger.quarantine("msg_1")
     claimed = claim_one(ledger)
     assert isinstance(claimed, Claimed)
     assert claimed.interrupted == ()
 
 
 def test_log_of_an_interrupted_attempt_settles_nothing_and_gives_way_to_the_real_one(
-    ledger: Ledger, database: Documents
+    ledger: DeliveryStore, database: Documents
 ):
-    books = make_books(database, ledger)
-    accept(books, [delivery(1)])
+    records = make_records(database, ledger)
+    accept(records, [delivery(1)])
     real = failed(1, 0)
     attempt = make_attempt(delivery_id="msg_1", event_id="e", error_kind="interrupted", next_at=now())
     guess = make_log("interrupted", attempt=attempt, retry=0, log_id=real.id)
-    books.record([guess])
+    records.record([guess])
     assert [d["retry"] for d in database["deliveries"].find()] == [0]
-    books.record([real])
-    books.record([guess])
+    records.record([real])
+    records.record([guess])
     assert [log["response"] for log in database["webhooklogs"].find()] == ["x"]
     assert [d["retry"] for d in database["deliveries"].find()] == [1]
 
 
-def test_claim_of_an_attempt_that_was_made_gets_nothing(ledger: Ledger):
+def test_claim_of_an_attempt_that_was_made_gets_nothing(ledger: DeliveryStore):
     ledger.add([delivery(1)], now())
     a, b = ObjectId(), ObjectId()
     assert isinstance(claim_one(ledger, log_id=a), Claimed)
@@ -184,26 +184,26 @@ def test_claim_of_an_attempt_that_was_made_gets_nothing(ledger: Ledger):
     assert ledger.count() == 0
 
 
-def test_claim_of_a_retry_may_be_faster_than_the_write_that_it_is_due(ledger: Ledger):
+def test_claim_of_a_retry_may_be_faster_than_the_write_that_it_is_due(ledger: DeliveryStore):
     ledger.add([delivery(1)], now())
     assert isinstance(claim_one(ledger, retry=1), Claimed)
 
 
-def test_log_that_is_written_late_does_not_undo_what_came_after(ledger: Ledger, database: Documents):
+def test_log_that_is_written_late_does_not_undo_what_came_after(ledger: DeliveryStore, database: Documents):
     ledger.add([delivery(1)], now())
     ledger.settle([failed(1, 1)])
     ledger.settle([failed(1, 0)])
     assert [d["retry"] for d in database["deliveries"].find()] == [2]
 
 
-def test_claim_of_a_delivery_without_its_event_is_an_error_of_its_own(ledger: Ledger, database: Documents):
+def test_claim_of_a_delivery_without_its_event_is_an_error_of_its_own(ledger: DeliveryStore, database: Documents):
     ledger.add([delivery(1), delivery(2), delivery(3, "other")], now())
     database["events"].delete_many({})
     results = ledger.claim([Claim(f"msg_{number}", 0, ObjectId()) for number in (1, 2, 3)])
     assert [type(result) for result in results] == [LookupError, LookupError, Claimed]
 
 
-def test_overdue_are_found_oldest_first_and_postponed(ledger: Ledger):
+def test_overdue_are_found_oldest_first_and_postponed(ledger: DeliveryStore):
     at = now()
     for number, age_s in [(1, 10), (2, 30), (3, 20), (4, 0)]:
         ledger.add([delivery(number, f"e{number}")], at - timedelta(seconds=age_s))
@@ -214,13 +214,13 @@ def test_overdue_are_found_oldest_first_and_postponed(ledger: Ledger):
     assert third.delivery_id == "msg_3"
     ledger.postpone(["msg_2", "msg_3"], at)
     assert [one.delivery_id for one in ledger.find_overdue(before, 2)] == ["msg_1"]
-    ledger.set_aside("msg_1")
+    ledger.quarantine("msg_1")
     assert ledger.find_overdue(before, 2) == []
     claimed = claim_one(ledger, 1)
     assert isinstance(claimed, Claimed), "an operator may still send it"
 
 
-def test_shared_event_is_forgotten_when_nothing_of_it_is_owed(ledger: Ledger, database: Documents):
+def test_shared_event_is_forgotten_when_nothing_of_it_is_owed(ledger: DeliveryStore, database: Documents):
     old = now() - timedelta(hours=1)
     ledger.add([delivery(1, "ended"), delivery(2, "ended")], old)
     ledger.add([delivery(3, "owed"), delivery(4, "owed")], old)
@@ -230,11 +230,11 @@ def test_shared_event_is_forgotten_when_nothing_of_it_is_owed(ledger: Ledger, da
     assert sorted(event["_id"] for event in database["events"].find()) == [f"owed/{COMPANY}", f"young/{COMPANY}"]
 
 
-def test_time_of_the_server_can_be_compared(ledger: Ledger):
+def test_time_of_the_server_can_be_compared(ledger: DeliveryStore):
     assert abs(ledger.now() - now()) < timedelta(seconds=5)
 
 
-def test_retry_is_due_by_the_servers_clock_whatever_the_workers_says(ledger: Ledger, database: Documents):
+def test_retry_is_due_by_the_servers_clock_whatever_the_workers_says(ledger: DeliveryStore, database: Documents):
     ledger.add([delivery(1)], ledger.now())
     hour_ahead = now() + timedelta(hours=1)
     attempt = make_attempt(delivery_id="msg_1", event_id="e", next_at=hour_ahead + timedelta(seconds=30))
@@ -243,42 +243,44 @@ def test_retry_is_due_by_the_servers_clock_whatever_the_workers_says(ledger: Led
     assert 29 < (owed["due_at"] - ledger.now()).total_seconds() < 31
 
 
-def accept(books: Books, deliveries: list[Delivery]) -> list[Delivery]:
+def accept(records: DeliveryRecords, deliveries: list[Delivery]) -> list[Delivery]:
     """Write deliveries down, as the step that accepts events does."""
-    ended, gates = books.look_up(deliveries)
-    return books.accept([one for one in deliveries if one.delivery_id not in ended], gates)
+    ended, gates = records.look_up(deliveries)
+    return records.accept([one for one in deliveries if one.delivery_id not in ended], gates)
 
 
-def test_books_write_log_and_ledger(ledger: Ledger, database: Documents):
-    books = make_books(database, ledger)
-    assert len(accept(books, [delivery(1), delivery(2)])) == 2
-    (claimed,) = books.claim([Claim("msg_1", 0, ObjectId())])
+def test_books_write_log_and_ledger(ledger: DeliveryStore, database: Documents):
+    records = make_records(database, ledger)
+    assert len(accept(records, [delivery(1), delivery(2)])) == 2
+    (claimed,) = records.claim([Claim("msg_1", 0, ObjectId())])
     assert isinstance(claimed, Claimed)
-    assert books.record([failed(1, 0, log_id=claimed.log_id)]) == [None]
+    assert records.record([failed(1, 0, log_id=claimed.log_id)]) == [None]
     assert database["webhooklogs"].count_documents({}) == 1
     assert [d["retry"] for d in database["deliveries"].find().sort("_id", 1)] == [1, 0]
 
 
-def test_event_handled_again_brings_back_nothing_that_has_ended(ledger: Ledger, database: Documents):
-    books = make_books(database, ledger)
+def test_event_handled_again_brings_back_nothing_that_has_ended(ledger: DeliveryStore, database: Documents):
+    records = make_records(database, ledger)
     both = [delivery(1), delivery(2)]
-    accept(books, both)
-    books.record([failed(1, 3, is_last=True), failed(2, 0)])
-    assert accept(books, both) == [both[1]]
+    accept(records, both)
+    records.record([failed(1, 3, is_last=True), failed(2, 0)])
+    assert accept(records, both) == [both[1]]
     assert [(d["_id"], d["retry"]) for d in database["deliveries"].find()] == [("msg_2", 1)]
 
 
-def test_log_that_mongodb_cannot_hold_is_its_callers_error_and_the_ledger_goes_on(ledger: Ledger, database: Documents):
+def test_log_that_mongodb_cannot_hold_is_its_callers_error_and_the_ledger_goes_on(
+    ledger: DeliveryStore, database: Documents
+):
     database.create_collection("webhooklogs", validator={"status": {"$ne": 599}})
-    books = make_books(database, ledger)
-    accept(books, [delivery(1)])
+    records = make_records(database, ledger)
+    accept(records, [delivery(1)])
     attempt = make_attempt(delivery_id="msg_1", event_id="e", next_at=None)
-    (fault,) = books.record([make_log("x", attempt=attempt, status=599)])
+    (fault,) = records.record([make_log("x", attempt=attempt, status=599)])
     assert "error 121" in str(fault)
     assert ledger.count() == 0
 
 
-def test_questions_to_the_ledger_use_an_index(ledger: Ledger, database: Documents):
+def test_questions_to_the_ledger_use_an_index(ledger: DeliveryStore, database: Documents):
     ledger.add([delivery(number, f"e{number}") for number in range(50)], now())
     deliveries = database["deliveries"]
     for query, sort in [

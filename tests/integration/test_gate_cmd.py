@@ -13,7 +13,7 @@ from pymongo.database import Database
 from tests.lab.logs import COMPANY, make_attempt, make_log
 from webhooks.cli import cli, webhooks_cmd
 from webhooks.models import COTWebhookLog, now
-from webhooks.store.deliveries import Blocked, Claim, Claimed, Delivery, Ledger
+from webhooks.store.deliveries import Blocked, Claim, Claimed, Delivery, DeliveryStore
 from webhooks.store.gates import By, GateStore, State
 from webhooks.store.logs import LogStore
 
@@ -53,11 +53,13 @@ def gates(database: Documents) -> GateStore:
 
 
 @pytest.fixture
-def ledger(database: Documents) -> Ledger:
-    return Ledger(database, CLAIM_S, 10)
+def ledger(database: Documents) -> DeliveryStore:
+    return DeliveryStore(database, CLAIM_S, 10)
 
 
-def owe(ledger: Ledger, *names: str, held: bool = False, first_place: int | None = None, age_s: float = 0) -> None:
+def owe(
+    ledger: DeliveryStore, *names: str, held: bool = False, first_place: int | None = None, age_s: float = 0
+) -> None:
     """Write down deliveries, each a second younger than the one before it."""
     for number, name in enumerate(names):
         place = None if first_place is None else first_place + number
@@ -78,7 +80,7 @@ def logs(database: Documents) -> list[COTWebhookLog]:
 # ── Pause, resume, drain ────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_pause_and_resume_say_what_is_so_in_one_line(run: Run, gates: GateStore, ledger: Ledger) -> None:
+def test_pause_and_resume_say_what_is_so_in_one_line(run: Run, gates: GateStore, ledger: DeliveryStore) -> None:
     owe(ledger, "a", "b", held=True)
     gates.note_held([WEBHOOK])
     result = run("pause", "wo_update", "--reason", " too\nslow\x1b[2J ")
@@ -130,7 +132,7 @@ def test_commands_as_json(run: Run) -> None:
 
 @pytest.mark.parametrize("command", ["resume", "drain"])
 def test_stopped_webhook_begins_its_head_anew(
-    run: Run, gates: GateStore, ledger: Ledger, database: Documents, command: str
+    run: Run, gates: GateStore, ledger: DeliveryStore, database: Documents, command: str
 ) -> None:
     owe(ledger, "a", "b", held=True, first_place=1)
     gates.note_held([WEBHOOK])
@@ -163,7 +165,7 @@ def test_webhook_that_is_not_there_or_has_no_object_id_is_one_line(run: Run, dat
 # ── Skip ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_skip_gives_up_the_oldest_and_its_log_says_so(run: Run, ledger: Ledger, database: Documents) -> None:
+def test_skip_gives_up_the_oldest_and_its_log_says_so(run: Run, ledger: DeliveryStore, database: Documents) -> None:
     owe(ledger, "old", "new", age_s=60)
     result = run("skip", "wo_update")
     assert (result.exit_code, result.stdout) == (0, f"skipped msg_old, owed to {NAME}\n")
@@ -178,7 +180,7 @@ def test_skip_gives_up_the_oldest_and_its_log_says_so(run: Run, ledger: Ledger, 
 
 @pytest.mark.parametrize("is_head_out", [False, True], ids=["kept", "out"])
 def test_skip_of_an_ordered_webhook_gives_up_the_head(
-    run: Run, ledger: Ledger, database: Documents, is_head_out: bool
+    run: Run, ledger: DeliveryStore, database: Documents, is_head_out: bool
 ) -> None:
     # Written down in an order that is not the line's.
     owe(ledger, "second", held=True, first_place=2, age_s=60)
@@ -188,7 +190,9 @@ def test_skip_of_an_ordered_webhook_gives_up_the_head(
     assert owed(database) == {"second", "third"}
 
 
-def test_skip_lets_a_stopped_webhook_go_on(run: Run, gates: GateStore, ledger: Ledger, database: Documents) -> None:
+def test_skip_lets_a_stopped_webhook_go_on(
+    run: Run, gates: GateStore, ledger: DeliveryStore, database: Documents
+) -> None:
     owe(ledger, "a", "b", held=True, first_place=1)
     gates.note_held([WEBHOOK])
     gates.stop(WEBHOOK, "used up")
@@ -198,7 +202,7 @@ def test_skip_lets_a_stopped_webhook_go_on(run: Run, gates: GateStore, ledger: L
     assert [notice.type.value for notice in gates.get(WEBHOOK).notices] == ["stopped", "resumed"]
 
 
-def test_skip_leaves_a_paused_webhook_paused(run: Run, gates: GateStore, ledger: Ledger) -> None:
+def test_skip_leaves_a_paused_webhook_paused(run: Run, gates: GateStore, ledger: DeliveryStore) -> None:
     owe(ledger, "a", held=True)
     run("pause", "wo_update")
     assert run("skip", "wo_update").exit_code == 0
@@ -206,7 +210,7 @@ def test_skip_leaves_a_paused_webhook_paused(run: Run, gates: GateStore, ledger:
 
 
 def test_skip_of_what_a_worker_attempts_changes_nothing(
-    run: Run, gates: GateStore, ledger: Ledger, database: Documents
+    run: Run, gates: GateStore, ledger: DeliveryStore, database: Documents
 ) -> None:
     owe(ledger, "a", held=True)
     gates.stop(WEBHOOK, "used up")
@@ -220,13 +224,13 @@ def test_skip_of_what_a_worker_attempts_changes_nothing(
     assert gates.get(WEBHOOK).state is State.STOPPED
 
 
-def test_worker_finds_nothing_owed_after_a_skip(run: Run, ledger: Ledger) -> None:
+def test_worker_finds_nothing_owed_after_a_skip(run: Run, ledger: DeliveryStore) -> None:
     owe(ledger, "a")
     run("skip", "wo_update")
     assert ledger.claim([Claim("msg_a", 0, ObjectId(), "w@h")]) == [None]
 
 
-def test_skip_logs_an_attempt_of_a_worker_that_died(run: Run, ledger: Ledger, database: Documents) -> None:
+def test_skip_logs_an_attempt_of_a_worker_that_died(run: Run, ledger: DeliveryStore, database: Documents) -> None:
     owe(ledger, "a")
     died, lost = ObjectId(), {"worker": "w@h", "at": now() - timedelta(minutes=2)}
     claim = {"log_id": died, "retry": 0, "until": now() - timedelta(minutes=1), **lost}
@@ -240,7 +244,9 @@ def test_skip_logs_an_attempt_of_a_worker_that_died(run: Run, ledger: Ledger, da
     assert interrupted.details.next_at is not None
 
 
-def test_skip_takes_an_attempt_that_is_on_record_for_what_it_was(run: Run, ledger: Ledger, database: Documents) -> None:
+def test_skip_takes_an_attempt_that_is_on_record_for_what_it_was(
+    run: Run, ledger: DeliveryStore, database: Documents
+) -> None:
     owe(ledger, "a", "b", age_s=60)
     log_id, long_ago = ObjectId(), now() - timedelta(minutes=1)
     claim = {"log_id": log_id, "retry": 0, "worker": "w@h", "at": long_ago, "until": long_ago}
@@ -257,7 +263,7 @@ def test_skip_takes_an_attempt_that_is_on_record_for_what_it_was(run: Run, ledge
     "change", [{"$unset": {"body": ""}}, {"$set": {"body": "{}"}}, {"$set": {"event_id": 5}}], ids=["no", "bad", "id"]
 )
 def test_skip_of_what_cannot_be_put_on_record_keeps_it(
-    run: Run, ledger: Ledger, database: Documents, change: dict[str, Any]
+    run: Run, ledger: DeliveryStore, database: Documents, change: dict[str, Any]
 ) -> None:
     owe(ledger, "a", held=True)
     database["deliveries"].update_one({}, change)
@@ -271,7 +277,7 @@ def test_skip_of_what_cannot_be_put_on_record_keeps_it(
 
 
 def test_skip_all_gives_up_what_is_kept_and_nothing_else(
-    run: Run, gates: GateStore, ledger: Ledger, database: Documents, monkeypatch: pytest.MonkeyPatch
+    run: Run, gates: GateStore, ledger: DeliveryStore, database: Documents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("webhooks.cli.gate_cmd._AT_ONCE", 2)
     owe(ledger, *"abcde", held=True, age_s=60)
@@ -294,7 +300,7 @@ def test_skip_of_nothing_says_so(run: Run) -> None:
     assert run("skip", "wo_update", "--json").stdout == ""
 
 
-def test_skip_as_json_is_one_line_per_delivery(run: Run, ledger: Ledger, database: Documents) -> None:
+def test_skip_as_json_is_one_line_per_delivery(run: Run, ledger: DeliveryStore, database: Documents) -> None:
     owe(ledger, "a", "b", held=True, age_s=60)
     found = [json.loads(line) for line in run("skip", "wo_update", "--all", "--json").stdout.splitlines()]
     assert [(one["delivery_id"], one["retry"]) for one in found] == [("msg_a", 0), ("msg_b", 0)]
@@ -322,7 +328,7 @@ def test_list_shows_the_state(run: Run, gates: GateStore, database: Documents, s
     assert f"state         {state}" in run("show", "wo_update").stdout
 
 
-def test_show_says_how_deliveries_stand(run: Run, gates: GateStore, ledger: Ledger) -> None:
+def test_show_says_how_deliveries_stand(run: Run, gates: GateStore, ledger: DeliveryStore) -> None:
     owe(ledger, "a", "b", held=True, age_s=3700)
     owe(ledger, "c")
     gates.pause(WEBHOOK, By.HEALTH, "20 of 20 attempts failed\x1b[2J", 60)
@@ -367,7 +373,7 @@ def test_gate_that_somebody_changed_is_shown(run: Run, database: Documents, gate
 # ── Activate and deactivate ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_activate_forgets_why_and_opens(run: Run, gates: GateStore, ledger: Ledger, database: Documents) -> None:
+def test_activate_forgets_why_and_opens(run: Run, gates: GateStore, ledger: DeliveryStore, database: Documents) -> None:
     database["webhooks"].update_one({}, {"$set": {"isActive": False, "deactivated": {"reason": "410", "told": True}}})
     before = database["webhooks"].find_one() or {}
     owe(ledger, "a", held=True)

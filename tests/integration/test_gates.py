@@ -9,7 +9,8 @@ from pymongo.database import Database
 
 from webhooks.models import now
 from webhooks.rules.health import FULL_RATE, START_RATE
-from webhooks.store.gates import By, Gate, GateStore, NoticeType, State
+from webhooks.store.gates import By, Gate, GateStore, State
+from webhooks.store.notices import NoticeStore, NoticeType
 
 Documents = Database[dict[str, Any]]
 WEBHOOK = ObjectId("62685990d918fb5557f9f992")
@@ -158,22 +159,22 @@ def test_gates_for_which_something_is_kept_are_found_page_by_page(gates: GateSto
     assert [gate.webhook_id for gate in (*first, *second)] == webhook_ids
 
 
-def test_notices_are_told_once_and_tried_again_later(gates: GateStore):
-    other = ObjectId()
+def test_notices_are_told_once_and_tried_again_later(gates: GateStore, database: Documents):
+    notices, other = NoticeStore(database), ObjectId()
     gates.pause(WEBHOOK, By.HEALTH, "fails", probe_in_s=1)
     gates.recover(WEBHOOK, "answered")
     gates.stop(other, "used up")
-    first, second, third = gates.list_untold_notices(now() + SOON, 10)
+    first, second, third = notices.list_untold(now() + SOON, 10)
     assert [one.type for one in (first, second, third)] == ["paused", "recovered", "stopped"]
-    gates.note_told(first)
-    gates.note_told(third)
-    assert gates.take_notice(second, 100)
-    assert not gates.take_notice(second, 100), "somebody is at it"
-    assert gates.list_untold_notices(now() + SOON, 10) == []
-    (again,) = gates.list_untold_notices(now() + timedelta(seconds=110), 10)
+    notices.note_told(first)
+    notices.note_told(third)
+    assert notices.take(second, 100)
+    assert not notices.take(second, 100), "somebody is at it"
+    assert notices.list_untold(now() + SOON, 10) == []
+    (again,) = notices.list_untold(now() + timedelta(seconds=110), 10)
     assert (again.notice_id, again.tries) == (second.notice_id, 1)
-    gates.note_told(again)
-    assert gates.list_untold_notices(now() + timedelta(days=1), 10) == []
+    notices.note_told(again)
+    assert notices.list_untold(now() + timedelta(days=1), 10) == []
 
 
 def test_deactivation_opens_and_is_told_once(gates: GateStore):
@@ -204,11 +205,11 @@ def test_gate_changed_by_hand_is_read_with_care(gates: GateStore, database: Docu
     assert gates.find_held(10) == []
     assert gates.hold(WEBHOOK, 1) is not None
     assert gates.pause(WEBHOOK, By.HEALTH, "fails", probe_in_s=1)
-    assert [notice.type for notice in gates.list_untold_notices(now() + SOON, 10)] == [NoticeType.PAUSED]
+    assert [notice.type for notice in NoticeStore(database).list_untold(now() + SOON, 10)] == [NoticeType.PAUSED]
 
 
 @pytest.mark.parametrize(
-    ("gate", "probe", "let_out", "nothing"),
+    ("gate", "probe", "release", "nothing"),
     [
         (Gate(WEBHOOK), True, True, True),
         (Gate(WEBHOOK, State.PAUSED, By.HEALTH), True, False, False),
@@ -218,10 +219,10 @@ def test_gate_changed_by_hand_is_read_with_care(gates: GateStore, database: Docu
     ],
     ids=lambda value: f"{value.state}-{value.by}" if isinstance(value, Gate) else None,
 )
-def test_what_a_gate_lets_through(gate: Gate, probe: bool, let_out: bool, nothing: bool):
-    assert gate.lets_through(is_probe=True, is_let_out=False) is probe
-    assert gate.lets_through(is_probe=False, is_let_out=True) is let_out
-    assert gate.lets_through(is_probe=False, is_let_out=False) is nothing
+def test_what_a_gate_lets_through(gate: Gate, probe: bool, release: bool, nothing: bool):
+    assert gate.lets_through(is_probe=True, is_released=False) is probe
+    assert gate.lets_through(is_probe=False, is_released=True) is release
+    assert gate.lets_through(is_probe=False, is_released=False) is nothing
 
 
 def test_questions_to_the_gates_use_an_index(gates: GateStore, database: Documents):

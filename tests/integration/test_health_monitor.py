@@ -11,14 +11,15 @@ from pymongo.database import Database
 
 from tests.lab.logs import make_attempt, make_log
 from webhooks.config import Settings
-from webhooks.delivery.records import Books
+from webhooks.delivery.records import DeliveryRecords
 from webhooks.jobs import health_monitor as module
-from webhooks.jobs.health_monitor import Steward, find_health_pause_s, tell
+from webhooks.jobs.health_monitor import HealthMonitor, find_health_pause_s, tell
 from webhooks.models import COTWebhook, now
-from webhooks.store.deliveries import Claim, Delivery, Ledger
+from webhooks.store.deliveries import Claim, Delivery, DeliveryStore
 from webhooks.store.gates import By, GateStore, State
-from webhooks.store.held import KeptDeliveries
+from webhooks.store.held import HeldDeliveries
 from webhooks.store.logs import LogStore
+from webhooks.store.notices import NoticeStore
 from webhooks.store.webhooks import WebhookStore
 
 Documents = Database[dict[str, Any]]
@@ -41,17 +42,18 @@ class World:
 
     def __init__(self, database: Documents) -> None:
         self.database = database
-        self.ledger = Ledger(database, 10, 10)
-        self.kept = KeptDeliveries(database, self.ledger)
+        self.deliveries = DeliveryStore(database, 10, 10)
+        self.held = HeldDeliveries(database, self.deliveries)
         self.logs, self.gates, self.webhooks = LogStore(database), GateStore(database), WebhookStore(database)
-        self.books = Books(self.ledger, self.kept, self.logs, self.gates, self.webhooks)
+        self.notices = NoticeStore(database)
+        self.records = DeliveryRecords(self.deliveries, self.held, self.logs, self.gates, self.webhooks)
         self.operators: Any = None
         self.clock = Clock()
-        self.steward = Steward(self.clock)
+        self.steward = HealthMonitor(self.clock)
         self.queued: list[str] = []
         self.written = 0
         self.services: Any = self
-        for store in (self.ledger, self.kept, self.gates, self.webhooks):
+        for store in (self.deliveries, self.held, self.gates, self.webhooks):
             store.ensure_indexes()
         self.logs.ensure_indexes(30)
 
@@ -76,8 +78,8 @@ class World:
             names.append(f"msg_{self.written}")
             event_id = f"e{self.written}"
             one = Delivery(names[-1], event_id, webhook_id, COMPANY, "label", '{"a":1}', is_ordered=is_ordered)
-            _, gates = self.books.look_up([one])
-            self.books.accept([one], gates)
+            _, gates = self.records.look_up([one])
+            self.records.accept([one], gates)
         return names
 
     def end(self, webhook_id: ObjectId, delivery_id: str, *, status: int = 200, **attempt: Any) -> None:
@@ -89,8 +91,8 @@ class World:
             **{"outcome": "success" if is_ok else "failed", "error_kind": None, **attempt},
         )
         log = make_log("x", attempt=details, retry=0, at=now(), status=status, webhook_id=str(webhook_id))
-        self.books.claim([Claim(delivery_id, 0, log.id)])
-        self.books.record([log])
+        self.records.claim([Claim(delivery_id, 0, log.id)])
+        self.records.record([log])
 
     def log(
         self, webhook_id: ObjectId, count: int, *, age_s: float, kind: str | None = None, status: int = 503
@@ -124,7 +126,7 @@ def world(database: Documents, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(module, "queue_released", lambda owed, _webhook: made.queued.append(owed.delivery_id))
 
     def queue_next(_: Any, webhook: COTWebhook | None) -> bool:
-        head = None if webhook is None else made.kept.release_next(webhook.id, now())
+        head = None if webhook is None else made.held.release_next(webhook.id, now())
         if head is not None:
             made.queued.append(head.delivery_id)
         return head is not None
@@ -219,16 +221,16 @@ def test_what_was_kept_is_let_out_faster_and_faster_and_then_the_gate_opens(worl
     names = world.accept(webhook_id, 40)
     assert world.drain() == []
     world.gates.resume(webhook_id)
-    let_out: list[list[str]] = []
+    release: list[list[str]] = []
     for _ in range(40):
         second = [name for _ in range(4) for name in world.drain()]
-        let_out.append(second)
+        release.append(second)
         for name in second:
             world.end(webhook_id, name)
         if world.gates.get(webhook_id).is_open:
             break
-    assert [len(second) for second in let_out][:4] == [1, 2, 4, 8] or [len(s) for s in let_out][:3] == [2, 2, 4]
-    assert [name for second in let_out for name in second] == names, "the oldest first"
+    assert [len(second) for second in release][:4] == [1, 2, 4, 8] or [len(s) for s in release][:3] == [2, 2, 4]
+    assert [name for second in release for name in second] == names, "the oldest first"
     assert world.gates.get(webhook_id).is_open
 
 
@@ -251,7 +253,7 @@ def test_rate_falls_when_something_fails_and_another_steward_goes_on_with_it(wor
     world.end(webhook_id, fourth, status=500)
     world.drain(1)
     assert world.gates.get(webhook_id).rate == 2
-    world.steward = Steward(world.clock)
+    world.steward = HealthMonitor(world.clock)
     assert len(world.drain()) <= 2
 
 
@@ -301,7 +303,7 @@ def test_one_probe_at_a_time_and_the_oldest(world: World):
     assert world.tend() == [], "the next one is a minute away"
     soon = {"$set": {"probe_at": now() - timedelta(seconds=1)}}
     world.database["gates"].update_one({"_id": webhook_id}, soon)
-    world.books.claim([Claim(oldest, 0, ObjectId())])
+    world.records.claim([Claim(oldest, 0, ObjectId())])
     assert world.tend() == [], "somebody is at it"
     past = {"$set": {"claim.until": now() - timedelta(seconds=1)}}
     world.database["deliveries"].update_one({"_id": oldest}, past)

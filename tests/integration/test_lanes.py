@@ -14,11 +14,11 @@ from kombu.messaging import Producer
 from tests.integration.test_transport import LONG, Party
 from tests.lab.worker import wait_until
 from webhooks.rules.lanes import QUEUES
-from webhooks.transport.channel import LANES_OPTION, hold_lane, report
 from webhooks.transport.connection import AMQP, OPTION, Connection
 from webhooks.transport.headers import LANE_HEADER
-from webhooks.transport.lanes import FIRST_HEADER, RATE_HEADER, TAKEN_FROM_HEADER, Lanes
+from webhooks.transport.lanes import FIRST_HEADER, LANES_OPTION, RATE_HEADER, TAKEN_FROM_HEADER, Lanes
 from webhooks.transport.messages import Admission, Turn
+from webhooks.transport.settlements import hold_lane, report
 
 SEND, DELIVER = "webhooks.send", "webhooks.deliver"
 OPTIONS = {OPTION: True, LANES_OPTION: Lanes(queues=QUEUES, lane_of="webhooks.rules.lanes:lane_of_message")}

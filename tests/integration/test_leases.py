@@ -14,18 +14,18 @@ from tests.integration.test_lanes import DELIVER, OPTIONS, SEND, put, settle, st
 from tests.integration.test_transport import Party, held
 from tests.lab.logs import make_attempt, make_log
 from tests.lab.worker import wait_until
-from webhooks.delivery.records import Books
+from webhooks.delivery.records import DeliveryRecords
 from webhooks.models import COTWebhookLog, now
-from webhooks.store.deliveries import Blocked, Claim, Claimed, Delivery, Ledger
+from webhooks.store.deliveries import Blocked, Claim, Claimed, Delivery, DeliveryStore
 from webhooks.store.gates import GateStore
-from webhooks.store.held import KeptDeliveries
+from webhooks.store.held import HeldDeliveries
 from webhooks.store.leases import Leases
 from webhooks.store.logs import LogStore
 from webhooks.store.webhooks import WebhookStore
 from webhooks.transport import holder
-from webhooks.transport.channel import finish
 from webhooks.transport.holder import CLAIM_LEASE_S, LEASE_S, WITNESS_AFTER_S
 from webhooks.transport.messages import Admission, Turn
+from webhooks.transport.settlements import finish
 
 Documents = Database[dict[str, Any]]
 #: Far from the tests' own pace: what is free before is so because of a lease.
@@ -49,13 +49,13 @@ class Process:
 
     def __init__(self, database: Documents, token: str, clock: Clock | None = None):
         self.leases = Leases(database, token, clock or Clock())
-        self.ledger = Ledger(database, CLAIM_S, 10, leases=self.leases)
-        kept, gates = KeptDeliveries(database, self.ledger), GateStore(database)
+        self.deliveries = DeliveryStore(database, CLAIM_S, 10, leases=self.leases)
+        kept, gates = HeldDeliveries(database, self.deliveries), GateStore(database)
         self.logs = LogStore(database)
-        self.books = Books(self.ledger, kept, self.logs, gates, WebhookStore(database))
+        self.records = DeliveryRecords(self.deliveries, kept, self.logs, gates, WebhookStore(database))
 
     def claim(self, retry: int = 0) -> Claimed | Blocked | None:
-        (result,) = self.ledger.claim([Claim("msg_1", retry, ObjectId(), "worker@host")])
+        (result,) = self.deliveries.claim([Claim("msg_1", retry, ObjectId(), "worker@host")])
         assert not isinstance(result, Exception)
         return result
 
@@ -109,7 +109,7 @@ def owed(database: Documents) -> list[tuple[int, Any]]:
 def test_claim_of_a_process_whose_lease_lapsed_is_taken_over_at_once(
     ours: Process, theirs: Process, database: Documents
 ):
-    ours.ledger.add([delivery()], now())
+    ours.deliveries.add([delivery()], now())
     dead = theirs.claim_for_sure()
     blocked = ours.claim()
     assert isinstance(blocked, Blocked)
@@ -122,7 +122,7 @@ def test_claim_of_a_process_whose_lease_lapsed_is_taken_over_at_once(
 
 def test_claim_made_with_the_delivery_is_taken_over_as_well(ours: Process, theirs: Process, database: Documents):
     claim = Claim("msg_1", 0, ObjectId())
-    assert theirs.ledger.add_claimed([(delivery(), claim)], now()) == [True]
+    assert theirs.deliveries.add_claimed([(delivery(), claim)], now()) == [True]
     age(database, "theirs", renewed_s=CLAIM_LEASE_S + 1)
     assert [one.log_id for one in ours.claim_for_sure().interrupted] == [claim.log_id]
 
@@ -131,16 +131,16 @@ def test_claims_of_one_batch_are_judged_each_by_its_own_holder(ours: Process, th
     third = Process(database, "third")
     third.leases.renew()
     ids = [f"msg_{number}" for number in range(4)]
-    ours.ledger.add([delivery(one) for one in ids], now())
-    theirs.ledger.claim([Claim(ids[0], 0, ObjectId()), Claim(ids[1], 0, ObjectId())])
-    third.ledger.claim([Claim(ids[2], 0, ObjectId())])
+    ours.deliveries.add([delivery(one) for one in ids], now())
+    theirs.deliveries.claim([Claim(ids[0], 0, ObjectId()), Claim(ids[1], 0, ObjectId())])
+    third.deliveries.claim([Claim(ids[2], 0, ObjectId())])
     age(database, "theirs", renewed_s=CLAIM_LEASE_S + 1)
-    results = ours.ledger.claim([Claim(one, 0, ObjectId()) for one in ids])
+    results = ours.deliveries.claim([Claim(one, 0, ObjectId()) for one in ids])
     assert [type(one) for one in results] == [Claimed, Claimed, Blocked, Claimed]
 
 
 def test_live_process_keeps_its_claim_however_old_its_lease(ours: Process, theirs: Process, database: Documents):
-    ours.ledger.add([delivery()], now())
+    ours.deliveries.add([delivery()], now())
     age(database, "theirs", renewed_s=CLAIM_LEASE_S - 2, since_s=3_000)
     theirs.claim_for_sure()
     blocked = ours.claim()
@@ -151,7 +151,7 @@ def test_live_process_keeps_its_claim_however_old_its_lease(ours: Process, their
 def test_process_that_has_just_started_does_not_judge_yet(theirs: Process, database: Documents):
     started = Process(database, "started")
     started.leases.renew()
-    started.ledger.add([delivery()], now())
+    started.deliveries.add([delivery()], now())
     theirs.claim_for_sure()
     age(database, "theirs", renewed_s=CLAIM_LEASE_S + 1)
     blocked = started.claim()
@@ -169,7 +169,7 @@ def test_process_that_has_just_started_does_not_judge_yet(theirs: Process, datab
     ],
 )
 def test_claim_without_a_lease_lasts_as_long_as_it_says(ours: Process, database: Documents, make_holder: Any):
-    other = Ledger(database, CLAIM_S, 10, leases=make_holder(database))
+    other = DeliveryStore(database, CLAIM_S, 10, leases=make_holder(database))
     other.add([delivery()], now())
     other.claim([Claim("msg_1", 0, ObjectId())])
     blocked = ours.claim()
@@ -184,7 +184,7 @@ def test_process_whose_lease_may_have_lapsed_claims_without_it(ours: Process, da
     paused.leases.renew()
     clock.now = CLAIM_LEASE_S + 1
     age(database, "paused", renewed_s=CLAIM_LEASE_S + 1)
-    ours.ledger.add([delivery()], now())
+    ours.deliveries.add([delivery()], now())
     paused.claim_for_sure()
     assert isinstance(ours.claim(), Blocked)
     paused.leases.renew()
@@ -192,7 +192,7 @@ def test_process_whose_lease_may_have_lapsed_claims_without_it(ours: Process, da
 
 
 def test_command_without_a_lease_of_its_own_takes_nothing_over(theirs: Process, database: Documents):
-    command = Ledger(database, CLAIM_S, 10)
+    command = DeliveryStore(database, CLAIM_S, 10)
     command.add([delivery()], now())
     theirs.claim_for_sure()
     age(database, "theirs", renewed_s=CLAIM_LEASE_S + 1)
@@ -201,7 +201,7 @@ def test_command_without_a_lease_of_its_own_takes_nothing_over(theirs: Process, 
 
 
 def test_lease_that_is_released_has_lapsed_and_leaves_its_jobs(ours: Process, theirs: Process):
-    ours.ledger.add([delivery()], now())
+    ours.deliveries.add([delivery()], now())
     theirs.claim_for_sure()
     assert theirs.leases.take_job("sweep", 600)
     assert not ours.leases.take_job("sweep", 600)
@@ -251,7 +251,7 @@ def test_job_is_done_by_one_process_until_its_lease_ends(ours: Process, theirs: 
 @pytest.fixture
 def taken_over(ours: Process, theirs: Process, database: Documents) -> tuple[ObjectId, ObjectId]:
     """Give the claim of a process that was paused, and the one that took it over."""
-    ours.ledger.add([delivery()], now())
+    ours.deliveries.add([delivery()], now())
     late = theirs.claim_for_sure()
     age(database, "theirs", renewed_s=CLAIM_LEASE_S + 1)
     return late.log_id, ours.claim_for_sure().log_id
@@ -262,9 +262,9 @@ def test_late_failure_changes_nothing_while_the_new_attempt_is_made(
     taken_over: tuple[ObjectId, ObjectId], ours: Process, theirs: Process, database: Documents, is_last: bool
 ):
     late, new = taken_over
-    theirs.books.record([make_result(late, is_last=is_last)])
+    theirs.records.record([make_result(late, is_last=is_last)])
     assert owed(database) == [(0, new)]
-    ours.books.record([make_result(new, is_success=True)])
+    ours.records.record([make_result(new, is_success=True)])
     assert owed(database) == []
     assert database["webhooklogs"].count_documents({}) == 2, "both are on record"
 
@@ -273,11 +273,11 @@ def test_late_failure_changes_nothing_after_the_new_attempt(
     taken_over: tuple[ObjectId, ObjectId], ours: Process, theirs: Process, database: Documents
 ):
     late, new = taken_over
-    ours.books.record([make_result(new)])
+    ours.records.record([make_result(new)])
     before = database["deliveries"].find_one()
     assert before is not None
     assert before["retry"] == 1
-    theirs.books.record([make_result(late)])
+    theirs.records.record([make_result(late)])
     assert database["deliveries"].find_one() == before
 
 
@@ -285,15 +285,15 @@ def test_late_failure_of_a_first_attempt_brings_back_nothing_that_has_ended(
     taken_over: tuple[ObjectId, ObjectId], ours: Process, theirs: Process, database: Documents
 ):
     late, new = taken_over
-    ours.books.record([make_result(new, is_success=True)])
-    theirs.books.keep_unended([delivery()])  # as for any first attempt: MongoDB may have forgotten it
-    theirs.books.record([make_result(late)])
+    ours.records.record([make_result(new, is_success=True)])
+    theirs.records.keep_unended([delivery()])  # as for any first attempt: MongoDB may have forgotten it
+    theirs.records.record([make_result(late)])
     assert owed(database) == []
 
 
 def test_delivery_that_mongodb_forgot_is_written_down_again(ours: Process, database: Documents):
-    ours.books.keep_unended([delivery()])
-    ours.books.record([make_result(ObjectId())])
+    ours.records.keep_unended([delivery()])
+    ours.records.record([make_result(ObjectId())])
     assert owed(database) == [(1, None)]
 
 
@@ -301,9 +301,9 @@ def test_late_success_ends_the_delivery(
     taken_over: tuple[ObjectId, ObjectId], ours: Process, theirs: Process, database: Documents
 ):
     late, new = taken_over
-    theirs.books.record([make_result(late, is_success=True)])
+    theirs.records.record([make_result(late, is_success=True)])
     assert owed(database) == []
-    ours.books.record([make_result(new)])
+    ours.records.record([make_result(new)])
     assert owed(database) == [], "its receiver has it"
 
 
@@ -312,8 +312,8 @@ def test_released_claim_leaves_the_word_to_the_attempt_before(
 ):
     """An attempt whose log was written, and whose worker died before the ledger knew, is found by the next claim."""
     late, new = taken_over
-    ours.ledger.release([Claim("msg_1", 0, new)])
-    ours.books.record([make_result(late)])
+    ours.deliveries.release([Claim("msg_1", 0, new)])
+    ours.records.record([make_result(late)])
     assert owed(database) == [(1, None)]
     assert ours.claim_for_sure(1).interrupted == ()
 

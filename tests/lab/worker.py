@@ -12,7 +12,7 @@ from typing import TypeVar
 from webhooks.local.processes import kill_group, spawn
 
 #: Seconds for whatever should happen soon, on a machine that runs other things beside.
-TIMEOUT_S = 30.0
+TIMEOUT_S = 60.0
 
 T = TypeVar("T")
 

@@ -50,7 +50,7 @@ class World:
             get_many=lambda ids: dict.fromkeys(ids, WEBHOOK),
             get=lambda one: WEBHOOK,
         )
-        books = SimpleNamespace(
+        records = SimpleNamespace(
             look_up=self._step(
                 "look_up", lambda found: (set(), {one.webhook_id: Gate(one.webhook_id) for one in found})
             ),
@@ -59,7 +59,7 @@ class World:
             accept=self._step("accept", lambda deliveries, gates: list(deliveries)),
         )
         ledger = SimpleNamespace(give_up=self.given_up.append)
-        self.services = cast("Any", SimpleNamespace(webhooks=webhooks, books=books, ledger=ledger, gates=None))
+        self.services = cast("Any", SimpleNamespace(webhooks=webhooks, records=records, deliveries=ledger, gates=None))
         monkeypatch.setattr(accept_module, "ask_turns", self._step("ask", lambda asked: lambda: [turn] * len(asked)))
         monkeypatch.setattr(
             accept_module, "queue_attempts", self._step("queue", lambda *given: self.queued.extend(given[0]))

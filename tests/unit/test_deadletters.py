@@ -12,7 +12,7 @@ from kombu.message import Message
 
 from webhooks.errors import CannotResend, StoreUnavailable
 from webhooks.store.deadletters import MAX_BODY_BYTES, MAX_ENVELOPE_CHARS, DeadLetter, Reason, one_line
-from webhooks.worker import consumer
+from webhooks.worker import deadletter_writer
 
 BODY = b'[[{"n":1.0}],{},null]'
 
@@ -178,7 +178,7 @@ def test_text_is_one_line_of_bounded_length() -> None:
     assert len(one_line("x" * 10_000)) == 500
 
 
-# ── Undertaker ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── The writer ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 class FakeStore:
@@ -203,11 +203,11 @@ def bury(monkeypatch: pytest.MonkeyPatch) -> Callable[[FakeStore], str]:
     """Bury a letter in a store; return what became of its message."""
 
     def bury(store: FakeStore) -> str:
-        monkeypatch.setattr(consumer, "get_services", lambda: store)
-        monkeypatch.setattr(consumer.stopping, "wait", lambda _: False)
+        monkeypatch.setattr(deadletter_writer, "get_services", lambda: store)
+        monkeypatch.setattr(deadletter_writer.stopping, "wait", lambda _: False)
         done: queue.SimpleQueue[str] = queue.SimpleQueue()
-        undertaker = consumer.Undertaker()
-        undertaker.bury(make_letter(), lambda: done.put("acked"), lambda: done.put("given back"))
+        writer = deadletter_writer.DeadLetterWriter()
+        writer.write(make_letter(), lambda: done.put("acked"), lambda: done.put("given back"))
         return done.get(timeout=10)
 
     return bury
@@ -240,9 +240,9 @@ def test_message_is_given_back_when_the_outage_lasts(
 
 def test_letter_that_cannot_be_stored_does_not_stop_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     store = FakeStore(RuntimeError("a defect"))
-    monkeypatch.setattr(consumer, "get_services", lambda: store)
+    monkeypatch.setattr(deadletter_writer, "get_services", lambda: store)
     done: queue.SimpleQueue[str] = queue.SimpleQueue()
-    undertaker = consumer.Undertaker()
-    undertaker.bury(make_letter(), lambda: done.put("first"), lambda: done.put("back"))
-    undertaker.bury(make_letter(), lambda: done.put("second"), lambda: done.put("back"))
+    writer = deadletter_writer.DeadLetterWriter()
+    writer.write(make_letter(), lambda: done.put("first"), lambda: done.put("back"))
+    writer.write(make_letter(), lambda: done.put("second"), lambda: done.put("back"))
     assert done.get(timeout=10) == "second"

@@ -15,7 +15,7 @@ from responses import RequestsMock as HTTPMock
 from tests.lab.samples_data import read_sample
 from webhooks.delivery.attempt import (
     USER_AGENT,
-    Attempter,
+    AttemptRunner,
     describe_input,
     describe_interrupted,
     fan_out,
@@ -62,8 +62,8 @@ def attempt(
 ) -> tuple[Any, FakeSender]:
     sender = FakeSender(answer)
     policy = RetryPolicy(delay_s=30, max_retries=3)
-    attempter = Attempter(sender=cast("Sender", sender), policy=policy, vault=VAULT, clock=lambda: NOON)
-    return attempter.attempt(delivery, webhook, Claim(delivery.delivery_id, retry, LOG_ID, "worker@host")), sender
+    runner = AttemptRunner(sender=cast("Sender", sender), policy=policy, vault=VAULT, clock=lambda: NOON)
+    return runner.attempt(delivery, webhook, Claim(delivery.delivery_id, retry, LOG_ID, "worker@host")), sender
 
 
 def answer(status: int | None = 200, text: str = "ok", **changes: Any) -> Answer:
@@ -168,8 +168,8 @@ def test_refusal_is_logged_with_its_reason_and_the_next(retry: int, next_at: dat
 
 def make(given: Answer, retry: int = 0, webhook: COTWebhook = WEBHOOK, *, is_probe: bool = False) -> Any:
     sender, policy = cast("Sender", FakeSender(given)), RetryPolicy(30, 3, max_retry_after_s=100)
-    attempter = Attempter(sender=sender, policy=policy, vault=VAULT, probe_interval_s=60, clock=lambda: NOON)
-    return attempter.attempt(DELIVERY, webhook, Claim("msg_1", retry, LOG_ID, "worker@host"), is_probe=is_probe)
+    runner = AttemptRunner(sender=sender, policy=policy, vault=VAULT, probe_interval_s=60, clock=lambda: NOON)
+    return runner.attempt(DELIVERY, webhook, Claim("msg_1", retry, LOG_ID, "worker@host"), is_probe=is_probe)
 
 
 @pytest.mark.parametrize(("asked_s", "next_s", "logged_s"), [(10, 30, 10), (50, 50, 50), (1000, 100, 100)])
@@ -184,8 +184,8 @@ def test_retry_goes_over_no_connection_from_before_its_failed_attempt(
     retry: int, is_probe: bool, seconds: float | None
 ) -> None:
     sender = FakeSender(answer())
-    attempter = Attempter(sender=cast("Sender", sender), policy=RetryPolicy(30, 3), vault=VAULT, clock=lambda: NOON)
-    attempter.attempt(DELIVERY, WEBHOOK, Claim("msg_1", retry, LOG_ID, "worker@host"), is_probe=is_probe)
+    runner = AttemptRunner(sender=cast("Sender", sender), policy=RetryPolicy(30, 3), vault=VAULT, clock=lambda: NOON)
+    runner.attempt(DELIVERY, WEBHOOK, Claim("msg_1", retry, LOG_ID, "worker@host"), is_probe=is_probe)
     assert sender.max_connection_ages_s == [seconds]
 
 
@@ -287,11 +287,11 @@ def test_webhook_that_was_mended_since_the_event_came_gets_it():
 
 
 def test_defect_that_comes_as_an_answer_is_logged(caplog: pytest.LogCaptureFixture):
-    attempter = Attempter(sender=cast("Sender", None), policy=RetryPolicy(30, 3), vault=VAULT, clock=lambda: NOON)
-    prepared = attempter.prepare(DELIVERY, WEBHOOK, Claim("msg_1", 0, LOG_ID), EVENT)
+    runner = AttemptRunner(sender=cast("Sender", None), policy=RetryPolicy(30, 3), vault=VAULT, clock=lambda: NOON)
+    prepared = runner.prepare(DELIVERY, WEBHOOK, Claim("msg_1", 0, LOG_ID), EVENT)
     assert isinstance(prepared.request, OutgoingRequest)
     given = answer(None, "internal error: KeyError", error_kind=ErrorKind.INTERNAL, defect=KeyError("secret"))
-    log = attempter.conclude(prepared, given)
+    log = runner.conclude(prepared, given)
     assert (log.status, log.response) == (409, "internal error: KeyError")
     assert "failed by a defect: KeyError" in caplog.text
     assert "secret" not in caplog.text
@@ -409,8 +409,8 @@ def test_headers_that_are_ours_cannot_be_set():
             ca_bundle=None,
             pool_size=1,
         )
-        attempter = Attempter(sender=sender, policy=RetryPolicy(30, 3), vault=VAULT, clock=lambda: NOON)
-        attempter.attempt(DELIVERY, webhook_with(secrets=[sealed(new_secret())]), Claim("msg_1", 0, LOG_ID))
+        runner = AttemptRunner(sender=sender, policy=RetryPolicy(30, 3), vault=VAULT, clock=lambda: NOON)
+        runner.attempt(DELIVERY, webhook_with(secrets=[sealed(new_secret())]), Claim("msg_1", 0, LOG_ID))
         (call,) = mock.calls
     sent = {name.lower() for name in call.request.headers}
     assert {"webhook-signature", "content-length", "accept"} <= sent

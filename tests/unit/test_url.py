@@ -5,7 +5,7 @@ import unicodedata
 
 import pytest
 
-from webhooks.models.url import parse_target
+from webhooks.models.url import parse_url
 from webhooks.models.webhook import why_bad_url
 
 
@@ -29,7 +29,7 @@ from webhooks.models.webhook import why_bad_url
     ],
 )
 def test_parse_target(url: str, host: str, port: int, requested: str) -> None:
-    target = parse_target(url)
+    target = parse_url(url)
     assert (target.host, target.port, target.url) == (host, port, requested)
 
 
@@ -61,10 +61,10 @@ def test_parse_target(url: str, host: str, port: int, requested: str) -> None:
     ids=ascii,
 )
 def test_path_and_query_are_sent_as_written_but_for_what_has_to_be_escaped(given: str, sent: str) -> None:
-    target = parse_target(f"https://receiver.example{given}")
+    target = parse_url(f"https://receiver.example{given}")
     assert target.request_target == sent
     # Once escaped it stays as it is.
-    assert parse_target(target.url).request_target == sent
+    assert parse_url(target.url).request_target == sent
 
 
 @pytest.mark.parametrize(
@@ -72,13 +72,13 @@ def test_path_and_query_are_sent_as_written_but_for_what_has_to_be_escaped(given
     [("Receiver.Example", False, "receiver.example"), ("Receiver.Example.", True, "receiver.example.")],
 )
 def test_root_dot_is_kept_for_the_look_up_alone(host: str, is_rooted: bool, looked_up: str) -> None:
-    target = parse_target(f"https://{host}:8443/")
+    target = parse_url(f"https://{host}:8443/")
     assert (target.is_rooted, target.lookup_host, target.shown_host) == (is_rooted, looked_up, host)
     assert (target.tls_name, target.host_header) == ("receiver.example", "receiver.example:8443")
 
 
 def test_zone_id_is_neither_in_the_host_header_nor_in_the_tls_name() -> None:
-    target = parse_target("https://[fe80::1%25Eth0.]:8443/")
+    target = parse_url("https://[fe80::1%25Eth0.]:8443/")
     assert (target.lookup_host, target.tls_name, target.host_header) == ("fe80::1%Eth0.", "fe80::1", "[fe80::1]:8443")
 
 
@@ -123,7 +123,7 @@ def test_invisible_character_at_the_end_is_refused_with_the_remedy(url: str, cha
     assert why_bad_url(url + char) == reason
     assert why_bad_url(f"{url}{char}#part") == reason.replace(" at its end", "")
     if "/" in url.removeprefix("https://"):
-        assert parse_target(url + escaped).request_target.endswith(escaped)
+        assert parse_url(url + escaped).request_target.endswith(escaped)
 
 
 @pytest.mark.parametrize("char", ["\xa0", "\u200b", "\ufeff", "\u202e"], ids=ascii)

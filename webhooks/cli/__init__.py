@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import click
 
 from webhooks.cli.check_cmd import check
-from webhooks.cli.common import complain
+from webhooks.cli.common import print_error
 from webhooks.cli.dead_cmd import dead
 from webhooks.cli.demo_cmd import demo
 from webhooks.cli.gate_cmd import drain, pause, resume, skip_deliveries
@@ -46,24 +46,24 @@ class OneLineCommand(click.Command):
             return error.exit_code
         except click.UsageError as error:
             hint = f" (see `{error.ctx.command_path} --help`)" if error.ctx else ""
-            complain(error.format_message().rstrip(".") + hint)
+            print_error(error.format_message().rstrip(".") + hint)
             return error.exit_code
         except click.ClickException as error:
-            complain(error.format_message())
+            print_error(error.format_message())
             return error.exit_code
         except click.Abort:
             return 130
         except StoreUnavailable as error:
-            complain(explain_database(error))
+            print_error(explain_database(error))
             return 1
         except WebhooksError as error:
-            complain(str(error))
+            print_error(str(error))
             return 1
         except UnicodeEncodeError:  # half a character on the command line; MongoDB cannot be asked for it
-            complain("what was typed is not UTF-8")
+            print_error("what was typed is not UTF-8")
             return 2
         except DRIVER_ERRORS as error:
-            complain(f"the broker cannot be used: {explain_broker(error)}")
+            print_error(f"the broker cannot be used: {explain_broker(error)}")
             return 1
 
 
@@ -83,7 +83,7 @@ def cli() -> None:
     Broker and database are those of WEBHOOKS_BROKER_URL and WEBHOOKS_MONGODB_URL.
     """
     for notice in find_notices(os.environ):
-        complain(notice)
+        print_error(notice)
 
 
 for command in (add, list_webhooks, show, edit, secret, header, deactivate, activate):

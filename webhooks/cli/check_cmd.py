@@ -11,14 +11,14 @@ import click
 from redis.exceptions import NoPermissionError
 
 from webhooks.cli.common import Cell, Table, json_option, place_of, print_json
-from webhooks.cli.questions import BROKER_TIMEOUT_S, NoAnswer, Question, connect, inspect_workers
+from webhooks.cli.questions import BROKER_TIMEOUT_S, NoAnswer, Query, connect, inspect_workers
 from webhooks.cli.queues_cmd import QueueLength, count_messages
 from webhooks.cli.secret_cmd import count_unreadable
 from webhooks.cli.workers import ask_workers
 from webhooks.config import Settings, get_settings
 from webhooks.rules.encryption import Vault
 from webhooks.store.deadletters import DeadLetterStore
-from webhooks.store.deliveries import Ledger
+from webhooks.store.deliveries import DeliveryStore
 from webhooks.store.mongo import open_database, server_version
 from webhooks.store.webhooks import WebhookStore
 from webhooks.worker.digest import Digest
@@ -95,11 +95,11 @@ def check(ctx: click.Context, as_json: bool) -> None:
     Exits with 0 if broker and database answer and at least one worker does, with 1 otherwise.
     """
     settings = get_settings()
-    database = Question(lambda: _ask_database(settings))
-    report = Report(_check_part(Question(lambda: _ask_broker(settings)), settings.broker_url), Part(""))
+    database = Query(lambda: _ask_database(settings))
+    report = Report(_check_part(Query(lambda: _ask_broker(settings)), settings.broker_url), Part(""))
     if report.broker.is_ok:
-        counts = Question(lambda: count_messages(settings.broker_url))
-        workers = Question(lambda: _ask_workers(settings))
+        counts = Query(lambda: count_messages(settings.broker_url))
+        workers = Query(lambda: _ask_workers(settings))
         try:
             report.workers = workers.result()
             report.queues, report.unacked = counts.result()
@@ -113,7 +113,7 @@ def check(ctx: click.Context, as_json: bool) -> None:
     ctx.exit(0 if report.is_ok else 1)
 
 
-def _check_part(task: Question[Part], url: str) -> Part:
+def _check_part(task: Query[Part], url: str) -> Part:
     try:
         return task.result()
     except NoAnswer as error:
@@ -179,7 +179,7 @@ def _ask_database(settings: Settings) -> Part:
     with database.client:
         part = Part(place_of(settings.mongodb_url), is_ok=True, text=f"MongoDB {server_version(database)}")
         dead = DeadLetterStore(database).count(_COUNT_LIMIT)
-        part.owed = Ledger(database, settings.claim_s, settings.mongodb_timeout_s).count()
+        part.owed = DeliveryStore(database, settings.claim_s, settings.mongodb_timeout_s).count()
         sealed = WebhookStore(database).list_sealed(_SEALED_LIMIT)
         unreadable = count_unreadable(sealed, Vault(settings.encryption_key))
     if unreadable:
@@ -196,7 +196,7 @@ def _ask_database(settings: Settings) -> Part:
 def _ask_workers(settings: Settings) -> list[Worker]:
     """Ask all workers on the broker, and return those of this product; others may share it."""
     asked = {
-        what: Question(lambda what=what: inspect_workers(settings.broker_url, what, _WORKERS_TIMEOUT_S))
+        what: Query(lambda what=what: inspect_workers(settings.broker_url, what, _WORKERS_TIMEOUT_S))
         for what in ("stats", "active", "active_queues")
     }
     told = ask_workers(_WORKERS_TIMEOUT_S)

@@ -23,9 +23,9 @@ from webhooks.config import get_settings
 from webhooks.errors import InvalidWebhook
 from webhooks.models.wire import make_safe, parse_object_id, to_wire
 from webhooks.store.deadletters import DeadLetterStore
-from webhooks.store.deliveries import Ledger
+from webhooks.store.deliveries import DeliveryStore
 from webhooks.store.gates import GateStore
-from webhooks.store.held import KeptDeliveries
+from webhooks.store.held import HeldDeliveries
 from webhooks.store.logs import LogStore
 from webhooks.store.mongo import Document, open_database
 from webhooks.store.webhooks import WebhookStore, read_stored
@@ -76,14 +76,14 @@ class Stores:
         return GateStore(self._database)
 
     @cached_property
-    def ledger(self) -> Ledger:
+    def deliveries(self) -> DeliveryStore:
         """What is still owed."""
-        return Ledger(self._database, get_settings().claim_s, get_settings().mongodb_timeout_s)
+        return DeliveryStore(self._database, get_settings().claim_s, get_settings().mongodb_timeout_s)
 
     @cached_property
-    def kept(self) -> KeptDeliveries:
+    def held(self) -> HeldDeliveries:
         """Of what is owed, what is kept."""
-        return KeptDeliveries(self._database, self.ledger)
+        return HeldDeliveries(self._database, self.deliveries)
 
     def close(self) -> None:
         """Close the connections, if any was opened."""
@@ -214,7 +214,7 @@ def why_unusable(document: Document) -> str | None:
 # ── Output ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def complain(text: str) -> None:
+def print_error(text: str) -> None:
     """Print one line to stderr."""
     click.echo("webhooks: " + make_safe(" ".join(text.split())), err=True)
 

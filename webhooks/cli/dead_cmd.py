@@ -15,11 +15,11 @@ from webhooks.cli.common import (
     Cell,
     IdParam,
     Table,
-    complain,
     document_json,
     get_stores,
     json_option,
     make_safe,
+    print_error,
     print_json,
 )
 from webhooks.errors import CannotResend
@@ -76,7 +76,7 @@ def list_letters(reason: str | None, limit: int, as_json: bool) -> None:
             print_json(document_json(document))
         return
     if not found:
-        complain("there are no dead letters" + (f" of reason {reason}" if reason else ""))
+        print_error("there are no dead letters" + (f" of reason {reason}" if reason else ""))
         return
     rows: list[Sequence[str | Cell]] = [[Cell(name, "bold") for name in _HEADER]]
     for document in found:
@@ -124,7 +124,7 @@ def resend(letter_ids: tuple[ObjectId, ...], is_all: bool, reason: str | None) -
                 letter = _get(store, letter_id)
                 connection.ensure(None, letter.publish, max_retries=0)(channel)
             except CannotResend as error:  # the others may be fine
-                complain(str(error))
+                print_error(str(error))
                 continue
             store.delete_sent(letter)
             sent += 1
@@ -143,7 +143,7 @@ def drop(letter_ids: tuple[ObjectId, ...], is_all: bool, reason: str | None, yes
         click.confirm(f"Drop {len(chosen)} for good?", abort=True)
     missing = [letter_id for letter_id in chosen if not store.delete(letter_id)]
     for letter_id in missing:
-        complain(_none(letter_id))
+        print_error(_none(letter_id))
     click.echo(f"dropped: {len(chosen) - len(missing)}")
     _end(len(missing))
 

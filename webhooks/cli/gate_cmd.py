@@ -10,15 +10,15 @@ from webhooks.cli.common import (
     MAX_LIMIT,
     Stores,
     company_option,
-    complain,
     document_json,
     find_webhook,
     get_stores,
     json_option,
+    print_error,
     print_json,
     why_unusable,
 )
-from webhooks.cli.standing import COUNT_LIMIT, count
+from webhooks.cli.status import COUNT_LIMIT, count
 from webhooks.config import get_settings
 from webhooks.delivery.skip import Skipped, skip
 from webhooks.models import COTWebhook, format_instant
@@ -91,7 +91,7 @@ def skip_deliveries(reference: str, is_all: bool, company: ObjectId | None, as_j
     stores, document = _find(reference, company)
     done = _skip_all(stores, document) if is_all else _skip_first(stores, document)
     for delivery_id, reason in done.broken.items():
-        complain(f"delivery {delivery_id} cannot be skipped: {reason}")
+        print_error(f"delivery {delivery_id} cannot be skipped: {reason}")
     if done.logs and stores.gates.get(document["_id"]).state is State.STOPPED:
         stores.gates.resume(document["_id"], "an operator skipped what stopped it")
     if as_json:
@@ -119,7 +119,7 @@ def let_through(stores: Stores, webhook_id: ObjectId, *, at_full_rate: bool = Fa
         Whether it was not let out before.
     """
     if stores.gates.get(webhook_id).state is State.STOPPED:
-        stores.kept.restart_head(webhook_id)
+        stores.held.restart_head(webhook_id)
     return stores.gates.drain(webhook_id) if at_full_rate else stores.gates.resume(webhook_id)
 
 
@@ -148,13 +148,13 @@ def _report(stores: Stores, document: Document, unchanged: str | None, as_json: 
         unchanged: what to say where the command had nothing to change; None where it had.
         as_json: as JSON.
     """
-    gate, kept = stores.gates.get(document["_id"]), stores.kept.count_held(document["_id"], COUNT_LIMIT)
+    gate, kept = stores.gates.get(document["_id"]), stores.held.count_held(document["_id"], COUNT_LIMIT)
     if as_json:
         state = {"_id": document["_id"], "state": gate.state, "by": gate.by, "reason": gate.reason, "since": gate.since}
         print_json(document_json({**state, "kept": kept, "changed": unchanged is None}))
         return
     line = f"{_name(document)} {unchanged or _describe_change(gate)}; {count(kept)} kept"
-    if gate.hold_until is not None and gate.state is not State.PAUSED and gate.is_held_back(stores.ledger.now()):
+    if gate.hold_until is not None and gate.state is not State.PAUSED and gate.is_held_back(stores.deliveries.now()):
         line += f"; its receiver asked for nothing before {format_instant(gate.hold_until)}"
     click.echo(make_safe(line))
 
@@ -173,10 +173,10 @@ def _describe_change(gate: Gate) -> str:
 def _skip_first(stores: Stores, document: Document) -> Skipped:
     done = Skipped()
     for _ in range(_MAX_LOOKS):
-        first = stores.kept.find_first(document["_id"])
+        first = stores.held.find_first(document["_id"])
         if first is None:
             return done
-        done = skip([first[0]], _usable(document), stores.ledger, stores.logs)
+        done = skip([first[0]], _usable(document), stores.deliveries, stores.logs)
         if done.logs or done.busy or done.broken:
             break
     return done
@@ -184,14 +184,14 @@ def _skip_first(stores: Stores, document: Document) -> Skipped:
 
 def _skip_all(stores: Stores, document: Document) -> Skipped:
     """Skip what is kept now: a webhook that gets more all the time must not keep us for ever."""
-    done, left = Skipped(), stores.kept.count_held(document["_id"], MAX_LIMIT)
+    done, left = Skipped(), stores.held.count_held(document["_id"], MAX_LIMIT)
     while left > 0:
-        found = stores.kept.find_held(document["_id"], min(_AT_ONCE, left) + len(done.busy) + len(done.broken))
+        found = stores.held.find_held(document["_id"], min(_AT_ONCE, left) + len(done.busy) + len(done.broken))
         passed_over = {*done.busy, *done.broken}
         found = [one for one in found if one.delivery_id not in passed_over]
         if not found:
             break
-        part = skip(found, _usable(document), stores.ledger, stores.logs)
+        part = skip(found, _usable(document), stores.deliveries, stores.logs)
         done.logs.extend(part.logs)
         done.busy.extend(part.busy)
         done.broken.update(part.broken)

@@ -9,10 +9,10 @@ from webhooks.cli.common import (
     Cell,
     Table,
     company_option,
-    complain,
     find_webhook,
     get_stores,
     json_option,
+    print_error,
     print_json,
 )
 from webhooks.cli.secret_cmd import change_webhook, get_vault, read_secret
@@ -75,7 +75,7 @@ def list_headers(reference: str, company: ObjectId | None, as_json: bool) -> Non
             print_json(json.dumps({"name": item.name, "value": item.value, "secret": item.sealed is not None}))
         return
     if not webhook.headers:
-        complain("it has none beside the usual ones")
+        print_error("it has none beside the usual ones")
         return
     Table().print(
         [[item.name, Cell("secret", "dim") if item.value is None else item.value] for item in webhook.headers]

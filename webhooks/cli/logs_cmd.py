@@ -14,11 +14,11 @@ from webhooks.cli.common import (
     InstantParam,
     Table,
     company_option,
-    complain,
     document_json,
     find_webhook,
     get_stores,
     json_option,
+    print_error,
     print_json,
 )
 from webhooks.errors import StoreUnavailable
@@ -95,7 +95,7 @@ def logs(
         follower.note_shown(found)
         _follow(follower, printer)
     elif not found and not as_json:
-        complain("there are no such logs")
+        print_error("there are no such logs")
 
 
 def _follow(follower: "Follower", printer: "LogPrinter") -> None:
@@ -108,11 +108,11 @@ def _follow(follower: "Follower", printer: "LogPrinter") -> None:
                 printer.print(follower.poll(now()))
             except StoreUnavailable as error:
                 if not is_away:
-                    complain(f"{error}; waiting for it")
+                    print_error(f"{error}; waiting for it")
                 is_away = True
             else:
                 if is_away:
-                    complain("MongoDB answers again")
+                    print_error("MongoDB answers again")
                 is_away = False
             time.sleep(max(_PAUSE_S, _PAUSE_FACTOR * (time.monotonic() - begun)) if not is_away else _PAUSE_S)
     except KeyboardInterrupt:
@@ -191,7 +191,7 @@ class LogPrinter:
             text = hint(kind)
             if text and kind not in self._hinted:
                 self._hinted.add(kind)
-                complain(f"note: {kind}: {text}")
+                print_error(f"note: {kind}: {text}")
 
 
 def print_logs(found: Sequence[COTWebhookLog]) -> None:

@@ -23,7 +23,7 @@ class NoAnswer(WebhooksError):
     """A part cannot be asked; the text says why, and what to do about it."""
 
 
-class Question(Generic[_T]):
+class Query(Generic[_T]):
     """A question that is being asked, in a thread that nobody has to wait for."""
 
     def __init__(self, ask: Callable[[], _T]) -> None:

@@ -8,7 +8,7 @@ import click
 from kombu.transport import redis
 
 from webhooks.cli.common import Table, json_option, print_json
-from webhooks.cli.questions import Question, connect
+from webhooks.cli.questions import Query, connect
 from webhooks.config import get_settings
 from webhooks.transport.counts import count_queues
 
@@ -41,7 +41,7 @@ def queues(as_json: bool) -> None:
     What a worker makes of an event at once is one message in its hands, of webhooks.deliver. RabbitMQ says how many
     wait, and no more.
     """
-    lengths, _ = Question(lambda: count_messages(get_settings().broker_url)).result()
+    lengths, _ = Query(lambda: count_messages(get_settings().broker_url)).result()
     if as_json:
         for length in lengths:
             print_json(json.dumps(asdict(length)))

@@ -16,11 +16,11 @@ from bson import ObjectId
 from webhooks.cli.common import (
     Table,
     company_option,
-    complain,
     find_webhook,
     get_stores,
     json_option,
     parse_duration,
+    print_error,
     print_json,
 )
 from webhooks.cli.workers import ask_workers, check_key
@@ -192,7 +192,7 @@ def list_secrets(reference: str, company: ObjectId | None, as_json: bool) -> Non
             print_json(json.dumps(_to_json(item)))
         return
     if not webhook.secrets:
-        complain(f"it has none, so its requests are not signed; `webhooks secret rotate {reference}` makes one")
+        print_error(f"it has none, so its requests are not signed; `webhooks secret rotate {reference}` makes one")
         return
     Table().print([["ID", "SCHEME", "SINCE", "STATE"], *(_row(item) for item in webhook.secrets)])
 
@@ -267,7 +267,7 @@ def reseal() -> None:
             done += _reseal_one(document, vault)
         except (SecretUnreadable, InvalidWebhook) as error:
             failed += 1
-            complain(f"webhook {document.get('_id')} is left as it was: {error}")
+            print_error(f"webhook {document.get('_id')} is left as it was: {error}")
     click.echo(f"sealed anew: {done}" + (f"; webhooks left as they were: {failed}" if failed else ""))
     if failed:
         raise click.exceptions.Exit(1)

@@ -5,8 +5,8 @@ from typing import BinaryIO
 
 import click
 
-from webhooks.cli.common import complain, json_option, place_of, print_json
-from webhooks.cli.questions import NoAnswer, Question
+from webhooks.cli.common import json_option, place_of, print_error, print_json
+from webhooks.cli.questions import NoAnswer, Query
 from webhooks.cli.workers import Digests, ask_workers, note_refusal
 from webhooks.config import get_settings
 from webhooks.errors import InvalidEvent
@@ -50,7 +50,7 @@ def send(file: BinaryIO, as_json: bool) -> None:
         _note_who_gets(event, asked)
 
 
-def _note_who_gets(event: COTEvent, asked: Question[Digests]) -> None:
+def _note_who_gets(event: COTEvent, asked: Query[Digests]) -> None:
     """Say early why an event may come nowhere: nobody wants it, or an attempt would be refused."""
     settings = get_settings()
 
@@ -60,11 +60,11 @@ def _note_who_gets(event: COTEvent, asked: Question[Digests]) -> None:
             return match(event, WebhookStore(database).of_company(event.company))
 
     try:
-        webhooks = Question(find).result()
+        webhooks = Query(find).result()
     except NoAnswer as error:
-        complain(f"note: who gets it is not known: {error}")
+        print_error(f"note: who gets it is not known: {error}")
         return
     if not webhooks:
-        complain(f"note: no active webhook wants it; `webhooks list --company {event.company}` shows what they want")
+        print_error(f"note: no active webhook wants it; `webhooks list --company {event.company}` shows what they want")
     for webhook in webhooks[:_MOST_NOTED]:
         note_refusal(webhook.url, asked, label=f"webhook {webhook.label}")

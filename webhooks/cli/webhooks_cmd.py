@@ -15,11 +15,11 @@ from webhooks.cli.common import (
     IdParam,
     Table,
     company_option,
-    complain,
     document_json,
     find_webhook,
     get_stores,
     json_option,
+    print_error,
     print_json,
     why_unusable,
     without_secrets,
@@ -27,7 +27,7 @@ from webhooks.cli.common import (
 from webhooks.cli.gate_cmd import let_through
 from webhooks.cli.logs_cmd import first_line, print_logs
 from webhooks.cli.secret_cmd import describe_new, get_vault, make_secret
-from webhooks.cli.standing import describe_notices, describe_standing, describe_state, read_gates, read_standing
+from webhooks.cli.status import describe_notices, describe_state, describe_status, read_gates, read_status
 from webhooks.cli.workers import ask_workers, check_key, note_refusal
 from webhooks.errors import InvalidWebhook
 from webhooks.models import TRIGGERS, COTWebhook, format_instant, now, parse_webhook
@@ -197,7 +197,7 @@ def add(company: ObjectId, code: str, unsigned: bool, as_json: bool, **fields: A
     signed = describe_new(made, text) if made else [["signed", "no"]]
     Table().print([["added", str(webhook.id)], *_describe_wish(webhook), *signed])
     if made is None and not unsigned:
-        complain(
+        print_error(
             "note: WEBHOOKS_ENCRYPTION_KEY is not set, so no secret was made: set it to the workers' key, or to one "
             f"that `webhooks secret new-key` makes for both, then `webhooks secret rotate {webhook.id}`"
         )
@@ -224,7 +224,7 @@ def list_webhooks(company: ObjectId | None, with_inactive: bool, as_json: bool) 
             print_json(document_json({**without_secrets(_with_reason(document)), "state": state.text}))
         return
     if not documents:
-        complain("there are none" if with_inactive else "there are no active ones; --all shows the others")
+        print_error("there are none" if with_inactive else "there are no active ones; --all shows the others")
         return
     rows: dict[str, list[list[str | Cell]]] = {}
     for document, state in zip(documents, states, strict=True):
@@ -253,7 +253,7 @@ def show(reference: str, company: ObjectId | None, as_json: bool) -> None:
     query = LogQuery(webhook_id=document["_id"])
     attempts = stores.logs.read(query, _SHOWN_ATTEMPTS)[::-1]
     counts = _count_last_day(stores.logs, document["_id"])
-    standing = read_standing(stores, document)
+    standing = read_status(stores, document)
     if as_json:
         wire = {
             "webhook": without_secrets(_with_reason(document)),
@@ -273,7 +273,7 @@ def show(reference: str, company: ObjectId | None, as_json: bool) -> None:
     )
     click.echo()
     last = {outcome: stores.logs.read(LogQuery(webhook_id=document["_id"], outcome=outcome), 1) for outcome in Outcome}
-    summary = [] if standing is None else describe_standing(document, standing)
+    summary = [] if standing is None else describe_status(document, standing)
     summary.append(["last 24 h", _describe_counts(counts)])
     for name, outcome, style in (("last success", Outcome.SUCCESS, "green"), ("last failure", Outcome.FAILED, "red")):
         text = "none on record"
@@ -455,7 +455,7 @@ def _warn_of_idle_context(webhook: COTWebhook) -> None:
     for option, field in _CONTEXT_OPTIONS.items():
         if getattr(webhook.context, field) and field not in narrowed_by:
             name = "--" + option.replace("_", "-")
-            complain(f'note: context.{field} is set, but does not narrow {webhook.trigger}; {name} "" clears it')
+            print_error(f'note: context.{field} is set, but does not narrow {webhook.trigger}; {name} "" clears it')
 
 
 def _describe_wish(webhook: COTWebhook) -> list[list[str]]:

@@ -6,11 +6,11 @@ Commands run in a terminal, with settings of their own; requests are made by wor
 import socket
 from ipaddress import ip_address, ip_network
 
-from webhooks.cli.common import complain
-from webhooks.cli.questions import NoAnswer, Question, inspect_workers
+from webhooks.cli.common import print_error
+from webhooks.cli.questions import NoAnswer, Query, inspect_workers
 from webhooks.config import get_settings
 from webhooks.errors import NoResponse, SecretUnreadable
-from webhooks.models.url import Target, parse_target
+from webhooks.models.url import RequestUrl, parse_url
 from webhooks.rules.addresses import Verdict, classify
 from webhooks.rules.encryption import Vault
 from webhooks.rules.ports import check_port
@@ -26,7 +26,7 @@ _LOCALHOST = ("127.0.0.1", "::1")
 Digests = dict[str, Digest]
 
 
-def ask_workers(timeout_s: float = _WITHIN_S) -> Question[Digests]:
+def ask_workers(timeout_s: float = _WITHIN_S) -> Query[Digests]:
     """Ask the workers for their settings, while something else is done."""
     url = get_settings().broker_url
 
@@ -34,10 +34,10 @@ def ask_workers(timeout_s: float = _WITHIN_S) -> Question[Digests]:
         told = {name: Digest.read(reply) for name, reply in inspect_workers(url, SETTINGS_COMMAND, timeout_s).items()}
         return {name: digest for name, digest in told.items() if digest is not None}
 
-    return Question(ask)
+    return Query(ask)
 
 
-def _answers(question: Question[Digests]) -> Digests:
+def _answers(question: Query[Digests]) -> Digests:
     try:
         return question.result(_ALL_WITHIN_S)
     except NoAnswer:
@@ -47,7 +47,7 @@ def _answers(question: Question[Digests]) -> Digests:
 # ── Addresses and ports ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def note_refusal(url: str, asked: Question[Digests], *, label: str = "") -> None:
+def note_refusal(url: str, asked: Query[Digests], *, label: str = "") -> None:
     """Say early what an attempt would say, of what can be told without a look-up.
 
     Args:
@@ -55,22 +55,22 @@ def note_refusal(url: str, asked: Question[Digests], *, label: str = "") -> None
         asked: the workers, whose settings count. Where none answers, those of this terminal stand for theirs.
         label: which webhook, where there may be several.
     """
-    target, workers = parse_target(url), _answers(asked)
+    target, workers = parse_url(url), _answers(asked)
     about = f"note: {label}: " if label else "note: "
     if not workers:
         reason = find_refusal(target, Digest.of(get_settings()))
         if reason:
-            complain(f"{about}no worker answered; with this terminal's settings its attempts fail: {reason}")
+            print_error(f"{about}no worker answered; with this terminal's settings its attempts fail: {reason}")
         return
     refusals: dict[str, list[str]] = {}
     for name, digest in workers.items():
         if reason := find_refusal(target, digest):
             refusals.setdefault(reason, []).append(name)
     for reason, names in refusals.items():
-        complain(f"{about}its attempts fail at {', '.join(sorted(names))}: {reason}")
+        print_error(f"{about}its attempts fail at {', '.join(sorted(names))}: {reason}")
 
 
-def find_refusal(target: Target, digest: Digest) -> str | None:
+def find_refusal(target: RequestUrl, digest: Digest) -> str | None:
     """Say why a process with these settings refuses a URL, and which setting allows it; None where it does not.
 
     A host name is looked up at each attempt, so nothing is known of it here.
@@ -86,7 +86,7 @@ def find_refusal(target: Target, digest: Digest) -> str | None:
     return None
 
 
-def _addresses(target: Target) -> list[str]:
+def _addresses(target: RequestUrl) -> list[str]:
     name = target.host.rstrip(".").lower()
     if name == "localhost" or name.endswith(".localhost"):
         return list(_LOCALHOST)
@@ -113,7 +113,7 @@ def _remedy(address: str, verdict: Verdict) -> str:
 # ── Keys ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def check_key(asked: Question[Digests]) -> None:
+def check_key(asked: Query[Digests]) -> None:
     """Make sure that something can be sealed here, and that workers can open it: else they would send nothing.
 
     Where no worker answers there is nothing to compare.

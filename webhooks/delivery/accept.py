@@ -23,10 +23,10 @@ from webhooks.producer.deliver import read_event
 from webhooks.rules.lanes import SEND_QUEUE, whole_lane
 from webhooks.store.deliveries import Claim, Delivery
 from webhooks.store.gates import Gate
-from webhooks.transport.channel import finish
 from webhooks.transport.holder import KNOWN_FOR_S, uptime
-from webhooks.transport.lanes import SERIAL, TAKEN_FROM_HEADER, whole_of
+from webhooks.transport.lanes import SERIAL, TAKEN_FROM_HEADER, parent_lane_of
 from webhooks.transport.messages import Admission, Turn
+from webhooks.transport.settlements import finish
 
 logger = logging.getLogger(__name__)
 
@@ -158,7 +158,7 @@ def _is_its_turn(event_id: str, event: COTEvent, lane: str, *, is_ordered: bool)
     serialize_lane(whole, is_serial=is_ordered)
     if not is_ordered:
         return True
-    if whole_of(lane) == whole:
+    if parent_lane_of(lane) == whole:
         return False
     # It would come back from the same lane without end.
     logger.warning("event %s may be out of order: its message does not say whose it is", event_id)
@@ -174,7 +174,7 @@ def _place(services: Services, events: Sequence[Accepting], room: Room | None) -
     present, begun_at = time.monotonic(), uptime()
     for event in events:
         event.is_looked_up = begun_at - event.looked_up_at < KNOWN_FOR_S
-    records = services.books
+    records = services.records
     pairs = [(event, delivery) for event in events for delivery in event.unplaced]
     asked = [pair for pair in pairs if room is not None and pair[0].makes_attempts]
     asked = asked[: 0 if room is None else room.take(len(asked))]
@@ -204,7 +204,7 @@ def _place(services: Services, events: Sequence[Accepting], room: Room | None) -
     except BaseException:
         # No attempt was made: without this, the next claimant would record interrupted attempts.
         for delivery_id, delivery in admitted.items():
-            services.ledger.give_up(claims[delivery_id])
+            services.deliveries.give_up(claims[delivery_id])
             leave_lane(delivery, claims[delivery_id])
         if room is not None:
             room.give_back(len(asked))
@@ -253,7 +253,7 @@ def _sort_out(
         if not event.is_looked_up and delivery.delivery_id in ended:
             continue
         # A closed gate of one that waits here is met by the claim of its message, which is asked in a second.
-        is_open = event.is_looked_up or services.books.is_open(delivery, gates[delivery.webhook_id])
+        is_open = event.is_looked_up or services.records.is_open(delivery, gates[delivery.webhook_id])
         turn = turns.get(delivery.delivery_id, Turn.SOON if event.makes_attempts else Turn.LATER)
         if is_open and turn is Turn.NOW:
             now.append((event, delivery))
@@ -272,7 +272,7 @@ def _queue(services: Services, pairs: "_Pairs", gates: Mapping[ObjectId, Gate], 
     parents = {event.event_id: event.headers for event, _ in pairs}
     missing = {delivery.webhook_id for delivery in deliveries} - gates.keys()
     known = {**gates, **services.gates.get_many(missing)} if missing else gates
-    standing = services.books.accept(deliveries, known)
+    standing = services.records.accept(deliveries, known)
     queue_attempts([delivery for delivery in standing if not delivery.is_held], first, parents)
     for webhook_id in {delivery.webhook_id for delivery in standing if delivery.is_ordered}:
         queue_next(services, services.webhooks.get(webhook_id))

@@ -138,7 +138,7 @@ def fan_out(event: COTEvent, event_id: str, webhooks: WebhookStore) -> list[Deli
     ]
 
 
-class Attempter:
+class AttemptRunner:
     """Makes attempts; one per worker process."""
 
     def __init__(

@@ -7,13 +7,13 @@ from webhooks.delivery.attempt import describe_interrupted, read_rate, summarize
 from webhooks.delivery.holding import hold
 from webhooks.delivery.outcomes import Done, Failed, Postponed, SendOutcome, ToAttempt
 from webhooks.delivery.record import store_log
-from webhooks.delivery.records import Held, PutOff
+from webhooks.delivery.records import Held, PostponedClaim
 from webhooks.delivery.services import Services
 from webhooks.errors import WorkersLost
 from webhooks.models import COTWebhook, COTWebhookLog, now
 from webhooks.rules.lanes import SEND_QUEUE
 from webhooks.store.deliveries import Blocked, Claim, Claimed
-from webhooks.transport.channel import hold_lane
+from webhooks.transport.settlements import hold_lane
 
 logger = logging.getLogger(__name__)
 
@@ -32,30 +32,30 @@ def claim_all(services: Services, claims: Sequence[Claim]) -> list[SendOutcome |
         StoreUnavailable: MongoDB is away; the step can be repeated.
     """
     try:
-        found = services.books.claim(claims)
-        wanted = {one.delivery.webhook_id for one in found if isinstance(one, Claimed | PutOff)}
+        found = services.records.claim(claims)
+        wanted = {one.delivery.webhook_id for one in found if isinstance(one, Claimed | PostponedClaim)}
         webhooks = services.webhooks.get_many(wanted) if wanted else {}
         return [_judge(services, claim, one, webhooks) for claim, one in zip(claims, found, strict=True)]
     except BaseException:
         for claim in claims:
-            services.ledger.give_up(claim)
+            services.deliveries.give_up(claim)
         raise
 
 
 def _judge(
     services: Services,
     claim: Claim,
-    found: Claimed | Blocked | Held | PutOff | Exception | None,
+    found: Claimed | Blocked | Held | PostponedClaim | Exception | None,
     webhooks: dict,
 ) -> SendOutcome | ToAttempt:
     if isinstance(found, Claimed) and (webhook := webhooks.get(found.delivery.webhook_id)) and webhook.ordered:
-        found = services.books.keep_unless_head(found) or found
+        found = services.records.keep_unless_head(found) or found
     match found:
         case None:
             return Done("nothing is owed any more")
         case Held():
             return Done(f"kept: {found.reason}")
-        case PutOff():
+        case PostponedClaim():
             lane = found.delivery.lane
             hold_lane(SEND_QUEUE, lane, found.seconds)
             text = f"its receiver asked us to wait; tried again in {found.seconds:.1f} s"
@@ -67,17 +67,17 @@ def _judge(
             text = f"another worker is at it; looked at again in {found.again_s:.1f} s"
             return Postponed(text, found.again_s)
         case Exception():
-            services.ledger.give_up(claim)
+            services.deliveries.give_up(claim)
             return Failed(found)
     services.progress.taken_due_at = found.due_at or services.progress.taken_due_at
     webhook = webhooks.get(found.delivery.webhook_id)
     try:
         made_before = _log_interrupted(services, claim, found, webhook)
     except WorkersLost as error:
-        services.ledger.give_up(claim)
+        services.deliveries.give_up(claim)
         return Failed(error)
     if made_before is not None:
-        hold(lambda: services.ledger.release([claim]))  # what is owed next is for the log's own claim to say
+        hold(lambda: services.deliveries.release([claim]))  # what is owed next is for the log's own claim to say
         store_log(made_before)
         logger.info("attempt of %s was made before: %s", claim.delivery_id, summarize(made_before))
         return Done(f"was made before: {summarize(made_before)}")

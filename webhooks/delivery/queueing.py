@@ -14,14 +14,15 @@ from webhooks.delivery.attempt import read_rate
 from webhooks.delivery.services import Services
 from webhooks.models import COTWebhook, COTWebhookLog
 from webhooks.producer.app import app
-from webhooks.producer.publishing import Draft, publish_many
+from webhooks.producer.publishing import OutgoingMessage, publish_many
 from webhooks.rules.lanes import SEND_QUEUE
 from webhooks.rules.retry import Verdict, is_own_fault, judge_endpoint
-from webhooks.store.deliveries import Delivery, Overdue
-from webhooks.transport.channel import Channel, report
+from webhooks.store.deliveries import Delivery, PendingDelivery
+from webhooks.transport.channel import Channel
 from webhooks.transport.headers import LANE_HEADER
 from webhooks.transport.lanes import FIRST_HEADER, RATE_HEADER, TAKEN_FROM_HEADER
 from webhooks.transport.messages import Admission, Turn
+from webhooks.transport.settlements import report
 
 #: Header of a message whose event is in the outbox, and to be taken out when the ledger has its deliveries.
 FROM_OUTBOX = "webhooks_outbox"
@@ -102,7 +103,7 @@ def queue_attempts(
         kombu.exceptions.OperationalError: the broker cannot be reached; a part of them may be queued.
     """
     drafts = [
-        Draft(
+        OutgoingMessage(
             delivery.delivery_id,
             (),
             {"delivery_id": delivery.delivery_id},
@@ -117,7 +118,7 @@ def queue_attempts(
     publish_many(_task("webhooks.send"), drafts)
 
 
-def queue_released(owed: Overdue, webhook: COTWebhook | None) -> None:
+def queue_released(owed: PendingDelivery, webhook: COTWebhook | None) -> None:
     """Queue a delivery that was let out.
 
     Raises:
@@ -138,7 +139,7 @@ def queue_next(services: Services, webhook: COTWebhook | None) -> bool:
     """
     if webhook is None or not services.gates.get(webhook.id).is_open:
         return False
-    head = services.kept.release_next(webhook.id, services.ledger.now())
+    head = services.held.release_next(webhook.id, services.deliveries.now())
     if head is not None:
         queue_released(head, webhook)
     return head is not None

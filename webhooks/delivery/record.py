@@ -34,8 +34,8 @@ def record(services: Services, attempted: Sequence[Attempted], first: Iterable[A
     unsafe = [one.attempt.delivery for one in first if one.log.details.next_at or one.log.details.kept]
     forgotten: set[str] = set()
     try:
-        services.books.keep_unended(unsafe)
-        faults = services.books.record(logs)
+        services.records.keep_unended(unsafe)
+        faults = services.records.record(logs)
     except Exception:  # noqa: BLE001 - one by one it is held, kept by the broker, or named
         for log in logs:
             store_log(log)
@@ -78,7 +78,7 @@ def store_log(log: COTWebhookLog) -> None:
     """
     while True:
         try:
-            (fault,) = get_services().books.record([log])
+            (fault,) = get_services().records.record([log])
         except StoreUnavailable as error:
             logger.warning("log %s goes through the broker: %s", log.id, error)
         except Exception as error:  # noqa: BLE001 - whatever it is

@@ -1,4 +1,4 @@
-"""Ledger, gates and logs kept together: what many threads ask for at one time shares a write.
+"""DeliveryStore, gates and logs kept together: what many threads ask for at one time shares a write.
 
 Owns the order of the writes, and what a gate means for a delivery that is written down, claimed or attempted. Each
 caller goes on, and its message is acked, only after its own write is confirmed (`mongo.open_database` says by what).
@@ -15,11 +15,11 @@ from bson import ObjectId
 from webhooks.errors import ErrorKind
 from webhooks.models import COTWebhookLog
 from webhooks.rules.retry import Outcome, ends_webhook
-from webhooks.store.deliveries import Blocked, Claim, Claimed, Delivery, Ledger
+from webhooks.store.deliveries import Blocked, Claim, Claimed, Delivery, DeliveryStore
 from webhooks.store.gates import Gate, GateStore, State
-from webhooks.store.held import KeptDeliveries
+from webhooks.store.held import HeldDeliveries
 from webhooks.store.logs import LogStore
-from webhooks.store.mongo import ask_both
+from webhooks.store.mongo import find_both
 from webhooks.store.webhooks import WebhookStore
 
 
@@ -31,7 +31,7 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
-class PutOff:
+class PostponedClaim:
     """A delivery whose receiver asked for nothing to be sent now: its message is to be queued again."""
 
     delivery: Delivery
@@ -39,11 +39,11 @@ class PutOff:
     seconds: float
 
 
-class Books:
+class DeliveryRecords:
     """What is owed and what was done, many at a time. Every method raises StoreUnavailable when MongoDB is away."""
 
     def __init__(
-        self, ledger: Ledger, kept: KeptDeliveries, logs: LogStore, gates: GateStore, webhooks: WebhookStore
+        self, ledger: DeliveryStore, kept: HeldDeliveries, logs: LogStore, gates: GateStore, webhooks: WebhookStore
     ) -> None:
         self._ledger = ledger
         self._kept = kept
@@ -66,7 +66,7 @@ class Books:
             return set(), {}
         webhook_ids = {delivery.webhook_id for delivery in deliveries}
         asked = self._logs.ask_ended({delivery.event_id for delivery in deliveries})
-        found_logs, found_gates = ask_both(asked, self._gates.ask(webhook_ids))
+        found_logs, found_gates = find_both(asked, self._gates.ask(webhook_ids))
         return self._logs.read_ended(found_logs), self._gates.read(webhook_ids, found_gates)
 
     def is_open(self, delivery: Delivery, gate: Gate) -> bool:
@@ -74,7 +74,7 @@ class Books:
         return not delivery.is_ordered and gate.is_open and not gate.is_held_back(self._ledger.now())
 
     def accept_claimed(self, claims: Sequence[tuple[Delivery, Claim]]) -> list[bool]:
-        """As `Ledger.add_claimed`, now."""
+        """As `DeliveryStore.add_claimed`, now."""
         return self._ledger.add_claimed(claims, self._ledger.now()) if claims else []
 
     def accept(self, deliveries: Sequence[Delivery], gates: Mapping[ObjectId, Gate]) -> list[Delivery]:
@@ -135,8 +135,8 @@ class Books:
         self._kept.keep([claimed])
         return Held("others are before it")
 
-    def claim(self, claims: Sequence[Claim]) -> list[Claimed | Blocked | Held | PutOff | Exception | None]:
-        """Ask for attempts, as `Ledger.claim` does, and keep what may not be sent now.
+    def claim(self, claims: Sequence[Claim]) -> list[Claimed | Blocked | Held | PostponedClaim | Exception | None]:
+        """Ask for attempts, as `DeliveryStore.claim` does, and keep what may not be sent now.
 
         Returns:
             For each claim what becomes of it; an error of a single one stands in its place.
@@ -145,7 +145,7 @@ class Books:
         # After the claim and from no cache: a pause holds at once, on all workers.
         gates = self._gates.get_many(one.delivery.webhook_id for one in results if isinstance(one, Claimed))
         present = self._ledger.now()
-        judged: list[Claimed | Blocked | Held | PutOff | Exception | None] = []
+        judged: list[Claimed | Blocked | Held | PostponedClaim | Exception | None] = []
         held = []
         for result in results:
             if not isinstance(result, Claimed):
@@ -156,8 +156,8 @@ class Books:
             judged.append(verdict)
             if isinstance(verdict, Held):
                 held.append(result)
-            elif isinstance(verdict, PutOff):
-                self._kept.put_off([result], gate.hold_until or present)
+            elif isinstance(verdict, PostponedClaim):
+                self._kept.postpone([result], gate.hold_until or present)
         # Noted before it is done: if we die in between, the steward looks for nothing.
         self._gates.note_held(result.delivery.webhook_id for result in held)
         self._kept.keep(held)
@@ -204,14 +204,14 @@ class Books:
             self._gates.open(webhook_id, from_state=State.PAUSED)
 
 
-def _judge(claimed: Claimed, gate: Gate, present: datetime) -> Claimed | Held | PutOff:
+def _judge(claimed: Claimed, gate: Gate, present: datetime) -> Claimed | Held | PostponedClaim:
     """Say what becomes of a delivery that was claimed."""
-    if not gate.lets_through(is_probe=claimed.is_probe, is_let_out=claimed.due_at is not None):
+    if not gate.lets_through(is_probe=claimed.is_probe, is_released=claimed.due_at is not None):
         return Held(f"its webhook is {gate.state}")
     if gate.hold_until is not None and gate.is_held_back(present):
         if gate.is_probed:
             return Held("its receiver asked us to wait")
-        return PutOff(claimed.delivery, (gate.hold_until - present).total_seconds())
+        return PostponedClaim(claimed.delivery, (gate.hold_until - present).total_seconds())
     # A probe of before the webhook was paused no more is an attempt like any other.
     return claimed if gate.is_probed else replace(claimed, is_probe=False)
 

@@ -5,19 +5,20 @@ from datetime import datetime
 from functools import cache
 
 from webhooks.config import Settings, get_settings
-from webhooks.delivery.attempt import Attempter
+from webhooks.delivery.attempt import AttemptRunner
 from webhooks.delivery.operators import Operators
-from webhooks.delivery.records import Books
+from webhooks.delivery.records import DeliveryRecords
 from webhooks.rules.encryption import Vault
 from webhooks.rules.retry import RetryPolicy
 from webhooks.sender import Sender
 from webhooks.store.deadletters import DeadLetterStore
-from webhooks.store.deliveries import Ledger
+from webhooks.store.deliveries import DeliveryStore
 from webhooks.store.gates import GateStore
-from webhooks.store.held import KeptDeliveries
+from webhooks.store.held import HeldDeliveries
 from webhooks.store.leases import Leases
 from webhooks.store.logs import LogStore
 from webhooks.store.mongo import open_database
+from webhooks.store.notices import NoticeStore
 from webhooks.store.outbox import Outbox
 from webhooks.store.webhooks import WebhookStore
 from webhooks.transport.holder import process_token
@@ -41,13 +42,14 @@ class Services:
     webhooks: WebhookStore
     logs: LogStore
     dead_letters: DeadLetterStore
-    ledger: Ledger
+    deliveries: DeliveryStore
     leases: Leases
-    kept: KeptDeliveries
+    held: HeldDeliveries
     gates: GateStore
+    notices: NoticeStore
     outbox: Outbox
-    books: Books
-    attempter: Attempter
+    records: DeliveryRecords
+    attempt_runner: AttemptRunner
     progress: Progress
     #: None when no URL is set to tell operators at.
     operators: Operators | None = None
@@ -63,7 +65,7 @@ def get_services() -> Services:
     settings = get_settings()
     database = open_database(settings.mongodb_url, settings.mongodb_timeout_s)
     logs, leases = LogStore(database), Leases(database, process_token())
-    ledger = Ledger(database, settings.claim_s, settings.mongodb_timeout_s, leases=leases)
+    ledger = DeliveryStore(database, settings.claim_s, settings.mongodb_timeout_s, leases=leases)
     sender = Sender(
         allowed_networks=settings.allowed_networks,
         allowed_ports=settings.allowed_ports,
@@ -76,18 +78,19 @@ def get_services() -> Services:
         concurrency=_MOST_REQUESTS,
     )
     policy = RetryPolicy(settings.retry_delay_s, settings.max_retries, settings.max_retry_after_s)
-    kept, gates, webhooks = KeptDeliveries(database, ledger), GateStore(database), WebhookStore(database)
+    kept, gates, webhooks = HeldDeliveries(database, ledger), GateStore(database), WebhookStore(database)
     return Services(
         webhooks=webhooks,
         logs=logs,
         dead_letters=DeadLetterStore(database),
-        ledger=ledger,
+        deliveries=ledger,
         leases=leases,
-        kept=kept,
+        held=kept,
         gates=gates,
+        notices=NoticeStore(database),
         outbox=Outbox(database),
-        books=Books(ledger, kept, logs, gates, webhooks),
-        attempter=Attempter(
+        records=DeliveryRecords(ledger, kept, logs, gates, webhooks),
+        attempt_runner=AttemptRunner(
             sender=sender,
             policy=policy,
             vault=Vault(settings.encryption_key),

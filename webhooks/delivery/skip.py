@@ -12,7 +12,7 @@ from bson import ObjectId
 from webhooks.delivery.attempt import describe_interrupted, describe_skipped
 from webhooks.errors import ErrorKind
 from webhooks.models import COTWebhook, COTWebhookLog, now
-from webhooks.store.deliveries import Blocked, Claim, Claimed, Ledger, Overdue
+from webhooks.store.deliveries import Blocked, Claim, Claimed, DeliveryStore, PendingDelivery
 from webhooks.store.logs import LogStore
 
 
@@ -28,7 +28,7 @@ class Skipped:
     broken: dict[str, str] = field(default_factory=dict)
 
 
-def skip(owed: Sequence[Overdue], webhook: COTWebhook | None, ledger: Ledger, logs: LogStore) -> Skipped:
+def skip(owed: Sequence[PendingDelivery], webhook: COTWebhook | None, ledger: DeliveryStore, logs: LogStore) -> Skipped:
     """Give deliveries up; one that has ended or gone on meanwhile is passed over.
 
     Args:

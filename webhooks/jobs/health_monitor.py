@@ -35,9 +35,10 @@ from webhooks.rules.health import (
     should_pause_again,
 )
 from webhooks.rules.retry import Outcome, is_own_fault
-from webhooks.store.deliveries import Overdue
-from webhooks.store.gates import By, Gate, Notice
+from webhooks.store.deliveries import PendingDelivery
+from webhooks.store.gates import By, Gate
 from webhooks.store.logs import AttemptCount
+from webhooks.store.notices import Notice
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ _MAX_RECENT = 20_000
 #: Gates looked at, and deliveries let out for one webhook, in one look.
 _MAX_GATES = 10_000
 _MAX_TENDED = 2_000
-_MAX_LET_OUT = 500
+_MAX_RELEASED = 500
 #: Attempts of a recovering endpoint that count when it is judged.
 _JUDGED = 10
 #: Seconds between two steps of its rate.
@@ -80,7 +81,7 @@ _MAX_TOLD = 20
 @worker_ready.connect
 def _start(**_: object) -> None:
     settings = get_settings()
-    steward = Steward()
+    steward = HealthMonitor()
     start_job("drain", steward.drain, _DRAIN_EVERY_S)
     start_job("tend", steward.tend, _TEND_EVERY_S)
     start_job("health", steward.look_at_health, find_health_pause_s(settings.pause_after_s))
@@ -111,7 +112,7 @@ class _Drain:
     out: dict[str, tuple[int, float]] = field(default_factory=dict)
 
 
-class Steward:
+class HealthMonitor:
     """One process's. What it remembers is only how recoveries go; another one begins at the rate that the gate has."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -132,7 +133,7 @@ class Steward:
         Raises:
             StoreUnavailable: MongoDB cannot serve us now.
         """
-        present = services.ledger.now()
+        present = services.deliveries.now()
         # A little more than since the last look. All of the time that counts as long is looked at where one failed.
         since = present - timedelta(seconds=2 * find_health_pause_s(settings.pause_after_s) + 1)
         recent = services.logs.find_webhooks(Outcome.FAILED, since, _MAX_RECENT)
@@ -205,7 +206,7 @@ class Steward:
         """
         gates = services.gates.find_recovering(_MAX_GATES)
         self._drains = {gate.webhook_id: self._resume(gate) for gate in gates}
-        present = services.ledger.now()
+        present = services.deliveries.now()
         webhooks = services.webhooks.get_many([gate.webhook_id for gate in gates])
         done = 0
         for gate in gates:
@@ -239,17 +240,17 @@ class Steward:
             drain.rate, drain.succeeded, drain.failed, drain.stepped_at = rate, 0, 0, clock
         drain.saved = save(drain.saved, drain.rate, clock - drain.looked_at)
         drain.looked_at = clock
-        count = min(room(drain.saved, drain.rate, len(drain.out)), _MAX_LET_OUT)
+        count = min(room(drain.saved, drain.rate, len(drain.out)), _MAX_RELEASED)
         if count == 0:
             return 0
-        found = services.kept.find_held(gate.webhook_id, count)
+        found = services.held.find_held(gate.webhook_id, count)
         if not found:
             if not drain.out:
                 services.gates.open(gate.webhook_id)
             return 0
         drain.saved -= len(found)
         drain.out.update({one.delivery_id: (one.retry, clock) for one in found})
-        _let_out(services, found, webhook, present)
+        _release(services, found, webhook, present)
         return len(found)
 
     def _count_ended(self, services: Services, settings: Settings, drain: _Drain) -> None:
@@ -289,8 +290,8 @@ class Steward:
         if self._clock() - self._counted_at >= _COUNT_EVERY_S:
             # Of a gate that somebody deleted, say.
             self._counted_at = self._clock()
-            services.gates.note_held(services.kept.find_webhooks())
-        present = services.ledger.now()
+            services.gates.note_held(services.held.find_webhooks())
+        present = services.deliveries.now()
         probes = sum(
             self._probe(services, settings, gate, present) for gate in services.gates.find_due(present, _MAX_GATES)
         )
@@ -301,9 +302,9 @@ class Steward:
         if gate.is_held_back(present):
             return False
         webhook_id = gate.webhook_id
-        under_way = services.kept.find_probe(webhook_id)
+        under_way = services.held.find_probe(webhook_id)
         if under_way is None:
-            found = next(iter(services.kept.find_held(webhook_id, 1)), None)
+            found = next(iter(services.held.find_held(webhook_id, 1)), None)
         else:
             found, claimed_until = under_way
             if claimed_until is not None and claimed_until > present:
@@ -313,7 +314,7 @@ class Steward:
         if found is None or not services.gates.take_probe(gate, settings.probe_interval_s):
             return False
         if under_way is None:
-            services.kept.let_out([found], present, as_probe=True)
+            services.held.release([found], present, as_probe=True)
         queue_released(found, services.webhooks.get(webhook_id))
         return True
 
@@ -328,7 +329,7 @@ class Steward:
             webhook = webhooks[gate.webhook_id]
             return webhook is not None and webhook.ordered
 
-        moving = services.kept.find_outstanding(gate.webhook_id for gate in gates if is_line(gate))
+        moving = services.held.find_outstanding(gate.webhook_id for gate in gates if is_line(gate))
         done = 0
         for gate in gates:
             webhook = webhooks[gate.webhook_id]
@@ -336,10 +337,10 @@ class Steward:
                 if gate.webhook_id in moving or queue_next(services, webhook):
                     done += gate.webhook_id not in moving
                     continue
-                found = services.kept.find_held(gate.webhook_id, 1)  # somebody was faster, maybe
+                found = services.held.find_held(gate.webhook_id, 1)  # somebody was faster, maybe
             else:
-                found = services.kept.find_held(gate.webhook_id, _MAX_LET_OUT)
-                _let_out(services, found, webhook, present)
+                found = services.held.find_held(gate.webhook_id, _MAX_RELEASED)
+                _release(services, found, webhook, present)
                 done += len(found)
             if not found:
                 services.gates.note_none_held(gate, _KEPT_FOR_SURE_S)
@@ -358,14 +359,14 @@ def tell(services: Services, settings: Settings) -> int:
     Raises:
         StoreUnavailable: MongoDB cannot serve us now; a notice may be told once more.
     """
-    notices = services.gates.list_untold_notices(services.ledger.now(), _MAX_TOLD)
+    notices = services.notices.list_untold(services.deliveries.now(), _MAX_TOLD)
     webhooks = services.webhooks.get_many([notice.webhook_id for notice in notices])
     done = 0
     for notice in notices:
         webhook = webhooks[notice.webhook_id]
         pause_s = min(_MAX_TELL_AGAIN_S, _TELL_AGAIN_S * 2 ** min(notice.tries, _MAX_DOUBLINGS))
         # Before it is told: however long that takes, nobody else tells it meanwhile.
-        if not services.gates.take_notice(notice, pause_s + settings.total_timeout_s):
+        if not services.notices.take(notice, pause_s + settings.total_timeout_s):
             continue
         if notice.tries == 0:
             label = str(notice.webhook_id) if webhook is None else f"{webhook.label} ({webhook.origin})"
@@ -374,7 +375,7 @@ def tell(services: Services, settings: Settings) -> int:
         if services.operators is not None:
             fault = services.operators.tell(notice.notice_id, make_message(notice, webhook))
         if fault is None:
-            services.gates.note_told(notice)
+            services.notices.note_told(notice)
             done += 1
         else:
             logger.warning("operators cannot be told, tried again in some %.0f s: %s", pause_s, fault)
@@ -396,9 +397,9 @@ def make_message(notice: Notice, webhook: COTWebhook | None) -> dict[str, object
     }
 
 
-def _let_out(services: Services, found: list[Overdue], webhook: COTWebhook | None, present: datetime) -> None:
+def _release(services: Services, found: list[PendingDelivery], webhook: COTWebhook | None, present: datetime) -> None:
     if found:
-        services.kept.let_out(found, present)
+        services.held.release(found, present)
     for one in found:
         queue_released(one, webhook)
 

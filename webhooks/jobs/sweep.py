@@ -26,7 +26,7 @@ from webhooks.delivery.stopping import stopping
 from webhooks.errors import InvalidEvent, StoreUnavailable, trace
 from webhooks.producer.app import app
 from webhooks.rules.lanes import SEND_QUEUE, lane_of_webhook
-from webhooks.store.deliveries import Overdue
+from webhooks.store.deliveries import PendingDelivery
 from webhooks.transport.channel import Channel
 
 logger = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ def relay(services: Services, settings: Settings) -> int:
         StoreUnavailable: MongoDB cannot serve us now.
         kombu.exceptions.OperationalError: the broker cannot be reached.
     """
-    present = services.ledger.now()
+    present = services.deliveries.now()
     due = services.outbox.find_due(present, _MAX_PER_RELAY)
     for event in due:
         try:
@@ -114,19 +114,19 @@ def sweep(services: Services, settings: Settings) -> int:
         StoreUnavailable: MongoDB cannot serve us now.
         kombu.exceptions.OperationalError: the broker cannot be reached.
     """
-    present = services.ledger.now()
-    services.ledger.forget_events(present - _EVENT_KEPT, _MAX_EVENTS_PER_SWEEP)
+    present = services.deliveries.now()
+    services.deliveries.forget_events(present - _EVENT_KEPT, _MAX_EVENTS_PER_SWEEP)
     lost = _find_lost(services, present, timedelta(seconds=settings.visibility_timeout_s + _CLOCK_SLACK_S))
     for delivery in lost:
         queue_attempt(delivery.delivery_id, delivery.label, delivery.retry, delivery.lane)
     if lost:
         # They stand at the end of the queue now, and so they must in the ledger.
-        services.ledger.postpone([delivery.delivery_id for delivery in lost], present)
+        services.deliveries.postpone([delivery.delivery_id for delivery in lost], present)
         logger.warning("queued %d deliveries again whose messages were lost", len(lost))
     return len(lost)
 
 
-def _find_lost(services: Services, present: datetime, in_hand: timedelta) -> list[Overdue]:
+def _find_lost(services: Services, present: datetime, in_hand: timedelta) -> list[PendingDelivery]:
     """Return deliveries whose message is not in its queue any more.
 
     Args:
@@ -140,17 +140,17 @@ def _find_lost(services: Services, present: datetime, in_hand: timedelta) -> lis
         if not isinstance(channel, Channel):
             waiting = _count_queued(connection)
             reached = find_reached(present, services.progress.taken_due_at, is_queue_empty=waiting == 0)
-            return [] if reached is None else services.ledger.find_overdue(reached - in_hand, _MAX_PER_SWEEP)
-        lost: list[Overdue] = []
+            return [] if reached is None else services.deliveries.find_overdue(reached - in_hand, _MAX_PER_SWEEP)
+        lost: list[PendingDelivery] = []
         # Each lane has an order of its own, and each webhook a lane.
-        oldest = services.ledger.find_oldest_overdue(present - in_hand, _MAX_LANES_PER_SWEEP)
+        oldest = services.deliveries.find_oldest_overdue(present - in_hand, _MAX_LANES_PER_SWEEP)
         lanes = [lane_of_webhook(delivery.company, delivery.webhook_id) for delivery in oldest]
         states = channel.look_at(SEND_QUEUE, lanes) if lanes else []
     for delivery, state in zip(oldest, states, strict=True):
         reached = present if state.waited_s is None else present - timedelta(seconds=state.waited_s)
         room = _MAX_PER_SWEEP - len(lost)
         if room and delivery.due_at < reached - in_hand:
-            lost += services.ledger.find_overdue(reached - in_hand, room, delivery.webhook_id)
+            lost += services.deliveries.find_overdue(reached - in_hand, room, delivery.webhook_id)
     return lost
 
 

@@ -57,7 +57,7 @@ _INVISIBLE = re.compile(rf"[{_BLANK}]|[{_SHAPING}](?=#|\Z)")
 _TO_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})|[^%A-Za-z0-9._~!$&'()*+,;=:@/?-]+")
 
 
-class Target(NamedTuple):
+class RequestUrl(NamedTuple):
     """Where a request goes: the one form of a URL that every connection and every request is made of."""
 
     #: ``http`` or ``https``.
@@ -101,7 +101,7 @@ class Target(NamedTuple):
         return f"{self.scheme}://{self.host_header}{self.request_target}"
 
 
-def parse_target(url: str) -> Target:
+def parse_url(url: str) -> RequestUrl:
     """Take a URL apart and normalise it.
 
     A percent sign that begins no escape is sent as ``%25``: RFC 3986 has no other reading of it, and strict servers
@@ -137,7 +137,7 @@ def parse_target(url: str) -> Target:
         shown_host = match["name"]
         host, is_rooted = _name(shown_host)
     rest = _TO_ESCAPE.sub(lambda match: _percent_encode(match[0]), parts["rest"])
-    return Target(
+    return RequestUrl(
         scheme,
         host,
         port,
@@ -148,7 +148,7 @@ def parse_target(url: str) -> Target:
 
 
 def read_origin(url: str) -> str:
-    """Return scheme, host and port of a URL that `parse_target` takes, as they stand in it.
+    """Return scheme, host and port of a URL that `parse_url` takes, as they stand in it.
 
     That is what may be shown: paths and queries often hold secrets.
     """

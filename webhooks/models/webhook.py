@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from webhooks.errors import InvalidWebhook, NoResponse
 from webhooks.models.headers import MAX_HEADERS, ExtraHeader, fold_name
-from webhooks.models.url import parse_target, read_origin
+from webhooks.models.url import parse_url, read_origin
 from webhooks.models.wire import Id, Instant, WireModel, explain, parse_object_id
 
 TriggerName = Literal[
@@ -214,7 +214,7 @@ class UnusableWebhook:
 def why_bad_url(url: str) -> str | None:
     """Say why a webhook cannot have this URL, in words without the URL; None when it can."""
     try:
-        parse_target(url)
+        parse_url(url)
     except NoResponse as error:
         return error.text.removeprefix("bad URL: ")
     return None

@@ -23,7 +23,7 @@ from webhooks.models import COTEvent, describe_event, now, parse_event, parse_ev
 from webhooks.producer.app import app
 from webhooks.producer.durable import DurableTask
 from webhooks.producer.extras import require
-from webhooks.producer.publishing import Draft, acquire_producer, confirm_timeout_s, publish_many
+from webhooks.producer.publishing import OutgoingMessage, acquire_producer, confirm_timeout_s, publish_many
 from webhooks.rules.lanes import lane_of_event
 from webhooks.transport.headers import LANE_HEADER
 
@@ -69,7 +69,7 @@ class DeliverTask(DurableTask):
     """Checks an event where it is handed in, and publishes it as the JSON text that receivers will get."""
 
     #: In the worker: keeps payloads out of Flower and logs.
-    Request = "webhooks.worker.consumer:DeliverRequest"
+    Request = "webhooks.worker.request:DeliverRequest"
     #: A bad event is its producer's fault: a line in the log, no traceback.
     throws = (InvalidEvent,)
 
@@ -257,8 +257,8 @@ def _headers(event: COTEvent) -> dict[str, str]:
     return {LANE_HEADER: lane_of_event(event.to_wire())}
 
 
-def _draft(event_id: str, event: COTEvent) -> Draft:
-    return Draft(event_id, (event.to_json(),), {}, _label(event), headers=_headers(event))
+def _draft(event_id: str, event: COTEvent) -> OutgoingMessage:
+    return OutgoingMessage(event_id, (event.to_json(),), {}, _label(event), headers=_headers(event))
 
 
 def _new_entry(value: object) -> tuple[str, dict[str, Any] | None]:

@@ -17,7 +17,7 @@ class DurableTask(Task):
     """A task whose message is never dropped: what a defect of ours stops is tried again, and ends as a dead letter."""
 
     #: In the worker: keeps as a dead letter what Celery would drop.
-    Request = "webhooks.worker.consumer:DurableRequest"
+    Request = "webhooks.worker.request:DurableRequest"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the task, and have Celery retry it after the retry delay when an error comes out that is not meant to.

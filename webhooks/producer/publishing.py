@@ -30,7 +30,7 @@ _IN_ONE_STEP = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
+class OutgoingMessage:
     """What of a message differs from others of its task."""
 
     task_id: str
@@ -86,7 +86,7 @@ class MessageBatch:
         """Keep a message; the arguments are those of `kombu.Producer.publish`."""
         self._waiting.append((body, options))
 
-    def add(self, task: Task, draft: Draft) -> None:
+    def add(self, task: Task, draft: OutgoingMessage) -> None:
         """Have Celery make a message, and keep it."""
         options = {"argsrepr": draft.argsrepr, "kwargsrepr": draft.kwargsrepr, "headers": dict(draft.headers)}
         if draft.parent_id is not None:
@@ -133,7 +133,7 @@ def _is_watched() -> bool:
     )
 
 
-def publish_many(task: Task, drafts: Sequence[Draft]) -> None:
+def publish_many(task: Task, drafts: Sequence[OutgoingMessage]) -> None:
     """Queue messages of a task, in their order, where Celery's options say.
 
     Raises:
@@ -189,7 +189,7 @@ def publish_many(task: Task, drafts: Sequence[Draft]) -> None:
             connection.give_up_at = None  # each step has the whole time; the first that fails ends the call
 
 
-def _make(task: str, queue: str, draft: Draft, tag: str) -> dict[str, Any]:
+def _make(task: str, queue: str, draft: OutgoingMessage, tag: str) -> dict[str, Any]:
     """Make a message as kombu's Redis transport stores it, of nothing but what JSON has."""
     embedded = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
     body = pydantic_core.to_json((draft.args, draft.kwargs, embedded))

@@ -52,7 +52,7 @@ class ClientContext(ssl.SSLContext):
         """Return the context for a connection to a host.
 
         Args:
-            host: as `Target.tls_name` has it.
+            host: as `RequestUrl.tls_name` has it.
         """
         return self.nameless if "_" in host else self
 

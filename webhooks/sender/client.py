@@ -17,7 +17,7 @@ import requests
 
 from webhooks.config import Proxy
 from webhooks.errors import ErrorKind, NoResponse, trace
-from webhooks.models.url import Target
+from webhooks.models.url import RequestUrl
 from webhooks.models.wire import now
 from webhooks.rules.addresses import Network
 from webhooks.rules.ports import check_port
@@ -30,7 +30,7 @@ from webhooks.sender.deadline import Answer, Attempt, hang_up
 from webhooks.sender.idle import IdleConnections
 from webhooks.sender.loop import Loop
 from webhooks.sender.nonblocking import InFlightRequest
-from webhooks.sender.request import OutgoingPost, OutgoingRequest, find_target, prepare
+from webhooks.sender.request import OutgoingPost, OutgoingRequest, find_url, prepare
 from webhooks.sender.resolver import Resolver
 from webhooks.sender.response import bad_response
 
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 #: Bytes of a body asked for at a time, of what stands in for our connections in tests.
 _READ_BYTES = 16 * 1024
 
-_NO_TARGET = Target("", "", 0, "", "")
+_NO_TARGET = RequestUrl("", "", 0, "", "")
 
 #: Gets what came of a request: exactly once, in a thread of the sender's, which it must not keep waiting.
 OnAnswer = Callable[[Answer], None]
@@ -174,7 +174,7 @@ class Sender:
         job.attempt = attempt = Attempt(_NO_TARGET, self._connect_timeout_s, self._total_timeout_s)
         asked = job.request
         try:
-            attempt.target = target = find_target(asked.url)
+            attempt.target = target = find_url(asked.url)
             check_port(target.port, self._allowed_ports)
         except NoResponse as error:
             self._answer(job, _failed(attempt, error))

@@ -12,7 +12,7 @@ from enum import IntEnum, auto
 from types import TracebackType
 
 from webhooks.errors import ErrorKind, NoResponse
-from webhooks.models.url import Target
+from webhooks.models.url import RequestUrl
 
 #: Python's text of an error of OpenSSL: in brackets its names for library and reason, and at the end a line of C.
 _OPENSSL_WORDS = re.compile(r"(?:\[[^\]]*\] )?(.+?)(?: \(_ssl\.c:[0-9]+\))?")
@@ -75,7 +75,7 @@ class Phase(IntEnum):
 class Attempt:
     """One attempt, from its request to its answer."""
 
-    target: Target
+    target: RequestUrl
     connect_timeout_s: float
     total_timeout_s: float
     started: float = field(default_factory=time.monotonic)

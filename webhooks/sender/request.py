@@ -11,7 +11,7 @@ from functools import cached_property, lru_cache
 from requests.models import PreparedRequest
 from requests.structures import CaseInsensitiveDict
 
-from webhooks.models.url import Target, parse_target
+from webhooks.models.url import RequestUrl, parse_url
 from webhooks.sender.deadline import Attempt
 
 #: Most attempts go where others went before.
@@ -45,7 +45,7 @@ class OutgoingRequest:
 class OutgoingPost(PreparedRequest):
     """What requests' adapters send, with its bytes."""
 
-    def __init__(self, target: Target, fields: Iterable[tuple[str, str]], body: bytes, attempt: Attempt) -> None:
+    def __init__(self, target: RequestUrl, fields: Iterable[tuple[str, str]], body: bytes, attempt: Attempt) -> None:
         """Use `prepare`.
 
         Args:
@@ -73,10 +73,10 @@ class OutgoingPost(PreparedRequest):
 
 
 #: Raises NoResponse, kind BAD_URL; that is not cached.
-find_target = lru_cache(maxsize=_MAX_CACHED)(parse_target)
+find_url = lru_cache(maxsize=_MAX_CACHED)(parse_url)
 
 
-def prepare(target: Target, headers: Mapping[str, str], body: bytes, attempt: Attempt) -> OutgoingPost:
+def prepare(target: RequestUrl, headers: Mapping[str, str], body: bytes, attempt: Attempt) -> OutgoingPost:
     """Make a request.
 
     Args:
@@ -102,6 +102,6 @@ def prepare(target: Target, headers: Mapping[str, str], body: bytes, attempt: At
 
 
 @lru_cache(maxsize=_MAX_CACHED)
-def _begin_head(target: Target) -> tuple[str, str]:
+def _begin_head(target: RequestUrl) -> tuple[str, str]:
     """Return the request line and the line of the header Host."""
     return f"POST {target.request_target} HTTP/1.1\r\n", f"Host: {target.host_header}\r\n"

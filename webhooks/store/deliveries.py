@@ -34,31 +34,31 @@ from webhooks.rules.retry import Outcome
 from webhooks.store.leases import Leases, is_over
 from webhooks.store.mongo import Document, document_errors, insert_new, store_errors
 from webhooks.store.pending import (
-    OVERDUE_FIELDS,
+    PENDING_FIELDS,
     Blocked,
     Claim,
     Claimed,
     Delivery,
     Interrupted,
     Oldest,
-    Overdue,
+    PendingDelivery,
     read_claimed,
-    read_overdue,
+    read_pending,
     shared_id,
     shared_ids,
 )
 
 __all__ = [
-    "OVERDUE_FIELDS",
+    "PENDING_FIELDS",
     "Blocked",
     "Claim",
     "Claimed",
     "Delivery",
+    "DeliveryStore",
     "Interrupted",
-    "Ledger",
     "Oldest",
-    "Overdue",
-    "read_overdue",
+    "PendingDelivery",
+    "read_pending",
 ]
 
 logger = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ _MAX_GIVEN_UP = 100_000
 _ANY = object()
 
 
-class Ledger:
+class DeliveryStore:
     """Keeps what is owed. Every method raises StoreUnavailable when MongoDB cannot serve us now."""
 
     def __init__(
@@ -372,32 +372,32 @@ class Ledger:
                     oldest.append(Oldest(webhook_id, document.get("company"), document["due_at"]))
         return oldest
 
-    def find_overdue(self, before: datetime, limit: int, webhook_id: object = _ANY) -> list[Overdue]:
+    def find_overdue(self, before: datetime, limit: int, webhook_id: object = _ANY) -> list[PendingDelivery]:
         """Return deliveries that were due before an instant, the longest overdue first; to one webhook or to all."""
         query: Document = {"due_at": {"$lt": before}}
         if webhook_id is not _ANY:  # which may be None, in a document that somebody changed
             query["webhook_id"] = webhook_id
         with store_errors():
-            documents = list(self._deliveries.find(query, OVERDUE_FIELDS).sort("due_at", 1).limit(limit))
+            documents = list(self._deliveries.find(query, PENDING_FIELDS).sort("due_at", 1).limit(limit))
         return self.read_sound(documents)
 
-    def find(self, delivery_id: str) -> Overdue | None:
+    def find(self, delivery_id: str) -> PendingDelivery | None:
         """Return what is owed of a delivery; None when nothing is."""
         with store_errors():
-            document = self._deliveries.find_one({"_id": delivery_id}, OVERDUE_FIELDS)
-        return None if document is None else read_overdue(document)
+            document = self._deliveries.find_one({"_id": delivery_id}, PENDING_FIELDS)
+        return None if document is None else read_pending(document)
 
-    def read_sound(self, documents: Iterable[Document]) -> list[Overdue]:
+    def read_sound(self, documents: Iterable[Document]) -> list[PendingDelivery]:
         """Read deliveries that are to be queued, and set aside those that somebody changed."""
         sound = []
         for document in documents:
-            overdue = read_overdue(document)
+            overdue = read_pending(document)
             if overdue is not None:
                 sound.append(overdue)
             else:
                 # It must not keep the others from being found, now or the next time.
                 logger.error("delivery %s is set aside: somebody changed what it needs", show(document["_id"]))
-                self.set_aside(document["_id"])
+                self.quarantine(document["_id"])
         return sound
 
     def postpone(self, delivery_ids: Sequence[str], due_at: datetime) -> None:
@@ -407,7 +407,7 @@ class Ledger:
             query = {"_id": {"$in": list(delivery_ids)}, "due_at": {"$exists": True}}
             self._deliveries.update_many(query, {"$set": {"due_at": due_at}})
 
-    def set_aside(self, delivery_id: object) -> None:
+    def quarantine(self, delivery_id: object) -> None:
         """Keep a delivery that a defect of ours stops, but never queue it by ourselves again.
 
         An operator who does so begins anew: no claim stands in the way, and what was interrupted is forgotten.

@@ -1,9 +1,9 @@
 """The collection ``gates``: what lets a webhook's deliveries through, and what operators are told of it.
 
-Owns one document per webhook that is not simply open, or was not at some time. Workers read it with each claim, so
-that a change holds at once on all of them; the steward, the workers and the operators' commands change it. Each change
-applies only to the states that it is meant for, so that none undoes another's, and writes its notice with it, so that
-neither is without the other. Every time is MongoDB's.
+Owns one document per webhook that is not simply open, or was not at some time; `notices` reads and changes its notices.
+Workers read it with each claim, so that a change holds at once on all of them; the health monitor, the workers and the
+operators' commands change it. Each change applies only to the states that it is meant for, so that none undoes
+another's, and writes its notice with it, so that neither is without the other. Every time is MongoDB's.
 
 Fields: ``_id`` (the webhook's id), ``state``, ``by``, ``reason``, ``since``, ``hold_until`` (nothing is sent before:
 the receiver asked for it), ``probe_at`` (when to try a paused one), ``rate`` (deliveries per second let out while it
@@ -26,10 +26,9 @@ from pymongo.errors import DuplicateKeyError
 
 from webhooks.errors import StoreUnavailable
 from webhooks.rules.health import FULL_RATE, START_RATE
-from webhooks.store.mongo import Document, Question, store_errors
+from webhooks.store.mongo import Document, Query, store_errors
+from webhooks.store.notices import Notice, NoticeType, after, instant, literal, read_notices, with_notice
 
-#: Notices that a gate keeps.
-_MAX_NOTICES = 20
 #: Seconds for which what was noted as kept is not noted again: a busy line would write its gate for each event.
 _NOTE_HELD_EVERY_S = 5
 
@@ -60,32 +59,6 @@ class By(StrEnum):
 
     HEALTH = "health"
     OPERATOR = "operator"
-
-
-class NoticeType(StrEnum):
-    """What operators are told of."""
-
-    PAUSED = "paused"
-    RECOVERED = "recovered"
-    RESUMED = "resumed"
-    STOPPED = "stopped"
-    DEACTIVATED = "deactivated"
-
-
-@dataclass(frozen=True, slots=True)
-class Notice:
-    """One event of our own."""
-
-    notice_id: ObjectId
-    webhook_id: ObjectId
-    type: NoticeType
-    at: datetime
-    reason: str
-    is_told: bool
-    #: How often telling it has failed.
-    tries: int = 0
-    #: When to tell it, or to try again.
-    tell_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,15 +95,15 @@ class Gate:
         """Whether deliveries are sent as probes, one at a time."""
         return self.state is State.PAUSED and self.by is By.HEALTH
 
-    def lets_through(self, *, is_probe: bool, is_let_out: bool) -> bool:
+    def lets_through(self, *, is_probe: bool, is_released: bool) -> bool:
         """Say whether an attempt may be made.
 
         Args:
             is_probe: of a delivery that was let out as a probe.
-            is_let_out: of a delivery that is due, so that nobody keeps it.
+            is_released: of a delivery that is due, so that nobody keeps it.
         """
         if self.state is State.RECOVERING:
-            return is_let_out
+            return is_released
         return self.is_open or (self.is_probed and is_probe)
 
     def is_held_back(self, present: datetime) -> bool:
@@ -167,9 +140,9 @@ class GateStore:
         with store_errors():
             return self.read(wanted, self._collection.find(self.ask(wanted).filter))
 
-    def ask(self, webhook_ids: Iterable[ObjectId]) -> Question:
+    def ask(self, webhook_ids: Iterable[ObjectId]) -> Query:
         """Return the question for webhooks' gates."""
-        return Question(self._collection, {"_id": {"$in": list(webhook_ids)}})
+        return Query(self._collection, {"_id": {"$in": list(webhook_ids)}})
 
     def read(self, webhook_ids: Iterable[ObjectId], found: Iterable[Document]) -> dict[ObjectId, Gate]:
         """Return the gate of each of these webhooks; one that has none stored is open."""
@@ -225,8 +198,8 @@ class GateStore:
         wanted: Document = (
             {"state": {"$nin": [State.PAUSED, State.STOPPED]}} if by is By.HEALTH else {"$nor": [is_paused]}
         )
-        probe_at = "$$REMOVE" if probe_in_s is None else _in(probe_in_s)
-        change = {"state": State.PAUSED, "by": by, "reason": _text(reason), "probe_at": probe_at}
+        probe_at = "$$REMOVE" if probe_in_s is None else after(probe_in_s)
+        change = {"state": State.PAUSED, "by": by, "reason": literal(reason), "probe_at": probe_at}
         return self._change(webhook_id, wanted, change, NoticeType.PAUSED, reason, upsert=True)
 
     def stop(self, webhook_id: ObjectId, reason: str) -> bool:
@@ -236,7 +209,7 @@ class GateStore:
             Whether it was stopped by this.
         """
         wanted = {"state": {"$nin": [State.PAUSED, State.STOPPED]}}
-        change = {"state": State.STOPPED, "by": By.HEALTH, "reason": _text(reason), "probe_at": "$$REMOVE"}
+        change = {"state": State.STOPPED, "by": By.HEALTH, "reason": literal(reason), "probe_at": "$$REMOVE"}
         return self._change(webhook_id, wanted, change, NoticeType.STOPPED, reason, upsert=True)
 
     def recover(self, webhook_id: ObjectId, reason: str) -> bool:
@@ -246,13 +219,13 @@ class GateStore:
             Whether it was paused by health until now.
         """
         wanted = {"state": State.PAUSED, "by": By.HEALTH}
-        change = {"state": State.RECOVERING, "reason": _text(reason), "rate": START_RATE, "probe_at": "$$REMOVE"}
+        change = {"state": State.RECOVERING, "reason": literal(reason), "rate": START_RATE, "probe_at": "$$REMOVE"}
         return self._change(webhook_id, wanted, change, NoticeType.RECOVERED, reason)
 
     def resume(self, webhook_id: ObjectId, reason: str = "an operator resumed it") -> bool:
         """Let out what was kept, slowly at first, as an operator wants it; where nothing is, simply open.
 
-        Who resumes a stopped webhook has `Ledger.restart_head` make its head's first attempt anew, before this.
+        Who resumes a stopped webhook has `DeliveryStore.restart_head` make its head's first attempt anew, before this.
 
         Returns:
             Whether it was paused or stopped until now.
@@ -261,7 +234,7 @@ class GateStore:
         change = {
             "state": {"$cond": [kept, State.RECOVERING, State.OPEN]},
             "by": By.OPERATOR,
-            "reason": _text(reason),
+            "reason": literal(reason),
             "rate": START_RATE,
             "probe_at": "$$REMOVE",
         }
@@ -277,7 +250,7 @@ class GateStore:
         change = {
             "state": State.RECOVERING,
             "by": By.OPERATOR,
-            "reason": _text(reason),
+            "reason": literal(reason),
             "rate": FULL_RATE,
             "probe_at": "$$REMOVE",
         }
@@ -327,17 +300,7 @@ class GateStore:
         """Change a gate that is as wanted, and write the notice of it, in one update."""
         fields = {**change, "since": "$$NOW"}
         if notice is not None:
-            entry = {
-                "id": notice_id or ObjectId(),
-                "type": notice.value,
-                "at": "$$NOW",
-                "reason": _text(reason),
-                "told": False,
-                "tell_at": "$$NOW",
-                "tries": 0,
-            }
-            before = {"$cond": [{"$isArray": "$notices"}, "$notices", []]}
-            fields["notices"] = {"$slice": [{"$concatArrays": [before, [entry]]}, -_MAX_NOTICES]}
+            fields["notices"] = with_notice(notice, reason, notice_id or ObjectId())
             fields["has_untold"] = True
         with store_errors():
             try:
@@ -354,7 +317,7 @@ class GateStore:
         Returns:
             Until when; None, if somebody changed the document so that it cannot be told.
         """
-        until = _in(seconds)
+        until = after(seconds)
         later = {"$cond": [{"$eq": [{"$type": "$hold_until"}, "date"]}, {"$max": ["$hold_until", until]}, until]}
         with store_errors():
             found = self._collection.find_one_and_update(
@@ -363,7 +326,7 @@ class GateStore:
                 upsert=True,
                 return_document=ReturnDocument.AFTER,
             )
-        return None if found is None else _instant(found.get("hold_until"))
+        return None if found is None else instant(found.get("hold_until"))
 
     def note_held(self, webhook_ids: Iterable[ObjectId]) -> None:
         """Note that deliveries are about to be kept for webhooks; before they are.
@@ -430,7 +393,7 @@ class GateStore:
         """
         query = {"_id": gate.webhook_id, "state": State.PAUSED, "by": By.HEALTH, "probe_at": gate.probe_at}
         with store_errors():
-            return self._collection.update_one(query, [{"$set": {"probe_at": _in(next_in_s)}}]).matched_count == 1
+            return self._collection.update_one(query, [{"$set": {"probe_at": after(next_in_s)}}]).matched_count == 1
 
     def set_rate(self, gate: Gate, rate: float) -> None:
         """Note how fast a recovering webhook's deliveries are let out now, for people and for the next steward."""
@@ -438,75 +401,16 @@ class GateStore:
         with store_errors():
             self._quick.update_one(query, {"$set": {"rate": rate}})
 
-    # ── Notices ─────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def list_untold_notices(self, present: datetime, limit: int) -> list[Notice]:
-        """Return notices that are to be told by now, or told again, oldest first."""
-        # Those that are not due must not stand before the others.
-        is_due: Document = {"$or": [{"tell_at": {"$lte": present}}, {"tell_at": None}]}
-        gates = self._find({"has_untold": True, "notices": {"$elemMatch": {"told": False, **is_due}}}, limit)
-        notices = (notice for gate in gates for notice in gate.notices if not notice.is_told)
-        due = [notice for notice in notices if notice.tell_at is None or notice.tell_at <= present]
-        return sorted(due, key=lambda notice: notice.at)[:limit]
-
-    def note_told(self, notice: Notice) -> None:
-        """Note that operators were told."""
-        self._change_notice(notice, {"told": True})
-
-    def take_notice(self, notice: Notice, again_in_s: float) -> bool:
-        """Take it on to tell operators: it is told again some time from now, unless `note_told` comes before.
-
-        Returns:
-            Whether it is ours to do: False when somebody was faster.
-        """
-        return self._change_notice(notice, {"tries": notice.tries + 1, "tell_at": _in(again_in_s)})
-
-    def _change_notice(self, notice: Notice, change: Document) -> bool:
-        is_it = {"$eq": ["$$one.id", notice.notice_id]}
-        changed = {
-            "$map": {
-                "input": {"$cond": [{"$isArray": "$notices"}, "$notices", []]},
-                "as": "one",
-                "in": {"$cond": [is_it, {"$mergeObjects": ["$$one", change]}, "$$one"]},
-            }
-        }
-        untold = {"$in": [False, {"$ifNull": ["$notices.told", []]}]}
-        wanted: Document = {"id": notice.notice_id}
-        if "tries" in change:
-            wanted["tries"] = notice.tries
-        query = {"_id": notice.webhook_id, "notices": {"$elemMatch": wanted}}
-        with store_errors():
-            done = self._collection.update_one(
-                query, [{"$set": {"notices": changed}}, {"$set": {"has_untold": untold}}]
-            )
-        return done.matched_count == 1
-
 
 #: What an open gate has.
 _OPENED: Mapping[str, Any] = {"state": State.OPEN, "by": "$$REMOVE", "reason": "", "probe_at": "$$REMOVE"}
 
 
-def _in(seconds: float) -> Document:
-    return {"$add": ["$$NOW", int(seconds * 1000)]}
-
-
-def _text(text: str) -> Document:
-    """Return the expression that is a text: by itself one that begins with ``$`` names a field."""
-    return {"$literal": text}
-
-
-def _instant(value: object) -> datetime | None:
-    return value if isinstance(value, datetime) else None
-
-
 def _read(webhook_id: ObjectId, document: Document) -> Gate:
     """Read a gate with care: anybody may have changed it."""
-    state, by, reason, rate, place, notices = (
-        document.get(field) for field in ("state", "by", "reason", "rate", "last_place", "notices")
-    )
-    instants = {f: _instant(document.get(f)) for f in ("since", "hold_until", "probe_at", "held_at")}
+    state, by, reason, rate, place = (document.get(f) for f in ("state", "by", "reason", "rate", "last_place"))
+    instants = {f: instant(document.get(f)) for f in ("since", "hold_until", "probe_at", "held_at")}
     has_rate = isinstance(rate, int | float) and START_RATE <= rate <= FULL_RATE
-    read = [_read_notice(webhook_id, notice) for notice in notices] if isinstance(notices, list) else []
     return Gate(
         webhook_id=webhook_id,
         state=State(state) if state in list(State) else State.OPEN,
@@ -515,25 +419,6 @@ def _read(webhook_id: ObjectId, document: Document) -> Gate:
         has_held=document.get("has_held") is True,
         rate=float(rate) if has_rate and rate is not None else START_RATE,
         last_place=place if isinstance(place, int) else 0,
-        notices=tuple(notice for notice in read if notice is not None),
+        notices=read_notices(webhook_id, document.get("notices")),
         **instants,
-    )
-
-
-def _read_notice(webhook_id: ObjectId, value: object) -> Notice | None:
-    """Read a notice; None for what somebody put there by hand."""
-    if not isinstance(value, dict):
-        return None
-    notice_id, kind, at, reason, tries = (value.get(field) for field in ("id", "type", "at", "reason", "tries"))
-    if not isinstance(notice_id, ObjectId) or kind not in list(NoticeType) or not isinstance(at, datetime):
-        return None
-    return Notice(
-        notice_id=notice_id,
-        webhook_id=webhook_id,
-        type=NoticeType(kind),
-        at=at,
-        reason=reason if isinstance(reason, str) else "",
-        is_told=value.get("told") is not False,
-        tries=tries if isinstance(tries, int) and tries > 0 else 0,
-        tell_at=_instant(value.get("tell_at")),
     )

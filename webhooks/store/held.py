@@ -13,7 +13,7 @@ from bson import MinKey, ObjectId
 from pymongo import ASCENDING, IndexModel, UpdateOne, WriteConcern
 from pymongo.database import Database
 
-from webhooks.store.deliveries import OVERDUE_FIELDS, Claimed, Ledger, Overdue
+from webhooks.store.deliveries import PENDING_FIELDS, Claimed, DeliveryStore, PendingDelivery
 from webhooks.store.mongo import Document, store_errors
 
 #: A line's order. Without a place: from before its webhook was ordered, so they come first, as no value is less.
@@ -35,10 +35,10 @@ _INDEXES = [
 _EVER = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-class KeptDeliveries:
+class HeldDeliveries:
     """Keeps deliveries and lets them out. Every method raises StoreUnavailable when MongoDB cannot serve us now."""
 
-    def __init__(self, database: Database[Document], ledger: Ledger) -> None:
+    def __init__(self, database: Database[Document], ledger: DeliveryStore) -> None:
         self._deliveries = database["deliveries"]
         # What a crash of MongoDB forgets of these is found by the sweep or by the next claim.
         self._quick = self._deliveries.with_options(write_concern=WriteConcern(w=1))
@@ -59,7 +59,7 @@ class KeptDeliveries:
         undone = {"claim": "", "due_at": "", "probe": ""}
         self._undo(claimed, {"$set": {"held": True}, "$unset": undone})
 
-    def put_off(self, claimed: Iterable[Claimed], until: datetime) -> None:
+    def postpone(self, claimed: Iterable[Claimed], until: datetime) -> None:
         """Undo claims on deliveries that are due later; their messages are to be queued after this."""
         self._undo(claimed, {"$set": {"due_at": until}, "$unset": {"claim": "", "held": ""}})
 
@@ -93,7 +93,7 @@ class KeptDeliveries:
                 for owed in ({"held": True}, {"due_at": {"$gte": _EVER}})
             )
 
-    def release_next(self, webhook_id: ObjectId, at: datetime) -> Overdue | None:
+    def release_next(self, webhook_id: ObjectId, at: datetime) -> PendingDelivery | None:
         """Let out the head of an ordered webhook's line, if nothing of it is let out.
 
         Any number may try at the same time. The head is looked for first: whoever lets one out in between is seen by
@@ -109,7 +109,7 @@ class KeptDeliveries:
         if self._is_any_out(webhook_id):  # mostly: spares the second look
             return None
         head = next(iter(self.find_held(webhook_id, 1)), None)
-        if head is None or self._is_any_out(webhook_id) or not self.let_out([head], at):
+        if head is None or self._is_any_out(webhook_id) or not self.release([head], at):
             return None
         return head
 
@@ -120,14 +120,14 @@ class KeptDeliveries:
 
     # ── The steward's and the operators' ────────────────────────────────────────────────────────────────────────────
 
-    def find_held(self, webhook_id: ObjectId, limit: int) -> list[Overdue]:
+    def find_held(self, webhook_id: ObjectId, limit: int) -> list[PendingDelivery]:
         """Return deliveries that are kept for a webhook, the first in line or the oldest first."""
         with store_errors():
             query = {"webhook_id": webhook_id, "held": True}
-            documents = list(self._deliveries.find(query, OVERDUE_FIELDS).sort(_IN_LINE).limit(limit))
+            documents = list(self._deliveries.find(query, PENDING_FIELDS).sort(_IN_LINE).limit(limit))
         return self._ledger.read_sound(documents)
 
-    def let_out(self, deliveries: Sequence[Overdue], at: datetime, *, as_probe: bool = False) -> bool:
+    def release(self, deliveries: Sequence[PendingDelivery], at: datetime, *, as_probe: bool = False) -> bool:
         """Make kept deliveries due, before their messages are queued.
 
         Returns:
@@ -142,9 +142,9 @@ class KeptDeliveries:
         with store_errors():
             return self._quick.update_many(query, change).matched_count == len(deliveries)
 
-    def find_probe(self, webhook_id: ObjectId) -> tuple[Overdue, datetime | None] | None:
+    def find_probe(self, webhook_id: ObjectId) -> tuple[PendingDelivery, datetime | None] | None:
         """Return the delivery that was let out as a probe, and until when somebody has a claim on it; None for none."""
-        fields = {**OVERDUE_FIELDS, "claim.until": 1}
+        fields = {**PENDING_FIELDS, "claim.until": 1}
         with store_errors():
             query = {"webhook_id": webhook_id, "probe": True, "due_at": {"$gte": _EVER}}
             document = self._deliveries.find_one(query, fields)
@@ -179,13 +179,13 @@ class KeptDeliveries:
         with store_errors():
             return self._deliveries.count_documents(query, limit=limit)
 
-    def find_first(self, webhook_id: ObjectId) -> tuple[Overdue, datetime | None] | None:
+    def find_first(self, webhook_id: ObjectId) -> tuple[PendingDelivery, datetime | None] | None:
         """Return the delivery that is first in line or the oldest of those owed to a webhook, kept or not.
 
         Returns:
             The delivery, and since when it is owed; None when nothing is. What was set aside does not count.
         """
-        fields = {**OVERDUE_FIELDS, "place": 1, "created_at": 1}
+        fields = {**PENDING_FIELDS, "place": 1, "created_at": 1}
         with store_errors():
             found = [
                 self._deliveries.find_one({"webhook_id": webhook_id, **owed}, fields, sort=_IN_LINE)
@@ -197,7 +197,7 @@ class KeptDeliveries:
                 return first, at if isinstance(at := document.get("created_at"), datetime) else None
         return None
 
-    def restart_head(self, webhook_id: ObjectId) -> Overdue | None:
+    def restart_head(self, webhook_id: ObjectId) -> PendingDelivery | None:
         """Have the first attempt of the first delivery that is kept for a webhook made anew; before it is let out.
 
         Returns:

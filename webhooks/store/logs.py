@@ -20,7 +20,7 @@ from webhooks.errors import ErrorKind
 from webhooks.models import NO_RESPONSE_STATUS, COTWebhookLog
 from webhooks.models.wire import show
 from webhooks.rules.retry import Outcome
-from webhooks.store.mongo import Document, Question, insert_new, store_errors
+from webhooks.store.mongo import Document, Query, insert_new, store_errors
 
 logger = logging.getLogger(__name__)
 
@@ -162,10 +162,10 @@ class LogStore:
         with store_errors():
             return self.read_ended(asked.collection.find(asked.filter, asked.fields))
 
-    def ask_ended(self, event_ids: Iterable[str]) -> Question:
+    def ask_ended(self, event_ids: Iterable[str]) -> Query:
         """Return the question for the deliveries of events that have ended."""
         wanted: Document = {"attempt.event_id": {"$in": list(event_ids)}, "attempt.next_at": None}
-        return Question(self._collection, wanted, {"attempt.delivery_id": 1})
+        return Query(self._collection, wanted, {"attempt.delivery_id": 1})
 
     def read_ended(self, found: Iterable[Document]) -> set[str]:
         """Return the ids of those deliveries."""

@@ -150,7 +150,7 @@ def store_errors() -> Iterator[None]:
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class Query:
     """What to read of one collection."""
 
     collection: Collection[Document]
@@ -159,14 +159,14 @@ class Question:
     fields: Document | None = None
 
 
-def ask_both(first: Question, second: Question) -> tuple[list[Document], list[Document]]:
+def find_both(first: Query, second: Query) -> tuple[list[Document], list[Document]]:
     """Read two collections of one database in one round trip; needs MongoDB 4.4.
 
     Raises:
         StoreUnavailable: the server is away.
     """
 
-    def stages(question: Question, name: str) -> list[Document]:
+    def stages(question: Query, name: str) -> list[Document]:
         fields = [] if question.fields is None else [{"$project": question.fields}]
         return [{"$match": question.filter}, *fields, {"$replaceWith": {name: "$$ROOT"}}]
 

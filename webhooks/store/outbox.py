@@ -61,7 +61,7 @@ class Outbox:
         for document in found:
             fault = _why_unusable(document)
             if fault:
-                self._set_aside(document["_id"], fault)
+                self._quarantine(document["_id"], fault)
             else:
                 queued = document.get("queued")
                 events.append(
@@ -69,7 +69,7 @@ class Outbox:
                 )
         return events
 
-    def _set_aside(self, event_id: object, fault: str) -> None:
+    def _quarantine(self, event_id: object, fault: str) -> None:
         """Keep a document that somebody wrote by hand and that is no event, out of the way of all others."""
         logger.error(
             "event %s in the outbox is set aside until it is mended and has a queue_at: %s", show(event_id), fault

@@ -108,7 +108,7 @@ class Blocked:
 
 
 @dataclass(frozen=True, slots=True)
-class Overdue:
+class PendingDelivery:
     """A delivery that is to be queued: its message is lost, or it was kept and has none."""
 
     delivery_id: str
@@ -123,11 +123,11 @@ class Overdue:
         return lane_of_webhook(self.company, self.webhook_id)
 
 
-#: What `read_overdue` reads.
-OVERDUE_FIELDS = {"label": 1, "retry": 1, "company": 1, "webhook_id": 1}
+#: What `read_pending` reads.
+PENDING_FIELDS = {"label": 1, "retry": 1, "company": 1, "webhook_id": 1}
 
 
-def read_overdue(document: Document) -> Overdue | None:
+def read_pending(document: Document) -> PendingDelivery | None:
     """Read what is needed to queue a delivery; None when somebody changed it."""
     delivery_id, label, retry, company, webhook_id = (
         document.get(field) for field in ("_id", "label", "retry", "company", "webhook_id")
@@ -136,7 +136,7 @@ def read_overdue(document: Document) -> Overdue | None:
         return None
     if not isinstance(company, ObjectId) or not isinstance(webhook_id, ObjectId):
         return None
-    return Overdue(delivery_id, label, retry, company, webhook_id)
+    return PendingDelivery(delivery_id, label, retry, company, webhook_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +161,7 @@ def read_claimed(
         claim_s: seconds that a claim lasts.
 
     Returns:
-        As `Ledger.claim` does for each claim.
+        As `DeliveryStore.claim` does for each claim.
     """
     if document is None:
         return None

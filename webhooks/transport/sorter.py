@@ -11,7 +11,8 @@ from typing import Any, Protocol
 
 from kombu.utils.json import dumps
 
-from webhooks.transport.lanes import OTHERS, whole_of
+from webhooks.transport.headers import OTHERS
+from webhooks.transport.lanes import parent_lane_of
 from webhooks.transport.messages import due_at, read_message, without_eta
 from webhooks.transport.scripts import PARKED_KEY, SORT, UNSORTED, WAKE_KEY
 
@@ -71,8 +72,8 @@ def _file(channel: Sorts, queue: str, priority: int, raw: bytes) -> tuple[str, s
     except Exception:  # noqa: BLE001 - whatever it is: whoever takes it says so
         return OTHERS, "", "lane", 0, ""
     if eta is None:
-        return lane, whole_of(lane), "lane", 0, ""
+        return lane, parent_lane_of(lane), "lane", 0, ""
     filed = dumps(without_eta(message))
     if eta <= time.time():
-        return lane, whole_of(lane), "lane", 0, filed
-    return lane, whole_of(lane), "park", eta - time.time(), f"{priority}@{lane}:{filed}"
+        return lane, parent_lane_of(lane), "lane", 0, filed
+    return lane, parent_lane_of(lane), "park", eta - time.time(), f"{priority}@{lane}:{filed}"

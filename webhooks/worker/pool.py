@@ -209,7 +209,7 @@ class BatchPool(BasePool):
         self._sends.put(_END)
         for thread in self._steps:
             thread.join()
-        get_services().attempter.sender.close()
+        get_services().attempt_runner.sender.close()
         self._ended.put(_END)
         self._recorder.join()
         self._others.shutdown(cancel_futures=True)
@@ -329,14 +329,14 @@ class BatchPool(BasePool):
     # ── Attempt ─────────────────────────────────────────────────────────────────────────────────────────────────────
     def _attempt(self, sends: Iterable[_Send]) -> None:
         """Have requests made; their answers come to `_conclude`."""
-        attempter = get_services().attempter
+        runner = get_services().attempt_runner
         requests: list[tuple[OutgoingRequest, Callable[[Answer], None]]] = []
         for send in sends:
             one = cast("ToAttempt", send.attempt)
             try:
-                prepared = attempter.prepare(one.delivery, one.webhook, one.claim, one.event, is_probe=one.is_probe)
+                prepared = runner.prepare(one.delivery, one.webhook, one.claim, one.event, is_probe=one.is_probe)
             except Exception as error:  # noqa: BLE001 - such as a body that was changed into no event
-                get_services().ledger.give_up(one.claim)
+                get_services().deliveries.give_up(one.claim)
                 self._end(send, Failed(error))
                 continue
             on_answer = partial(self._conclude, send, prepared)
@@ -344,13 +344,13 @@ class BatchPool(BasePool):
                 on_answer(prepared.request)
             else:
                 requests.append((prepared.request, on_answer))
-        attempter.sender.submit_many(requests)
+        runner.sender.submit_many(requests)
 
     def _conclude(self, send: _Send, prepared: PreparedAttempt, answer: Answer) -> None:
         """Judge an answer; called by one of the sender's threads, among others."""
         one = cast("ToAttempt", send.attempt)
         try:
-            log = get_services().attempter.conclude(prepared, answer)
+            log = get_services().attempt_runner.conclude(prepared, answer)
             send.job.took_s = (log.details.total_ms or 0) / 1000
             report_attempt(one.delivery.lane, one.webhook, log)
         except Exception as error:  # noqa: BLE001 - whatever it is, the task says it in Celery's words

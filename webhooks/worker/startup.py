@@ -132,9 +132,9 @@ def _make_indexes() -> None:
         try:
             services.webhooks.ensure_indexes()
             services.logs.ensure_indexes(get_settings().log_ttl_days)
-            services.ledger.ensure_indexes()
+            services.deliveries.ensure_indexes()
             services.leases.ensure_indexes()
-            services.kept.ensure_indexes()
+            services.held.ensure_indexes()
             services.gates.ensure_indexes()
             services.outbox.ensure_indexes()
             services.dead_letters.ensure_indexes()

@@ -38,7 +38,7 @@ class SendTask(DurableTask):
     """Hands over the log of each attempt, from Celery's hooks: they run before the message is acked."""
 
     #: In the worker: puts on record what an operator revokes.
-    Request = "webhooks.worker.consumer:SendRequest"
+    Request = "webhooks.worker.request:SendRequest"
 
     #: A failed attempt is no defect: a line in the log, no traceback.
     throws = (AttemptFailed,)
@@ -67,7 +67,7 @@ class SendTask(DurableTask):
         self._hand_over()
         if isinstance(exc, TaskDefect):
             try:
-                get_services().ledger.set_aside(self.request.id)
+                get_services().deliveries.quarantine(self.request.id)
             except Exception as error:  # noqa: BLE001 - the sweep queues it again then, and it ends here once more
                 logger.warning("delivery %s cannot be set aside: %s", self.request.id, type(error).__name__)
 
@@ -174,7 +174,7 @@ def _send_alone(task: Task, delivery_id: str) -> SendOutcome:
     (found,) = carry_out(lambda claims: claim_all(services, claims), [claim])
     if not isinstance(found, ToAttempt):
         return found
-    log = services.attempter.attempt(
+    log = services.attempt_runner.attempt(
         found.delivery, found.webhook, found.claim, is_probe=found.is_probe, event=found.event
     )
     report_attempt(found.delivery.lane, found.webhook, log)
@@ -200,6 +200,6 @@ def write_log(text: str) -> None:
         Reject: MongoDB is away; the message goes back.
     """
     log = COTWebhookLog.model_validate_json(text)
-    (fault,) = hold(lambda: get_services().books.record([log]))
+    (fault,) = hold(lambda: get_services().records.record([log]))
     if fault is not None:
         raise fault

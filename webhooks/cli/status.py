@@ -44,7 +44,7 @@ def read_lane(lane: str) -> LaneState | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class WebhookStatus:
     """How a webhook's deliveries stand."""
 
     gate: Gate
@@ -78,20 +78,20 @@ class Standing:
         }
 
 
-def read_standing(stores: Stores, document: Document) -> Standing | None:
+def read_status(stores: Stores, document: Document) -> WebhookStatus | None:
     """Read how a webhook's deliveries stand; None of one whose id is no ObjectId, as nothing is owed to it."""
     webhook_id, company = document["_id"], document.get("company")
     if not isinstance(webhook_id, ObjectId):
         return None
-    first = stores.kept.find_first(webhook_id)
-    return Standing(
+    first = stores.held.find_first(webhook_id)
+    return WebhookStatus(
         gate=stores.gates.get(webhook_id),
-        kept=stores.kept.count_held(webhook_id, COUNT_LIMIT),
-        outstanding=stores.kept.count_outstanding(webhook_id, COUNT_LIMIT),
+        kept=stores.held.count_held(webhook_id, COUNT_LIMIT),
+        outstanding=stores.held.count_outstanding(webhook_id, COUNT_LIMIT),
         oldest_id=None if first is None else first[0].delivery_id,
         oldest_at=None if first is None else first[1],
         lane=read_lane(lane_of_webhook(company, webhook_id)) if isinstance(company, ObjectId) else None,
-        present=stores.ledger.now(),
+        present=stores.deliveries.now(),
     )
 
 
@@ -111,7 +111,7 @@ def describe_state(document: Document, gate: Gate | None) -> Cell:
     return Cell("active" if state is State.OPEN else state.value, _STYLES[state])
 
 
-def describe_standing(document: Document, standing: Standing) -> list[list[str | Cell]]:
+def describe_status(document: Document, standing: WebhookStatus) -> list[list[str | Cell]]:
     """Say how a webhook's deliveries stand, in rows."""
     gate, present = standing.gate, standing.present
     state = describe_state(document, gate)
