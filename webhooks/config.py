@@ -192,8 +192,8 @@ class Settings(BaseSettings):
 
     atomic_transport: bool = Field(
         default=True,
-        description="on a Redis broker, take and record messages in one step and keep waiting retries in Redis, so that "
-        "a killed worker loses none (needs Redis 7.0 or Valkey); false uses Celery's own transport",
+        description="on a Redis broker, take and record messages in one step and keep waiting retries in Redis, so "
+        "that a killed worker loses none (needs Redis 7.0 or Valkey); false uses Celery's own transport",
     )
 
     @property
