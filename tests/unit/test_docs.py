@@ -147,6 +147,17 @@ def test_readmes_settings_have_their_defaults():
     assert [row[1] for row in rows] == [shown(SETTINGS[name].default) for name in names(rows)]
 
 
+@pytest.mark.parametrize("what", ["tests/bench/README.md", "tests/faults/README.md"])
+def test_readmes_figures_stand_where_they_are_measured(what: str):
+    figures = {
+        "tests/bench/README.md": [figure for row in table(README.read_text(), "Measured") for figure in row[1:]],
+        "tests/faults/README.md": re.findall(r"0 of ([\d,]+) deliveries", README.read_text()),
+    }[what]
+    assert figures
+    for figure in figures:
+        assert re.search(rf"(?<![\d.,]){figure.removesuffix(' ms')}(?![\d.,]\d)", page(what)), figure
+
+
 def test_readmes_environment_can_be_used(monkeypatch: pytest.MonkeyPatch):
     [block] = [block for block in blocks(README.read_text(), "sh") if block.startswith(PREFIX)]
     given = dict(line.split("=", 1) for line in block.splitlines())
