@@ -23,10 +23,9 @@ from tests.lab.servers import Server
 from tests.lab.worker import wait_until
 from webhooks.local import servers
 from webhooks.local.processes import kill_group, spawn
-from webhooks.transport.channel import LANES_OPTION
 from webhooks.transport.connection import AMQP, OPTION
 from webhooks.transport.headers import LANE_HEADER
-from webhooks.transport.lanes import Lanes
+from webhooks.transport.lanes import LANES_OPTION, Lanes
 
 URL = os.environ.get("BENCH_BROKER_URL", "")
 QUEUES = ("first", "second", "third")
@@ -47,7 +46,7 @@ def no_lane(message: object) -> str:
 
 def make_app(name: str, url: str) -> Celery:
     """Make an app on one of `TRANSPORTS`."""
-    lanes = Lanes(queues=dict.fromkeys(QUEUES, True), lane_of="tests.bench.transport:no_lane")
+    lanes = Lanes(queues=dict.fromkeys(QUEUES, True), joined={}, lane_of="tests.bench.transport:no_lane")
     made = Celery("bench", broker=url, amqp=AMQP, set_as_current=False)
     made.conf.update(
         broker_transport_options={

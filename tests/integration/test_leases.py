@@ -23,9 +23,9 @@ from webhooks.store.leases import Leases
 from webhooks.store.logs import LogStore
 from webhooks.store.webhooks import WebhookStore
 from webhooks.transport import holder
-from webhooks.transport.channel import finish
 from webhooks.transport.holder import CLAIM_LEASE_S, LEASE_S, WITNESS_AFTER_S
 from webhooks.transport.messages import Admission, Turn
+from webhooks.transport.settlements import finish
 
 Documents = Database[dict[str, Any]]
 #: Far from the tests' own pace: what is free before is so because of a lease.

@@ -20,7 +20,7 @@ from webhooks.local import servers
 UP = """
 import os, sys
 from pathlib import Path
-from webhooks import up
+from webhooks.local import up
 from webhooks.config import Settings
 from webhooks.errors import WebhooksError
 from webhooks.local.processes import Program

@@ -1,7 +1,9 @@
 """The transport's own rules, and what of kombu's insides it stands on."""
 
 import inspect
+import re
 from datetime import UTC, datetime, timedelta, timezone
+from importlib.resources import files
 from typing import Any
 
 import celery.app.amqp
@@ -11,9 +13,11 @@ from kombu.transport import redis as plain
 from kombu.transport import virtual
 
 from webhooks.config import Settings
-from webhooks.transport import messages
-from webhooks.transport.channel import Channel, Poller, QoS
+from webhooks.transport import holder, messages, scripts
+from webhooks.transport.acks import QoS
+from webhooks.transport.channel import Channel
 from webhooks.transport.connection import AMQP, OPTION, Connection, Transport
+from webhooks.transport.poller import Poller
 
 URL = "redis://:secret@127.0.0.1:9/3"
 
@@ -165,3 +169,19 @@ def test_message_without_headers_has_no_eta(message: dict[str, Any]):
 def test_visibility_timeout_counts_the_wait_of_a_retry_only_where_a_worker_waits():
     atomic, plain_one = Settings(), Settings(atomic_transport=False)
     assert plain_one.visibility_timeout_s - atomic.visibility_timeout_s == atomic.retry_delay_s
+
+
+# ── Scripts ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+def test_each_script_is_whole():
+    lua = files("webhooks.transport") / "lua"
+    names = {entry.name for entry in lua.iterdir() if entry.is_file()}
+    assert len(names) == len({*scripts.SHAS, scripts.COUNT_QUEUES})
+    for script in (*scripts.SHAS, scripts.COUNT_QUEUES):
+        assert script.startswith("#!lua")
+        assert "--#include" not in script
+        assert not re.search(r"\{[A-Z_]+\}", script)
+
+
+def test_scripts_constant_is_the_value_that_python_has():
+    assert f"now + {holder.LEASE_S}" in scripts.LEASE
+    assert "{LEASE_S}" not in scripts.LEASE

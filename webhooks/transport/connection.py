@@ -7,7 +7,8 @@ from kombu import connection
 from kombu.transport import redis as plain
 
 from webhooks.transport.bounded import BoundedConnection
-from webhooks.transport.channel import Channel, Poller
+from webhooks.transport.channel import Channel
+from webhooks.transport.poller import Poller
 
 #: In ``broker_transport_options``: true chooses this transport where the broker is a Redis.
 OPTION = "webhooks_atomic"

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from kombu.transport.redis import Channel
 
-from webhooks.transport.scripts import PARKED_KEY
+from webhooks.transport.scripts import COUNT_QUEUES, PARKED_KEY
 
 
 class QueueCounts(NamedTuple):
@@ -23,35 +23,6 @@ class QueueCounts(NamedTuple):
     delayed: int
     #: Seconds that the oldest message has waited in its lane; None where none does.
     oldest_s: float | None
-
-
-#: KEYS: hash of the messages that were taken, then for each queue its parked set and its lists. ARGV: prefix, lists of
-#: a queue, then the queues. Returns for each one the four of `QueueCounts`, the last as text or "".
-_SCRIPT = """#!lua flags=no-writes
-local time = redis.call('TIME')
-local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
-local lists, unacked, reply = tonumber(ARGV[2]), {}, {}
-for _, where in ipairs(redis.call('HVALS', KEYS[1])) do
-  local queue = string.match(where, '^([^\\n]*)')
-  unacked[queue] = (unacked[queue] or 0) + 1
-end
-for i = 3, #ARGV do
-  local queue, key = ARGV[i], 1 + (i - 3) * (lists + 1) + 1
-  local waiting, oldest = 0, nil
-  for n = 1, lists do waiting = waiting + redis.call('LLEN', KEYS[key + n]) end
-  for _, lane in ipairs(redis.call('SMEMBERS', ARGV[1] .. 'webhooks.lanes.' .. queue)) do
-    local line = ARGV[1] .. 'webhooks.lane.' .. queue .. '/' .. lane
-    waiting = waiting + redis.call('ZCARD', line)
-    local place = redis.call('ZRANGE', line, 0, 0, 'WITHSCORES')[2]
-    if place then oldest = math.min(oldest or math.huge, tonumber(place) / 1000000) end
-  end
-  reply[#reply + 1] = waiting
-  reply[#reply + 1] = unacked[queue] or 0
-  reply[#reply + 1] = redis.call('ZCARD', KEYS[key])
-  reply[#reply + 1] = oldest and string.format('%.3f', math.max(0, now - oldest)) or ''
-end
-return reply
-"""
 
 
 def count_arguments(queues: Iterable[str], prefix: str, priority_steps: Sequence[int], sep: str) -> tuple[Any, ...]:
@@ -71,7 +42,7 @@ def count_arguments(queues: Iterable[str], prefix: str, priority_steps: Sequence
     for name in names:
         keys.append(prefix + PARKED_KEY.format(name))
         keys += [f"{prefix}{name}{sep}{step}" if step else prefix + name for step in priority_steps]
-    return _SCRIPT, len(keys), *keys, prefix, len(priority_steps), *names
+    return COUNT_QUEUES, len(keys), *keys, prefix, len(priority_steps), *names
 
 
 def read_counts(reply: Sequence[Any]) -> list[QueueCounts]:

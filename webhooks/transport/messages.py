@@ -1,9 +1,8 @@
 """What goes to and fro between a channel and Redis, and what is read of a message on its way."""
 
 import json
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import IntEnum
 from typing import Any, NamedTuple
@@ -78,28 +77,6 @@ class LaneState(NamedTuple):
 
 #: Reports that wait to be told: in a process that never tells them, as a child of the prefork pool, no more than this.
 _MAX_REPORTS = 10_000
-
-
-@dataclass(frozen=True, slots=True)
-class Outbox:
-    """What this process has yet to tell one Redis. It outlives connections, so that nothing of it is lost with one."""
-
-    settlements: deque[Settlement] = field(default_factory=deque)
-    #: Takes whose reply never came: Redis may have done them.
-    lost_takes: deque[Take] = field(default_factory=deque)
-    #: What attempts tell of their endpoints. Of these it does no harm to lose one.
-    reports: deque[Settlement] = field(default_factory=lambda: deque(maxlen=_MAX_REPORTS))
-
-
-def take_out(waiting: deque[Settlement], most: int) -> list[Settlement]:
-    """Take out the first of what waits; several threads may at one time."""
-    batch: list[Settlement] = []
-    try:
-        while len(batch) < most:
-            batch.append(waiting.popleft())
-    except IndexError:  # another thread may have been quicker, so asking first would be no use
-        pass
-    return batch
 
 
 #: Content type of a `Message.unreadable`.

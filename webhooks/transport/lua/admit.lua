@@ -1,0 +1,37 @@
+#!lua flags=allow-oom
+-- KEYS: unacked. ARGV: prefix, queue, messages of the asking worker that are in hand and not yet begun, the longest
+-- that a message is in hand, then for each attempt that may be made without a message of its own: tag, lane, rate limit
+-- and burst or "". Returns for each one 1 if it may be made now, and counts it among those in hand; 2 if that is to be
+-- expected at any moment, as its endpoint is quick, or nobody knows, no attempt has been in hand for long, and few wait
+-- before it; else 0.
+--#include now
+--#include lanes
+--#include limit
+local q, held_s = ARGV[2], tonumber(ARGV[4])
+local threads = tonumber(redis.call('GET', key('threads')) or '0')
+local free = math.max(threads - redis.call('HLEN', KEYS[1]), 0) + tonumber(ARGV[3])
+--#include turns
+local reply = {}
+for i = 5, #ARGV, 4 do
+  local tag, lane = ARGV[i], ARGV[i + 1]
+  set_limit(q, lane, ARGV[i + 2], ARGV[i + 3])
+  local answer = 0
+  -- Those that wait in the lane came before.
+  local waiting = redis.call('ZCARD', key('lane.' .. q .. '/' .. lane))
+  if waiting == 0 and not why_not(q, lane, true) then
+    note_flight(q, lane, tag)
+    redis.call('HSET', key('taken'), tag, q .. '\n' .. lane .. '\n')  -- so it can be found if its process dies
+    free = free - 1
+    answer = 1
+  else
+    local s = redis.call('HMGET', key('state.' .. q .. '/' .. lane), 'held', 'rate', 'mean', 'good', 'share')
+    local is_slow = s[3] and (not s[4] or tonumber(s[3]) >= {SLOW_S})
+    local oldest = redis.call('ZRANGE', key('flight.' .. q .. '/' .. lane), 0, 0, 'WITHSCORES')[2]
+    local is_stuck = oldest and now - tonumber(oldest) > {STUCK_S}
+    local wait_s = waiting * (tonumber(s[3]) or {MEAN_S}) / (tonumber(s[5]) or {FIRST_SHARE})
+    local is_held = tonumber(s[1] or '0') > now
+    if not is_held and not s[2] and not is_slow and not is_stuck and wait_s < {SOON_S} then answer = 2 end
+  end
+  reply[#reply + 1] = answer
+end
+return reply

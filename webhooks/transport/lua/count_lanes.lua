@@ -1,0 +1,18 @@
+#!lua flags=allow-oom
+-- ARGV: prefix, queue, "1" to empty it. Returns how many messages are in its lanes. Lines up those that Redis forgot.
+--#include now
+--#include lanes
+local q, sum = ARGV[2], 0
+for _, lane in ipairs(redis.call('SMEMBERS', key('lanes.' .. q))) do
+  local line = key('lane.' .. q .. '/' .. lane)
+  sum = sum + redis.call('ZCARD', line)
+  if ARGV[3] == '1' then
+    redis.call('DEL', line)
+    redis.call('ZREM', key('later.' .. q), lane)
+    step_out(q, lane)
+  elseif not redis.call('ZSCORE', key('later.' .. q), lane) then
+    line_up(q, lane, 1)
+  end
+end
+if ARGV[3] == '1' then redis.call('DEL', key('lanes.' .. q)) end
+return sum

@@ -1,0 +1,53 @@
+#!lua flags=allow-oom
+-- KEYS: unacked, unacked_index, restoring. ARGV: prefix, visibility timeout in seconds, milliseconds for which no other
+-- worker looks, or 0 to go on looking, a batch, token of the process that asks. Returns the time, then tag, score and
+-- entry of each message that its worker holds no more, the oldest first. What a process without a lease holds besides,
+-- it leaves at once.
+--#include now
+--#include wake
+--#include lanes
+--#include leases
+--#include leave
+local reply, batch = {tostring(now)}, tonumber(ARGV[4])
+if ARGV[3] ~= '0' and not redis.call('SET', KEYS[3], '1', 'NX', 'PX', ARGV[3]) then return reply end
+-- Redis may have evicted the index alone: what it does not have is noted again, as if it were taken now.
+if redis.call('HLEN', KEYS[1]) > redis.call('ZCARD', KEYS[2]) then
+  for _, tag in ipairs(redis.call('HKEYS', KEYS[1])) do redis.call('ZADD', KEYS[2], 'NX', now, tag) end
+end
+local before, lapsed, is_any_lapsed = now - tonumber(ARGV[2]), {}, false
+for _, token in ipairs(find_lapsed(ARGV[5])) do
+  lapsed[token] = true
+  is_any_lapsed = true
+end
+local function is_lapsed(tag)
+  local token = holder_of(tag)
+  return token and lapsed[token]
+end
+-- All that is in hand is looked through where a process is dead, else what is overdue alone.
+local found = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', is_any_lapsed and '+inf' or before, 'WITHSCORES', 'LIMIT', 0,
+  is_any_lapsed and -1 or batch)
+for i = 1, #found, 2 do
+  if tonumber(found[i + 1]) <= before or is_lapsed(found[i]) then
+    local entry = redis.call('HGET', KEYS[1], found[i])
+    if not entry then
+      redis.call('ZREM', KEYS[2], found[i])
+    elseif #reply > 3 * batch then
+      break
+    else
+      reply[#reply + 1] = found[i]
+      reply[#reply + 1] = found[i + 1]
+      reply[#reply + 1] = entry
+    end
+  end
+end
+if is_any_lapsed then
+  for _, tag in ipairs(redis.call('HKEYS', key('taken'))) do
+    if is_lapsed(tag) and redis.call('HEXISTS', KEYS[1], tag) == 0 then leave(tag) end
+  end
+  -- Forgotten once it holds nothing any more.
+  for token in pairs(#reply == 1 and lapsed or {}) do
+    redis.call('ZREM', key('leases'), token)
+    redis.call('HDEL', key('leases.since'), token)
+  end
+end
+return reply

@@ -1,0 +1,20 @@
+-- Leases: see `holder`. Needs besides: `now`.
+local function renew(token)
+  local before = redis.call('ZSCORE', key('leases'), token)
+  if not before or tonumber(before) - now < {RENEWED_IN_TIME_S} then
+    redis.call('HSET', key('leases.since'), token, string.format('%.6f', now))
+  end
+  redis.call('ZADD', key('leases'), string.format('%.6f', now + {LEASE_S}), token)
+end
+
+-- Returns the tokens whose lease has lapsed, if the process that asks may say so.
+local function find_lapsed(witness)
+  local before = redis.call('ZSCORE', key('leases'), witness)
+  local since = redis.call('HGET', key('leases.since'), witness)
+  if not before or tonumber(before) - now < {RENEWED_IN_TIME_S} then return {} end
+  if not since or now - tonumber(since) < {WITNESS_AFTER_S} then return {} end
+  return redis.call('ZRANGEBYSCORE', key('leases'), '-inf', now)
+end
+
+-- Returns the token that a tag begins with: none in tags of workers of older versions, nor in kombu's own.
+local function holder_of(tag) return string.match(tag, '^(%x+)/') end

@@ -1,0 +1,99 @@
+-- Needs besides: `free`, the threads that have nothing in hand; `threads`, all of them; `held_s`, the longest that a
+-- message is in hand.
+local is_slow, is_tired = false, false  -- of the lane looked at last; whether looking was given up
+
+-- Returns nothing if a lane may go, else when to look again.
+local function why_not(q, lane, is_bounded)
+  local state = key('state.' .. q .. '/' .. lane)
+  local s = redis.call('HMGET', state, 'held', 'rate', 'burst', 'tat', 'due', 'share', 'mean', 'good', 'peak')
+  local held, rate = tonumber(s[1] or '0'), tonumber(s[2] or '0')
+  if held > now then return held end
+  local base
+  is_slow = false
+  if rate > 0 then
+    local tat = math.min(tonumber(s[4] or '0'), now + (tonumber(s[3]) or 1) / rate)
+    local due = tat - ((tonumber(s[3]) or 1) - 1) / rate
+    if due > now then
+      redis.call('HSET', state, 'due', string.format('%.6f', due))
+      return due
+    end
+    -- A lane that waited for this instant goes on counting from it, not from when somebody came to look.
+    base = math.max(tat, s[5] and math.max(tonumber(s[5]), now - 0.25) or now)
+  end
+  local is_serial = string.sub(lane, -1) == '{SERIAL}'
+  if is_serial or is_bounded and lane ~= '{OTHERS}' then
+    local flight = key('flight.' .. q .. '/' .. lane)
+    redis.call('ZREMRANGEBYSCORE', flight, '-inf', now - held_s)
+    local in_flight, limit = redis.call('ZCARD', flight), 1
+    if not is_serial then
+      is_slow = not s[8] or (tonumber(s[7]) or 0) >= {SLOW_S}
+      limit = math.min({QUICK_FACTOR} * free, tonumber(s[6]) or {FIRST_SHARE})
+    end
+    -- Its own messages line it up again when they end.
+    if in_flight >= limit then return now + {LOOK_AGAIN_S} end
+    if is_slow then
+      local slow = key('slow.' .. q)
+      redis.call('ZREMRANGEBYSCORE', slow, '-inf', now - held_s)
+      if redis.call('ZCARD', slow) >= math.max(1, math.floor(math.max(threads, free) * 3 / 4)) then
+        return now + {SLOW_LOOK_AGAIN_S} + redis.call('ZCARD', key('later.' .. q)) / {LANES_LOOKED_AT_PER_S}
+      end
+    end
+    if in_flight >= (tonumber(s[9]) or 0) then
+      redis.call('HSET', state, 'peak', in_flight + 1)
+      redis.call('EXPIRE', state, {STATE_KEPT_S})
+    end
+  end
+  if base then
+    redis.call('HSET', state, 'tat', string.format('%.6f', base + 1 / rate))
+    redis.call('HDEL', state, 'due')
+  end
+end
+
+-- Takes one message from the lane whose turn it is; returns it, its lane and its place, or nothing.
+local function take_in_turn(q, is_bounded)
+  local ring = key('ring.' .. q)
+  for _ = 1, {MOST_LOOKS} do
+    local group = redis.call('ZRANGE', ring, 0, 0)[1]
+    if not group then return nil end
+    local lane = redis.call('ZRANGE', ring .. '/' .. group, 0, 0)[1]
+    if not lane then
+      redis.call('ZREM', ring, group)
+    else
+      local line = key('lane.' .. q .. '/' .. lane)
+      local first = redis.call('ZRANGE', line, 0, 0, 'WITHSCORES')
+      local again = first[1] and why_not(q, lane, is_bounded)
+      if not first[1] then
+        step_out(q, lane)
+        redis.call('SREM', key('lanes.' .. q), lane)
+      elseif again then
+        step_out(q, lane)
+        redis.call('ZADD', key('later.' .. q), string.format('%.6f', again), lane)
+      else
+        redis.call('ZREM', line, first[1])
+        if redis.call('EXISTS', line) == 1 then
+          redis.call('ZINCRBY', ring .. '/' .. group, 1, lane)
+        else
+          step_out(q, lane)
+          redis.call('SREM', key('lanes.' .. q), lane)
+        end
+        if redis.call('ZSCORE', ring, group) then redis.call('ZINCRBY', ring, 1, group) end
+        return first[1], lane, first[2]
+      end
+    end
+  end
+  is_tired = true
+end
+
+-- Counts one more of a lane that is in hand.
+local function note_flight(q, lane, tag)
+  local flight = key('flight.' .. q .. '/' .. lane)
+  redis.call('ZADD', flight, now, tag)
+  redis.call('EXPIRE', flight, math.ceil(held_s))
+  if is_slow then redis.call('ZADD', key('slow.' .. q), now, tag) end
+end
+
+-- Notes in whose hands a message is now.
+local function note(q, lane, place, tag, is_bounded)
+  redis.call('HSET', key('taken'), tag, q .. '\n' .. lane .. '\n' .. place)
+  if string.sub(lane, -1) == '{SERIAL}' or is_bounded and lane ~= '{OTHERS}' then note_flight(q, lane, tag) end
+end

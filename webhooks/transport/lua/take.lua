@@ -1,0 +1,111 @@
+#!lua flags=allow-oom
+-- KEYS: unacked, unacked_index, parked set and wake-up of each queue, then the lists: all queues' of the first
+-- priority, all of the next. ARGV: prefix, id of this take, most messages, threads of this worker that have nothing in
+-- hand, messages of one queue in a row, number of queues, a batch, the longest that a message is in hand, then for each
+-- queue its name, what ends its entry in unacked, and "" or "lanes" or "bounded", then the priorities.
+-- A process whose lease has lapsed renews it here: what it takes now is not to be taken from it.
+-- Returns Redis's time, milliseconds until a parked message or a lane is due or -1, how many messages of queues with
+-- lanes are in none yet, then for each message its queue's number, lane or "", and itself.
+--#include now
+--#include wake
+--#include lanes
+--#include leases
+local id, most, room, row, queues = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+local batch, held_s = ARGV[7], tonumber(ARGV[8])
+local name, ending, kind = {}, {}, {}
+for q = 1, queues do name[q], ending[q], kind[q] = ARGV[6 + 3 * q], ARGV[7 + 3 * q], ARGV[8 + 3 * q] end
+local priorities = #ARGV - 8 - 3 * queues
+local function list(priority, queue) return KEYS[2 + 2 * queues + (priority - 1) * queues + queue] end
+local level = {}
+for p = 1, priorities do level[ARGV[8 + 3 * queues + p]] = p end
+-- What a dead worker holds counts until it comes back, so this worker's own room is the least that is free.
+local threads = tonumber(redis.call('GET', key('threads')) or '0')
+local free = math.max(threads - redis.call('HLEN', KEYS[1]), room)
+--#include turns
+local holder = holder_of(id)
+local lease = holder and redis.call('ZSCORE', key('leases'), holder)
+if lease and tonumber(lease) <= now then renew(holder) end
+
+local next_due = -1
+local function note_due(at)
+  local wait = math.max(0, math.ceil((tonumber(at) - now) * 1000))
+  if next_due < 0 or wait < next_due then next_due = wait end
+end
+
+local unsorted = 0
+for q = 1, queues do
+  local parked = KEYS[1 + 2 * q]
+  local due = redis.call('ZRANGEBYSCORE', parked, '-inf', now, 'LIMIT', 0, batch)
+  for _, member in ipairs(due) do
+    local head, message = string.match(member, '^([^:]*):(.*)$')
+    local priority, lane = string.match(head, '^([^@]*)@(.*)$')
+    if lane and kind[q] ~= '' then
+      enter(name[q], lane, next_place(), message)
+    else
+      redis.call('LPUSH', list(level[priority or head] or 1, q), message)
+    end
+  end
+  if #due > 0 then redis.call('ZREM', parked, unpack(due)) end
+  local first = redis.call('ZRANGE', parked, 0, 0, 'WITHSCORES')
+  if first[2] then note_due(first[2]) end
+  if kind[q] ~= '' then
+    for _, lane in ipairs(redis.call('ZRANGEBYSCORE', key('later.' .. name[q]), '-inf', now, 'LIMIT', 0, batch)) do
+      line_up(name[q], lane, 1)
+    end
+    for p = 1, priorities do unsorted = unsorted + redis.call('LLEN', list(p, q)) end
+  end
+end
+
+local reply, taken = {string.format('%.6f', wall), next_due, unsorted}, 0
+local function take(q, lane, place, message)
+  taken = taken + 1
+  free = free - 1
+  local tag = id .. ':' .. taken
+  redis.call('HSET', KEYS[1], tag, '[' .. message .. ending[q])
+  redis.call('ZADD', KEYS[2], now, tag)
+  if lane ~= '' then note(name[q], lane, place, tag, kind[q] == 'bounded') end
+  reply[#reply + 1] = q
+  reply[#reply + 1] = lane
+  reply[#reply + 1] = message
+end
+for p = 1, priorities do
+  local found = true
+  while found and taken < most do
+    found = false
+    for q = 1, queues do
+      for _ = 1, row do
+        if taken == most then break end
+        if kind[q] == '' then
+          local message = redis.call('RPOP', list(p, q))
+          if not message then break end
+          found = true
+          take(q, '', '', message)
+        elseif p == 1 then
+          local message, lane, place = take_in_turn(name[q], kind[q] == 'bounded')
+          if not message then break end
+          found = true
+          take(q, lane, place, message)
+        else
+          break
+        end
+      end
+    end
+  end
+end
+
+for q = 1, queues do
+  if kind[q] ~= '' then
+    local first = redis.call('ZRANGE', key('later.' .. name[q]), 0, 0, 'WITHSCORES')
+    if first[2] then note_due(first[2]) end
+  end
+end
+if is_tired then next_due = 0 end
+reply[2] = next_due
+if taken == most then
+  for q = 1, queues do
+    local is_more = kind[q] ~= '' and redis.call('EXISTS', key('ring.' .. name[q])) == 1
+    for p = 1, priorities do is_more = is_more or redis.call('EXISTS', list(p, q)) == 1 end
+    if is_more then wake(KEYS[2 + 2 * q]) end
+  end
+end
+return reply

@@ -1,0 +1,221 @@
+"""A channel that queues messages: in lanes where the queue has them, parked where they have an ETA."""
+
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+from kombu.messaging import Producer
+from kombu.utils.imports import symbol_by_name
+from kombu.utils.json import dumps
+
+from webhooks.transport.acks import SettlingChannel
+from webhooks.transport.headers import LANE_HEADER, OTHERS
+from webhooks.transport.lanes import FIRST_HEADER, LANES_OPTION, RATE_HEADER, Lanes, whole_of
+from webhooks.transport.messages import (
+    Admission,
+    LaneState,
+    Turn,
+    due_at,
+    without_eta,
+)
+from webhooks.transport.scripts import (
+    ADMIT,
+    COUNT,
+    LOOK,
+    PUT,
+    SERIALIZE,
+)
+from webhooks.transport.settlements import finish, held_tag
+
+#: The name of a lane: no more than this, and nothing that would end it in a key.
+_LANE = re.compile(r"[\w.-]+(?:/[\w.-]+)*", re.ASCII)
+_MAX_LANE = 200
+
+
+class PublishingChannel(SettlingChannel):
+    """Queues messages, and asks how it stands with their lanes."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        lanes: Lanes | None = self.connection.client.transport_options.get(LANES_OPTION)
+        self._lanes: Mapping[str, bool] = lanes["queues"] if lanes else {}
+        self._joined: Mapping[str, str] = lanes["joined"] if lanes else {}
+        self._lane_of = cast("Callable[[object], str]", symbol_by_name(lanes["lane_of"]) if lanes else _no_lane)
+
+    # ── Publishing ──────────────────────────────────────────────────────────────────────────────────────────────────
+    def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
+        """Queue a message, or park it until its ETA.
+
+        One of a batch, or to a queue that expires, goes the plain way; whoever takes it parks it.
+        """
+        if kwargs.get("_publish_batch") is not None or queue in getattr(
+            self, "_expires", ()
+        ):  # older kombu has no queues that expire
+            super()._put(queue, message, **kwargs)
+            return
+        self.run(PUT, *self._put_arguments(queue, [message], self.priority(self._get_message_priority(message))))
+
+    def put_all(
+        self,
+        queue: str,
+        messages: Sequence[dict[str, Any]],
+        write: Callable[[dict[str, Any]], str | bytes] = dumps,
+    ) -> Callable[[], object]:
+        """Queue messages in one step, in their order, or park those with an ETA until then.
+
+        Args:
+            queue: where, by its name.
+            messages: as `prepare_message` makes them, of the first priority; some hundreds at most, as Redis serves
+                nobody else meanwhile.
+            write: makes JSON of one; kombu's own knows types that JSON does not have.
+
+        Returns:
+            What waits until they are queued, and is to be called once; until then something else can be done.
+        """
+        return self.begin(PUT, *self._put_arguments(queue, messages, 0, write))
+
+    def make_message(self, producer: Producer, body: object, options: dict[str, Any]) -> dict[str, Any]:
+        """Make the message that kombu would put into a queue, for `put_all`.
+
+        Args:
+            producer: one of this channel.
+            body: as for `kombu.Producer.publish`, to the anonymous exchange.
+            options: likewise.
+        """
+        options = dict(options)
+        headers = options.pop("headers")
+        body, content_type, content_encoding = producer._prepare(
+            body, options.pop("serializer"), None, None, options.pop("compression"), headers
+        )
+        exchange, routing_key = options.pop("exchange"), options.pop("routing_key")
+        for name in ("retry", "retry_policy", "declare", "timeout", "confirm_timeout"):
+            options.pop(name)
+        priority = options.pop("priority", None)
+        message = self.prepare_message(body, priority, content_type, content_encoding, headers, options)
+        self._inplace_augment_message(message, exchange, routing_key)
+        return message
+
+    def _put_arguments(
+        self,
+        queue: str,
+        messages: Sequence[dict[str, Any]],
+        priority: int,
+        write: Callable[[dict[str, Any]], str | bytes] = dumps,
+    ) -> tuple[list[str], list[Any]]:
+        into, has_lanes = self.joined_to(queue), self._has_lanes(queue)
+        keys = [self._q_for_pri(queue, priority)]
+        if has_lanes and not self._lanes[queue]:
+            same = [name for name in self._lanes if self.joined_to(name) == into]
+            keys += [self._q_for_pri(name, step) for step in self.priority_steps for name in same]
+        arguments: list[Any] = [self.prefixed(""), queue, into, priority]
+        for message in messages:
+            eta = due_at(message)
+            delay_s = "" if eta is None or eta <= time.time() else repr(eta - time.time())
+            lane = self.lane_of(message) if has_lanes else ""
+            stored, is_first = _without_first(without_eta(message))
+            arguments += [write(stored), delay_s, lane, whole_of(lane), *_rate_of(message), int(is_first)]
+        return keys, arguments
+
+    # ── Lanes ───────────────────────────────────────────────────────────────────────────────────────────────────────
+    def _has_lanes(self, queue: str) -> bool:
+        return queue in self._lanes
+
+    def _kind_of(self, queue: str) -> str:
+        if queue not in self._lanes:
+            return ""
+        return "bounded" if self._lanes[queue] else "lanes"
+
+    def lane_of(self, message: dict[str, Any]) -> str:
+        """Say which lane a message belongs to: by its header, else as the user's options say."""
+        lane = (message.get("headers") or {}).get(LANE_HEADER)
+        if not isinstance(lane, str):
+            lane = self._lane_of(message)
+        return lane if isinstance(lane, str) and len(lane) <= _MAX_LANE and _LANE.fullmatch(lane) else OTHERS
+
+    def joined_to(self, queue: str) -> str:
+        """Name the queue in whose lanes messages of a queue stand."""
+        return self._joined.get(queue, queue)
+
+    def list_of(self, queue: str, priority: int) -> str:
+        """Name the list of a queue for a priority."""
+        return self._q_for_pri(queue, priority)
+
+    def serialize(self, whole: str, *, is_serial: bool = True) -> None:
+        """Have all lanes that are parts of something be one serial lane from now on, or not any more."""
+        if self._lanes:
+            self.run(SERIALIZE, [], [self.prefixed(""), whole, int(is_serial), *self._lanes])
+
+    def admit(self, queue: str, attempts: Sequence[Admission], in_hand: int) -> Callable[[], list[Turn]]:
+        """Ask which attempts may be made at once, without a message of their own, by the rules of their lanes.
+
+        Those that may count as in hand until `finish` tells of their end, or this process's lease has lapsed; without
+        a lease for twice the visibility timeout.
+
+        Args:
+            queue: in which the others will wait.
+            attempts: in the order in which they are wanted.
+            in_hand: messages that this worker has taken for them: so many of its threads are kept for them.
+
+        Returns:
+            What returns the answers. Until it is called Redis is at it, and something else can be done.
+        """
+        held_s = 2 * self.visibility_timeout
+        arguments: list[Any] = [self.prefixed(""), queue, in_hand, held_s]
+        for attempt in attempts:
+            arguments += [held_tag(attempt.tag), attempt.lane, *(attempt.rate or ("", ""))]
+        wait = self.begin(ADMIT, [self.unacked_key], arguments)
+
+        def read() -> list[Turn]:
+            try:
+                return [Turn(reply) for reply in wait()]
+            except BaseException:
+                # Redis may have let them go: nobody makes them, so nobody would tell of their end.
+                for attempt in attempts:
+                    finish(queue, attempt.lane, attempt.tag)
+                raise
+
+        return read
+
+    def look_at(self, queue: str, lanes: Sequence[str]) -> list[LaneState]:
+        """Say how it stands with lanes of a queue, in their order."""
+        found = self.run(LOOK, [], [self.prefixed(""), queue, *lanes])
+        rows = zip(found[::4], found[1::4], found[2::4], found[3::4], strict=True)
+        return [LaneState(int(row[0]), int(row[1]), int(row[2]), float(row[3]) if row[3] else None) for row in rows]
+
+    def _count_in_lanes(self, queue: str, *, empties: bool = False) -> int:
+        return int(self.run(COUNT, [], [self.prefixed(""), queue, int(empties)])) if self._has_lanes(queue) else 0
+
+    def line_up_forgotten(self) -> None:
+        """Line up the lanes that Redis forgot, if it evicts keys."""
+        for queue in self.active_queues:
+            self._count_in_lanes(queue)
+
+    def _size(self, queue: str) -> Any:
+        """Count what waits in a queue, in lanes as well."""
+        return cast("int", super()._size(queue)) + self._count_in_lanes(queue)
+
+    def _has_queue(self, queue: str, **kwargs: Any) -> bool:
+        """Say whether there is anything in a queue: Redis knows no empty ones."""
+        return super()._has_queue(queue, **kwargs) or self._count_in_lanes(queue) > 0
+
+
+def _rate_of(message: dict[str, Any]) -> tuple[float | str, float | str]:
+    """Read the limit that a message's lane has: attempts per second, burst; or two empty ones."""
+    limit = (message.get("headers") or {}).get(RATE_HEADER)
+    if isinstance(limit, list | tuple) and len(limit) == 2 and all(isinstance(n, int | float) and n > 0 for n in limit):
+        return limit[0], limit[1]
+    return "", ""
+
+
+def _without_first(message: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """Return a message as it is stored, and whether it comes first in its lane."""
+    headers = message.get("headers") or {}
+    if FIRST_HEADER not in headers:
+        return message, False
+    kept = {name: value for name, value in headers.items() if name != FIRST_HEADER}
+    return {**message, "headers": kept}, headers[FIRST_HEADER] is True
+
+
+def _no_lane(message: object) -> str:
+    return OTHERS
