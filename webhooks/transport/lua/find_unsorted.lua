@@ -4,12 +4,10 @@
 -- how many of the newest follow, Redis's time, these, and its oldest messages, the oldest last.
 --#include now
 --#include lanes
+--#include lock
 for i = 1, #KEYS do
   if redis.call('EXISTS', KEYS[i]) == 1 then
-    if redis.call('GET', key('sorting')) ~= ARGV[2] then
-      if not redis.call('SET', key('sorting'), ARGV[2], 'NX', 'PX', ARGV[3]) then return {} end
-    end
-    redis.call('PEXPIRE', key('sorting'), ARGV[3])
+    if not take_lock(key('sorting'), ARGV[2], tonumber(ARGV[3])) then return {} end
     local newest = 0
     if redis.call('LLEN', KEYS[i]) > 2 * (tonumber(ARGV[4]) + tonumber(ARGV[5])) then newest = tonumber(ARGV[5]) end
     local reply = {i, newest, string.format('%.6f', wall)}

@@ -7,7 +7,8 @@
 --#include now
 --#include wake
 --#include lanes
-if redis.call('GET', key('sorting')) ~= ARGV[2] then return 0 end
+--#include lock
+if not has_lock(key('sorting'), ARGV[2]) then return 0 end
 local q, sorted = ARGV[3], 0
 local function sort_newest(message, lane, whole)
   if is_ordered(whole) then return end
