@@ -42,7 +42,7 @@ def lane_of_event(event: Mapping[str, Any]) -> str:
     return f"{company}/{kind}/{part}"
 
 
-def whole_lane(company: object, event_type: str) -> str:
+def parent_lane(company: object, event_type: str) -> str:
     """Return what all lanes of a company's events of one type are parts of."""
     return f"{company}/{event_type}"
 
