@@ -516,6 +516,13 @@ def test_events_of_own_and_plain_producers_come_in_the_order_in_which_the_broker
         assert_come_one_by_one(party, 40)
 
 
+def test_event_of_an_own_producer_is_never_put_into_the_queue_of_another_application(url: str, redis_client: Any):
+    send_plainly(url, event(number=0))
+    put(url, DELIVER, f"{COMPANY}/COTTask/-", "mine")
+    assert redis_client.llen("celery") == 0
+    assert redis_client.llen(DELIVER) == 2
+
+
 def test_event_of_an_own_producer_does_not_wait_behind_many_of_a_plain_one(url: str):
     send_plainly(url, *(event(number=number) for number in range(FEW)))
     put(url, DELIVER, "b/COTTask/-", "mine")

@@ -106,8 +106,8 @@ class PublishingChannel(SettlingChannel):
         into, has_lanes = self.joined_to(queue), self._has_lanes(queue)
         keys = [self._q_for_pri(queue, priority)]
         if has_lanes and not self._lanes[queue]:
-            same = [name for name in self._lanes if self.joined_to(name) == into]
-            keys += [self._q_for_pri(name, step) for step in self.priority_steps for name in same]
+            same = [into, *(name for name in self._lanes if name != into and self.joined_to(name) == into)]
+            keys += [self._q_for_pri(name, step) for name in same for step in self.priority_steps]
         arguments: list[Any] = [self.prefixed(""), queue, into, priority]
         for message in messages:
             eta = due_at(message)
