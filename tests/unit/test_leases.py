@@ -13,8 +13,8 @@ from webhooks.config import Settings
 from webhooks.errors import StoreUnavailable
 from webhooks.store.leases import judge_leases
 from webhooks.transport.holder import (
+    BEGIN_WITHIN_S,
     CLAIM_LEASE_S,
-    KNOWN_FOR_S,
     LEASE_S,
     MAX_GAP_S,
     RENEW_AGAIN_S,
@@ -48,7 +48,7 @@ def test_times_leave_room_for_failed_renewals_and_keep_the_promise():
     assert MAX_GAP_S + RENEW_EVERY_S < CLAIM_LEASE_S
     assert WITNESS_AFTER_S >= 2 * RENEW_EVERY_S
     # What a process has read holds at least for this long, as it renewed its lease not longer than this before.
-    assert KNOWN_FOR_S + RENEW_EVERY_S < CLAIM_LEASE_S
+    assert BEGIN_WITHIN_S + RENEW_EVERY_S < CLAIM_LEASE_S
     # Found dead once a second.
     assert LEASE_S + 1 < 20
     assert Settings().claim_s > CLAIM_LEASE_S, "otherwise the lease is of no use"

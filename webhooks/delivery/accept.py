@@ -21,7 +21,7 @@ from webhooks.delivery.services import Services
 from webhooks.errors import InvalidEvent
 from webhooks.models import TRIGGERS, COTEvent, describe_event
 from webhooks.producer.deliver import read_event
-from webhooks.rules.lanes import SEND_QUEUE, whole_lane
+from webhooks.rules.lanes import SEND_QUEUE, parent_lane
 from webhooks.store.deliveries import Blocked, Claim, Claimed, Delivery
 from webhooks.transport.lanes import SERIAL, TAKEN_FROM_HEADER, parent_lane_of
 from webhooks.transport.messages import Admission, Turn
@@ -148,7 +148,7 @@ def _is_its_turn(event_id: str, event: COTEvent, lane: str, *, is_ordered: bool)
     The transport does so for what it is told of: all events of a company of one type, as which of them a webhook wants
     is known only here. One that came beside others goes back to its place.
     """
-    whole = whole_lane(event.company, event.type)
+    whole = parent_lane(event.company, event.type)
     if is_ordered == (lane == whole + SERIAL):
         return True
     serialize_lane(whole, is_serial=is_ordered)

@@ -3,7 +3,7 @@
     accepting  → fan_out            webhookstore → matching     one delivery per webhook that asked for the event
     pool       → prepare, sender    signing, vault              one request
     pool       → conclude           retry                       its answer, judged, as a log
-    hooks      → recording → books  gates, logstore, ledger     all written before the attempt's message is acked
+    hooks      → recording → records  gates, logstore, ledger     all written before the attempt's message is acked
 
 Owns what identifies a delivery, what is sent, and what an answer means. Never sees a socket, and never talks to Celery.
 """

@@ -167,7 +167,7 @@ class LogStore:
             return self.read_ended(asked.collection.find(asked.filter, asked.fields))
 
     def ask_ended(self, delivery_ids: Iterable[str]) -> Query:
-        """Return the query which of some deliveries have ended; one that waits for an operator has not."""
+        """Return the question which of some deliveries have ended; one that waits for an operator has not."""
         wanted: Document = {
             "attempt.delivery_id": {"$in": list(delivery_ids)},
             "attempt.next_at": None,

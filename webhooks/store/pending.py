@@ -11,7 +11,7 @@ from bson import ObjectId
 
 from webhooks.rules.lanes import lane_of_webhook
 from webhooks.store.mongo import Document
-from webhooks.transport.holder import KNOWN_FOR_S, uptime
+from webhooks.transport.holder import BEGIN_WITHIN_S, uptime
 
 #: What a delivery needs to be attempted. Anybody may have written the document.
 _FIELDS: Mapping[str, type] = {
@@ -73,8 +73,8 @@ class Claim:
 
     @property
     def begin_by(self) -> float:
-        """When its request must have been begun, by `uptime`: later another process may have the claim."""
-        return self.asked_at + KNOWN_FOR_S
+        """When its request must have been begun, by `uptime`: later another may have the claim, or a pause hold."""
+        return self.asked_at + BEGIN_WITHIN_S
 
 
 @dataclass(frozen=True, slots=True)

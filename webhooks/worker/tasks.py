@@ -157,8 +157,11 @@ def _say(task: Task, delivery: Delivery, webhook: COTWebhook | None, log: COTWeb
             max_retries=log.retry + 1,  # the retry rule has said that there is one more
             throw=False,
             argsrepr=delivery.label,
-            # As they are now: the webhook's limit may have changed since the message was made.
-            headers={**(task.request.headers or {}), **lane_headers(delivery.lane, read_rate(webhook))},
+            # The limit as it is now, which may be none any more.
+            headers={
+                **{name: value for name, value in (task.request.headers or {}).items() if name != RATE_HEADER},
+                **lane_headers(delivery.lane, read_rate(webhook)),
+            },
         )
     except Reject:
         # The retry could not be published, and Celery drops its message (celery/app/task.py, `Task.retry`). Once the
@@ -180,7 +183,7 @@ def _send_alone(task: Task, delivery_id: str) -> SendOutcome:
         )
     except TooLate as error:
         return give_back(services, claim, error)
-    report_attempt(found.delivery.lane, found.webhook, log)
+    report_attempt(found.delivery.lane, log)
     task.request.outcome = Attempted(found, log)
     return task.request.outcome
 
