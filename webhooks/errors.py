@@ -12,6 +12,7 @@ of the package.
     ├── AttemptFailed        an attempt counts as failed: what Celery shows and retries
     ├── TaskDefect           our own code failed in a task: what Celery shows and retries
     │   └── WorkersLost      workers died of it, again and again
+    ├── TooLate              a request was not begun in time, so it is not sent
     ├── SecretUnreadable     a webhook's secret cannot be sealed or opened with the key that we have
     ├── CannotResend         a dead letter whose message cannot be published again
     ├── BrokerTooOld         the broker is a Redis that lacks what the transport needs
@@ -136,6 +137,10 @@ class TaskDefect(WebhooksError):
 
 class WorkersLost(TaskDefect):
     """Attempts of one delivery were interrupted so often that the delivery itself must be what kills workers."""
+
+
+class TooLate(WebhooksError):
+    """A request was not begun by the time that its caller set, and is not sent."""
 
 
 class SecretUnreadable(WebhooksError):

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import struct
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -22,6 +23,8 @@ from webhooks.models import now
 from webhooks.store.outbox import Outbox
 
 EVENT = read_sample("event-task-create")
+#: A `sitecustomize` that gives a process another wall clock.
+STEPPED_CLOCK = Path(__file__).parents[1] / "faults" / "stepped_clock"
 
 
 @pytest.fixture
@@ -160,6 +163,28 @@ def test_accepted_event_that_is_queued_twice_is_sent_once(stack: Stack):
         stack.logs(1, 30, **{"attempt.event_id": other})
         stack.workers[0].stop()
     assert len(receiver.requests) == 2
+
+
+@pytest.mark.parametrize("ahead_s", [20, -3600])
+def test_producer_whose_clock_is_wrong_has_its_event_sent_soon_and_in_order(stack: Stack, ahead_s: float):
+    """Its clock decided when its event was due and which came first: one ahead by 20 s made it wait as long."""
+    clock = stack.folder / "clock"
+    clock.write_bytes(struct.pack("d", ahead_s))
+    code = f"""
+import json, os, pymongo
+from webhooks import accept
+database = pymongo.MongoClient(os.environ["WEBHOOKS_MONGODB_URL"]).get_default_database()
+accept({{**json.loads({json.dumps(EVENT)!r}), "n": "wrong"}}, database)
+"""
+    accept({**EVENT, "n": "first"}, stack.database)
+    stepped = {"PYTHONPATH": str(STEPPED_CLOCK), "WEBHOOKS_TEST_CLOCK": str(clock)}
+    stack.run_producer(code, **stepped)
+    accept({**EVENT, "n": "last"}, stack.database)
+    with Receiver() as receiver:
+        stack.add_webhook(receiver.url, ordered=True)
+        stack.start_worker()
+        requests = receiver.wait_for(3, 15)
+    assert [request.json()["n"] for request in requests] == ["first", "wrong", "last"]
 
 
 def test_bad_event_is_not_accepted(database: Any):

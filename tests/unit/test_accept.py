@@ -13,8 +13,7 @@ from webhooks.delivery import accept as accept_module
 from webhooks.delivery.accept import Accepting, accept
 from webhooks.errors import StoreUnavailable
 from webhooks.models import COTWebhook
-from webhooks.store.deliveries import Claim
-from webhooks.store.gates import Gate
+from webhooks.store.deliveries import Blocked, Claim, Claimed, Delivery
 from webhooks.transport.messages import Turn
 
 WEBHOOK = COTWebhook.model_validate({**read_sample("webhook-task"), "url": "https://receiver.example/"})
@@ -47,16 +46,12 @@ class World:
         webhooks = SimpleNamespace(
             of_company=lambda company: (WEBHOOK,),
             unusable_of_company=lambda company: (),
-            get_many=lambda ids: dict.fromkeys(ids, WEBHOOK),
+            get_many=self._step("webhooks", lambda ids: dict.fromkeys(ids, WEBHOOK)),
             get=lambda one: WEBHOOK,
         )
         records = SimpleNamespace(
-            look_up=self._step(
-                "look_up", lambda found: (set(), {one.webhook_id: Gate(one.webhook_id) for one in found})
-            ),
-            is_open=lambda delivery, gate: True,
-            accept_claimed=self._step("accept_claimed", lambda claims: [self.ours for _ in claims]),
-            accept=self._step("accept", lambda deliveries, gates: list(deliveries)),
+            accept_claimed=self._step("accept_claimed", lambda claims: [self._found(*one) for one in claims]),
+            accept=self._step("accept", list),
         )
         ledger = SimpleNamespace(give_up=self.given_up.append)
         self.services = cast("Any", SimpleNamespace(webhooks=webhooks, records=records, deliveries=ledger, gates=None))
@@ -65,6 +60,9 @@ class World:
             accept_module, "queue_attempts", self._step("queue", lambda *given: self.queued.extend(given[0]))
         )
         monkeypatch.setattr(accept_module, "leave_lane", lambda delivery, claim: self.left.append(claim))
+
+    def _found(self, delivery: Delivery, claim: Claim) -> Claimed | Blocked:
+        return Claimed(delivery, None, (), claim.log_id) if self.ours else Blocked(0)
 
     def _step(self, name: str, do: Callable[..., Any]) -> Callable[..., Any]:
         def step(*arguments: Any) -> Any:
@@ -92,7 +90,7 @@ def test_first_attempt_is_begun_and_its_room_is_kept(world: World):
     assert world.queued == world.left == world.given_up == []
 
 
-@pytest.mark.parametrize("fault", ["ask", "look_up", "accept_claimed", "queue"])
+@pytest.mark.parametrize("fault", ["ask", "webhooks", "accept_claimed", "queue"])
 def test_what_was_reserved_is_given_back_when_a_server_is_away(world: World, fault: str):
     error = OperationalError("away") if fault in ("ask", "queue") else StoreUnavailable("away")
     world.fails[fault] = error

@@ -197,6 +197,15 @@ def test_odd_but_storable_data_survives_mongodb(data: dict[str, Any]):
     assert COTEvent.model_validate(stored(made.to_bson())).to_json() == made.to_json()
 
 
+@pytest.mark.parametrize("is_text", [True, False])
+def test_event_whose_log_mongodb_cannot_hold_is_refused(is_text: bool):
+    """Within ``WEBHOOKS_MAX_EVENT_BYTES`` as JSON, of which BSON takes up to six times as much."""
+    value = event(data={"a": [0] * 1_100_000})
+    with pytest.raises(InvalidEvent, match="as MongoDB stores it, more than fit into a log"):
+        parse_event_text(json.dumps(value), 4 * 1024 * 1024) if is_text else parse_event(value, 4 * 1024 * 1024)
+    parse_event(event(data={"a": "x" * 4_000_000}), 4 * 1024 * 1024)
+
+
 def test_event_of_exactly_the_limit_is_accepted():
     size = len(parse_event(event(), LIMIT).to_body())
     parse_event(event(), size)

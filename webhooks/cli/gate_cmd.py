@@ -3,6 +3,8 @@
 A worker reads the gate with each delivery that it claims, so all of it holds at once on all workers.
 """
 
+import time
+
 import click
 from bson import ObjectId
 
@@ -27,6 +29,7 @@ from webhooks.rules.health import FULL_RATE
 from webhooks.store.gates import By, Gate, State
 from webhooks.store.mongo import Document
 from webhooks.store.webhooks import read_stored
+from webhooks.transport.holder import BEGIN_WITHIN_S
 
 #: Characters of a reason: it stands in one line.
 _MAX_REASON = 500
@@ -44,12 +47,14 @@ _MAX_LOOKS = 5
 def pause(reference: str, reason: str | None, company: ObjectId | None, as_json: bool) -> None:
     """Keep what is owed to a webhook, until `webhooks resume`. REF is an id or a code.
 
-    It holds at once on all workers; an attempt that is being made goes on. Nothing is tried meanwhile, and no retry is
-    used up.
+    It holds on all workers when this command returns, which takes two seconds. An attempt that is being made goes on;
+    nothing is tried meanwhile, and no retry is used up.
     """
     text = " ".join((reason or "").split())[:_MAX_REASON] or "an operator paused it"
     stores, document = _find(reference, company)
     is_changed = stores.gates.pause(document["_id"], By.OPERATOR, text)
+    if is_changed:
+        time.sleep(BEGIN_WITHIN_S)  # what a worker has claimed just before is begun by then, or never
     _report(stores, document, None if is_changed else "is paused by an operator already", as_json)
 
 

@@ -78,7 +78,8 @@ def queue_attempt(
         retry: the attempt's number, from 0.
         lane: `Delivery.lane`; None when it is not known.
         countdown: seconds to wait; None for none.
-        rate: `read_rate` of its webhook; None for no limit, or when it is not known.
+        rate: `read_rate` of its webhook; None for no limit, or when it is not known. For a lane of which the broker
+            knows none.
 
     Raises:
         kombu.exceptions.OperationalError: the broker cannot be reached.
@@ -119,7 +120,7 @@ def queue_attempts(
 
 
 def queue_released(owed: PendingDelivery, webhook: COTWebhook | None) -> None:
-    """Queue a delivery that was let out.
+    """Queue a delivery that was let out, or whose message is lost.
 
     Raises:
         kombu.exceptions.OperationalError: the broker cannot be reached; the sweep finds it.
@@ -188,10 +189,10 @@ def serialize_lane(whole: str, *, is_serial: bool) -> None:
             channel.serialize(whole, is_serial=is_serial)
 
 
-def report_attempt(lane: str, webhook: COTWebhook | None, log: COTWebhookLog) -> None:
+def report_attempt(lane: str, log: COTWebhookLog) -> None:
     """Tell the broker how an attempt went: what the endpoint may have at one time follows from it."""
     attempt = log.details
     verdict = judge_endpoint(None if attempt.error_kind else log.status, attempt.error_kind)
     is_good = None if verdict is Verdict.NEUTRAL else verdict is Verdict.GOOD
     ms = None if is_own_fault(attempt.error_kind) else attempt.total_ms
-    report(SEND_QUEUE, lane, ms=ms, is_good=is_good, rate=read_rate(webhook))
+    report(SEND_QUEUE, lane, ms=ms, is_good=is_good)

@@ -20,7 +20,7 @@ from celery.signals import worker_ready
 from kombu.exceptions import OperationalError
 
 from webhooks.config import Settings, get_settings
-from webhooks.delivery.queueing import queue_accepted, queue_attempt
+from webhooks.delivery.queueing import queue_accepted, queue_released
 from webhooks.delivery.services import Services, get_services
 from webhooks.delivery.stopping import stopping
 from webhooks.errors import InvalidEvent, StoreUnavailable, trace
@@ -117,8 +117,9 @@ def sweep(services: Services, settings: Settings) -> int:
     present = services.deliveries.now()
     services.deliveries.forget_events(present - _EVENT_KEPT, _MAX_EVENTS_PER_SWEEP)
     lost = _find_lost(services, present, timedelta(seconds=settings.visibility_timeout_s + _CLOCK_SLACK_S))
+    webhooks = services.webhooks.get_many({delivery.webhook_id for delivery in lost})
     for delivery in lost:
-        queue_attempt(delivery.delivery_id, delivery.label, delivery.retry, delivery.lane)
+        queue_released(delivery, webhooks[delivery.webhook_id])
     if lost:
         # They stand at the end of the queue now, and so they must in the ledger.
         services.deliveries.postpone([delivery.delivery_id for delivery in lost], present)

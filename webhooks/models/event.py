@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, NoReturn
 
 import pydantic_core
-from bson import ObjectId
+from bson import ObjectId, encode
 from bson.dbref import DBRef
 from pydantic import Field, PrivateAttr, StrictStr, ValidationError, field_validator, model_validator
 
@@ -26,6 +26,11 @@ from webhooks.models.wire import (
 EventType = Literal["COTTask", "COTUser", "COTSurvey", "COTProperty", "COTNote", "Auth"]
 EventName = Literal["create", "edit", "delete", "logout"]
 
+
+#: Bytes of BSON that an event may have. MongoDB's documents have 16 MiB at most, and a log holds a response besides.
+_MAX_BSON_BYTES = 12 * 1024 * 1024
+#: Bytes of BSON for one of JSON, at most: a digit and a comma in a list become 13.
+_BSON_PER_JSON = 7
 
 #: Digits, with a sign, of which no number is beyond 64 bits.
 _SAFE_DIGITS = 18
@@ -134,6 +139,7 @@ def parse_event(value: object, max_bytes: int) -> COTEvent:
     size = len(text.encode())
     if size > max_bytes:
         _refuse(f"its JSON has {size} bytes, more than WEBHOOKS_MAX_EVENT_BYTES allows ({max_bytes})")
+    _check_fits(event, size)
     event._text = text
     return event
 
@@ -179,8 +185,22 @@ def _read_canonical(text: str, max_bytes: int) -> COTEvent | None:
         event = COTEvent.model_validate(value, context=AS_WIRE)
     except (ValueError, RecursionError):  # UnicodeError, JSONDecodeError and ValidationError are ValueErrors
         return None
+    _check_fits(event, len(body))
     event._text = text
     return event
+
+
+def _check_fits(event: COTEvent, json_bytes: int) -> None:
+    """Make sure that MongoDB can hold a log of an event: what was sent and cannot be logged would be sent again.
+
+    Raises:
+        InvalidEvent: it cannot.
+    """
+    if json_bytes * _BSON_PER_JSON <= _MAX_BSON_BYTES:
+        return
+    size = len(encode(event.to_bson()))
+    if size > _MAX_BSON_BYTES:
+        _refuse(f"it has {size} bytes as MongoDB stores it, more than fit into a log ({_MAX_BSON_BYTES}): send less")
 
 
 def _read_safe_digits(digits: str) -> int:

@@ -48,6 +48,8 @@ class AttemptDetails(BaseModel):
     total_ms: float | None
     #: True when the receiver sent more than `response` holds.
     response_cut: bool = False
+    #: True when the log could not be stored with the whole event, so that it lacks `data`, `extraData` and `diff`.
+    event_cut: bool = False
     #: Which worker made the attempt: Celery's node name.
     worker: str | None = None
     #: Seconds that the receiver asked us to wait, as far as the settings let it; None: it did not.

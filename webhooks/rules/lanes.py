@@ -19,6 +19,8 @@ _DELIVER = "webhooks.deliver"
 SEND_QUEUE = "webhooks.send"
 #: Queues with lanes, and whether what is in hand of one of them is bounded: the fan-out is over in milliseconds.
 QUEUES: Mapping[str, bool] = {"celery": False, "webhooks.deliver": False, SEND_QUEUE: True}
+#: Queue → the one in whose lanes its events stand: order is one line, whatever queue a producer names.
+JOINED: Mapping[str, str] = {"celery": "webhooks.deliver"}
 
 #: Hexadecimal digits that stand for the ids that narrow: they may be of any length, and need not be ids.
 _DIGITS = 12
@@ -40,7 +42,7 @@ def lane_of_event(event: Mapping[str, Any]) -> str:
     return f"{company}/{kind}/{part}"
 
 
-def whole_lane(company: object, event_type: str) -> str:
+def parent_lane(company: object, event_type: str) -> str:
     """Return what all lanes of a company's events of one type are parts of."""
     return f"{company}/{event_type}"
 

@@ -16,7 +16,7 @@ import certifi
 import requests
 
 from webhooks.config import Proxy
-from webhooks.errors import ErrorKind, NoResponse, trace
+from webhooks.errors import ErrorKind, NoResponse, TooLate, trace
 from webhooks.models.url import RequestUrl
 from webhooks.models.wire import now
 from webhooks.rules.addresses import Network
@@ -33,6 +33,7 @@ from webhooks.sender.nonblocking import InFlightRequest
 from webhooks.sender.request import OutgoingPost, OutgoingRequest, find_url, prepare
 from webhooks.sender.resolver import Resolver
 from webhooks.sender.response import bad_response
+from webhooks.transport.holder import uptime
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +124,13 @@ class Sender:
             self._loop.put(jobs)
 
     def post(
-        self, url: str, headers: Mapping[str, str], body: bytes, *, max_connection_age_s: float | None = None
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        *,
+        max_connection_age_s: float | None = None,
+        begin_by: float | None = None,
     ) -> Answer:
         """Send a request, and wait for what comes of it. Not to be called from within `on_answer`.
 
@@ -132,15 +139,17 @@ class Sender:
             headers: see there.
             body: see there.
             max_connection_age_s: see there.
+            begin_by: see there.
 
         Returns:
             The answer, also where none came: nothing that a receiver, a resolver or a URL does is raised.
 
         Raises:
+            TooLate: it was not sent.
             ValueError: a header name or value that HTTP cannot carry; whoever stores headers checks them.
         """
         future: Future[Answer] = Future()
-        self.submit(OutgoingRequest(url, headers, body, max_connection_age_s), future.set_result)
+        self.submit(OutgoingRequest(url, headers, body, max_connection_age_s, begin_by), future.set_result)
         answer = future.result()
         if answer.defect is not None:
             raise answer.defect
@@ -173,6 +182,8 @@ class Sender:
         """Begin a job over a kept connection, or have a thread see to it."""
         job.attempt = attempt = Attempt(_NO_TARGET, self._connect_timeout_s, self._total_timeout_s)
         asked = job.request
+        if asked.begin_by is not None and uptime() > asked.begin_by:
+            raise TooLate("its time had passed before the request was begun")
         try:
             attempt.target = target = find_url(asked.url)
             check_port(target.port, self._allowed_ports)

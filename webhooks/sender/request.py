@@ -40,6 +40,8 @@ class OutgoingRequest:
     #: Seconds: a kept connection that was opened longer ago is not used. For a retry this is the time since the failed
     #: attempt, so that it never goes over a connection that was kept before that. 0: a new connection. None: no limit.
     max_connection_age_s: float | None = None
+    #: By `uptime`: later it is not sent, and comes back with `TooLate`. None: whenever it is its turn.
+    begin_by: float | None = None
 
 
 class OutgoingPost(PreparedRequest):

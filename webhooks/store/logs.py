@@ -143,28 +143,36 @@ class LogStore:
     def write(self, logs: Sequence[COTWebhookLog]) -> Mapping[int, WriteError]:
         """Store logs in one write, acknowledged; one that is stored already is left as it is.
 
+        One that cannot be stored whole is stored cut: an attempt that no log tells of would be made again.
+
         Returns:
             The place in `logs` of each one that cannot be stored at all, and why.
         """
         documents = [log.to_bson() for log in logs]
         result = insert_new(self._collection, documents)
+        refused = list(result.faults)
+        still_refused = insert_new(self._collection, [_cut(documents[place]) for place in refused]).faults
         # The log of an attempt that was thought to be interrupted was only slow: it went through the broker, say.
         for document in (documents[place] for place in result.known):
             guess = {"_id": document["_id"], "attempt.error_kind": ErrorKind.INTERRUPTED.value}
             if document["attempt"]["error_kind"] != ErrorKind.INTERRUPTED:
                 with store_errors():
                     self._collection.replace_one(guess, document)
-        return result.faults
+        return {place: still_refused[number] for number, place in enumerate(refused) if number in still_refused}
 
-    def find_ended(self, event_ids: Sequence[str]) -> set[str]:
-        """Return the ids of the events' deliveries that have ended."""
-        asked = self.ask_ended(event_ids)
+    def find_ended(self, delivery_ids: Iterable[str]) -> set[str]:
+        """Return the ids of those deliveries that have ended."""
+        asked = self.ask_ended(delivery_ids)
         with store_errors():
             return self.read_ended(asked.collection.find(asked.filter, asked.fields))
 
-    def ask_ended(self, event_ids: Iterable[str]) -> Query:
-        """Return the question for the deliveries of events that have ended."""
-        wanted: Document = {"attempt.event_id": {"$in": list(event_ids)}, "attempt.next_at": None}
+    def ask_ended(self, delivery_ids: Iterable[str]) -> Query:
+        """Return the question which of some deliveries have ended; one that waits for an operator has not."""
+        wanted: Document = {
+            "attempt.delivery_id": {"$in": list(delivery_ids)},
+            "attempt.next_at": None,
+            "attempt.kept": {"$ne": True},
+        }
         return Query(self._collection, wanted, {"attempt.delivery_id": 1})
 
     def read_ended(self, found: Iterable[Document]) -> set[str]:
@@ -307,6 +315,13 @@ class LogStore:
         """Return how many logs the query asks for; counting ends at the limit."""
         with store_errors():
             return self._collection.count_documents(query.to_filter(), limit=limit)
+
+
+def _cut(document: Document) -> Document:
+    """Return a log without what may be too large, or too deep, in its event."""
+    event = {name: value for name, value in document["event"].items() if name != "diff"}
+    cut = {**event, "data": None, "extraData": None}
+    return {**document, "event": cut, "attempt": {**document["attempt"], "event_cut": True}}
 
 
 def _read_kind(value: object) -> ErrorKind | None:

@@ -6,8 +6,9 @@ workers (`sweeper`) queues ``webhooks.deliver`` from it, and ``webhooks.deliver`
 deliveries.
 
 One document per event: ``_id`` (the event's id), ``body``, ``accepted_at``, ``queue_at`` (when it is to be queued, or
-queued again; absent where it was set aside), ``queued`` (how often it was) and ``order`` (an ObjectId: those of one
-process grow, so it tells the order within a millisecond) and ``line`` (company and type: among which order matters).
+queued again; absent where it was set aside), ``queued`` (how often it was), ``order`` (a Timestamp, of which MongoDB
+gives out each one once, so it tells the order within a millisecond) and ``line`` (company and type: among which order
+matters). All times are MongoDB's.
 """
 
 import logging

@@ -23,10 +23,8 @@ from webhooks.transport.scripts import (
     ADMIT,
     COUNT,
     LOOK,
-    PARKED_KEY,
     PUT,
     SERIALIZE,
-    WAKE_KEY,
 )
 from webhooks.transport.settlements import finish, held_tag
 
@@ -42,6 +40,7 @@ class PublishingChannel(SettlingChannel):
         super().__init__(*args, **kwargs)
         lanes: Lanes | None = self.connection.client.transport_options.get(LANES_OPTION)
         self._lanes: Mapping[str, bool] = lanes["queues"] if lanes else {}
+        self._joined: Mapping[str, str] = lanes["joined"] if lanes else {}
         self._lane_of = cast("Callable[[object], str]", symbol_by_name(lanes["lane_of"]) if lanes else _no_lane)
 
     # ── Publishing ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -104,9 +103,12 @@ class PublishingChannel(SettlingChannel):
         priority: int,
         write: Callable[[dict[str, Any]], str | bytes] = dumps,
     ) -> tuple[list[str], list[Any]]:
-        keys = [self._q_for_pri(queue, priority), PARKED_KEY.format(queue), WAKE_KEY.format(queue)]
-        arguments: list[Any] = [self.prefixed(""), queue, priority]
-        has_lanes = self._has_lanes(queue)
+        into, has_lanes = self.joined_to(queue), self._has_lanes(queue)
+        keys = [self._q_for_pri(queue, priority)]
+        if has_lanes and not self._lanes[queue]:
+            same = [name for name in self._lanes if self.joined_to(name) == into]
+            keys += [self._q_for_pri(name, step) for step in self.priority_steps for name in same]
+        arguments: list[Any] = [self.prefixed(""), queue, into, priority]
         for message in messages:
             eta = due_at(message)
             delay_s = "" if eta is None or eta <= time.time() else repr(eta - time.time())
@@ -130,6 +132,10 @@ class PublishingChannel(SettlingChannel):
         if not isinstance(lane, str):
             lane = self._lane_of(message)
         return lane if isinstance(lane, str) and len(lane) <= _MAX_LANE and _LANE.fullmatch(lane) else OTHERS
+
+    def joined_to(self, queue: str) -> str:
+        """Name the queue in whose lanes messages of a queue stand."""
+        return self._joined.get(queue, queue)
 
     def list_of(self, queue: str, priority: int) -> str:
         """Name the list of a queue for a priority."""

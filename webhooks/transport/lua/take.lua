@@ -4,8 +4,8 @@
 -- hand, messages of one queue in a row, number of queues, a batch, the longest that a message is in hand, then for each
 -- queue its name, what ends its entry in unacked, and "" or "lanes" or "bounded", then the priorities.
 -- A process whose lease has lapsed renews it here: what it takes now is not to be taken from it.
--- Returns the time, milliseconds until a parked message or a lane is due or -1, how many messages of queues with lanes
--- are in none yet, then for each message its queue's number, lane or "", and itself.
+-- Returns Redis's time, milliseconds until a parked message or a lane is due or -1, how many messages of queues with
+-- lanes are in none yet, then for each message its queue's number, lane or "", and itself.
 --#include now
 --#include wake
 --#include lanes
@@ -56,7 +56,7 @@ for q = 1, queues do
   end
 end
 
-local reply, taken = {tostring(now), next_due, unsorted}, 0
+local reply, taken = {string.format('%.6f', wall), next_due, unsorted}, 0
 local function take(q, lane, place, message)
   taken = taken + 1
   free = free - 1

@@ -35,7 +35,11 @@ local function enter(q, lane, place, message)
 end
 
 -- Where a whole is serial, its parts are one lane.
-local function choose(lane, whole)
-  if whole ~= '' and redis.call('SISMEMBER', key('serial'), whole) == 1 then return whole .. '{SERIAL}' end
-  return lane
+local function is_ordered(whole) return whole ~= '' and redis.call('SISMEMBER', key('serial'), whole) == 1 end
+local function choose(lane, whole) return is_ordered(whole) and whole .. '{SERIAL}' or lane end
+
+-- The queue in whose lanes a message stands.
+local function lanes_of(q, lane, joined)
+  if lane == '' or lane == '{OTHERS}' then return q end
+  return joined
 end
