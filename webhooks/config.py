@@ -184,6 +184,10 @@ class Settings(BaseSettings):
         default=256, ge=1, le=10_000, description="maximum number of attempts in flight per worker process"
     )
 
+    web_readonly: bool = Field(
+        default=False, description="whether the pages in Flower only show, and let nobody act on webhooks"
+    )
+
     atomic_transport: bool = Field(
         default=True,
         description="on a Redis broker, take and record messages in one step and keep waiting retries in Redis, so "
