@@ -20,7 +20,7 @@ from webhooks.delivery.services import Services
 from webhooks.errors import InvalidEvent, StoreUnavailable
 from webhooks.models import TRIGGERS, COTEvent, describe_event
 from webhooks.producer.deliver import read_event
-from webhooks.rules.lanes import SEND_QUEUE, whole_lane
+from webhooks.rules.lanes import SEND_QUEUE, parent_lane
 from webhooks.store.deliveries import Claim, Delivery
 from webhooks.store.gates import Gate
 from webhooks.transport.holder import KNOWN_FOR_S, uptime
@@ -152,7 +152,7 @@ def _is_its_turn(event_id: str, event: COTEvent, lane: str, *, is_ordered: bool)
     The transport does so for what it is told of: all events of a company of one type, as which of them a webhook wants
     is known only here. One that came beside others goes back to its place.
     """
-    whole = whole_lane(event.company, event.type)
+    whole = parent_lane(event.company, event.type)
     if is_ordered == (lane == whole + SERIAL):
         return True
     serialize_lane(whole, is_serial=is_ordered)
