@@ -1,7 +1,4 @@
-"""Rules of the broker's URL: which ones can be used, and what is made of them.
-
-Does no I/O. Texts of errors hold nothing of the URL but the names of its options, as it may hold a password.
-"""
+"""Rules of the broker's URL. Error texts repeat only names of options, as the URL may hold a password."""
 
 import re
 import ssl
@@ -9,13 +6,13 @@ from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 
 from webhooks.errors import ENCODE_HINT
 
-#: What a scheme is to kombu. Valkey speaks Redis's protocol, and kombu has no scheme for it.
+#: Our scheme → kombu's.
 _REDIS_SCHEMES = {"redis": "redis", "rediss": "rediss", "valkey": "redis", "valkeys": "rediss"}
 _REDIS_SOCKET_SCHEME = "redis+socket"
 _AMQP_SCHEMES = frozenset({"amqp", "amqps", "pyamqp"})
 _WANTED = "must be redis://…, rediss://…, valkey://…, valkeys://…, amqp://… or amqps://…"
 
-#: Of OpenSSL's three ways, by the names that kombu and redis-py both know. kombu alone knows ``CERT_…``.
+#: By the names that both kombu and redis-py accept.
 _CERT_REQS = {"required": ssl.CERT_REQUIRED, "optional": ssl.CERT_OPTIONAL, "none": ssl.CERT_NONE}
 _TLS_OPTIONS = frozenset(
     {"ssl_cert_reqs", "ssl_check_hostname", "ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile"}
@@ -31,16 +28,16 @@ _REFUSED_SCHEMES = {
 
 
 def read_broker_url(url: str, *, is_test: bool = False) -> str:
-    """Return the URL as kombu, redis-py and Flower read it alike.
+    """Return the URL in the form that kombu, redis-py and Flower all read.
 
-    ``valkey`` becomes ``redis``; a URL with TLS says how certificates are checked, as kombu checks none by default.
+    ``valkey`` becomes ``redis``. With TLS, certificates are verified by default, unlike in kombu.
 
     Args:
-        url: what the user set.
-        is_test: whether a broker that lives in this process is enough.
+        url: as set by the user.
+        is_test: whether ``memory://`` is allowed.
 
     Raises:
-        ValueError: it cannot be used; the text says why and what to do.
+        ValueError: the reason and the remedy.
     """
     url = url.strip()
     if not url:
@@ -58,21 +55,20 @@ def read_broker_url(url: str, *, is_test: bool = False) -> str:
     if scheme == _REDIS_SOCKET_SCHEME:
         return _read_socket(rest)
     if scheme in _AMQP_SCHEMES:
-        # kombu takes several, and turns to the next one when one is away: the nodes of a cluster.
+        # Nodes of a cluster: kombu fails over to the next.
         return ";".join(_read_amqp(one) for one in url.split(";"))
     return _read_redis(_REDIS_SCHEMES[scheme], rest)
 
 
 def tls_options(url: str) -> dict[str, object] | None:
-    """Return what a URL that `read_broker_url` gave says of TLS, in the form of Celery's ``broker_use_ssl``.
+    """Return Celery's ``broker_use_ssl`` for a URL from `read_broker_url`.
 
     Returns:
-        None for a broker without TLS, and for several nodes of RabbitMQ: kombu would look for the name of the first
-        node in the certificates of all.
+        None without TLS, and for several RabbitMQ nodes: kombu would expect the first node's name in every certificate.
     """
     scheme, _, rest = url.partition("://")
     if scheme == "amqps":
-        return None if ";" in rest else {"server_hostname": None}  # has kombu fill in the URL's host
+        return None if ";" in rest else {"server_hostname": None}  # kombu inserts the URL's host
     if scheme != "rediss":
         return None
     options: dict[str, object] = dict(parse_qsl(rest.partition("?")[2]))
@@ -114,15 +110,15 @@ def _read_socket(rest: str) -> str:
 
 
 def _split(rest: str) -> SplitResult:
-    """Take apart what follows the scheme, and make sure that no character of the password was taken for a delimiter.
+    """Split what follows the scheme.
 
     Raises:
-        ValueError: one was, or host and port are none.
+        ValueError: host and port are malformed, or a character of the password was taken for a delimiter.
     """
     try:
         parts = urlsplit(f"//{rest}")
         port = parts.port
-    except ValueError:  # its words repeat what they are about
+    except ValueError:  # its text repeats the URL
         raise ValueError(f"has a host or port that is none; {ENCODE_HINT}") from None
     if "@" in parts.path + parts.query or (port is not None and not 0 < port <= _MAX_PORT):
         raise ValueError(f"has a host or port that is none; {ENCODE_HINT}")

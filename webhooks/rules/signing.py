@@ -1,10 +1,7 @@
-"""Signatures of Standard Webhooks: how a receiver knows that a request is ours and was not changed.
+"""Signatures of the Standard Webhooks specification 1.0, and the forms of their secrets.
 
-Owns the forms of secrets and the arithmetic of signatures; pure. Never stores a secret (`vault` seals them) and never
-decides which ones a webhook has. Called by `delivery` and `cli`.
-
-Source: the Standard Webhooks specification 1.0. What is signed is ``id.timestamp.body``; a signature is ``v1,`` with
-HMAC-SHA256 or ``v1a,`` with Ed25519 (RFC 8032), in base64.
+The signed content is ``id.timestamp.body``. A signature is ``v1,`` with HMAC-SHA256 or ``v1a,`` with Ed25519
+(RFC 8032), in base64.
 """
 
 import binascii
@@ -21,25 +18,24 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from webhooks.errors import InvalidWebhook
 
-#: Bytes that a symmetric secret may have (the specification's bounds), and that one of ours has.
+#: The specification's bounds of a symmetric secret, and the length of ours.
 _MIN_SECRET_BYTES, _MAX_SECRET_BYTES = 24, 64
 _OUR_SECRET_BYTES = 32
-#: An Ed25519 seed; and the seed with its public key behind it, as other senders write private keys.
+#: An Ed25519 seed, and a seed followed by its public key.
 _SEED_BYTES, _KEY_PAIR_BYTES = 32, 64
-#: Secrets ready for use that a process keeps, so that not each attempt has to make them ready.
+#: Parsed secrets per process.
 _CACHE_SIZE = 10_000
 
 
 class Scheme(StrEnum):
     """How a request is signed."""
 
-    #: HMAC-SHA256: who can check a signature can also make one.
+    #: HMAC-SHA256, with a shared secret.
     V1 = "v1"
-    #: Ed25519: checked with a public key.
+    #: Ed25519, with a public key.
     V1A = "v1a"
 
 
-#: What each scheme's secrets begin with.
 _PREFIXES = {Scheme.V1: "whsec_", Scheme.V1A: "whsk_"}
 _PUBLIC_PREFIX = "whpk_"
 
@@ -54,10 +50,10 @@ def new_secret(scheme: Scheme = Scheme.V1) -> str:
 
 
 def find_scheme(secret: str) -> Scheme:
-    """Say what a secret is for, and check it.
+    """Return the scheme of a secret, and validate it.
 
     Raises:
-        InvalidWebhook: it is none; the text does not repeat it.
+        InvalidWebhook: it is invalid; the text does not repeat it.
     """
     scheme = next((scheme for scheme, prefix in _PREFIXES.items() if secret.startswith(prefix)), None)
     if scheme is None:
@@ -70,7 +66,7 @@ def public_key(private_key: str) -> str:
     """Return the public key ``whpk_…`` of a private key ``whsk_…``.
 
     Raises:
-        InvalidWebhook: it is none.
+        InvalidWebhook: it is invalid.
     """
     key = _read_ed25519(private_key)
     return _write(_PUBLIC_PREFIX, key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw))
@@ -80,13 +76,13 @@ def sign(using: Iterable[str], message_id: str, timestamp: int, body: bytes) -> 
     """Return the value of the header ``webhook-signature``.
 
     Args:
-        using: secrets; each gives one signature, in their order. During a rotation there are several.
+        using: secrets; each gives one signature, in order. During a rotation there are several.
         message_id: the value of ``webhook-id``.
         timestamp: the value of ``webhook-timestamp``, seconds since 1970.
         body: as it is sent.
 
     Raises:
-        InvalidWebhook: one of the secrets is none.
+        InvalidWebhook: one of the secrets is invalid.
     """
     content = f"{message_id}.{timestamp}.".encode() + body
     return " ".join(_load(secret)(content) for secret in using)
@@ -94,7 +90,7 @@ def sign(using: Iterable[str], message_id: str, timestamp: int, body: bytes) -> 
 
 @lru_cache(maxsize=_CACHE_SIZE)
 def _load(secret: str) -> Callable[[bytes], str]:
-    """Return what makes one secret's signature of some content."""
+    """Return the function that signs content with a secret."""
     if secret.startswith(_PREFIXES[Scheme.V1A]):
         key = _read_ed25519(secret)
         return lambda content: f"v1a,{b64encode(key.sign(content)).decode()}"
