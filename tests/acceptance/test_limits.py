@@ -7,24 +7,16 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import pytest
 import redis
 
-from tests.acceptance.conftest import Stack
+from tests.acceptance.conftest import QUICK, Stack
 from tests.lab.receiver import Receiver, reply
 from tests.lab.samples_data import read_sample
 from tests.lab.worker import wait_until
 
 EVENT = read_sample("event-task-create")
-#: Short deadlines, so that what Redis lost is soon known to be lost.
-QUICK: Any = {
-    "WEBHOOKS_TOTAL_TIMEOUT_S": "1",
-    "WEBHOOKS_CONNECT_TIMEOUT_S": "1",
-    "WEBHOOKS_MONGODB_TIMEOUT_S": "1",
-    "WEBHOOKS_SWEEP_INTERVAL_S": "1",
-}
 #: Seconds within which a change of a webhook takes effect on all workers.
 CHANGED_WITHIN_S = 5.0
 #: Requests that may come besides in some seconds: on their way one may be late, and the next one not.
