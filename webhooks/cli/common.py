@@ -5,12 +5,10 @@ All that is printed may come from strangers, such as a receiver's response, and 
 
 import json
 import math
-import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from functools import cached_property
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import click
@@ -19,15 +17,11 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.text import Text
 
-from webhooks.config import get_settings
 from webhooks.errors import InvalidWebhook
 from webhooks.models.wire import make_safe, parse_object_id, to_wire
-from webhooks.store.deadletters import DeadLetterStore
-from webhooks.store.deliveries import DeliveryStore
-from webhooks.store.gates import GateStore
-from webhooks.store.held import HeldDeliveries
-from webhooks.store.logs import LogStore
-from webhooks.store.mongo import Document, open_database
+from webhooks.rules.times import parse_time
+from webhooks.store.mongo import Document
+from webhooks.store.stores import Stores
 from webhooks.store.webhooks import WebhookStore, read_stored
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -40,55 +34,9 @@ _INDENT = "    "
 #: The most that `-n` takes: what MongoDB can count to is not much more.
 MAX_LIMIT = 1_000_000_000
 
-_AGO = re.compile(r"(\d{1,9})([smhdw])", re.ASCII)
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-
 
 #: What of a webhook's secrets and headers is not secret.
 _SHOWN_OF = {"secrets": ("id", "scheme", "public", "createdAt", "expiresAt"), "headers": ("name", "value")}
-
-
-class Stores:
-    """The collections, opened when a command first asks for one."""
-
-    @cached_property
-    def _database(self) -> Any:
-        return open_database(get_settings().mongodb_url, get_settings().mongodb_timeout_s)
-
-    @cached_property
-    def webhooks(self) -> WebhookStore:
-        """Who wants which events."""
-        return WebhookStore(self._database)
-
-    @cached_property
-    def logs(self) -> LogStore:
-        """One document per attempt."""
-        return LogStore(self._database)
-
-    @cached_property
-    def dead_letters(self) -> DeadLetterStore:
-        """One document per message that no worker could handle."""
-        return DeadLetterStore(self._database)
-
-    @cached_property
-    def gates(self) -> GateStore:
-        """What lets each webhook's deliveries through."""
-        return GateStore(self._database)
-
-    @cached_property
-    def deliveries(self) -> DeliveryStore:
-        """What is still owed."""
-        return DeliveryStore(self._database, get_settings().claim_s, get_settings().mongodb_timeout_s)
-
-    @cached_property
-    def held(self) -> HeldDeliveries:
-        """Of what is owed, what is kept."""
-        return HeldDeliveries(self._database, self.deliveries)
-
-    def close(self) -> None:
-        """Close the connections, if any was opened."""
-        if "_database" in self.__dict__:
-            self._database.client.close()
 
 
 def get_stores() -> Stores:
@@ -127,43 +75,6 @@ class InstantParam(click.ParamType):
             return parse_time(value, datetime.now(UTC))
         except ValueError as error:
             self.fail(str(error), param, ctx)
-
-
-def parse_time(text: str, present: datetime) -> datetime:
-    """Read an instant that a person typed.
-
-    Args:
-        text: ``90s``, ``30m``, ``2h``, ``7d``, ``1w`` ago, or an ISO 8601 date with or without time and zone.
-        present: what "ago" counts from.
-
-    Raises:
-        ValueError: in words fit for a user.
-    """
-    try:
-        if _AGO.fullmatch(text):
-            return present - parse_duration(text)
-        instant = datetime.fromisoformat(text)
-        return (instant if instant.tzinfo else instant.replace(tzinfo=UTC)).astimezone(UTC)
-    except (ValueError, OverflowError):
-        raise ValueError(
-            f"{text!r} is no time: give how long ago, such as 90s 30m 2h 7d, or a date, such as 2026-05-05T19:54Z "
-            "(UTC unless it has a zone)"
-        ) from None
-
-
-def parse_duration(text: str) -> timedelta:
-    """Read how long something lasts: ``90s``, ``30m``, ``2h``, ``7d``, ``1w``.
-
-    Raises:
-        ValueError: in words fit for a user.
-    """
-    match = _AGO.fullmatch(text)
-    try:
-        if match:
-            return timedelta(**{_UNITS[match[2]]: int(match[1])})
-    except OverflowError:
-        pass
-    raise ValueError(f"{text!r} is no span of time, such as 90s 30m 2h 7d")
 
 
 def company_option(function: _F) -> _F:

@@ -19,7 +19,6 @@ from webhooks.cli.common import (
     find_webhook,
     get_stores,
     json_option,
-    parse_duration,
     print_error,
     print_json,
 )
@@ -30,6 +29,7 @@ from webhooks.models import COTWebhook, format_instant, now
 from webhooks.models.webhook import MAX_SECRETS, SigningSecret
 from webhooks.rules.encryption import Use, Vault, new_key
 from webhooks.rules.signing import Scheme, find_scheme, new_secret, public_key
+from webhooks.rules.times import parse_duration
 from webhooks.store.mongo import Document
 from webhooks.store.webhooks import read_stored
 

@@ -8,13 +8,15 @@ from typing import Any
 from bson import ObjectId
 from kombu.exceptions import OperationalError
 
-from webhooks.cli.common import Cell, Stores, why_unusable
+from webhooks.cli.common import Cell, why_unusable
 from webhooks.config import get_settings
 from webhooks.models import format_instant
 from webhooks.producer.app import app
 from webhooks.rules.lanes import SEND_QUEUE, lane_of_webhook
+from webhooks.rules.times import describe_span
 from webhooks.store.gates import By, Gate, State
 from webhooks.store.mongo import Document
+from webhooks.store.stores import Stores
 from webhooks.transport.channel import Channel
 from webhooks.transport.messages import LaneState
 
@@ -27,7 +29,6 @@ _SHOWN_NOTICES = 5
 
 _BY = {By.HEALTH: "by its endpoint's failures", By.OPERATOR: "by an operator"}
 _STYLES = {State.OPEN: "green", State.PAUSED: "yellow", State.RECOVERING: "cyan", State.STOPPED: "red"}
-_UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 
 
 def read_lane(lane: str) -> LaneState | None:
@@ -117,11 +118,12 @@ def describe_status(document: Document, standing: WebhookStatus) -> list[list[st
     state = describe_state(document, gate)
     rows: list[list[str | Cell]] = [["state", Cell(_describe_gate(state.text, gate, present), state.style)]]
     if gate.hold_until is not None and gate.is_held_back(present):
-        text = f"{_span(present, gate.hold_until)} more, until {format_instant(gate.hold_until)}: its receiver asked"
+        span = describe_span(present, gate.hold_until)
+        text = f"{span} more, until {format_instant(gate.hold_until)}: its receiver asked"
         rows.append(["held back", text])
     rows.append(["owed", f"{count(standing.kept)} kept, {count(standing.outstanding)} to be sent"])
     if standing.oldest_at is not None:
-        since = f"{_span(standing.oldest_at, present)}, since {format_instant(standing.oldest_at)}"
+        since = f"{describe_span(standing.oldest_at, present)}, since {format_instant(standing.oldest_at)}"
         rows.append(["oldest", f"{standing.oldest_id}: owed for {since}"])
     if standing.lane is not None:
         lane = standing.lane
@@ -142,7 +144,7 @@ def _describe_gate(state: str, gate: Gate, present: datetime) -> str:
     if gate.state is State.RECOVERING:
         text += f", {gate.rate:g} per second"
     if gate.since is not None:
-        text += f" for {_span(gate.since, present)}, since {format_instant(gate.since)}"
+        text += f" for {describe_span(gate.since, present)}, since {format_instant(gate.since)}"
     if gate.by is not None:
         text += f", {_BY[gate.by]}"
     return text + (f": {gate.reason}" if gate.reason else "")
@@ -151,16 +153,3 @@ def _describe_gate(state: str, gate: Gate, present: datetime) -> str:
 def count(number: int) -> str:
     """Write a number that was counted up to `COUNT_LIMIT`."""
     return f"{number}{'+' if number == COUNT_LIMIT else ''}"
-
-
-def _span(start: datetime, end: datetime) -> str:
-    """Write the time between two instants, in its two greatest units."""
-    left = max(0, round((end - start).total_seconds()))
-    parts = []
-    for size, unit in _UNITS:
-        number, left = divmod(left, size)
-        if number:
-            parts.append(f"{number} {unit}")
-        elif parts:
-            break
-    return " ".join(parts[:2]) or "0 s"

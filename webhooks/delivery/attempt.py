@@ -46,6 +46,21 @@ def make_delivery_id(event_id: str, webhook_id: ObjectId) -> str:
     return f"msg_{digest[:32]}"
 
 
+def plain_headers(delivery_id: str, started_at: datetime) -> dict[str, str]:
+    """Return the headers of a request of which nothing is secret, those of Standard Webhooks among them.
+
+    Args:
+        delivery_id: of the delivery.
+        started_at: when the attempt began.
+    """
+    return {
+        "Content-Type": "application/json",
+        "User-Agent": USER_AGENT,
+        "webhook-id": delivery_id,
+        "webhook-timestamp": str(int(started_at.timestamp())),
+    }
+
+
 def describe_input(arguments: Sequence[object]) -> str:
     """Say in some words which event somebody handed in, whatever it is, without its payload.
 
@@ -284,20 +299,13 @@ class AttemptRunner:
         Raises:
             SecretUnreadable: a request must go out with its signatures and headers, or not at all.
         """
-        # The headers of Standard Webhooks; the time is the attempt's.
-        timestamp = int(started_at.timestamp())
-        headers = {
-            "Content-Type": "application/json",
-            "User-Agent": USER_AGENT,
-            "webhook-id": delivery_id,
-            "webhook-timestamp": str(timestamp),
-        }
+        headers = plain_headers(delivery_id, started_at)
         if webhook.secrets:
             valid = [s for s in webhook.secrets if s.is_valid_at(started_at)]
             if not valid:
                 raise SecretUnreadable("all have expired")
             secrets = [self._vault.open(secret.sealed, webhook.id, Use.SIGN) for secret in valid]
-            headers["webhook-signature"] = sign(secrets, delivery_id, timestamp, body)
+            headers["webhook-signature"] = sign(secrets, delivery_id, int(started_at.timestamp()), body)
         for header in webhook.headers:
             headers[header.name] = header.value or self._vault.open(header.sealed or "", webhook.id, Use.HEADER)
         return headers

@@ -15,7 +15,7 @@ from typing import Any
 from webhooks.models import TRIGGERS
 from webhooks.transport.headers import OTHERS
 
-_DELIVER = "webhooks.deliver"
+_DELIVER = DELIVER_QUEUE = "webhooks.deliver"
 SEND_QUEUE = "webhooks.send"
 #: Queues with lanes, and whether what is in hand of one of them is bounded: the fan-out is over in milliseconds.
 QUEUES: Mapping[str, bool] = {"celery": False, "webhooks.deliver": False, SEND_QUEUE: True}
@@ -40,6 +40,15 @@ def lane_of_event(event: Mapping[str, Any]) -> str:
         return f"{company}/{kind}/-"
     part = hashlib.sha256(repr(ids).lower().encode(errors="replace")).hexdigest()[:_DIGITS]
     return f"{company}/{kind}/{part}"
+
+
+def lane_of_text(body: str) -> str:
+    """Return the lane of an event's JSON text, or of what somebody put in its place."""
+    try:
+        event = json.loads(body)
+    except (ValueError, RecursionError):
+        return OTHERS
+    return lane_of_event(event) if isinstance(event, Mapping) else OTHERS
 
 
 def parent_lane(company: object, event_type: str) -> str:

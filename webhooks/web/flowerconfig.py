@@ -5,6 +5,8 @@ from ipaddress import ip_address
 import click
 from tornado.options import options
 
+from webhooks.web.extension import install
+from webhooks.web.pages import HANDLERS
 from webhooks.web.queues import count_lanes
 
 
@@ -36,3 +38,6 @@ max_tasks = 10_000
 
 # What waits in lanes counts as well.
 count_lanes()
+
+# The tab "Webhooks".
+install(HANDLERS)
