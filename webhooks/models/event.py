@@ -61,11 +61,11 @@ class COTEvent(WireModel):
     @classmethod
     def _check_diff(cls, value: object) -> object:
         if not isinstance(value, Mapping):
-            raise ValueError("must be an object; leave the key out where nothing was edited")  # noqa: TRY004 - for pydantic
+            raise ValueError("must be an object; leave the key out if nothing was edited")  # noqa: TRY004 - for pydantic
         value = {pointer: cls._undo_reference(change) for pointer, change in value.items()}
         for pointer, change in value.items():
             if pointer and not str(pointer).startswith("/"):  # RFC 6901
-                raise ValueError("has a key that is no JSON Pointer")
+                raise ValueError("has a key that is not a JSON Pointer")
             if not isinstance(change, Mapping) or not {"previous", "changedTo"} <= change.keys():
                 raise ValueError('has a change without "previous" and "changedTo"')
         return value
@@ -107,12 +107,8 @@ def _user_id(extra_data: object) -> ObjectId | None:
 
 
 def parse_event(value: object, max_bytes: int) -> COTEvent:
-    """Check a dict or a COTEvent against the contract.
-
-    Raises:
-        InvalidEvent: names every field and reason; repeats no value.
-    """
-    # A COTEvent is judged by its Python values: its wire form has strings for values that JSON does not have.
+    """Check a dict or a COTEvent; raise InvalidEvent with every field and reason, without values."""
+    # A COTEvent is checked by its Python values: its wire form has strings for values that JSON does not have.
     given = dict(value) if isinstance(value, COTEvent) else value
     if not isinstance(given, dict):
         _refuse(f"it must be an object (a dict or a COTEvent), not a Python {show(type(value).__name__)}")
@@ -135,11 +131,7 @@ def parse_event(value: object, max_bytes: int) -> COTEvent:
 
 
 def parse_event_text(text: str, max_bytes: int) -> COTEvent:
-    """Read an event from JSON text and check it.
-
-    Raises:
-        InvalidEvent: also for text that is not JSON, and for a duplicate key.
-    """
+    """Read and check an event; raise InvalidEvent also if it is not JSON, or has a duplicate key."""
     if (canonical := _read_canonical(text, max_bytes)) is not None:
         return canonical
     try:
@@ -203,7 +195,7 @@ _DECODER = json.JSONDecoder(parse_int=_read_safe_digits)
 def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        _refuse("a key stands twice in one object")
+        _refuse("a key appears twice in one object")
     return found
 
 

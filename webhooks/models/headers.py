@@ -43,11 +43,7 @@ _HOP_BY_HOP = {
 
 
 def check_header(name: str, value: str) -> None:
-    """Check an extra header.
-
-    Raises:
-        ValueError: for the user to read; without the value.
-    """
+    """Check an extra header; raise ValueError with a text for the user, without the value."""
     check_header_name(name)
     if len(value) > MAX_VALUE_CHARS:
         raise ValueError(f"the value of {name} is longer than {MAX_VALUE_CHARS} characters")
@@ -61,11 +57,7 @@ def fold_name(name: str) -> str:
 
 
 def check_header_name(name: str) -> None:
-    """Check an extra header's name.
-
-    Raises:
-        ValueError: for the user to read.
-    """
+    """Check an extra header's name; raise ValueError with a text for the user."""
     if not _NAME.fullmatch(name):
         raise ValueError("a header's name must be letters, digits, - and _ only, up to 100")
     if fold_name(name) in _OURS:

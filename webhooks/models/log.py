@@ -100,11 +100,7 @@ class COTWebhookLog(WireModel):
 
     @property
     def details(self) -> AttemptDetails:
-        """The attempt's details, of a log made by this package.
-
-        Raises:
-            ValueError: another system made the log.
-        """
+        """The attempt's details; raises ValueError for a log of another system."""
         if self.attempt is None:
             raise ValueError(f"log {self.id} has no details of its attempt")
         return self.attempt

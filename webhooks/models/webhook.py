@@ -156,7 +156,7 @@ class COTWebhook(WireModel):
     def _check_headers(cls, headers: tuple[ExtraHeader, ...]) -> tuple[ExtraHeader, ...]:
         names = [fold_name(header.name) for header in headers]
         if len(set(names)) < len(names):
-            raise ValueError("one name stands there twice")
+            raise ValueError("a name appears twice")
         return headers
 
     def to_bson(self) -> dict[str, Any]:
@@ -207,11 +207,7 @@ def why_bad_url(url: str) -> str | None:
 
 
 def parse_webhook(value: Mapping[str, Any]) -> COTWebhook:
-    """Check a webhook as typed in or stored.
-
-    Raises:
-        InvalidWebhook: names every field and reason.
-    """
+    """Check a webhook; raise InvalidWebhook, with every field and reason, if it is unusable."""
     try:
         return COTWebhook.model_validate(value)
     except ValidationError as error:

@@ -50,11 +50,7 @@ def format_instant(instant: datetime) -> str:
 
 
 def parse_instant(value: object) -> datetime:
-    """Read ``YYYY-MM-DDTHH:mm:ss.SSSZ``, or accept an aware datetime.
-
-    Raises:
-        ValueError: for the user to read.
-    """
+    """Read ``YYYY-MM-DDTHH:mm:ss.SSSZ`` or accept an aware datetime; raise ValueError for the user to read."""
     if isinstance(value, datetime):
         if value.tzinfo is None:
             raise ValueError("a date must have a time zone")
@@ -64,15 +60,11 @@ def parse_instant(value: object) -> datetime:
     try:
         return datetime.fromisoformat(value)
     except ValueError:
-        raise ValueError("is not a day and time that exist") from None
+        raise ValueError("is not an existing date and time") from None
 
 
 def parse_object_id(value: object) -> ObjectId:
-    """Read 24 hexadecimal digits, or accept an ObjectId.
-
-    Raises:
-        ValueError: for the user to read.
-    """
+    """Read 24 hexadecimal digits or accept an ObjectId; raise ValueError for the user to read."""
     if isinstance(value, ObjectId):
         return value
     if isinstance(value, str) and _HEX_24.fullmatch(value):
@@ -139,15 +131,11 @@ class Unstorable(Exception):
 
 
 def to_storable(value: dict[Any, Any], max_items: int) -> dict[str, Any]:
-    """Convert a tree to its wire form, and check that JSON and BSON can hold it.
+    """Convert a tree to its wire form; raise Unstorable for the first value that JSON or BSON cannot hold.
 
     Args:
         value: dicts and lists, with ObjectIds and aware datetimes.
-        max_items: how many values it may hold. One Python list can appear in many places, so a small object can be an
-            endless text.
-
-    Raises:
-        Unstorable: for the first value that cannot be held.
+        max_items: how many values it may hold: a small object can be an endless text if one list appears many times.
     """
     items_left = max_items
 
@@ -215,7 +203,7 @@ def _why_bad_keys(keys: dict[Any, Any]) -> str | None:
         text = "".join(keys)
     except TypeError:
         kind = next(type(key).__name__ for key in keys if not isinstance(key, str))
-        return f"has a key that is no string but a Python {kind}"
+        return f"has a key that is not a string but a Python {kind}"
     if "\x00" in text:
         return "has a key with a NUL character, which MongoDB cannot hold"
     return "has a key with half of a surrogate pair, which UTF-8 cannot hold" if _has_surrogate(text) else None

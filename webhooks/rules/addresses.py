@@ -47,8 +47,8 @@ class Verdict(StrEnum):
         return self in {Verdict.PUBLIC, Verdict.LISTED}
 
 
-def _table(*rows: tuple[str, Verdict]) -> tuple[tuple[Network, Verdict], ...]:
-    return tuple((ip_network(cidr), verdict) for cidr, verdict in rows)
+def _table(*rows: tuple[str, Verdict]) -> dict[Network, Verdict]:
+    return {ip_network(cidr): verdict for cidr, verdict in rows}
 
 
 #: First match wins.
@@ -130,15 +130,14 @@ def classify(address: Address | str, allowed_networks: Iterable[Network]) -> Ver
     if ip.scope_id is not None:
         # RFC 4007: a zone is local to this machine, so the address is not public.
         return Verdict.ZONED
-    inner = _embedded(ip)
-    if inner:
+    if inner := _embedded(ip):
         verdicts = [classify(part, allowed) for part in inner]
         return next((verdict for verdict in verdicts if not verdict.is_allowed), verdicts[0])
     return _look_up(ip, _IPV6) or (Verdict.PUBLIC if ip in _GLOBAL_UNICAST else Verdict.RESERVED)
 
 
-def _look_up(ip: Address, table: tuple[tuple[Network, Verdict], ...]) -> Verdict | None:
-    return next((verdict for network, verdict in table if ip in network), None)
+def _look_up(ip: Address, table: dict[Network, Verdict]) -> Verdict | None:
+    return next((verdict for network, verdict in table.items() if ip in network), None)
 
 
 def _embedded(ip: IPv6Address) -> tuple[IPv4Address, ...]:
@@ -149,9 +148,7 @@ def _embedded(ip: IPv6Address) -> tuple[IPv4Address, ...]:
     """
     number = int(ip)
     last = IPv4Address(number & 0xFFFF_FFFF)
-    if ip in _NAT64:
-        return (last,)
-    if ip in _COMPATIBLE and number > 1:  # not :: and ::1
+    if ip in _NAT64 or (ip in _COMPATIBLE and number > 1):  # not :: and ::1
         return (last,)
     if ip in _SIX_TO_FOUR:
         return (IPv4Address(number >> 80 & 0xFFFF_FFFF),)

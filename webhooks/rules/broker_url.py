@@ -2,6 +2,7 @@
 
 import re
 import ssl
+from contextlib import suppress
 from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 
 from webhooks.errors import ENCODE_HINT
@@ -19,25 +20,21 @@ _TLS_OPTIONS = frozenset(
 )
 _OPTION = re.compile(r"[a-z_]{1,40}", re.ASCII)
 _DATABASE = re.compile(r"/{0,2}[0-9]{0,9}", re.ASCII)
-_MAX_PORT = 65535
 
 _REFUSED_SCHEMES = {
-    "sentinel": "sentinel:// is not supported: set redis://… with an address that always leads to the master",
-    "memory": "memory:// forgets every event when its process ends, and is for tests alone: set redis://…",
+    "sentinel": "sentinel:// is not supported: set redis://… with an address that always reaches the primary",
+    "memory": "memory:// loses every event when its process ends, and is for tests only: set redis://…",
 }
 
 
 def read_broker_url(url: str, *, is_test: bool = False) -> str:
-    """Return the URL in the form that kombu, redis-py and Flower all read.
+    """Return the URL in the form that kombu, redis-py and Flower all read; raise ValueError with reason and remedy.
 
     ``valkey`` becomes ``redis``. With TLS, certificates are verified by default, unlike in kombu.
 
     Args:
         url: as set by the user.
         is_test: whether ``memory://`` is allowed.
-
-    Raises:
-        ValueError: the reason and the remedy.
     """
     url = url.strip()
     if not url:
@@ -81,9 +78,9 @@ def tls_options(url: str) -> dict[str, object] | None:
 def _read_amqp(url: str) -> str:
     scheme, separator, rest = url.partition("://")
     if not separator or scheme.lower() not in _AMQP_SCHEMES:
-        raise ValueError(f"holds a ; that no amqp://… follows; {ENCODE_HINT}")
+        raise ValueError(f"holds a ; without amqp://… after it; {ENCODE_HINT}")
     if _split(rest).query:
-        raise ValueError("holds options behind a ?, which are not supported: leave them out")
+        raise ValueError("holds options after a ?, which are not supported: leave them out")
     return f"{scheme.lower()}://{rest}"
 
 
@@ -92,7 +89,7 @@ def _read_redis(scheme: str, rest: str) -> str:
         raise ValueError(f"holds a ;: set one Redis, or {ENCODE_HINT}")
     parts = _split(rest)
     if not _DATABASE.fullmatch(parts.path):
-        raise ValueError(f"has a database that is no number, such as the 0 of redis://127.0.0.1/0; {ENCODE_HINT}")
+        raise ValueError(f"has a database that is not a number, such as the 0 of redis://127.0.0.1/0; {ENCODE_HINT}")
     options = _read_options(parts.query)
     if scheme == "rediss":
         options = {"ssl_cert_reqs": "required", **options}
@@ -110,19 +107,12 @@ def _read_socket(rest: str) -> str:
 
 
 def _split(rest: str) -> SplitResult:
-    """Split what follows the scheme.
-
-    Raises:
-        ValueError: host and port are malformed, or a character of the password was taken for a delimiter.
-    """
-    try:
+    """Split what follows the scheme; raise ValueError for a malformed host or port, or an unescaped delimiter."""
+    with suppress(ValueError):  # its text repeats the URL
         parts = urlsplit(f"//{rest}")
-        port = parts.port
-    except ValueError:  # its text repeats the URL
-        raise ValueError(f"has a host or port that is none; {ENCODE_HINT}") from None
-    if "@" in parts.path + parts.query or (port is not None and not 0 < port <= _MAX_PORT):
-        raise ValueError(f"has a host or port that is none; {ENCODE_HINT}")
-    return parts
+        if parts.port != 0 and "@" not in parts.path + parts.query:
+            return parts
+    raise ValueError(f"has a malformed host or port; {ENCODE_HINT}")
 
 
 def _read_options(query: str) -> dict[str, str]:

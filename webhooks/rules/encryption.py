@@ -1,7 +1,7 @@
 """Encrypts stored secrets with a key that is in no database (Fernet: AES-128-CBC with HMAC-SHA256).
 
 A sealed secret opens only for its webhook and use. So write access to the collection does not let a secret be used for
-another webhook's signatures or headers. (It does let a webhook's URL be changed.)
+another webhook's signatures or headers. (It does allow a change of a webhook's URL.)
 """
 
 from collections.abc import Callable, Sequence
@@ -44,14 +44,7 @@ class Vault:
     """Seals and opens secrets; thread-safe."""
 
     def __init__(self, keys: Sequence[str]) -> None:
-        """Make a vault.
-
-        Args:
-            keys: the first one seals, every one opens; none: nothing can be sealed or opened.
-
-        Raises:
-            ValueError: one of them is malformed.
-        """
+        """Seal with the first key and open with any; without keys do neither. Raises ValueError for a malformed key."""
         self._fernet = MultiFernet([Fernet(key) for key in keys]) if keys else None
         self._open = lru_cache(_CACHE_SIZE)(self._open_now)
 
@@ -61,27 +54,15 @@ class Vault:
         return self._fernet is not None
 
     def seal(self, secret: str, webhook_id: ObjectId, use: Use) -> str:
-        """Encrypt a secret for storage in a webhook.
-
-        Raises:
-            SecretUnreadable: there is no key.
-        """
+        """Encrypt a secret for storage in a webhook; raise SecretUnreadable without a key."""
         return self.require_key().encrypt(f"{webhook_id}:{use}:{secret}".encode()).decode()
 
     def require_key(self) -> MultiFernet:
-        """Check that there is a key.
-
-        Raises:
-            SecretUnreadable: there is none; with the remedy.
-        """
+        """Return the cipher; raise SecretUnreadable, with the remedy, without a key."""
         return self._need_key(_NEW_KEY)
 
     def open(self, sealed: str, webhook_id: ObjectId, use: Use) -> str:
-        """Decrypt a secret that was sealed for this webhook and use.
-
-        Raises:
-            SecretUnreadable: the key is missing or another one, or it was sealed for another webhook or use.
-        """
+        """Decrypt a secret; raise SecretUnreadable without the right key, or if it is for another webhook or use."""
         return self._open(sealed, webhook_id, use)
 
     def _open_now(self, sealed: str, webhook_id: ObjectId, use: Use) -> str:
@@ -92,11 +73,7 @@ class Vault:
         return secret
 
     def reseal(self, sealed: str) -> str:
-        """Encrypt a sealed secret again, with the first key.
-
-        Raises:
-            SecretUnreadable: the key is missing or another one.
-        """
+        """Encrypt a sealed secret with the first key; raise SecretUnreadable without the right key."""
         return _decipher(self._need_key(_SAME_KEY).rotate, sealed)
 
     def _need_key(self, remedy: str = "") -> MultiFernet:

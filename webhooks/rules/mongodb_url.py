@@ -20,7 +20,7 @@ _ONE_TIMEOUT = "set WEBHOOKS_MONGODB_TIMEOUT_S instead"
 _REFUSED: dict[str, tuple[str | None, str]] = {
     "w": ("majority", _NOT_LOST),
     "journal": ("true", _NOT_LOST),
-    "fsync": ("false", "it stands against the journal, which is waited for"),
+    "fsync": ("false", "it conflicts with the journal, which is required"),
     "retrywrites": ("true", "a write whose answer is lost must not be made twice"),
     "readconcernlevel": ("local", "what is decided follows from the newest state of the primary"),
     "tz_aware": ("true", "dates are compared with their zone"),
@@ -37,11 +37,7 @@ _OVERRULED = frozenset({"readpreference", "readpreferencetags", "maxstalenesssec
 
 
 def read_mongodb_url(url: str) -> str:
-    """Return the URL without surrounding white space.
-
-    Raises:
-        ValueError: the reason and the remedy.
-    """
+    """Return the URL without surrounding white space; raise ValueError with reason and remedy."""
     url = url.strip()
     if not url:
         raise ValueError(f"is empty: set it to mongodb://…, or unset it for {_EXAMPLE}")

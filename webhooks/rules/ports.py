@@ -39,14 +39,11 @@ REFUSED_PORTS = _BAD_PORTS | _STORE_PORTS
 
 
 def check_port(port: int, allowed_ports: frozenset[int] | None) -> None:
-    """Check the port of a URL.
+    """Raise NoResponse (NOT_ALLOWED) for a port that is not allowed.
 
     Args:
         port: between 1 and 65535.
         allowed_ports: ``WEBHOOKS_ALLOWED_PORTS``; None: all but `REFUSED_PORTS`.
-
-    Raises:
-        NoResponse: kind NOT_ALLOWED.
     """
     is_allowed = port not in REFUSED_PORTS if allowed_ports is None else port in allowed_ports
     if not is_allowed:

@@ -34,7 +34,7 @@ _BROKER_REMEDIES: tuple[tuple[type[BaseException] | tuple[type[BaseException], .
     (OutOfMemoryError, "its memory is full: let workers empty it, or raise its maxmemory"),
     (ReadOnlyError, f"it is a replica: set {_BROKER} to the primary"),
     (BusyLoadingError, "it is reading its data: wait"),
-    (InvalidResponse, f"what answers there is no Redis: check host and port in {_BROKER}"),
+    (InvalidResponse, f"the server is not a Redis: check host and port in {_BROKER}"),
     (ssl.SSLError, f"check the server's certificate, and the TLS options of {_BROKER}"),
     (redis.ResponseError, f"check {_BROKER}, and the server's settings"),
 )

@@ -50,11 +50,7 @@ def new_secret(scheme: Scheme = Scheme.V1) -> str:
 
 
 def find_scheme(secret: str) -> Scheme:
-    """Return the scheme of a secret, and validate it.
-
-    Raises:
-        InvalidWebhook: it is invalid; the text does not repeat it.
-    """
+    """Validate a secret and return its scheme; raise InvalidWebhook, without the secret, if it is invalid."""
     scheme = next((scheme for scheme, prefix in _PREFIXES.items() if secret.startswith(prefix)), None)
     if scheme is None:
         raise InvalidWebhook("invalid secret: must begin with whsec_ or whsk_")
@@ -63,26 +59,19 @@ def find_scheme(secret: str) -> Scheme:
 
 
 def public_key(private_key: str) -> str:
-    """Return the public key ``whpk_…`` of a private key ``whsk_…``.
-
-    Raises:
-        InvalidWebhook: it is invalid.
-    """
+    """Return the public key ``whpk_…`` of a private key ``whsk_…``; raise InvalidWebhook if it is invalid."""
     key = _read_ed25519(private_key)
     return _write(_PUBLIC_PREFIX, key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw))
 
 
 def sign(using: Iterable[str], message_id: str, timestamp: int, body: bytes) -> str:
-    """Return the value of the header ``webhook-signature``.
+    """Return the header ``webhook-signature``; raise InvalidWebhook for an invalid secret.
 
     Args:
         using: secrets; each gives one signature, in order. During a rotation there are several.
-        message_id: the value of ``webhook-id``.
-        timestamp: the value of ``webhook-timestamp``, seconds since 1970.
+        message_id: the header ``webhook-id``.
+        timestamp: the header ``webhook-timestamp``, seconds since 1970.
         body: as it is sent.
-
-    Raises:
-        InvalidWebhook: one of the secrets is invalid.
     """
     content = f"{message_id}.{timestamp}.".encode() + body
     return " ".join(_load(secret)(content) for secret in using)
@@ -97,7 +86,7 @@ def _load(secret: str) -> Callable[[bytes], str]:
     raw = _read(secret, _PREFIXES[Scheme.V1])
     if not _MIN_SECRET_BYTES <= len(raw) <= _MAX_SECRET_BYTES:
         raise InvalidWebhook(
-            f"invalid secret: must be {_MIN_SECRET_BYTES} to {_MAX_SECRET_BYTES} bytes in base64 behind whsec_"
+            f"invalid secret: must be {_MIN_SECRET_BYTES} to {_MAX_SECRET_BYTES} bytes in base64 after whsec_"
         )
     return lambda content: f"v1,{b64encode(hmac.digest(raw, content, hashlib.sha256)).decode()}"
 
@@ -105,10 +94,10 @@ def _load(secret: str) -> Callable[[bytes], str]:
 def _read_ed25519(private_key: str) -> Ed25519PrivateKey:
     raw = _read(private_key, _PREFIXES[Scheme.V1A])
     if len(raw) not in (_SEED_BYTES, _KEY_PAIR_BYTES):
-        raise InvalidWebhook("invalid private key: must be 32 or 64 bytes in base64 behind whsk_")
+        raise InvalidWebhook("invalid private key: must be 32 or 64 bytes in base64 after whsk_")
     key = Ed25519PrivateKey.from_private_bytes(raw[:_SEED_BYTES])
     if raw[_SEED_BYTES:] not in (b"", key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)):
-        raise InvalidWebhook("invalid private key: its two halves do not belong together")
+        raise InvalidWebhook("invalid private key: its public key does not match")
     return key
 
 
@@ -118,7 +107,7 @@ def _read(text: str, prefix: str) -> bytes:
     try:
         return b64decode(text.removeprefix(prefix), validate=True)
     except (binascii.Error, ValueError):
-        raise InvalidWebhook(f"invalid secret: must be base64 behind {prefix}") from None
+        raise InvalidWebhook(f"invalid secret: must be base64 after {prefix}") from None
 
 
 def _write(prefix: str, raw: bytes) -> str:

@@ -31,15 +31,7 @@ class Adapter(HTTPAdapter):
         self._idle = idle
 
     def begin(self, request: OutgoingPost, max_age_s: float | None) -> InFlightRequest | None:
-        """Begin a request over a kept connection.
-
-        Args:
-            request: what to send.
-            max_age_s: maximum age of the connection; None: no limit.
-
-        Returns:
-            None if no kept connection is usable.
-        """
+        """Begin a request over a kept connection, opened at most `max_age_s` ago if given; None if there is none."""
         connection = self._idle.take(request.target.endpoint, max_age_s)
         if connection is None:
             return None
@@ -58,11 +50,7 @@ class Adapter(HTTPAdapter):
         return _Reply(self, cast("OutgoingPost", request))
 
     def open(self, request: OutgoingPost) -> InFlightRequest:
-        """Begin a request over a new connection.
-
-        Raises:
-            NoResponse: the connection failed.
-        """
+        """Begin a request over a new connection; raise NoResponse if it fails."""
         attempt = request.attempt
         connection = open_connection(attempt, self.connector, self._tls_context)
         return InFlightRequest(attempt, connection, request.data)
@@ -88,11 +76,7 @@ class _Reply:
         self._poll = select.poll()
 
     def urlopen(self, **_: Any) -> "_Reply":
-        """Send the request, and wait for the response's head.
-
-        Raises:
-            NoResponse: none came.
-        """
+        """Send the request and wait for the response's head; raise NoResponse if none comes."""
         self._request = self._adapter.open(self._post)
         try:
             self._body = self._request.advance()
@@ -105,11 +89,7 @@ class _Reply:
         return self
 
     def read(self, *_: Any, **__: Any) -> bytes:
-        """Return the next part of the raw body; ``b""`` at its end.
-
-        Raises:
-            NoResponse: it broke off.
-        """
+        """Return the next part of the raw body, ``b""`` at its end; raise NoResponse if it breaks off."""
         while not self._body and not self._request.reader.is_over:
             self._wait()
         body, self._body = self._body, b""

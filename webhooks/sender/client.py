@@ -68,17 +68,10 @@ class Sender:
     ) -> None:
         """Read the certificate authorities. Opens no connection and starts no thread.
 
-        Args:
-            allowed_networks: allowed besides public addresses.
-            connect_timeout_s: for TCP alone, shared by a host's addresses.
-            total_timeout_s: from look-up to the last byte of the body.
-            max_response_bytes: kept of a body, counted after decompression.
-            ca_bundle: PEM file; None: certifi's list.
-            pool_size: idle connections kept per endpoint.
-            concurrency: requests at one time; None: `pool_size`. The deadline of a waiting request has not begun.
-            allowed_ports: None: the default of `rules.ports`.
-            proxy: for all requests.
-            resolver: None: the system's.
+        The connect timeout covers TCP alone; the total timeout runs from look-up to the last byte of the body. A
+        request beyond `concurrency` (None: `pool_size`) waits, and its deadline has not begun. `pool_size` limits idle
+        connections per endpoint. `max_response_bytes` is counted after decompression. None also means: certifi's
+        authorities, the ports of `rules.ports`, no proxy, the system's resolver.
         """
         self._allowed_ports = allowed_ports
         self._connect_timeout_s = connect_timeout_s
@@ -275,7 +268,7 @@ class Sender:
         try:
             on_answer(answer)
         except Exception as error:  # noqa: BLE001 - the sender's threads go on
-            logger.error("an answer was not taken: %s", trace(error))  # noqa: TRY400
+            logger.error("the handler of an answer failed: %s", trace(error))  # noqa: TRY400
 
 
 @dataclass(slots=True, eq=False)

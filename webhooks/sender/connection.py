@@ -37,9 +37,6 @@ class Connector:
     def open(self, attempt: Attempt) -> socket.socket:
         """Resolve the attempt's host once, check every address, and connect to the first that works.
 
-        Returns:
-            A socket to a checked address, possibly through a tunnel.
-
         Raises:
             NoResponse: the look-up failed, an address is not allowed, or none could be connected to.
         """
@@ -198,11 +195,7 @@ class Connection:
 
 
 def open_connection(attempt: Attempt, connector: Connector, tls_context: ClientContext) -> Connection:
-    """Open a connection for an attempt, and note its timings and peer.
-
-    Raises:
-        NoResponse: the connection failed.
-    """
+    """Open a connection for an attempt, noting timings and peer; raise NoResponse if it fails."""
     sock = connector.open(attempt)
     if attempt.target.scheme == "https":
         sock = _start_tls(sock, attempt, tls_context)

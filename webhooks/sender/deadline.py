@@ -85,11 +85,7 @@ class Attempt:
         return self.started + self.total_timeout_s
 
     def remaining_s(self) -> float:
-        """Return the time left, more than 0.
-
-        Raises:
-            NoResponse: kind TIMEOUT.
-        """
+        """Return the time left, more than 0; raise NoResponse (TIMEOUT) if there is none."""
         remaining = self.deadline - time.monotonic()
         if remaining <= 0:
             raise self.timed_out()
@@ -128,7 +124,7 @@ class Attempt:
         if isinstance(error, TimeoutError) and error.errno is None:
             return self.timed_out()
         if verb == "read" and self.received_bytes:
-            return NoResponse(ErrorKind.ABORTED, "aborted")
+            return aborted()
         if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
             return hang_up() if verb == "read" else NoResponse(ErrorKind.RESET, "write EPIPE")
         if isinstance(error, ssl.SSLError):
@@ -136,6 +132,11 @@ class Attempt:
         # Python's ssl reports ENOTCONN for a connection reset before the handshake.
         name = "ECONNRESET" if error.errno == errno.ENOTCONN else errno_name(error)
         return NoResponse(ErrorKind.RESET, f"{verb} {name}")
+
+
+def aborted() -> NoResponse:
+    """Return the error for a response that broke off."""
+    return NoResponse(ErrorKind.ABORTED, "aborted")
 
 
 def hang_up() -> NoResponse:

@@ -47,9 +47,9 @@ class Loop(Generic[T]):
         self._sweep = sweep
         self._most = most
         self._waiting: deque[T] = deque()
-        #: Jobs from `begin` to `end_one`.
+        #: Number of jobs from `begin` to `end_one`, and its lock.
         self._begun = 0
-        self._ended: deque[None] = deque()
+        self._lock = threading.Lock()
         #: The jobs that wait here, by file descriptor, oldest first.
         self._running: dict[int, tuple[T, InFlightRequest]] = {}
         self._sweep_at: float | None = None
@@ -73,7 +73,8 @@ class Loop(Generic[T]):
 
     def end_one(self) -> None:
         """Count a job as over; called once per job."""
-        self._ended.append(None)
+        with self._lock:
+            self._begun -= 1
         if threading.current_thread() is not self._thread:
             self._wake()  # for the next job, and for a connection given back
 
@@ -108,19 +109,18 @@ class Loop(Generic[T]):
                 continue
             self._go_on(key.fd, key.events)
         self._end_late_ones()
-        self._count_ended()
         while self._waiting and self._begun < self._most:
-            self._begun += 1
+            with self._lock:
+                self._begun += 1
             self._start(self._waiting.popleft())
-            self._count_ended()
 
     def _start(self, job: T) -> None:
         try:
             request = self._begin(job)
-            if request is None or self._advance(job):
-                return
         except Exception as error:  # noqa: BLE001 - one job must not end the others
             self._fail(job, error)
+            return
+        if request is None or self._is_done(job):
             return
         fd = request.connection.sock.fileno()
         self._selector.register(fd, request.events)
@@ -128,25 +128,21 @@ class Loop(Generic[T]):
 
     def _go_on(self, fd: int, awaited: int) -> None:
         job, request = self._running[fd]
-        try:
-            is_over = self._advance(job)
-        except Exception as error:  # noqa: BLE001 - as above
-            self._forget(fd)
-            self._fail(job, error)
-            return
-        if is_over:
+        if self._is_done(job):
             self._forget(fd)
         elif request.events != awaited:
             self._selector.modify(fd, request.events)
 
+    def _is_done(self, job: T) -> bool:
+        try:
+            return self._advance(job)
+        except Exception as error:  # noqa: BLE001 - as above
+            self._fail(job, error)
+            return True
+
     def _forget(self, fd: int) -> None:
         del self._running[fd]
         self._selector.unregister(fd)
-
-    def _count_ended(self) -> None:
-        while self._ended:
-            self._ended.popleft()
-            self._begun -= 1
 
     def _longest_wait_s(self) -> float | None:
         """Return the time until the next deadline or sweep."""

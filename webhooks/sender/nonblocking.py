@@ -31,7 +31,7 @@ class InFlightRequest:
         self._since = time.monotonic()
 
     def advance(self) -> bytes:
-        """Write or read as much as possible without blocking; return the received part of the body.
+        """Write or read without blocking; return the received part of the body.
 
         Raises:
             NoResponse: there will be no whole response.
@@ -79,13 +79,10 @@ class InFlightRequest:
         self._enter(Phase.WAIT)
 
     def finish(self, *, is_read: bool) -> bool:
-        """Note the last phase's duration; close the connection unless it can be reused.
+        """End the last phase; return whether the connection can be reused, else close it.
 
         Args:
             is_read: whether the response was read to its end.
-
-        Returns:
-            Whether the connection can be reused.
         """
         self._enter(self._phase)
         can_be_kept = is_read and self.reader.is_over and self.reader.keeps_connection and self._write_error is None

@@ -66,11 +66,7 @@ find_url = lru_cache(maxsize=_MAX_CACHED)(parse_url)
 
 
 def prepare(target: RequestUrl, headers: Mapping[str, str], body: bytes, attempt: Attempt) -> OutgoingPost:
-    """Make a request from the parts of an `OutgoingRequest`.
-
-    Raises:
-        ValueError: HTTP cannot carry a header's name or value. The text repeats neither.
-    """
+    """Make a request; raise ValueError, without its text, for a header that HTTP cannot carry."""
     fields = {**_BASE_HEADERS, "content-length": ("Content-Length", str(len(body)))}
     for name, value in headers.items():
         fields[name.lower()] = name, value

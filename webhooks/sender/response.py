@@ -9,7 +9,7 @@ from http import HTTPStatus
 from typing import NamedTuple
 
 from webhooks.errors import ErrorKind, NoResponse
-from webhooks.sender.deadline import hang_up
+from webhooks.sender.deadline import aborted, hang_up
 
 #: Of all heads of a response, 1xx included. Node.js allows 16 KiB; servers send 1 KiB. The number of lines is not
 #: limited: some applications set a hundred cookies.
@@ -58,10 +58,6 @@ def bad_response(reason: str) -> NoResponse:
     return NoResponse(ErrorKind.BAD_RESPONSE, f"Parse Error: {reason}")
 
 
-def _aborted() -> NoResponse:
-    return NoResponse(ErrorKind.ABORTED, "aborted")
-
-
 class Head(NamedTuple):
     """Status line and headers."""
 
@@ -95,11 +91,7 @@ class ResponseReader:
         return self._keeps
 
     def feed(self, data: bytes) -> bytes:
-        """Take received bytes; return the part that belongs to the body.
-
-        Raises:
-            NoResponse: kind BAD_RESPONSE: this is not HTTP.
-        """
+        """Take received bytes; return the body's part of them. Raises NoResponse (BAD_RESPONSE) if this is not HTTP."""
         if self.head is None:
             self._buffer += data
             if not self._read_heads(has_new_line=b"\n" in data):
@@ -120,9 +112,9 @@ class ResponseReader:
                 raise hang_up()  # possibly after a 1xx response
             if self._line_status is None and not begun.startswith(b"HTTP/"[: len(begun)]):
                 raise bad_response("Expected HTTP/1.0 or HTTP/1.1")
-            raise _aborted()
+            raise aborted()
         if not self.is_over and (self._body is None or not self._body.may_end):
-            raise _aborted()
+            raise aborted()
         self.is_over = True
         self._keeps = False
 
