@@ -115,7 +115,7 @@ def _make_logs(
             total_ms = 15_000.0 if kind == "timeout" else usual_ms * chance.lognormvariate(0, 0.5)
             started, at = at, at + timedelta(milliseconds=total_ms)
             has_next = is_failed and retry < 3
-            next_at = at + timedelta(seconds=30) if has_next else None
+            next_at = at + timedelta(seconds=120 if status == 429 else 30) if has_next else None
             log = _make_log(webhook, event, event_id, (started, at, next_at), (status, kind, text), retry, total_ms)
             is_pending = has_next and next_at is not None and next_at > end
             yield log, _make_pending(log, event, webhook, is_held=place == 1) if is_pending else None

@@ -14,13 +14,14 @@ from click.testing import CliRunner, Result
 
 from tests.lab.logs import COMPANY, NOON, make_attempt, make_log
 from webhooks.cli import check_cmd, cli
-from webhooks.cli.common import Table, place_of, print_json, why_unusable
+from webhooks.cli.common import Table, place_of, print_json
 from webhooks.cli.logs_cmd import WINDOW, Follower, LogPrinter
 from webhooks.errors import StoreUnavailable
 from webhooks.models import COTWebhookLog
 from webhooks.models.wire import make_safe
 from webhooks.rules.times import parse_time
 from webhooks.store.logs import LogQuery, LogStore
+from webhooks.store.webhooks import why_unusable
 from webhooks.version import __version__
 
 HOSTILE = "\x1b[31mred\x1b]0;title\x07 \x9b2J [bold]not rich[/bold] \u202egnp.exe\r\nsecond line"

@@ -17,12 +17,11 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.text import Text
 
-from webhooks.errors import InvalidWebhook
 from webhooks.models.wire import make_safe, parse_object_id, to_wire
 from webhooks.rules.times import parse_time
 from webhooks.store.mongo import Document
 from webhooks.store.stores import Stores
-from webhooks.store.webhooks import WebhookStore, read_stored
+from webhooks.store.webhooks import WebhookStore
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -111,15 +110,6 @@ def find_webhook(store: WebhookStore, reference: str, company: ObjectId | None) 
     if found[0]["_id"] is None:  # to a query of logs, None means those of all webhooks
         raise click.ClickException(f"{reference} is stored with null as its _id: store it anew with an ObjectId")
     return found[0]
-
-
-def why_unusable(document: Document) -> str | None:
-    """Say why a stored webhook gets no events although it may be active; None when nothing is wrong with it."""
-    try:
-        read_stored(document)
-    except InvalidWebhook as error:
-        return str(error).removeprefix("invalid webhook: ")
-    return None
 
 
 # ── Output ──────────────────────────────────────────────────────────────────────────────────────────────────────────

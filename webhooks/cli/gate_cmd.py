@@ -19,7 +19,6 @@ from webhooks.cli.common import (
     json_option,
     print_error,
     print_json,
-    why_unusable,
 )
 from webhooks.cli.status import COUNT_LIMIT, count
 from webhooks.config import get_settings
@@ -29,7 +28,7 @@ from webhooks.models.wire import make_safe
 from webhooks.rules.health import FULL_RATE
 from webhooks.store.gates import By, Gate, State
 from webhooks.store.mongo import Document
-from webhooks.store.webhooks import read_stored
+from webhooks.store.webhooks import read_stored, why_unusable
 from webhooks.transport.holder import BEGIN_WITHIN_S
 
 #: Characters of a reason: it stands in one line.

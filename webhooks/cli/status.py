@@ -8,7 +8,7 @@ from typing import Any
 from bson import ObjectId
 from kombu.exceptions import OperationalError
 
-from webhooks.cli.common import Cell, why_unusable
+from webhooks.cli.common import Cell
 from webhooks.config import get_settings
 from webhooks.models import format_instant
 from webhooks.producer.app import app
@@ -17,6 +17,7 @@ from webhooks.rules.times import describe_span
 from webhooks.store.gates import By, Gate, State
 from webhooks.store.mongo import Document
 from webhooks.store.stores import Stores
+from webhooks.store.webhooks import why_unusable
 from webhooks.transport.channel import Channel
 from webhooks.transport.messages import LaneState
 

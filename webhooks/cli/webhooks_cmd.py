@@ -21,7 +21,6 @@ from webhooks.cli.common import (
     json_option,
     print_error,
     print_json,
-    why_unusable,
     without_secrets,
 )
 from webhooks.cli.gate_cmd import let_through
@@ -37,7 +36,7 @@ from webhooks.rules.retry import Outcome
 from webhooks.rules.signing import new_secret
 from webhooks.store.logs import LogQuery, LogStore
 from webhooks.store.mongo import Document
-from webhooks.store.webhooks import CACHE_S, read_stored
+from webhooks.store.webhooks import CACHE_S, read_stored, why_unusable
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 

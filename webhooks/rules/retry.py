@@ -24,8 +24,8 @@ class Verdict(StrEnum):
     NEUTRAL = "neutral"
 
 
-#: Success (contract): not all of the 200s.
-_SUCCESS = range(200, 210)
+#: Statuses that count as success (contract): not all of the 200s.
+SUCCESS_STATUSES = range(200, 210)
 
 _FAILED_BECAUSE = {
     1: "an interim status is no answer",
@@ -72,7 +72,7 @@ class RetryPolicy:
 
 def judge(status: int | None) -> Outcome:
     """Tell success from failure. `status` is None if no response came."""
-    return Outcome.SUCCESS if status in _SUCCESS else Outcome.FAILED
+    return Outcome.SUCCESS if status in SUCCESS_STATUSES else Outcome.FAILED
 
 
 def why_failed(status: int) -> str | None:

@@ -13,6 +13,7 @@ from webhooks.store.logs import LogStore
 from webhooks.store.mongo import Document, open_database
 from webhooks.store.pending_details import PendingDetailsStore
 from webhooks.store.search import LogSearch
+from webhooks.store.statistics import StatisticsStore
 from webhooks.store.webhooks import WebhookStore
 
 
@@ -57,6 +58,11 @@ class Stores:
     def held(self) -> HeldDeliveries:
         """Of what is pending, what is held."""
         return HeldDeliveries(self._database, self.deliveries)
+
+    @cached_property
+    def statistics(self) -> StatisticsStore:
+        """Counts of attempts."""
+        return StatisticsStore(self._database)
 
     @cached_property
     def pending(self) -> PendingDetailsStore:

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import pymongo
 from flower.urls import settings as flower_settings
@@ -56,6 +56,15 @@ class _PageLoader(Loader):
     def _create_template(self, name: str) -> Any:
         self.root = str(_TEMPLATES) if (_TEMPLATES / name).exists() else str(flower_settings["template_path"])
         return super()._create_template(name)
+
+
+class RefusedError(HTTPError):
+    """A request that gets a page with words for an answer."""
+
+    def __init__(self, status: int, title: str, text: str) -> None:
+        super().__init__(status)
+        self.title = title
+        self.text = text
 
 
 class PageHandler(BaseHandler):
@@ -111,6 +120,15 @@ class PageHandler(BaseHandler):
             **values,
         )
 
+    def not_found(self, title: str, text: str) -> NoReturn:
+        """Answer that there is nothing of the kind.
+
+        Args:
+            title: what is not there.
+            text: what that may mean.
+        """
+        raise RefusedError(404, title, text)
+
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """Say in words that MongoDB is away; all else as Flower does."""
         error = kwargs.get("exc_info", (None, None, None))[1]
@@ -118,8 +136,8 @@ class PageHandler(BaseHandler):
             self.set_status(503)
             self.show("webhook_error.html", title="MongoDB does not answer", text=str(error))
             return
-        if isinstance(error, HTTPError) and error.status_code in (400, 403, 404, 409) and error.log_message:
-            self.show("webhook_error.html", title=error.reason or f"Error {status_code}", text=error.log_message)
+        if isinstance(error, RefusedError):
+            self.show("webhook_error.html", title=error.title, text=error.text)
             return
         super().write_error(status_code, **kwargs)
 

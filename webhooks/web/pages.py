@@ -3,7 +3,9 @@
 from tornado.routing import URLSpec
 from tornado.web import url
 
+from webhooks.web.delivery_page import BodyHandler, DeliveryHandler
 from webhooks.web.logs_page import FindHandler, LogsHandler
+from webhooks.web.webhooks_page import WebhooksHandler
 
 _ID = r"([^/]+)"
 
@@ -11,8 +13,9 @@ _ID = r"([^/]+)"
 HANDLERS: list[URLSpec] = [
     url(r"/webhooks/logs", LogsHandler, name="webhooks_logs"),
     url(r"/webhooks/find", FindHandler, name="webhooks_find"),
-    url(rf"/webhooks/deliveries/{_ID}", LogsHandler, name="webhook_delivery"),
+    url(rf"/webhooks/deliveries/{_ID}", DeliveryHandler, name="webhook_delivery"),
+    url(rf"/webhooks/deliveries/{_ID}/body", BodyHandler, name="webhook_delivery_body"),
     url(rf"/webhooks/events/{_ID}", LogsHandler, name="webhook_event"),
-    url(r"/webhooks", LogsHandler, name="webhooks"),
+    url(r"/webhooks", WebhooksHandler, name="webhooks"),
     url(rf"/webhooks/{_ID}", LogsHandler, name="webhook"),
 ]
