@@ -1,6 +1,6 @@
 """Celery's options, each with its reason: for `celery -A webhooks …` and for producers that import `webhooks`.
 
-Only options. What users tune are the `WEBHOOKS_…` settings of the README; this file follows from them.
+Only options. What users tune are the `WEBHOOKS_…` settings of docs/settings.md; this file follows from them.
 """
 
 from kombu.entity import Exchange, Queue

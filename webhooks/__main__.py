@@ -8,7 +8,7 @@ from webhooks.producer.extras import require
 
 
 def main() -> None:
-    """Run the command, or say in one line what it needs: a producer's installation has the script as well."""
+    """Run the command; where only the producer is installed, say in one line which packages are missing."""
     try:
         require("worker")
     except NotInstalled as error:

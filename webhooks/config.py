@@ -1,8 +1,4 @@
-"""The settings: environment variables that begin with ``WEBHOOKS_``, read once per process.
-
-Owns their names, units, defaults and checks. Never opens a connection. Called by `app` and `cli`, which hand the
-values on; modules of lower layers get them as arguments.
-"""
+"""The settings: environment variables that begin with ``WEBHOOKS_``, read once per process."""
 
 import re
 import ssl
@@ -27,27 +23,25 @@ from webhooks.rules.mongodb_url import find_overruled, read_mongodb_url
 
 Network = IPv4Network | IPv6Network
 
-#: Of the names of all settings.
 PREFIX = "WEBHOOKS_"
 #: Names and values of the variables that Kubernetes sets in each container for each Service.
-_OF_A_SERVICE = re.compile(r"(^|_)SERVICE_(HOST|PORT)|(^|_)PORT_[0-9]+_(TCP|UDP|SCTP)")
-_PLACE = re.compile(r"(tcp|udp|sctp)://")
-#: Of a key of the cipher that `vault` uses.
+_KUBERNETES_NAME = re.compile(r"(^|_)SERVICE_(HOST|PORT)|(^|_)PORT_[0-9]+_(TCP|UDP|SCTP)")
+_KUBERNETES_VALUE = re.compile(r"(tcp|udp|sctp)://")
+#: The forms of encryption keys and signing secrets. `rules.encryption` and `rules.signing` need a library that
+#: producers do not install.
 _KEY_BYTES = 32
-#: Of a secret of Standard Webhooks, which `signing` reads; both are in layers above this one.
 _SECRET_PREFIX, _SECRET_BYTES = "whsec_", range(24, 65)
 _PORTS = re.compile(r"([0-9]{1,5})(?:\s*-\s*([0-9]{1,5}))?")
 _MAX_PORT = 65535
-
 #: A host name, an IPv4 address, or an IPv6 address without brackets.
 _HOST = re.compile(r"[A-Za-z0-9_.-]+|[0-9A-Fa-f:.]+")
-#: RFC 7617, 2: none of these in user or password. Lone surrogates are bytes that are no UTF-8.
+#: Not allowed in user or password (RFC 7617, 2). Lone surrogates stand for bytes that are not UTF-8.
 _NOT_IN_CREDENTIALS = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """An HTTP proxy that takes CONNECT."""
+    """An HTTP proxy that supports CONNECT."""
 
     host: str
     port: int
@@ -56,10 +50,10 @@ class Proxy:
 
     @classmethod
     def parse(cls, url: str) -> Self:
-        """Take ``http://[user:password@]host:port`` apart; user and password may be percent-encoded.
+        """Parse ``http://[user:password@]host:port``; user and password may be percent-encoded.
 
         Raises:
-            ValueError: it is not such a URL. The text repeats nothing of it.
+            ValueError: the URL is not valid. The text does not repeat it.
         """
         wanted = "must be http://[user:password@]host:port"
         try:
@@ -80,14 +74,14 @@ class Proxy:
         return cls(host, port, f"{user}:{password}")
 
     def to_url(self) -> str:
-        """Return what `parse` reads, credentials included."""
+        """Return the URL that `parse` reads, with its credentials."""
         user, _, password = (self.credentials or "").partition(":")
         before = f"{quote(user, safe='')}:{quote(password, safe='')}@" if self.credentials else ""
         return f"http://{before}{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
 
 
 class Settings(BaseSettings):
-    """All settings. ``description`` is the text of the README's table, which a test compares with this class."""
+    """All settings. A test compares each ``description`` with the documentation's table."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore", hide_input_in_errors=True)
 
@@ -100,7 +94,7 @@ class Settings(BaseSettings):
         default=5,
         ge=0.1,
         le=300,
-        description="seconds that a call such as `deliver.delay` waits in all for a broker that is away",
+        description="maximum seconds that a call such as `deliver.delay` waits for a broker that is away",
     )
     mongodb_url: str = Field(
         default="mongodb://127.0.0.1:27017/webhooks",
@@ -111,17 +105,17 @@ class Settings(BaseSettings):
         default=10,
         gt=0,
         le=300,
-        description="seconds that MongoDB may take to answer; a worker holds a message as long while it is away",
+        description="seconds that MongoDB may take to answer; a worker holds a message for as long while it is away",
     )
     retry_delay_s: float = Field(
-        default=30, ge=0, le=86_400, description="seconds from a failed attempt to the next one"
+        default=30, ge=0, le=86_400, description="seconds from the end of a failed attempt to the next one"
     )
-    max_retries: int = Field(default=3, ge=0, le=100, description="how often a failed attempt is tried again")
+    max_retries: int = Field(default=3, ge=0, le=100, description="how often a failed attempt is repeated")
     max_retry_after_s: float = Field(
         default=3600,
         ge=0,
         le=86_400,
-        description="seconds that a receiver may ask us to wait with `Retry-After`, at most; 0: it is not heeded",
+        description="maximum seconds of a receiver's `Retry-After`; 0 ignores it",
     )
     pause_after_s: float = Field(
         default=600,
@@ -130,44 +124,42 @@ class Settings(BaseSettings):
         description="seconds for which an endpoint must have failed before its webhook is paused",
     )
     pause_share: float = Field(
-        default=0.9, gt=0, le=1, description="share of the attempts of that time that must have failed"
+        default=0.9, gt=0, le=1, description="share of the attempts in that time that must have failed"
     )
-    pause_min_attempts: int = Field(
-        default=20, ge=1, le=10_000, description="attempts that must have been made in that time"
-    )
+    pause_min_attempts: int = Field(default=20, ge=1, le=10_000, description="minimum number of attempts in that time")
     probe_interval_s: float = Field(
-        default=60, gt=0, le=86_400, description="seconds between two attempts to reach a paused endpoint"
+        default=60, gt=0, le=86_400, description="seconds between two probes of a paused endpoint"
     )
     operators_url: str | None = Field(
         default=None,
         repr=False,
-        description="where operators are told of webhooks that are paused, recover, stop or are deactivated: "
-        "`http://…` or `https://…`, also inside your network; empty: nowhere",
+        description="where to POST a notice when a webhook is paused, recovers, stops or is deactivated: `http://…` or "
+        "`https://…`, also in a private network; empty: nowhere",
     )
     operators_secret: str | None = Field(
         default=None,
         repr=False,
-        description="secret that these messages are signed with: `whsec_…`; empty: they are not signed",
+        description="secret that signs these notices: `whsec_…`; empty: they are not signed",
     )
     connect_timeout_s: float = Field(default=5, gt=0, le=300, description="seconds that a TCP connection may take")
     total_timeout_s: float = Field(
         default=15,
         gt=0,
         le=600,
-        description="seconds that a whole attempt may take, from look-up to the last byte of the body",
+        description="seconds that a whole attempt may take, from the DNS lookup to the last byte of the response",
     )
     allowed_networks: Annotated[tuple[Network, ...], NoDecode] = Field(
-        default=(), description="addresses that requests may go to besides public ones: CIDRs, comma-separated"
+        default=(), description="networks that requests may go to besides public addresses: CIDRs, comma-separated"
     )
     allowed_ports: Annotated[frozenset[int] | None, NoDecode] = Field(
         default=None,
-        description="ports that requests may go to, such as `80,443,8000-8999`; empty: all at which no well-known "
-        "service but HTTP listens",
+        description="ports that requests may go to, such as `80,443,8000-8999`; empty: every port except those of "
+        "well-known services other than HTTP",
     )
     proxy_url: Annotated[Proxy | None, NoDecode] = Field(
         default=None,
         repr=False,
-        description="HTTP proxy that all requests go through: `http://[user:password@]host:port`; empty: none",
+        description="HTTP proxy for all requests: `http://[user:password@]host:port`; empty: none",
     )
     ca_bundle: Path | None = Field(
         default=None, description="PEM file of certificate authorities to trust instead of certifi's list"
@@ -175,23 +167,21 @@ class Settings(BaseSettings):
     encryption_key: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
         repr=False,
-        description="keys that seal webhooks' secrets in MongoDB, comma-separated: the first seals, each opens; "
-        "from `webhooks secret new-key`",
+        description="keys that encrypt webhooks' secrets in MongoDB, comma-separated: the first encrypts, each "
+        "decrypts; from `webhooks secret new-key`",
     )
     max_event_bytes: int = Field(
-        default=256 * 1024, ge=1024, le=4 * 1024 * 1024, description="bytes of JSON that an event may have"
+        default=256 * 1024, ge=1024, le=4 * 1024 * 1024, description="maximum bytes of an event as JSON"
     )
     max_response_bytes: int = Field(
-        default=16 * 1024, ge=0, le=1024 * 1024, description="bytes of a response body that are read and logged"
+        default=16 * 1024, ge=0, le=1024 * 1024, description="maximum bytes of a response body that are read and logged"
     )
-    log_ttl_days: int = Field(
-        default=30, ge=0, le=24_000, description="days until a log expires; 0 keeps logs for ever"
-    )
+    log_ttl_days: int = Field(default=30, ge=0, le=24_000, description="days until a log expires; 0 keeps logs forever")
     sweep_interval_s: float = Field(
-        default=10, gt=0, le=3600, description="seconds between two looks for deliveries whose message is lost"
+        default=10, gt=0, le=3600, description="seconds between two sweeps for deliveries whose message is lost"
     )
     concurrency: int = Field(
-        default=256, ge=1, le=10_000, description="attempts of one worker process at one time; threads, where they wait"
+        default=256, ge=1, le=10_000, description="maximum number of attempts in flight per worker process"
     )
 
     web_readonly: bool = Field(
@@ -200,29 +190,25 @@ class Settings(BaseSettings):
 
     atomic_transport: bool = Field(
         default=True,
-        description="on a Redis broker, take and note messages in one step, and park what waits in Redis: no worker "
-        "that is killed loses one (needs Redis 7.0 or Valkey); false brings Celery's own way",
+        description="on a Redis broker, take and record messages in one step and keep waiting retries in Redis, so "
+        "that a killed worker loses none (needs Redis 7.0 or Valkey); false uses Celery's own transport",
     )
 
     @property
     def claim_s(self) -> float:
-        """Seconds that a claim on an attempt holds: the attempt, and the writing of its log."""
+        """Seconds that a claim lasts: enough for the attempt and for writing its log."""
         return self.total_timeout_s + self.mongodb_timeout_s
 
     @property
     def visibility_timeout_s(self) -> float:
-        """Seconds after which the broker gives an unacked message to another worker, although its worker lives.
+        """Seconds after which the broker redelivers an unacked message of a live worker; too short repeats attempts.
 
-        A dead worker's come back when its lease has lapsed: see `holder`. This is for workers without one (of older
-        versions, and all on Celery's own transport), and for a message that a defect keeps from its end.
-
-        The longest time that a worker may rightly have one in its hands: prefetched behind another one, then its own
-        turn, and each of the two held while MongoDB is away, attempted and written. In Celery's own transport a retry
-        waits in a worker until it is due, besides. Longer delays that rescue; shorter repeats attempts.
+        With our transport, messages of a dead worker return earlier, when its lease expires (`transport.holder`).
+        This is the longest a worker rightly holds a message: prefetched behind another one, both waiting for MongoDB
+        before and after their attempts. On Celery's own transport a retry also waits in the worker until it is due.
         """
         waiting_s = 0 if self.atomic_transport else self.retry_delay_s
-        hold_s = write_s = self.mongodb_timeout_s
-        return waiting_s + 2 * (hold_s + self.total_timeout_s + write_s)
+        return waiting_s + 2 * (2 * self.mongodb_timeout_s + self.total_timeout_s)
 
     @field_validator("broker_url")
     @classmethod
@@ -246,17 +232,11 @@ class Settings(BaseSettings):
 
     @field_validator("encryption_key", mode="before")
     @classmethod
-    def _split_keys(cls, value: object) -> object:
-        if not isinstance(value, str):
-            return value
-        return tuple(_parts(value))
-
-    @field_validator("encryption_key")
-    @classmethod
-    def _keys_are_keys(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if not all(_is_key(key) for key in value):
+    def _split_keys(cls, value: str | tuple[str, ...]) -> tuple[str, ...]:
+        keys = tuple(_parts(value)) if isinstance(value, str) else value
+        if not all(_is_key(key) for key in keys):
             raise ValueError("must be keys as `webhooks secret new-key` makes them, comma-separated")
-        return value
+        return keys
 
     @field_validator("allowed_ports", mode="before")
     @classmethod
@@ -266,7 +246,7 @@ class Settings(BaseSettings):
         if not value.strip():
             return None
         ports: set[int] = set()
-        for part in value.split(","):  # strict: what is left out here opens all ports
+        for part in value.split(","):  # strict: an empty list would allow all ports
             match = _PORTS.fullmatch(part.strip())
             first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
             if not 0 < first <= last <= _MAX_PORT:
@@ -281,7 +261,7 @@ class Settings(BaseSettings):
             return value
         return Proxy.parse(value.strip()) if value.strip() else None
 
-    @field_validator("operators_url", "operators_secret", mode="before")
+    @field_validator("operators_url", "operators_secret", "ca_bundle", mode="before")
     @classmethod
     def _none_when_empty(cls, value: object) -> object:
         return None if value == "" else value
@@ -305,11 +285,6 @@ class Settings(BaseSettings):
             )
         return value
 
-    @field_validator("ca_bundle", mode="before")
-    @classmethod
-    def _no_ca_bundle_when_empty(cls, value: object) -> object:
-        return None if value == "" else value
-
     @field_validator("ca_bundle")
     @classmethod
     def _ca_bundle_has_certificates(cls, value: Path | None) -> Path | None:
@@ -320,7 +295,7 @@ class Settings(BaseSettings):
             raise ValueError("there is no such file") from None
         except ssl.SSLError:
             raise ValueError("holds no certificates in PEM form") from None
-        except OSError as error:  # such as a folder that we may not look into, or a name too long to be one
+        except OSError as error:  # such as a folder without access, or a name that is too long
             raise ValueError(f"cannot be read: {error.strerror}") from None
         return value
 
@@ -330,39 +305,31 @@ def get_settings() -> Settings:
     """Read the environment, once per process.
 
     Raises:
-        InvalidSettings: one line that names each variable that cannot be used, and why. Values are not repeated:
-            a broker URL holds a password.
+        InvalidSettings: one line with each invalid variable and the reason, without values: URLs hold passwords.
     """
     try:
         return Settings()
     except ValidationError as error:
-        reasons = [f"{PREFIX}{str(e['loc'][0]).upper()}: {_words(e['msg'])}" for e in error.errors()]
+        messages = [(str(e["loc"][0]).upper(), e["msg"].removeprefix("Value error, ")) for e in error.errors()]
+        reasons = [f"{PREFIX}{name}: {message[0].lower()}{message[1:]}" for name, message in messages]
         raise InvalidSettings("; ".join(reasons)) from None
 
 
 def find_notices(environ: Mapping[str, str]) -> list[str]:
-    """Find what the environment sets without effect: names of no setting, and options of MongoDB's URL.
-
-    Returns:
-        A sentence for each, without values.
-    """
+    """Return a sentence, without values, for each unknown setting and each ignored option of MongoDB's URL."""
     known = [name.upper() for name in Settings.model_fields]
     given = {name.upper(): value for name, value in sorted(environ.items())}
     ours = {name.removeprefix(PREFIX): value for name, value in given.items() if name.startswith(PREFIX)}
     notices = []
     for name, value in ours.items():
-        if name not in known and not _is_foreign(name, value):
+        is_foreign = name.startswith("TEST_") or _KUBERNETES_NAME.search(name) or _KUBERNETES_VALUE.match(value)
+        if name not in known and not is_foreign:
             nearest = get_close_matches(name, known, n=1)
             remedy = f"did you mean {PREFIX}{nearest[0]}?" if nearest else "`webhooks settings` lists all"
             notices.append(f"{PREFIX}{name} is not a setting: {remedy}")
     for option in find_overruled(ours.get("MONGODB_URL", "")):
         notices.append(f"{PREFIX}MONGODB_URL: the option {option} has no effect: everything is read from the primary")
     return notices
-
-
-def _is_foreign(name: str, value: str) -> bool:
-    """Say whether a name that begins like ours is of our tests, or Kubernetes's for a Service named ``webhooks…``."""
-    return name.startswith("TEST_") or bool(_OF_A_SERVICE.search(name)) or bool(_PLACE.match(value))
 
 
 def _parts(text: str) -> list[str]:
@@ -382,8 +349,3 @@ def _is_signing_secret(text: str) -> bool:
     except ValueError:
         return False
     return text.startswith(_SECRET_PREFIX) and len(raw) in _SECRET_BYTES
-
-
-def _words(pydantic_message: str) -> str:
-    text = pydantic_message.removeprefix("Value error, ")
-    return text[0].lower() + text[1:]

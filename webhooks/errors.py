@@ -1,31 +1,9 @@
-"""Every exception that this package raises on purpose, and the kinds of "no response came".
-
-Owns the words that other modules share about failure, and which of them may be logged. Never imports from the rest
-of the package.
-
-    WebhooksError
-    ├── InvalidInput         somebody gave us something that the contract does not allow
-    │   ├── InvalidEvent
-    │   ├── InvalidWebhook
-    │   └── InvalidSettings
-    ├── NoResponse           an attempt ended without a whole response
-    ├── AttemptFailed        an attempt counts as failed: what Celery shows and retries
-    ├── TaskDefect           our own code failed in a task: what Celery shows and retries
-    │   └── WorkersLost      workers died of it, again and again
-    ├── TooLate              a request was not begun in time, so it is not sent
-    ├── SecretUnreadable     a webhook's secret cannot be sealed or opened with the key that we have
-    ├── CannotResend         a dead letter whose message cannot be published again
-    ├── BrokerTooOld         the broker is a Redis that lacks what the transport needs
-    ├── StoreUnavailable     MongoDB cannot be reached or cannot serve us now: hold, never drop
-    ├── NotInstalled         packages that this needs are missing here, or of versions that it cannot use
-    ├── ServerMissing        a server of the embedded default is not installed, or cannot run here
-    └── CannotStart          a program that we run, or wait for, does not come up
-"""
+"""Errors that this package raises on purpose, and the reasons why an attempt has no response."""
 
 import traceback
 from enum import StrEnum
 
-#: What to do when a URL cannot be taken apart, for all settings that are one.
+#: The remedy for a setting whose URL cannot be parsed.
 ENCODE_HINT = "percent-encode special characters of user and password: @ %40, : %3A, / %2F, ? %3F, # %23, ; %3B, % %25"
 
 
@@ -34,63 +12,62 @@ class WebhooksError(Exception):
 
 
 class InvalidInput(WebhooksError, ValueError):
-    """Input that the contract does not allow; the text names each field, the reason and the remedy."""
+    """Input that breaks the contract; the text names each field, the reason and the remedy."""
 
 
 class InvalidEvent(InvalidInput):
-    """An event that cannot be accepted. Raised in a producer that has this package, else it fails the task."""
+    """An event that breaks the contract. Raised in the producer; fails the task of a producer without this package."""
 
 
 class InvalidWebhook(InvalidInput):
-    """A webhook, typed in or stored by someone else, that cannot be used."""
+    """A webhook, from the command line or from MongoDB, that breaks the contract."""
 
 
 class InvalidSettings(InvalidInput):
-    """A ``WEBHOOKS_…`` environment variable that cannot be used."""
+    """A ``WEBHOOKS_…`` environment variable with an invalid value."""
 
 
 class ErrorKind(StrEnum):
-    """Why an attempt has no response of its own to log: the log's ``attempt.error_kind``.
+    """Why an attempt has no response: the log's ``attempt.error_kind``.
 
-    Logged with status 409 (contract), so this is what tells them from a receiver's own 409.
+    The contract logs these with status 409; the kind tells them from a receiver's own 409.
     """
 
     #: The host name has no address (``getaddrinfo ENOTFOUND``).
     LOOKUP = "lookup"
-    #: The host name could not be looked up now (``EAI_AGAIN`` and others). The name server's fault, or ours: nothing
-    #: that the receiver is to blame for.
+    #: The name server failed (``EAI_AGAIN`` and others). Not the receiver's fault.
     RESOLVER = "resolver"
     #: No TCP connection within the connect deadline.
     CONNECT_TIMEOUT = "connect_timeout"
     #: The address refused the TCP connection.
     CONNECT_REFUSED = "connect_refused"
-    #: The TCP connection failed in another way, such as no route to the host.
+    #: The TCP connection failed for another reason, such as no route to the host.
     CONNECT_FAILED = "connect_failed"
-    #: The TLS handshake failed, or the certificate was not accepted.
+    #: The TLS handshake failed, or the certificate is not valid.
     TLS = "tls"
-    #: The connection was reset while we wrote or read.
+    #: The connection was reset during the request or the response.
     RESET = "reset"
-    #: The receiver closed the connection before a response.
+    #: The receiver closed the connection before it responded.
     HANG_UP = "hang_up"
-    #: A response began and broke off before its end.
+    #: The connection closed in the middle of a response.
     ABORTED = "aborted"
-    #: What came back is not HTTP.
+    #: The response is not HTTP.
     BAD_RESPONSE = "bad_response"
     #: The total deadline passed.
     TIMEOUT = "timeout"
-    #: The webhook's host is, or resolves to, an address that requests may not go to, or its port is such a one.
+    #: The address policy or the port policy forbids the request.
     NOT_ALLOWED = "not_allowed"
-    #: The operator's proxy failed, or could not reach the address. Nothing that the receiver is to blame for.
+    #: The operator's proxy failed, or could not reach the address. Not the receiver's fault.
     PROXY = "proxy"
-    #: The webhook's URL cannot be requested at all.
+    #: The webhook's URL is not valid.
     BAD_URL = "bad_url"
-    #: A secret of the webhook could not be opened, or all have expired, so no request was made.
+    #: A secret of the webhook cannot be opened, or all have expired; no request was made.
     SECRET_UNREADABLE = "secret_unreadable"  # noqa: S105 - a word, no password
-    #: A fault of our own, such as a defect; the worker's log has the traceback.
+    #: A defect of this package; the worker's log has the traceback.
     INTERNAL = "internal"
-    #: The worker died before the end of the attempt was on record. The receiver may have got it; it is made again.
+    #: The worker died before it recorded the attempt. The receiver may have got the request; it is repeated.
     INTERRUPTED = "interrupted"
-    #: An operator gave the delivery up; no request was made.
+    #: An operator skipped the delivery; no request was made.
     SKIPPED = "skipped"
     #: The webhook was deactivated after the event was accepted; no request was made.
     WEBHOOK_INACTIVE = "webhook_inactive"
@@ -99,10 +76,7 @@ class ErrorKind(StrEnum):
 
 
 def trace(error: BaseException) -> str:
-    """Say where an error came from, for a log: its type and lines of code, and the same of what led to it.
-
-    Never its words, nor a value: those of a foreign error may hold what was being worked on, which is payload.
-    """
+    """Return the types and code lines of an error and its causes, without their texts, which may hold payload."""
     parts = []
     seen: set[int] = set()
     cause: BaseException | None = error
@@ -117,8 +91,8 @@ class NoResponse(WebhooksError):
     """An attempt ended without a whole response.
 
     Attributes:
-        kind: why.
-        text: what the log's ``response`` says, in the contract's words.
+        kind: the reason.
+        text: the log's ``response``, in the contract's words.
     """
 
     def __init__(self, kind: ErrorKind, text: str) -> None:
@@ -128,15 +102,15 @@ class NoResponse(WebhooksError):
 
 
 class AttemptFailed(WebhooksError):
-    """One attempt of a delivery failed; its text is the line that Flower shows. Holds no payload."""
+    """An attempt failed; Celery retries it and Flower shows the text, which holds no payload."""
 
 
 class TaskDefect(WebhooksError):
-    """Our own code failed in a task; its text names the error's type alone, as the error's words may hold payload."""
+    """A task met a defect of this package; the text names only the error's type, as its message may hold payload."""
 
 
 class WorkersLost(TaskDefect):
-    """Attempts of one delivery were interrupted so often that the delivery itself must be what kills workers."""
+    """A delivery was interrupted so often that it seems to kill the workers that attempt it."""
 
 
 class TooLate(WebhooksError):
@@ -144,28 +118,28 @@ class TooLate(WebhooksError):
 
 
 class SecretUnreadable(WebhooksError):
-    """A webhook's secret cannot be sealed or opened with the key that we have; the text says why, without it."""
+    """A webhook's secret cannot be sealed or opened with the configured keys; the text says why, without the secret."""
 
 
 class CannotResend(WebhooksError):
-    """A dead letter whose message cannot be published again; the text says why."""
+    """A dead letter cannot be published again; the text says why."""
 
 
 class BrokerTooOld(WebhooksError):
-    """The broker is a Redis that lacks what the transport needs; the text names the version that has it."""
+    """The Redis broker is older than the transport needs; the text names the required version."""
 
 
 class StoreUnavailable(WebhooksError):
-    """MongoDB cannot be reached or cannot serve us now. Whoever catches it holds the work and tries again."""
+    """MongoDB is unavailable: hold the work and try again, never drop it."""
 
 
 class NotInstalled(WebhooksError, ImportError):
-    """Packages that this needs are missing here, or of versions that it cannot use; the text says how to get them."""
+    """Required packages are missing or have the wrong version; the text says how to install them."""
 
 
 class ServerMissing(WebhooksError):
-    """A server of the embedded default is not installed, or cannot run here; the text says how to get it."""
+    """An embedded server is not installed, or cannot run here; the text says how to install it."""
 
 
 class CannotStart(WebhooksError):
-    """A program that we run, or wait for, does not come up; the text is one line that says which, and why."""
+    """A program did not start; the text names it and the reason in one line."""

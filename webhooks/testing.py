@@ -1,4 +1,4 @@
-"""For the tests of a service: its events are recorded instead of sent, without a broker and without MongoDB."""
+"""Record events instead of sending them, in a service's tests. Needs neither broker nor MongoDB."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,13 +10,12 @@ __all__ = ["RecordedEvent", "recorded_events"]
 
 @contextmanager
 def recorded_events() -> Iterator[list[RecordedEvent]]:
-    """Record what the service hands in, by whichever function and in whichever thread, until the block ends.
+    """Record the events of all threads until the block ends; invalid events raise as usual.
 
-    An event is checked as always, and a bad one raises as always. What waits for the commit of a Django transaction is
-    recorded at the commit.
+    ``delay_on_commit`` records its event when the Django transaction commits.
 
     Yields:
-        The events so far, in their order; the list grows.
+        The recorded events, in order; the list grows.
     """
     events: list[RecordedEvent] = []
     with record_with(events.append):

@@ -25,6 +25,14 @@ from webhooks.models import COTWebhook
 #: Seconds between attempts. Set the variable to 30 to see the contract's own pace.
 RETRY_DELAY_S = float(os.environ.get("WEBHOOKS_TEST_RETRY_DELAY_S", "1"))
 
+#: Short deadlines, so that what a dead worker held, or Redis lost, is found soon.
+QUICK: Any = {
+    "WEBHOOKS_TOTAL_TIMEOUT_S": "1",
+    "WEBHOOKS_CONNECT_TIMEOUT_S": "1",
+    "WEBHOOKS_MONGODB_TIMEOUT_S": "2",
+    "WEBHOOKS_SWEEP_INTERVAL_S": "1",
+}
+
 
 @dataclass
 class Stack:

@@ -13,7 +13,7 @@ import pytest
 import redis
 from bson import ObjectId
 
-from tests.acceptance.conftest import Stack
+from tests.acceptance.conftest import QUICK, Stack
 from tests.lab.receiver import Receiver, reply
 from tests.lab.samples_data import read_sample
 from tests.lab.servers import Servers
@@ -28,13 +28,6 @@ SHORT: Any = {
     "WEBHOOKS_PAUSE_AFTER_S": "1",
     "WEBHOOKS_PAUSE_MIN_ATTEMPTS": "2",
     "WEBHOOKS_PROBE_INTERVAL_S": "1.5",
-}
-#: Short deadlines, so that a dead worker's attempt is made again soon.
-QUICK: Any = {
-    "WEBHOOKS_TOTAL_TIMEOUT_S": "1",
-    "WEBHOOKS_CONNECT_TIMEOUT_S": "1",
-    "WEBHOOKS_MONGODB_TIMEOUT_S": "2",
-    "WEBHOOKS_SWEEP_INTERVAL_S": "1",
 }
 
 pytestmark = pytest.mark.timeout(240)

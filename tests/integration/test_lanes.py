@@ -184,6 +184,46 @@ def test_slow_and_unknown_lanes_together_leave_a_quarter_of_the_threads(url: str
         assert len(party.got) <= 12
 
 
+def test_each_worker_keeps_a_quarter_of_its_threads_from_slow_lanes(url: str, redis_client: redis.Redis):
+    """With a quarter of all threads one worker could be full of slow ones, and hold what an idle one could do."""
+    with worker(url, SEND, threads=16) as party:
+        redis_client.hset("webhooks.workers", "another", "9999999999.000 16")
+        party.poll()
+        for number in range(20):
+            put(url, SEND, f"c{number}/hangs", *range(10))
+        wait_until(lambda: party.poll() or len(party.got) >= 12, "what they may have")
+        party.poll(0.6)
+        assert len(party.got) == 12
+
+
+@pytest.mark.parametrize("is_known", [True, False], ids=["slow", "unknown"])
+def test_attempt_without_a_free_thread_waits_here_unless_it_is_slow(url: str, *, is_known: bool):
+    with worker(url, SEND, threads=16) as party:
+        party.poll()
+        if is_known:
+            put(url, SEND, "c/slow", "first")
+            party.drain(1)
+            settle(party, 1, ms=2_000)
+        put(url, SEND, "c/quick", "first")
+        party.drain(1)
+        settle(party, 1)
+        party.poll()
+        if not is_known:
+            others = [Admission(f"{number}", f"c/w{number}", None) for number in range(12)]
+            assert party.channel.admit(SEND, others, 16, 16)() == [Turn.NOW] * 12
+        asked = [Admission("s", "c/slow", None), Admission("q", "c/quick", None)]
+        assert party.channel.admit(SEND, asked, 0, 16)() == [Turn.LATER, Turn.SOON]
+        assert party.channel.admit(SEND, asked[1:], 1, 16)() == [Turn.NOW]
+
+
+def test_attempts_without_messages_get_no_more_than_three_quarters_if_nothing_is_known_of_them(url: str):
+    """With an event for many webhooks there are more attempts than messages in hand."""
+    with worker(url, SEND, threads=16) as party:
+        party.poll()
+        asked = [Admission(f"{number}", f"c/w{number}", None) for number in range(16)]
+        assert party.channel.admit(SEND, asked, 16, 16)() == [Turn.NOW] * 12 + [Turn.LATER] * 4
+
+
 def test_one_lane_never_gets_all_threads(url: str):
     put(url, SEND, "c/w", *range(500))
     with worker(url, SEND, threads=20) as party:
@@ -254,7 +294,7 @@ def test_attempt_is_to_come_soon_only_where_few_wait_before_it(url: str, waiting
         party.poll()
         party.consumer.cancel()
         put(url, SEND, "c/w", *range(waiting))
-        assert party.channel.admit(SEND, [Admission("x", "c/w", None)], 0)() == [turn]
+        assert party.channel.admit(SEND, [Admission("x", "c/w", None)], 4, 100)() == [turn]
 
 
 # ── Limits and holds ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -474,6 +514,13 @@ def test_events_of_own_and_plain_producers_come_in_the_order_in_which_the_broker
         serialize(url, company_type)
     with worker(url, "celery", DELIVER) as party:
         assert_come_one_by_one(party, 40)
+
+
+def test_event_of_an_own_producer_is_never_put_into_the_queue_of_another_application(url: str, redis_client: Any):
+    send_plainly(url, event(number=0))
+    put(url, DELIVER, f"{COMPANY}/COTTask/-", "mine")
+    assert redis_client.llen("celery") == 0
+    assert redis_client.llen(DELIVER) == 2
 
 
 def test_event_of_an_own_producer_does_not_wait_behind_many_of_a_plain_one(url: str):

@@ -1,6 +1,6 @@
 """The step that accepts events: what it reserves it gives back, whatever fails."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -21,6 +21,8 @@ WEBHOOK = COTWebhook.model_validate({**read_sample("webhook-task"), "url": "http
 
 class Room:
     """Counts what is reserved."""
+
+    limit = 8
 
     def __init__(self, free: int) -> None:
         self.free = free
@@ -43,6 +45,9 @@ class World:
         self.queued: list[Any] = []
         self.fails: dict[str, Exception] = {}
         self.ours = True
+        self.turn = turn
+        #: Of each question for turns, for how many.
+        self.asked: list[int] = []
         webhooks = SimpleNamespace(
             of_company=lambda company: (WEBHOOK,),
             unusable_of_company=lambda company: (),
@@ -55,11 +60,16 @@ class World:
         )
         ledger = SimpleNamespace(give_up=self.given_up.append)
         self.services = cast("Any", SimpleNamespace(webhooks=webhooks, records=records, deliveries=ledger, gates=None))
-        monkeypatch.setattr(accept_module, "ask_turns", self._step("ask", lambda asked: lambda: [turn] * len(asked)))
+        monkeypatch.setattr(accept_module, "ask_turns", self._step("ask", self._ask))
         monkeypatch.setattr(
             accept_module, "queue_attempts", self._step("queue", lambda *given: self.queued.extend(given[0]))
         )
         monkeypatch.setattr(accept_module, "leave_lane", lambda delivery, claim: self.left.append(claim))
+
+    def _ask(self, asked: Sequence[Any], room: int, slots: int) -> Callable[[], list[Turn]]:
+        self.asked.append(len(asked))
+        beyond = Turn.SOON if self.turn is Turn.NOW else self.turn
+        return lambda: [self.turn if number < room else beyond for number in range(len(asked))]
 
     def _found(self, delivery: Delivery, claim: Claim) -> Claimed | Blocked:
         return Claimed(delivery, None, (), claim.log_id) if self.ours else Blocked(0)
@@ -116,3 +126,13 @@ def test_event_without_room_waits_for_its_turn(world: World):
     (accepted,) = accept(world.services, [waiting], Room(0))
     assert accepted.outcome is None
     assert len(waiting.unplaced) == 1
+    accept(world.services, [waiting], Room(0))
+    assert world.asked == [1, 0], "each look costs the broker something"
+
+
+def test_event_without_room_whose_endpoint_is_slow_does_not_wait_here(world: World):
+    """It held one of few places for messages, so that those of quick endpoints were not even taken."""
+    world.turn = Turn.LATER
+    (accepted,) = accept(world.services, [event()], Room(0))
+    assert accepted.outcome is not None
+    assert len(world.queued) == 1

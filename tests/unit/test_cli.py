@@ -107,7 +107,7 @@ def test_help_of_add_names_every_trigger() -> None:
         (b"[]", "it must be an object"),
         (b"\xff", "it is not UTF-8"),
         (b"{}", "company: is missing"),
-        (b'{"a":1,"a":2}', "a key stands twice"),
+        (b'{"a":1,"a":2}', "a key appears twice"),
     ],
     ids=["broken", "list", "latin", "empty", "twice"],
 )

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 from bson import ObjectId
 from kombu.connection import Connection
+from kombu.messaging import Producer
 
 from webhooks.cli.common import (
     MAX_LIMIT,
@@ -29,6 +30,9 @@ from webhooks.store.deadletters import DeadLetter, DeadLetterStore, Reason
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
+#: Seconds for a letter in all. Longer than a producer's call may take: the person at the terminal can wait for a busy
+#: broker.
+_BROKER_TIMEOUT_S = 20.0
 #: Characters of a body that are shown.
 _SHOWN_BODY = 2_000
 _HEADER = ("TIME (UTC)", "ID", "REASON", "TASK", "QUEUE", "BYTES", "WHY")
@@ -118,11 +122,12 @@ def resend(letter_ids: tuple[ObjectId, ...], is_all: bool, reason: str | None) -
     store = get_stores().dead_letters
     chosen = _choose(store, letter_ids, is_all, reason)
     sent = 0
-    with _open_channel() as (connection, channel):
+    with _open_producer() as (connection, producer):
+        publish = connection.ensure(producer, lambda letter: letter.publish(producer.channel))
         for letter_id in chosen:
             try:
                 letter = _get(store, letter_id)
-                connection.ensure(None, letter.publish, max_retries=0)(channel)
+                publish(letter)
             except CannotResend as error:  # the others may be fine
                 print_error(str(error))
                 continue
@@ -189,15 +194,17 @@ def _end(failures: int) -> None:
 
 
 @contextmanager
-def _open_channel() -> Iterator[tuple[Connection, Any]]:
-    """Open a channel to the broker, for somebody who waits and can repeat the command.
+def _open_producer() -> Iterator[tuple[Connection, Producer]]:
+    """Connect to the broker, and give what publishes over a new channel where the first one is lost.
 
     Raises:
         kombu.exceptions.OperationalError: the broker cannot be reached.
     """
-    with app.connection_for_write() as connection:
+    with app.connection_for_write(connect_timeout=_BROKER_TIMEOUT_S) as connection:
+        # A broker that refuses connections is an error at once; only one that is silent takes all of the time.
         connection.ensure_connection(max_retries=1, interval_start=0)
-        yield connection, connection.default_channel
+        with connection.Producer() as producer:
+            yield connection, producer
 
 
 def _describe(envelope: str) -> list[list[str]]:

@@ -1,6 +1,7 @@
 """``webhooks pause``, ``resume``, ``drain``, ``skip``: whether what is owed to a webhook is sent.
 
-A worker reads the gate with each delivery that it claims, so all of it holds at once on all workers.
+A worker reads the gate with each delivery that it claims, and begins its request soon or never: so all of it holds on
+all workers.
 """
 
 import time

@@ -57,6 +57,8 @@ class Accepting:
     owed: list[Delivery] = field(default_factory=list)
     #: Those that are neither begun nor queued yet.
     unplaced: list[Delivery] = field(default_factory=list)
+    #: Whether the broker was asked for its deliveries' turns.
+    is_asked: bool = False
     #: When to queue what its lane did not let go, by `time.monotonic`.
     queue_at: float = 0.0
 
@@ -78,6 +80,11 @@ class Accepted:
 
 class Room(Protocol):
     """How many attempts the caller can make besides those under way."""
+
+    @property
+    def limit(self) -> int:
+        """How many it can make at one time."""
+        ...
 
     def take(self, most: int) -> int:
         """Reserve room for attempts, as far as there is some; return for how many."""
@@ -174,14 +181,17 @@ def _place(services: Services, events: Sequence[Accepting], room: Room | None) -
     """
     pairs = [(event, delivery) for event in events for delivery in event.unplaced]
     asked = [pair for pair in pairs if room is not None and pair[0].makes_attempts and not pair[1].is_ordered]
-    asked = asked[: 0 if room is None else room.take(len(asked))]
+    places, limit = (0, 0) if room is None else (room.take(len(asked)), room.limit)
+    # Beyond that each is asked for once: whether it is worth waiting here for a place.
+    asked = [pair for number, pair in enumerate(asked) if number < places or not pair[0].is_asked]
     claims = {
         delivery.delivery_id: Claim(delivery.delivery_id, 0, ObjectId(), event.worker) for event, delivery in asked
     }
     admitted: dict[str, Delivery] = {}
     try:
         # The broker and MongoDB are asked at one time.
-        wait = ask_turns([Admission(str(claims[d.delivery_id].log_id), d.lane, d.rate) for _, d in asked])
+        admissions = [Admission(str(claims[d.delivery_id].log_id), d.lane, d.rate) for _, d in asked]
+        wait = ask_turns(admissions, places, limit)
         try:
             webhooks = services.webhooks.get_many({delivery.webhook_id for _, delivery in asked})
         finally:
@@ -202,15 +212,16 @@ def _place(services: Services, events: Sequence[Accepting], room: Room | None) -
             services.deliveries.give_up(claims[delivery_id])
             leave_lane(delivery, claims[delivery_id])
         if room is not None:
-            room.give_back(len(asked))
+            room.give_back(places)
         raise
     if room is not None:
-        room.give_back(len(asked) - len(begun))
+        room.give_back(places - len(begun))
     for delivery_id in admitted.keys() - {delivery.delivery_id for _, delivery in begun}:
         leave_lane(admitted[delivery_id], claims[delivery_id])
     for event in events:
         event.owed = [delivery for delivery in event.owed if delivery.delivery_id not in ended]
         event.unplaced = []
+        event.is_asked = True
     for event, delivery in waiting:
         event.unplaced.append(delivery)
     attempts: dict[int, list[ToAttempt]] = {}

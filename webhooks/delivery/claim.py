@@ -34,12 +34,10 @@ def claim_all(services: Services, claims: Sequence[Claim]) -> list[SendOutcome |
     """
     try:
         found = services.records.claim(claims)
-        wanted = {one.delivery.webhook_id for one in found if isinstance(one, Claimed | PostponedClaim)}
-        webhooks = services.webhooks.get_many(wanted) if wanted else {}
+        theirs = [one.delivery for one in found if isinstance(one, Claimed | PostponedClaim)]
+        lanes = {delivery.webhook_id: delivery.lane for delivery in theirs}
+        webhooks = services.webhooks.get_many(lanes.keys()) if lanes else {}
         # Here, as webhooks were read just now: an attempt that ends, or a message, may know an older limit.
-        lanes = {
-            one.delivery.webhook_id: one.delivery.lane for one in found if isinstance(one, Claimed | PostponedClaim)
-        }
         for webhook_id, lane in lanes.items():
             limit_lane(SEND_QUEUE, lane, read_rate(webhooks.get(webhook_id)))
         return [_judge(services, claim, one, webhooks) for claim, one in zip(claims, found, strict=True)]

@@ -159,8 +159,13 @@ def queue_accepted(event_id: str, body: str) -> None:
 # ── Lanes ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def ask_turns(attempts: Sequence[Admission]) -> Callable[[], list[Turn]]:
+def ask_turns(attempts: Sequence[Admission], room: int, slots: int) -> Callable[[], list[Turn]]:
     """Ask which first attempts may be made at once, without messages of their own.
+
+    Args:
+        attempts: in the order in which they are wanted.
+        room: how many of them this worker can make now.
+        slots: how many attempts it can make at one time.
 
     Returns:
         What returns the answers. Until it is called the broker is at it, and something else can be done.
@@ -173,8 +178,8 @@ def ask_turns(attempts: Sequence[Admission]) -> Callable[[], list[Turn]]:
     with app.producer_pool.acquire(block=True) as producer:
         channel = producer.channel
         if not isinstance(channel, Channel):
-            return lambda: [Turn.NOW] * len(attempts)
-        return channel.admit(SEND_QUEUE, attempts, len(attempts))
+            return lambda: [Turn.NOW if number < room else Turn.SOON for number in range(len(attempts))]
+        return channel.admit(SEND_QUEUE, attempts, room, slots)
 
 
 def serialize_lane(whole: str, *, is_serial: bool) -> None:

@@ -1,12 +1,7 @@
-"""Runs named programs for as long as it runs itself: starts them, shows their output, starts again what dies.
+"""Keeps named programs running: starts them, shows their output, and restarts those that end.
 
-Owns the child processes and the signals that end them. Knows nothing of what the programs are. Called by `up` and
-the demo; the tests borrow `spawn`.
-
-One thread, the keeper, starts every child and ends it, because Linux ends a child whose parent asked for that
-(``PR_SET_PDEATHSIG``) when the *thread* that started it is gone, not the process. The main thread is the caller's:
-Ctrl-C reaches it as the usual ``KeyboardInterrupt``, which can never come between a child's start and its entry in the
-books, since those are the keeper's.
+One thread, the keeper, starts and ends every child, because Linux kills a child with ``PR_SET_PDEATHSIG`` when the
+*thread* that started it ends. ``KeyboardInterrupt`` reaches only the main thread, so it never interrupts a start.
 """
 
 import os
@@ -20,38 +15,37 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import IO, Self
 
 from webhooks.errors import CannotStart
 
-#: Seconds from a program's death until it is started again: the first time, the second, …; the last one stays.
+#: Seconds before the first restart, the second, …; the last value repeats.
 BACKOFF_S: tuple[float, ...] = (1, 2, 4, 8, 16, 30)
-#: A program that ran for so many seconds works: its next death begins at the first back-off again.
+#: After a run of this many seconds the back-off starts again from its first value.
 SETTLED_S = 60.0
-#: So many deaths before a program was ready or settled for the first time: it cannot start.
+#: After this many deaths, before it was ready or settled for the first time, a program counts as unable to start.
 MAX_FIRST_DEATHS = 5
 
-#: Seconds between two looks at the children.
-_LOOK_EVERY_S = 0.05
-#: Seconds that the last lines of an ended program may take to the screen.
+#: Seconds between two polls of the children.
+_POLL_INTERVAL_S = 0.05
+#: Seconds to wait for the last lines of an ended program.
 _READER_TIMEOUT_S = 2.0
-#: Bytes of a line that are shown as one; a program without line ends must not fill the memory.
+#: Longer lines are split, so that a program without line ends cannot fill the memory.
 _MAX_LINE_BYTES = 16 * 1024
-#: Lines that an error repeats of what a program wrote last.
+#: Last lines of output that an error quotes, and the bytes at the end of a log file that are searched for them.
 _LAST_LINES = 3
-#: Bytes at the end of a log file in which those are looked for.
 _LAST_BYTES = 8 * 1024
-#: Columns of a name on the screen, more where a longer name comes.
+#: Minimum width of the names on the screen.
 _NAME_COLUMNS = 7
 #: Escape sequences for the names: cyan, yellow, green, magenta, blue.
 _COLOURS = ("\x1b[36m", "\x1b[33m", "\x1b[32m", "\x1b[35m", "\x1b[34m")
 _NO_COLOUR = "\x1b[0m"
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-#: Runs in the child before the program itself and becomes it: asks Linux to end it with its parent. Not Popen's
-#: ``preexec_fn``, which can dead-lock in a process that has threads. The parent's id tells whether it was gone
-#: before the request was made. Python ignores SIGPIPE; the program must not inherit that.
+#: Runs in the child, then becomes the program: it asks Linux to kill the child with its parent. Popen's ``preexec_fn``
+#: can deadlock in a process with threads. The parent's id shows whether the parent ended before the request. Python
+#: ignores SIGPIPE, which the program must not inherit.
 _LAUNCHER = """
 import ctypes, os, signal, sys
 if sys.platform == "linux":
@@ -70,39 +64,38 @@ except OSError as error:
 class Program:
     """A program to keep running."""
 
-    #: What stands before its lines on the screen, and names it in errors; unique within a supervisor.
+    #: Shown before its lines and in errors; unique within a supervisor.
     name: str
     argv: Sequence[str]
-    #: The whole environment; nothing is added to it, and it is never shown.
+    #: The whole environment; never shown.
     env: Mapping[str, str] = field(repr=False)
-    #: Where it runs; None for the supervisor's own folder.
+    #: Working directory; None for the supervisor's.
     cwd: Path | None = None
-    #: Says whether it does its work, for `Supervisor.start` to wait for; None if running is enough.
+    #: Returns whether it is ready, for `Supervisor.start` to wait for; None if running is enough.
     ready: Callable[[], bool] | None = None
-    #: Seconds between the request to stop and the kill.
+    #: Seconds from the request to stop to the kill.
     grace_s: float = 10
     #: Where its output is appended; None for the screen.
     log_path: Path | None = None
-    #: Whether it is started again when it ends.
+    #: Whether to restart it when it ends.
     restart: bool = True
 
 
 def spawn(
     argv: Sequence[str], *, env: Mapping[str, str], cwd: Path | None = None, stdout: int | IO[bytes] | None
 ) -> "subprocess.Popen[bytes]":
-    """Start a process in a session of its own, so that the terminal's Ctrl-C does not reach it.
+    """Start a process in its own session, so that the terminal's Ctrl-C does not reach it.
 
-    On Linux the kernel kills it when the calling *thread* ends; call from one that lives long enough.
+    On Linux the kernel kills it when the calling *thread* ends. A missing program ends with exit code 1 and a message.
 
     Args:
         argv: the program, looked up on the PATH of ``env``, and its arguments.
         env: the whole environment.
-        cwd: where it runs; None for the caller's own folder.
-        stdout: where its output and errors go, as `subprocess.Popen` takes it.
+        cwd: working directory; None for the caller's.
+        stdout: for output and errors, as `subprocess.Popen` takes it.
 
     Raises:
-        OSError: no process could be made. A program that is missing is no such error: it ends with exit code 1
-            and a line that says so.
+        OSError: the process could not be created.
     """
     return subprocess.Popen(  # noqa: S603 the callers' own programs
         [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), *argv],
@@ -116,13 +109,13 @@ def spawn(
 
 
 def kill_group(process: "subprocess.Popen[bytes]") -> None:
-    """Kill a process made by `spawn` and all that it started, at once; also when itself has ended already."""
+    """Kill a process made by `spawn` and all its descendants, also when the process itself has ended."""
     with suppress(ProcessLookupError, PermissionError):  # macOS says "not permitted" of a group of zombies
         os.killpg(process.pid, signal.SIGKILL)
 
 
 def last_lines(log_path: Path) -> list[str]:
-    """Give the last few lines of a log file; none where there is no such file."""
+    """Return the last few lines of a log file; none if it does not exist."""
     try:
         with log_path.open("rb") as file:
             file.seek(max(0, log_path.stat().st_size - _LAST_BYTES))
@@ -133,18 +126,17 @@ def last_lines(log_path: Path) -> list[str]:
 
 
 class Supervisor:
-    """Keeps programs running between ``with`` and its end, which stops them all in reverse order.
+    """Context manager that keeps programs running, and at its end stops them in reverse order.
 
-    Within it SIGINT, SIGTERM and SIGHUP raise ``KeyboardInterrupt`` in the main thread, which has to be the one that
-    enters. The first signal while it stops kills what is left at once.
+    Inside, SIGINT, SIGTERM and SIGHUP raise ``KeyboardInterrupt`` in the main thread, which has to enter it. A signal
+    while it stops kills all remaining programs.
     """
 
     def __init__(self, screen: IO[str] | None = None) -> None:
-        """Make one that shows the programs' output on ``screen``; None for standard output."""
+        """Show the programs' output on ``screen``; None for standard output."""
         self._screen = _Screen(sys.stdout if screen is None else screen)
+        #: Only appended to, which needs no lock.
         self._children: list[_Child] = []
-        #: Guards the list; the keeper alone touches what is in it.
-        self._lock = threading.Lock()
         self._failure: BaseException | None = None
         # Plain flags: a signal handler must not wait for a lock.
         self._stopping = False
@@ -158,9 +150,7 @@ class Supervisor:
         self._keeper.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
         for number, handler in self._old_handlers.items():
             signal.signal(number, handler)
@@ -168,33 +158,29 @@ class Supervisor:
     def start(self, program: Program, *, ready_within_s: float = 60) -> None:
         """Start a program and wait until it is ready.
 
-        Args:
-            program: with a name that no other one has.
-            ready_within_s: seconds until a program that says when it is ready has to be.
-
         Raises:
-            CannotStart: this or another program cannot start; in one line with what it wrote last.
+            CannotStart: this or another program cannot start; one line with its last output.
         """
+        if any(other.program.name == program.name for other in self._children):
+            raise ValueError(f"there is a program named {program.name} already")
         child = _Child(program, self._screen)
-        with self._lock:
-            if any(other.program.name == program.name for other in self._children):
-                raise ValueError(f"there is a program named {program.name} already")
-            self._children.append(child)
+        self._children.append(child)
         deadline = time.monotonic() + ready_within_s
         while not child.is_ready():
             self._raise_failure()
-            if child.has_ended_for_good():
+            if child.has_ended_for_good:
                 raise CannotStart(child.describe_failure(f"ended before it was ready ({child.how_it_ended()})"))
             if time.monotonic() >= deadline:
                 raise CannotStart(child.describe_failure(f"is not ready after {ready_within_s:g} s"))
-            time.sleep(_LOOK_EVERY_S)
-        child.was_ready = program.ready is not None
+            time.sleep(_POLL_INTERVAL_S)
+        if program.ready is not None:
+            child.has_worked = True
 
     def wait(self, timeout_s: float | None = None) -> None:
-        """Wait, which is what keeps the programs running, for so many seconds; None until a signal comes.
+        """Wait for a number of seconds; None waits until a signal comes.
 
         Raises:
-            CannotStart: a program cannot start; in one line with what it wrote last.
+            CannotStart: a program cannot start; one line with its last output.
             KeyboardInterrupt: SIGINT, SIGTERM or SIGHUP came.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
@@ -202,32 +188,28 @@ class Supervisor:
             self._raise_failure()
             if deadline is not None and time.monotonic() >= deadline:
                 return
-            time.sleep(_LOOK_EVERY_S)
+            time.sleep(_POLL_INTERVAL_S)
 
     def is_running(self, name: str) -> bool:
-        """Say whether the program of that name runs now."""
-        with self._lock:
-            return any(child.program.name == name and child.is_running() for child in self._children)
+        """Return whether the program of that name runs now."""
+        return self.pid_of(name) is not None
 
     def pid_of(self, name: str) -> int | None:
         """Return the process id of the program of that name; None while it does not run."""
-        with self._lock:
-            return next((child.pid for child in self._children if child.program.name == name), None)
+        return next((child.pid for child in self._children if child.program.name == name), None)
 
     def stop(self) -> None:
-        """Stop every program, the last started first, and wait until they and all that they started are gone."""
+        """Stop all programs, the last started first, and wait until they and their descendants are gone."""
         self._stopping = True
-        # Wakes up for signals. The time is bounded: each child is killed after its grace.
+        # Bounded, because each child is killed after its grace; signals interrupt the wait.
         self._keeper.join()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._stopping:
+        if self._stopping or self._interrupted:  # a second exception must not keep the first from reaching `stop`
             self._killing = True
-        elif not self._interrupted:
+        else:
             self._interrupted = True
             raise KeyboardInterrupt
-        else:  # on the way from the first one to `stop`, which must not be kept from being reached
-            self._killing = True
 
     def _raise_failure(self) -> None:
         if self._failure is not None:
@@ -236,30 +218,29 @@ class Supervisor:
     def _keep(self) -> None:
         try:
             while not self._stopping:
-                for child in self._all():
-                    child.look(time.monotonic())
+                for child in self._children:
+                    child.check(time.monotonic())
                     if child.cannot_start and self._failure is None:
                         deaths = f"died {MAX_FIRST_DEATHS} times ({child.how_it_ended()})"
                         self._failure = CannotStart(child.describe_failure(deaths))
-                time.sleep(_LOOK_EVERY_S)
-        except BaseException as error:  # noqa: BLE001 it belongs to the main thread, which raises it
+                time.sleep(_POLL_INTERVAL_S)
+        except BaseException as error:  # noqa: BLE001 the main thread raises it
             self._failure = error
         finally:
-            for child in reversed(self._all()):
+            for child in reversed(self._children):
                 child.stop(lambda: self._killing)
-
-    def _all(self) -> "list[_Child]":
-        with self._lock:
-            return list(self._children)
 
 
 class _Child:
-    """One program's process, and the next one after its death. Changed by the keeper alone, but for ``was_ready``."""
+    """A program's current process, and its restarts. Only the keeper changes it, except for ``has_worked``."""
 
     def __init__(self, program: Program, screen: "_Screen") -> None:
         self.program = program
-        self.was_ready = False
+        #: Whether it was ready or settled once.
+        self.has_worked = False
         self.cannot_start = False
+        #: Whether it has ended and will not be restarted.
+        self.has_ended_for_good = False
         self._screen = screen
         self._process: subprocess.Popen[bytes] | None = None
         self._reader: threading.Thread | None = None
@@ -267,68 +248,54 @@ class _Child:
         self._starts_at = 0.0
         self._exit_code: int | None = None
         self._has_started = False
-        self._has_ended_for_good = False
-        #: Deaths in a row, without having run for long in between.
+        #: Deaths since it last settled.
         self._deaths = 0
-        self._has_settled = False
         self._lines: deque[str] = deque(maxlen=_LAST_LINES)
-        screen.make_room(program.name)
+        screen.names.append(program.name)
 
-    def look(self, now: float) -> None:
-        """Start it if it is due, and note it if it has died. ``now`` in seconds of the monotonic clock."""
+    def check(self, now: float) -> None:
+        """Start it if it is due, and note its death. ``now`` is in seconds of the monotonic clock."""
         if self._process is None:
-            if now >= self._starts_at and not self.has_ended_for_good() and not self.cannot_start:
+            if now >= self._starts_at and not self.has_ended_for_good and not self.cannot_start:
                 self._start(now)
         elif self._process.poll() is not None:
             self._note_death(now)
         elif now - self._started_at >= SETTLED_S:
-            self._has_settled = True
+            self.has_worked = True
             self._deaths = 0
 
     def stop(self, is_urgent: Callable[[], bool]) -> None:
-        """Ask it to end, and kill it after its grace or as soon as that is urgent."""
+        """Terminate it, and kill it after its grace or once that is urgent."""
         process = self._process
         if process is None:
             return
-        # To the child alone: a program with processes of its own ends them in its own order.
+        # Only the child itself: a program with child processes ends them in its own order.
         process.terminate()
         deadline = time.monotonic() + self.program.grace_s
         while process.poll() is None and time.monotonic() < deadline and not is_urgent():
-            time.sleep(_LOOK_EVERY_S)
+            time.sleep(_POLL_INTERVAL_S)
         if process.poll() is None:
-            self._tell("killed" if is_urgent() else f"killed: did not end within {self.program.grace_s:g} s")
-        self._clear(process)
-
-    def is_running(self) -> bool:
-        """Say whether its process lives now."""
-        process = self._process
-        return process is not None and process.poll() is None
+            self._print("killed" if is_urgent() else f"killed: did not end within {self.program.grace_s:g} s")
+        self._clean_up(process)
 
     @property
     def pid(self) -> int | None:
-        """Its process's id; None while there is none."""
         process = self._process
-        return None if process is None else process.pid
+        return None if process is None or process.poll() is not None else process.pid
 
     def is_ready(self) -> bool:
-        """Say whether it does its work or, where it cannot tell, has been started."""
         if self.program.ready is None:
             return self._has_started
-        return self.is_running() and self.program.ready()
-
-    def has_ended_for_good(self) -> bool:
-        """Say whether it has ended and is not to be started again."""
-        return self._has_ended_for_good
+        return self.pid is not None and self.program.ready()
 
     def how_it_ended(self) -> str:
-        """Say with which exit code, or by which signal, it ended last."""
         code = self._exit_code
         if code is None:
             return "no process could be made"
         return f"exit code {code}" if code >= 0 else f"signal {-code}, {signal.strsignal(-code)}"
 
     def describe_failure(self, what: str) -> str:
-        """Give the one line of an error: who, what, what it wrote last and where the rest is."""
+        """Return an error's one line: the program, what happened, its last output and the log file."""
         path = self.program.log_path
         lines = list(self._lines) if path is None else last_lines(path)
         written = f": {' / '.join(line.strip() for line in lines)}" if lines else ""
@@ -354,25 +321,24 @@ class _Child:
 
     def _note_death(self, now: float) -> None:
         if self._process is not None:
-            self._clear(self._process)
+            self._clean_up(self._process)
         self._deaths += 1
         if not self.program.restart:
-            self._has_ended_for_good = True
-            self._tell(f"ended ({self.how_it_ended()})")
-        elif not self.was_ready and not self._has_settled and self._deaths >= MAX_FIRST_DEATHS:
+            self.has_ended_for_good = True
+            self._print(f"ended ({self.how_it_ended()})")
+        elif not self.has_worked and self._deaths >= MAX_FIRST_DEATHS:
             self.cannot_start = True
         else:
             delay_s = BACKOFF_S[min(self._deaths, len(BACKOFF_S)) - 1]
             self._starts_at = now + delay_s
-            self._tell(f"ended ({self.how_it_ended()}), starts again in {delay_s:g} s")
+            self._print(f"ended ({self.how_it_ended()}), starts again in {delay_s:g} s")
 
-    def _clear(self, process: "subprocess.Popen[bytes]") -> None:
-        """Leave nothing of a process: not itself, nor what it started, nor the pipe."""
+    def _clean_up(self, process: "subprocess.Popen[bytes]") -> None:
         kill_group(process)
         self._exit_code = process.wait()
         self._process = None
         if self._reader is not None:
-            # Its pipe ends with the group, unless one of them has left it and is beyond us.
+            # The pipe ends with the group, unless a descendant has left it.
             self._reader.join(_READER_TIMEOUT_S)
             self._reader = None
 
@@ -382,34 +348,28 @@ class _Child:
                 text = line.decode(errors="replace").rstrip()
                 if text:
                     self._lines.append(text)
-                self._tell(text)
+                self._print(text)
 
-    def _tell(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         self._screen.write(self.program.name, text)
 
 
 class _Screen:
-    """Lines of several programs on one screen, each behind its program's name."""
+    """Writes lines of several programs, each after its program's name."""
 
     def __init__(self, stream: IO[str]) -> None:
+        self.names: list[str] = []
         self._stream = stream
         self._lock = threading.Lock()
-        self._names: list[str] = []
         # https://no-color.org
         self._has_colours = stream.isatty() and not os.environ.get("NO_COLOR")
 
-    def make_room(self, name: str) -> None:
-        """Make the names' column wide enough for this one."""
-        with self._lock:
-            self._names.append(name)
-
     def write(self, name: str, text: str) -> None:
-        """Write one line. A screen that is gone, such as a closed terminal, is no reason to stop."""
         with self._lock:
-            label = name.ljust(max(_NAME_COLUMNS, *(len(other) for other in self._names))) + "|"
+            label = name.ljust(max(_NAME_COLUMNS, *(len(other) for other in self.names))) + "|"
             if self._has_colours:
-                colour = _COLOURS[self._names.index(name) % len(_COLOURS)]
+                colour = _COLOURS[self.names.index(name) % len(_COLOURS)]
                 label = f"{colour}{label}{_NO_COLOUR}"
-            with suppress(OSError, ValueError):
+            with suppress(OSError, ValueError):  # a closed terminal must not stop the programs
                 self._stream.write(f"{label} {text}\n")
                 self._stream.flush()

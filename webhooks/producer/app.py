@@ -1,7 +1,4 @@
-"""The Celery app: what `celery -A webhooks` finds, and what a producer's messages go by.
-
-Owns configuration and wiring. A producer loads this, so it loads nothing of the worker, and opens no connection.
-"""
+"""The Celery app of workers and producers. Producers load it, so it imports nothing of the worker."""
 
 import importlib.util
 import os
@@ -23,7 +20,7 @@ _PACKAGE = Path(__file__).parents[1]
 
 
 def _load_celeryconfig() -> ModuleType:
-    """Load our celeryconfig by its place, never by its name: a service that imports us has one of its own."""
+    """Load our celeryconfig by its path: by its name a service would get its own."""
     installed = _PACKAGE / "celeryconfig.py"
     path = installed if installed.exists() else _PACKAGE.parent / "celeryconfig.py"
     spec = importlib.util.spec_from_file_location("webhooks.celeryconfig", path)
@@ -35,10 +32,9 @@ def _load_celeryconfig() -> ModuleType:
 
 
 class _LazyConfig(Mapping[str, Any]):
-    """Our celeryconfig, read when Celery first needs an option.
+    """Our celeryconfig, loaded when Celery first needs an option.
 
-    So a setting that cannot be used is an error of the command or call that needs it, which can say so in one line,
-    and not of everybody who imports this package.
+    An invalid setting is then an error of the command that needs it, and not of each import of this package.
     """
 
     @cached_property
@@ -56,7 +52,7 @@ class _LazyConfig(Mapping[str, Any]):
 
 
 def _prepare_command(context: click.Context, *_: object) -> None:
-    """Do what comes first in each `celery -A webhooks …`: check packages and settings, and show Flower its own."""
+    """Check packages, settings and options before each `celery -A webhooks …`, and point Flower to its config."""
     try:
         require("worker")
         get_settings()
@@ -64,16 +60,16 @@ def _prepare_command(context: click.Context, *_: object) -> None:
             refuse_overruled(context.parent)
         if context.command.name == "worker":
             close_worker_options(context.command)
-            # What the driver of MongoDB refuses is an error of the command, not of each event.
+            # A MongoDB URL that the driver refuses fails the command, not each event.
             cast("Any", symbol_by_name("webhooks.delivery.services:get_services"))()
     except (NotInstalled, InvalidSettings) as error:
         raise click.ClickException(str(error)) from None
-    # Flower looks for it in the current folder alone, and without it listens to everybody.
+    # Flower looks only in the current folder; without this file it listens on all addresses.
     if not Path("flowerconfig.py").exists():
         os.environ.setdefault("FLOWER_CONF", str(_PACKAGE / "web" / "flowerconfig.py"))
 
 
-#: What only workers load, by its import: tasks that run by the clock, and what answers Celery's signals there.
+#: Modules that only workers load: periodic tasks and handlers of Celery's signals.
 _WORKERS_MODULES = (
     "webhooks.worker.bindings",
     "webhooks.worker.inspection",
@@ -83,11 +79,10 @@ _WORKERS_MODULES = (
     "webhooks.jobs.sweep",
     "webhooks.jobs.health_monitor",
 )
-# Not the current app: a producer that imports us keeps its own.
+# Not the current app: the importing service keeps its own.
 app = OwnCelery("webhooks", set_as_current=False, amqp="webhooks.transport.connection:AMQP", include=_WORKERS_MODULES)
 app.config_from_object(_LazyConfig())
-# Celery adds these to each of its commands, Flower's included. This one is only there for its callback, which comes
-# before Celery reads its options.
+# Celery adds this option to each of its commands, Flower's included, and calls it before it reads its options.
 cast("dict[str, set[click.Option]]", app.user_options)["preload"].add(
     click.Option(
         ["--check-settings"], is_flag=True, hidden=True, is_eager=True, expose_value=False, callback=_prepare_command

@@ -1,7 +1,6 @@
-"""What stands for `celery flower` where Flower is missing: Celery alone says that there is no such command.
+"""``celery flower``: Flower's own command, or an error that says how to install Flower.
 
-Celery finds its commands by entry points, before it loads an app. So this is one (pyproject.toml), for every app of an
-environment in which this package is installed; with Flower it is Flower's own command.
+Celery finds commands by entry points (pyproject.toml) before it loads an app, so this serves every app here.
 """
 
 from importlib.util import find_spec

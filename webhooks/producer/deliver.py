@@ -1,7 +1,6 @@
-"""What a service calls: the task ``webhooks.deliver``, and `accept` for one that can reach MongoDB.
+"""The functions that producers call: the task ``webhooks.deliver`` and, for those that can reach MongoDB, `accept`.
 
-Owns the check of an event where it is handed in. A service loads this, so it loads nothing of the worker and opens no
-connection; the worker's parts are named by their paths, as Celery names its own.
+Producers load this module, so it imports nothing of the worker; the worker's functions are named by their paths.
 """
 
 import json
@@ -32,30 +31,30 @@ if TYPE_CHECKING:
     from pymongo.client_session import ClientSession
     from pymongo.database import Database
 
-#: Where clients come from whose methods have to be awaited. By name: a producer need not have them.
+#: Packages of asynchronous MongoDB clients, by name: a producer need not install them.
 _ASYNC_MODULES = ("pymongo.asynchronous", "motor")
 
 
 @dataclass(frozen=True, slots=True)
 class RecordedEvent:
-    """An event that a service handed in while `record_with` was in force."""
+    """An event that a service sent within `record_with`."""
 
     event_id: str
-    #: The event as receivers would get it.
+    #: The request body that receivers would get.
     event: dict[str, Any]
-    #: The function that was called: ``deliver``, by whichever of its methods, or ``accept``, asynchronous or not.
+    #: The function that was called: ``deliver`` or ``accept``.
     function: str
-    #: What was given to ``apply_async`` besides the event, such as ``countdown``.
+    #: Options of ``apply_async``, such as ``countdown``.
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-#: What takes events in place of the broker and MongoDB; None: nothing does.
+#: Gets events in place of the broker and MongoDB.
 _recorder: Callable[[RecordedEvent], object] | None = None
 
 
 @contextmanager
 def record_with(recorder: Callable[[RecordedEvent], object]) -> Iterator[None]:
-    """Have events of all threads recorded instead of sent. For a service's tests, by way of `webhooks.testing`."""
+    """Pass the events of all threads to ``recorder`` instead of sending them."""
     global _recorder  # noqa: PLW0603 - a context variable would miss the threads that a service starts
     before, _recorder = _recorder, recorder
     try:
@@ -65,25 +64,25 @@ def record_with(recorder: Callable[[RecordedEvent], object]) -> Iterator[None]:
 
 
 class DeliverTask(DurableTask):
-    """Checks an event where it is handed in, and publishes it as the JSON text that receivers will get."""
+    """Checks an event in the producer, and publishes it as the JSON text that receivers get."""
 
     #: In the worker: keeps payloads out of Flower and logs.
     Request = "webhooks.worker.request:DeliverRequest"
-    #: A bad event is its producer's fault: a line in the log, no traceback.
+    #: An invalid event is the producer's fault: one log line, no traceback.
     throws = (InvalidEvent,)
 
     def apply_async(  # pyright: ignore[reportIncompatibleMethodOverride] - the rest are options
         self, args: Sequence[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
     ) -> Any:
-        """Queue an event; takes Celery's usual options.
+        """Queue an event; takes Celery's options.
 
         Raises:
-            InvalidEvent: names every field and reason; nothing was queued.
-            kombu.exceptions.OperationalError: the broker could not be reached within ``WEBHOOKS_PUBLISH_TIMEOUT_S``.
+            InvalidEvent: names each invalid field and the reason; nothing was queued.
+            kombu.exceptions.OperationalError: the broker was not reached within ``WEBHOOKS_PUBLISH_TIMEOUT_S``.
         """
         given = [*(args or ()), *(kwargs or {}).values()]
         if len(given) != 1:
-            return super().apply_async(args, kwargs, **options)  # Celery says what is wrong with the arguments
+            return super().apply_async(args, kwargs, **options)  # Celery reports the wrong arguments
         event = read_event(given[0])
         if (recorder := _recorder) is not None:
             event_id = options.pop("task_id", None) or uuid()
@@ -99,18 +98,15 @@ class DeliverTask(DurableTask):
             return super().apply_async((event.to_json(),), {}, **{**options, "producer": producer})
 
     def delay_many(self, events: Iterable[Mapping[str, Any] | COTEvent]) -> list[str]:
-        """Queue events in few steps: for producers with many at a time.
-
-        Args:
-            events: each as for ``delay``. All are checked before the first one is queued.
+        """Queue many events in a few commands, after checking all of them.
 
         Returns:
             The events' ids, in the same order.
 
         Raises:
-            InvalidEvent: names the event by its place, from 0, and every field and reason; nothing was queued.
-            kombu.exceptions.OperationalError: the broker could not be reached within ``WEBHOOKS_PUBLISH_TIMEOUT_S``; a
-                part of them may be queued, so that queueing all of them again repeats that part under new ids.
+            InvalidEvent: names the event by its position, from 0, and each invalid field; nothing was queued.
+            kombu.exceptions.OperationalError: the broker was not reached within ``WEBHOOKS_PUBLISH_TIMEOUT_S``; some
+                events may be queued, and a second call queues them again under new ids.
         """
         checked = []
         for place, given in enumerate(events):
@@ -122,26 +118,27 @@ class DeliverTask(DurableTask):
             for event_id, event in checked:
                 recorder(_describe(event_id, event, "deliver"))
         else:
-            publish_many(self, [_draft(event_id, event) for event_id, event in checked])
+            publish_many(
+                self,
+                [
+                    OutgoingMessage(event_id, (event.to_json(),), {}, _label(event), headers=_headers(event))
+                    for event_id, event in checked
+                ],
+            )
         return [event_id for event_id, _ in checked]
 
     def delay_on_commit(self, *args: Any, **kwargs: Any) -> None:
-        """Queue an event as soon as Django's transaction commits; at once where there is none.
-
-        Raises:
-            InvalidEvent: at once, not when the transaction commits.
-            NotInstalled: there is no Django here.
-        """
+        """Queue an event when Django's transaction commits, or now outside of one. See `apply_async_on_commit`."""
         self.apply_async_on_commit(args, kwargs)
 
     def apply_async_on_commit(
         self, args: Sequence[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
     ) -> None:
-        """Queue an event as soon as Django's transaction commits; takes Celery's usual options.
+        """Queue an event when Django's transaction commits, or now outside of one; takes Celery's options.
 
         Raises:
-            InvalidEvent: at once, not when the transaction commits.
-            NotInstalled: there is no Django here.
+            InvalidEvent: raised now, not at the commit.
+            NotInstalled: Django is not installed.
         """
         try:
             on_commit = import_module("django.db.transaction").on_commit
@@ -151,59 +148,57 @@ class DeliverTask(DurableTask):
                 "here: call deliver.delay after your own commit"
             ) from None
         given = [*(args or ()), *(kwargs or {}).values()]
-        if len(given) == 1:  # else Celery says at the commit what is wrong with the arguments
+        if len(given) == 1:  # else Celery reports the wrong arguments at the commit
             args, kwargs = (read_event(given[0]).to_json(),), None
         on_commit(partial(self.apply_async, args, kwargs, **options))
 
     def apply(  # pyright: ignore[reportIncompatibleMethodOverride] - the rest are options
         self, args: Any = None, kwargs: Any = None, **options: Any
     ) -> Any:
-        """Deliver an event in this process, as Celery's ``task_always_eager`` has it.
+        """Deliver an event in this process, as with Celery's ``task_always_eager``.
 
         Raises:
-            NotInstalled: the worker's packages are not installed here.
-            StoreUnavailable: MongoDB cannot be reached; said within seconds, as this is mostly a test.
+            NotInstalled: the worker's packages are not installed.
+            StoreUnavailable: MongoDB cannot be reached within seconds.
         """
         _worker_part("webhooks.worker.eager:check")()
         return super().apply(args, kwargs, **options)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the task; called as a function it needs what `apply` needs."""
+        """Run the task; raises as `apply` when called as a function."""
         if self.request.called_directly:
             _worker_part("webhooks.worker.eager:check")()
         return super().__call__(*args, **kwargs)
 
 
 def _deliver(self: Task, event: dict[str, Any] | str | COTEvent) -> str:
-    """Start a delivery of the event to each webhook that asked for it; of a dict, a COTEvent, or its JSON text."""
+    """Start a delivery of an event, as dict, COTEvent or JSON text, to each webhook that matches it."""
     return _worker_part("webhooks.worker.tasks:run_deliver")(self, event)
 
 
-#: The task. Typed, as a type checker would take what Celery makes of a function for that function.
+#: The task; without the cast a type checker would see the plain function.
 deliver = cast("DeliverTask", app.task(base=DeliverTask, bind=True, name="webhooks.deliver")(_deliver))
 
 
 def accept(
     event: Mapping[str, Any] | COTEvent, database: "Database[Any]", session: "ClientSession | None" = None
 ) -> str:
-    """Write an event down in MongoDB for delivery, in the producer's own transaction if it has one.
+    """Write an event to the outbox in MongoDB, optionally in the producer's transaction.
 
-    What ``deliver.delay`` is to the broker this is to the database: for producers that can reach it and must not lose
-    an event even if the broker does. Workers pick it up within seconds.
+    For producers that must not lose an event even if the broker does. Workers pick it up within seconds.
 
     Args:
         event: a dict or a COTEvent.
-        database: the one of WEBHOOKS_MONGODB_URL, by the producer's own client, whose write concern decides what
-            survives.
-        session: with a transaction begun; None for none. The event is sent if that commits.
+        database: the database of WEBHOOKS_MONGODB_URL, from the producer's own client; its write concern applies.
+        session: a session with an open transaction; the event is sent if that commits. None writes directly.
 
     Returns:
         The event's id.
 
     Raises:
-        InvalidEvent: names every field and reason; nothing was written.
-        TypeError: the database or the session is that of an asynchronous client.
-        pymongo.errors.PyMongoError: it could not be written.
+        InvalidEvent: names each invalid field and the reason; nothing was written.
+        TypeError: the database or the session belongs to an asynchronous client.
+        pymongo.errors.PyMongoError: the write failed.
     """
     if _is_async(database) or _is_async(session):
         raise TypeError(
@@ -219,14 +214,12 @@ def accept(
 async def accept_async(
     event: Mapping[str, Any] | COTEvent, database: "AsyncDatabase[Any]", session: "AsyncClientSession | None" = None
 ) -> str:
-    """Write an event down in MongoDB as `accept` does, with an asynchronous client: ``pymongo.AsyncMongoClient``.
+    """Write an event to the outbox as `accept` does, with an asynchronous client: ``pymongo.AsyncMongoClient``.
 
     Raises:
-        InvalidEvent: names every field and reason; nothing was written.
-        TypeError: the database or the session is that of a synchronous client.
-        pymongo.errors.PyMongoError: it could not be written.
+        TypeError: the database or the session belongs to a synchronous client.
     """
-    if _is_sync(database) or _is_sync(session):
+    if any(_comes_from(value, "pymongo") and not _is_async(value) for value in (database, session)):
         raise TypeError(
             "accept_async writes with an asynchronous client, such as pymongo.AsyncMongoClient, and this is a "
             "synchronous one: accept(event, database, session), in a thread of its own where the loop must not wait"
@@ -238,26 +231,22 @@ async def accept_async(
 
 
 def read_event(value: object) -> COTEvent:
-    """Check what somebody handed in as an event.
+    """Check and parse an event, as dict, COTEvent or JSON text.
 
     Raises:
-        InvalidEvent: names every field and reason.
+        InvalidEvent: names each invalid field and the reason.
     """
     max_bytes = get_settings().max_event_bytes
     return parse_event_text(value, max_bytes) if isinstance(value, str) else parse_event(value, max_bytes)
 
 
 def _label(event: COTEvent) -> str:
-    """Return what Flower shows as arguments."""
+    """Return the text that Flower shows as arguments."""
     return f"{describe_event(event)}, company {event.company}"
 
 
 def _headers(event: COTEvent) -> dict[str, str]:
     return {LANE_HEADER: lane_of_event(event.to_wire())}
-
-
-def _draft(event_id: str, event: COTEvent) -> OutgoingMessage:
-    return OutgoingMessage(event_id, (event.to_json(),), {}, _label(event), headers=_headers(event))
 
 
 def _new_entry(value: object) -> tuple[str, dict[str, Any] | None]:
@@ -288,16 +277,8 @@ def _is_async(value: object) -> bool:
     return _comes_from(value, *_ASYNC_MODULES)
 
 
-def _is_sync(value: object) -> bool:
-    return _comes_from(value, "pymongo") and not _is_async(value)
-
-
 @cache
 def _worker_part(path: str) -> Callable[..., Any]:
-    """Load a function of the worker.
-
-    Raises:
-        NotInstalled: its packages are not installed here.
-    """
+    """Load a function of the worker; raises NotInstalled if its packages are missing."""
     require("worker", "deliver, called as a function or with task_always_eager,")
     return cast("Callable[..., Any]", symbol_by_name(path))

@@ -1,9 +1,9 @@
-"""The Celery class of our app, whose options no environment variable outranks, and what is said of those that try.
+"""A Celery app class that ignores Celery's environment variables, and notices about those that are set.
 
-Celery reads some of its own variables before an app's configuration: ``CELERY_BROKER_URL`` and the like
-(``celery.app.utils.Settings``), ``CELERY_LOADER`` (``celery.app.base``), and ``CELERY_WORKER_…`` for each option of its
-worker command. Set for another application beside us, they would send our events to its broker, or have our worker
-empty its queue.
+Celery gives some variables priority over an app's configuration: ``CELERY_BROKER_URL`` and the like
+(``celery.app.utils.Settings``), ``CELERY_LOADER`` (``celery.app.base``), and ``CELERY_WORKER_…`` for each option of the
+worker command. If they are set for another application, our events would go to its broker, or our worker would consume
+its queue.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ _NO_RESULTS = "webhooks keeps its results as logs in MongoDB"
 _OWN_OPTIONS = "webhooks has Celery options of its own"
 _COMMAND_LINE = "webhooks takes it from the command line alone"
 
-#: Variables that Celery reads before an app's options, and what holds instead.
+#: Variables that Celery gives priority, and what applies instead.
 _OVERRULED = {
     "CELERY_BROKER_URL": _BROKER,
     "CELERY_BROKER_READ_URL": _BROKER,
@@ -30,15 +30,14 @@ _OVERRULED = {
     "CELERY_LOADER": _OWN_OPTIONS,
     "CELERY_CONFIG_MODULE": _OWN_OPTIONS,
 }
-#: The same as options of the command ``celery``, by the parameter's name; it hands them on as those variables.
+#: The same as options of the command ``celery``, by the parameter's name.
 _OVERRULED_OPTIONS = {
     "broker": ("-b/--broker", _BROKER),
     "result_backend": ("--result-backend", _NO_RESULTS),
     "loader": ("--loader", _OWN_OPTIONS),
     "config": ("--config", _OWN_OPTIONS),
 }
-#: Options of the worker that may come from the environment: they say where the process runs and what it writes, and
-#: nothing of which messages it takes or what becomes of them.
+#: Worker options that may come from the environment: they do not affect which messages it takes or what it does.
 _OBEYED_OPTIONS = frozenset(
     {"hostname", "loglevel", "logfile", "pidfile", "statedb", "detach", "uid", "gid", "umask", "executable"}
 )
@@ -46,7 +45,7 @@ _WORKER_PREFIX = "CELERY_WORKER_"
 
 
 class _OwnOptions(CeleryOptions):
-    """Celery's options as the app has them; Celery's class looks into the environment before."""
+    """The app's options; Celery's class reads the environment first."""
 
     @property
     def broker_url(self) -> str:
@@ -66,7 +65,7 @@ class _OwnOptions(CeleryOptions):
 
 
 class OwnCelery(Celery):
-    """A Celery app that takes its options from its configuration alone."""
+    """A Celery app that takes its options only from its configuration."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -82,37 +81,25 @@ class OwnCelery(Celery):
 
 
 def _make_own(options: object) -> None:
-    # Celery has no place to say which class it makes of its options, and takes attributes that are set for options.
+    # Celery's options class cannot be configured, and it would store a plain `__class__ =` as an option.
     object.__setattr__(options, "__class__", _OwnOptions)
 
 
 def find_overruled(environ: Mapping[str, str], worker: click.Command) -> list[str]:
-    """Find the variables that Celery would obey in a worker and we do not.
-
-    Args:
-        environ: of the process.
-        worker: Celery's command of that name.
-
-    Returns:
-        A sentence for each, without values.
-    """
+    """Return a sentence, without values, for each variable that Celery's worker command would obey and ours ignores."""
     options = {f"{_WORKER_PREFIX}{str(option.name).upper()}": _COMMAND_LINE for option in _closed_options(worker)}
     found = [(name, reason) for name, reason in {**_OVERRULED, **options}.items() if environ.get(name)]
     return [f"{name} has no effect: {reason}" for name, reason in found]
 
 
 def close_worker_options(worker: click.Command) -> None:
-    """Have Celery's worker command take no option from the environment that decides about messages."""
+    """Stop Celery's worker command from reading options that affect messages from the environment."""
     for option in _closed_options(worker):
         option.allow_from_autoenv = False
 
 
 def refuse_overruled(celery: click.Context) -> None:
-    """Make sure that ``celery`` was given no option on the command line that has no effect.
-
-    Raises:
-        InvalidSettings: it was.
-    """
+    """Raise InvalidSettings if the command line of ``celery`` has an option that we ignore."""
     for name, (option, reason) in _OVERRULED_OPTIONS.items():
         if celery.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             raise InvalidSettings(f"{option} has no effect: {reason}; leave it out")

@@ -1,4 +1,4 @@
-"""What is installed beside the bare package: a producer's installation has nothing of the worker."""
+"""The optional packages of this distribution; a producer's installation has none of the worker's."""
 
 from importlib import metadata
 
@@ -6,38 +6,26 @@ from packaging.requirements import Requirement
 
 from webhooks.errors import NotInstalled
 
-#: The name on package indexes. Another project is called `webhooks` there.
+#: The name on package indexes, where another project is called `webhooks`.
 DISTRIBUTION = "celery-webhooks"
 
 
 def require(extra: str, who: str = "this") -> None:
-    """Make sure that all packages of an extra are installed, in versions that it allows.
+    """Check that all packages of an extra are installed in allowed versions; a checkout that is not installed passes.
 
     Args:
         extra: its name.
         who: subject of the error's text.
 
     Raises:
-        NotInstalled: one line that names those that are not, and the command that installs them.
-    """
-    faults = find_faults(extra)
-    if faults:
-        raise NotInstalled(
-            f"{who} needs packages that a producer does not: pip install '{DISTRIBUTION}[{extra}]' ({faults})"
-        )
-
-
-def find_faults(extra: str) -> str:
-    """Say which packages of an extra are missing or of the wrong version; empty where none are.
-
-    A checkout that was not installed says nowhere what it needs; there it is empty.
+        NotInstalled: one line with the faulty packages and the command that installs them.
     """
     try:
-        wanted = metadata.requires(DISTRIBUTION) or []
+        requirements = [Requirement(text) for text in metadata.requires(DISTRIBUTION) or []]
     except metadata.PackageNotFoundError:
-        return ""
-    missing, wrong = [], []
-    for requirement in map(Requirement, wanted):
+        return
+    missing, faults = [], []
+    for requirement in requirements:
         if requirement.marker is None or not requirement.marker.evaluate({"extra": extra}):
             continue
         try:
@@ -46,5 +34,11 @@ def find_faults(extra: str) -> str:
             missing.append(requirement.name)
             continue
         if not requirement.specifier.contains(version, prereleases=True):
-            wrong.append(f"{requirement.name} is {version}, not {requirement.specifier}")
-    return "; ".join([*([f"missing: {', '.join(missing)}"] if missing else []), *wrong])
+            faults.append(f"{requirement.name} is {version}, not {requirement.specifier}")
+    if missing:
+        faults.insert(0, f"missing: {', '.join(missing)}")
+    if faults:
+        raise NotInstalled(
+            f"{who} needs packages that a producer does not: "
+            f"pip install '{DISTRIBUTION}[{extra}]' ({'; '.join(faults)})"
+        )

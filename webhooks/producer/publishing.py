@@ -1,8 +1,7 @@
-"""Many messages of one task published in few steps: what Celery does for one at a time, without its cost per message.
+"""Publish many messages of one task in a few commands, without Celery's cost per message.
 
-Owns the making of such messages, in Celery's own form (protocol 2), so that any worker takes them. A broker that is no
-Redis with our transport gets them one by one. Where somebody watches Celery's publishing (a receiver of its signals, a
-wrapper of its methods: OpenTelemetry, Sentry), Celery makes each message, and they are queued in the same few steps.
+Messages have Celery's own form (protocol 2). Brokers other than Redis with our transport get them one by one. If a
+signal receiver or a wrapper (OpenTelemetry, Sentry) watches Celery's publishing, Celery makes each message.
 """
 
 import base64
@@ -10,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
 import pydantic_core
@@ -25,36 +25,50 @@ from webhooks.producer.app import app
 if TYPE_CHECKING:
     from webhooks.transport.bounded import BoundedConnection
 
-#: Messages that Redis queues in one step: at some 10 µs each it serves others again after 2 ms.
+#: Messages per command: at about 10 µs each, Redis blocks other clients for 2 ms.
 _IN_ONE_STEP = 200
+
+
+#: Headers that all our messages share.
+_SAME_HEADERS = {
+    "lang": "py",
+    "retries": 0,
+    "timelimit": [None, None],
+    "ignore_result": True,
+    "replaced_task_nesting": 0,
+    "stamps": {},
+    **dict.fromkeys(("shadow", "eta", "expires", "group", "group_index", "stamped_headers")),
+}
+#: The embedded part of a message's body.
+_NO_CANVAS = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 
 
 @dataclass(frozen=True, slots=True)
 class OutgoingMessage:
-    """What of a message differs from others of its task."""
+    """The parts of a message that differ between messages of one task."""
 
     task_id: str
     args: Sequence[Any] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
-    #: What people see in place of the arguments.
+    #: Shown in place of the arguments.
     argsrepr: str = "…"
     kwargsrepr: str = ""
     headers: Mapping[str, Any] = field(default_factory=dict)
-    #: The id of the task that it comes from; None: it comes from none.
+    #: The id of the task that publishes it; None outside of a task.
     parent_id: str | None = None
 
 
 def confirm_timeout_s() -> float:
-    """Return the seconds for which a RabbitMQ may leave a message unconfirmed until it is sent again."""
+    """Return the seconds after which a message that RabbitMQ has not confirmed is published again."""
     return float(app.conf.broker_connection_timeout) / 2
 
 
 @contextmanager
 def acquire_producer() -> Iterator[Producer]:
-    """Take one of the app's connections for publishing; waiting for it counts as waiting for the broker.
+    """Take a connection from the app's pool; waiting for it counts as waiting for the broker.
 
     Raises:
-        kombu.exceptions.OperationalError: none became free in time.
+        kombu.exceptions.OperationalError: no connection became free in time.
     """
     timeout_s = float(app.conf.broker_connection_timeout)
     give_up_at = time.monotonic() + timeout_s
@@ -74,33 +88,30 @@ def acquire_producer() -> Iterator[Producer]:
 
 
 class MessageBatch:
-    """Stands in for kombu's producer within Celery's own publishing, and keeps the messages until `publish_all`."""
+    """Replaces kombu's producer in Celery's publishing, and collects the messages until `publish_all`."""
 
     def __init__(self) -> None:
         self._waiting: list[tuple[Any, dict[str, Any]]] = []
-        #: What Celery asks of a producer's connection.
+        # Celery uses these two attributes of a producer.
         self.connection = self
         self._reraise_as_library_errors = nullcontext
 
     def publish(self, body: object, **options: Any) -> None:
-        """Keep a message; the arguments are those of `kombu.Producer.publish`."""
+        """Collect a message; takes the arguments of `kombu.Producer.publish`."""
         self._waiting.append((body, options))
 
-    def add(self, task: Task, draft: OutgoingMessage) -> None:
-        """Have Celery make a message, and keep it."""
-        options = {"argsrepr": draft.argsrepr, "kwargsrepr": draft.kwargsrepr, "headers": dict(draft.headers)}
-        if draft.parent_id is not None:
-            options |= {"parent_id": draft.parent_id, "root_id": draft.parent_id}
-        # Not the task's own method, which may be what calls us.
-        Task.apply_async(task, draft.args, draft.kwargs, task_id=draft.task_id, producer=self, **options)
-        # What it inherits wins: whoever wraps the call may know nothing of the trace that it belongs to.
-        self._waiting[-1][1]["headers"].update(draft.headers)
+    def add(self, task: Task, message: OutgoingMessage) -> None:
+        """Collect a message that Celery makes."""
+        parent = {} if message.parent_id is None else {"parent_id": message.parent_id, "root_id": message.parent_id}
+        _apply_async(task, message, producer=self, **parent)
+        # The message's own headers win: a wrapper of the call may not know the trace that the message belongs to.
+        self._waiting[-1][1]["headers"].update(message.headers)
 
     def publish_all(self) -> None:
-        """Publish what is kept, in its order; on a broker with lanes in one step for each queue.
+        """Publish the messages in order; with our transport, in one command per queue.
 
         Raises:
-            kombu.exceptions.OperationalError: the broker cannot be reached; a part may be published.
+            kombu.exceptions.OperationalError: the broker cannot be reached; some messages may be published.
         """
         waiting, self._waiting = self._waiting, []
         if not waiting:
@@ -112,7 +123,7 @@ class MessageBatch:
 
 def _put_all(producer: Producer, waiting: list[tuple[Any, dict[str, Any]]]) -> None:
     channel = cast("Any", producer.channel)
-    if not hasattr(channel, "put_all"):  # see `publish_many`
+    if not _has_lanes(channel):
         for body, options in waiting:
             producer.publish(body, **options)
         return
@@ -123,8 +134,19 @@ def _put_all(producer: Producer, waiting: list[tuple[Any, dict[str, Any]]]) -> N
         channel.put_all(queue, messages)()
 
 
+def _has_lanes(channel: object) -> bool:
+    # An import of our channel's class would make producers load the transport.
+    return hasattr(channel, "put_all")
+
+
+def _apply_async(task: Task, message: OutgoingMessage, **options: Any) -> None:
+    options |= {"argsrepr": message.argsrepr, "kwargsrepr": message.kwargsrepr, "headers": dict(message.headers)}
+    # Not the task's own method, which may be the caller.
+    Task.apply_async(task, message.args, message.kwargs, task_id=message.task_id, **options)
+
+
 def _is_watched() -> bool:
-    """Tell whether somebody wants to see each message that Celery publishes."""
+    """Return whether a signal receiver or a wrapper watches each message that Celery publishes."""
     return bool(
         before_task_publish.receivers
         or after_task_publish.receivers
@@ -133,94 +155,74 @@ def _is_watched() -> bool:
     )
 
 
-def publish_many(task: Task, drafts: Sequence[OutgoingMessage]) -> None:
-    """Queue messages of a task, in their order, where Celery's options say.
+def publish_many(task: Task, messages: Sequence[OutgoingMessage]) -> None:
+    """Publish messages of a task, in order, to the task's queue.
 
     Raises:
-        kombu.exceptions.OperationalError: the broker cannot be reached; a part of them may be queued.
+        kombu.exceptions.OperationalError: the broker cannot be reached; some messages may be published.
     """
-    queue = app.amqp.router.route({}, task.name)["queue"].name
-    steps = [drafts[begin : begin + _IN_ONE_STEP] for begin in range(0, len(drafts), _IN_ONE_STEP)]
-    made: dict[int, list[dict[str, Any]]] = {}
-    # Two ids for each message were a tenth of the cost of making it.
-    tags = uuid()
-
-    def make(step: int) -> list[dict[str, Any]]:
-        if step not in made:
-            made.clear()
-            made[step] = [
-                _make(str(task.name), queue, draft, f"{tags}:{step}:{place}") for place, draft in enumerate(steps[step])
-            ]
-        return made[step]
-
-    def put(step: int) -> None:
-        # Our own channel has it. Its class is not asked for: an import of this package would load the transport.
-        put_all = getattr(producer.channel, "put_all", None)
-        if put_all is not None:
-            wait = put_all(queue, make(step), pydantic_core.to_json)
-            try:
-                if step + 1 < len(steps):
-                    make(step + 1)  # while Redis is at these
-            finally:
-                wait()
-            return
-        for draft in steps[step]:
-            options = {"argsrepr": draft.argsrepr, "kwargsrepr": draft.kwargsrepr, "headers": draft.headers}
-            options["confirm_timeout"] = confirm_timeout_s()
-            # Not the task's own method, which may be what calls us.
-            Task.apply_async(task, draft.args, draft.kwargs, task_id=draft.task_id, producer=producer, **options)
-
     if app.conf.task_always_eager:
-        for draft in drafts:
-            Task.apply_async(task, draft.args, draft.kwargs, task_id=draft.task_id)
+        for message in messages:
+            Task.apply_async(task, message.args, message.kwargs, task_id=message.task_id)
         return
+    queue = app.amqp.router.route({}, task.name)["queue"].name
+    steps = [messages[begin : begin + _IN_ONE_STEP] for begin in range(0, len(messages), _IN_ONE_STEP)]
     if _is_watched():
         for step in steps:
             batch = MessageBatch()
-            for draft in step:
-                batch.add(task, draft)
+            for message in step:
+                batch.add(task, message)
             batch.publish_all()
         return
+    # One id for all delivery tags: a uuid per message would add a tenth to the cost of making it.
+    tags = uuid()
+
+    @lru_cache(maxsize=2)
+    def make(step: int) -> list[dict[str, Any]]:
+        name = str(task.name)
+        return [_make(name, queue, message, f"{tags}:{step}:{place}") for place, message in enumerate(steps[step])]
+
+    def put(step: int) -> None:
+        channel = cast("Any", producer.channel)
+        if not _has_lanes(channel):
+            for message in steps[step]:
+                _apply_async(task, message, producer=producer, confirm_timeout=confirm_timeout_s())
+            return
+        wait = channel.put_all(queue, make(step), pydantic_core.to_json)
+        try:
+            if step + 1 < len(steps):
+                make(step + 1)  # while Redis works on this one
+        finally:
+            wait()
+
     with acquire_producer() as producer:
         connection = cast("BoundedConnection", producer.connection)
         put_again = connection.ensure(producer, put, **app.conf.task_publish_retry_policy)
         for step in range(len(steps)):
             put_again(step)
-            connection.give_up_at = None  # each step has the whole time; the first that fails ends the call
+            connection.give_up_at = None  # each step has the full timeout; the first that fails ends the call
 
 
-def _make(task: str, queue: str, draft: OutgoingMessage, tag: str) -> dict[str, Any]:
-    """Make a message as kombu's Redis transport stores it, of nothing but what JSON has."""
-    embedded = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
-    body = pydantic_core.to_json((draft.args, draft.kwargs, embedded))
+def _make(task: str, queue: str, message: OutgoingMessage, tag: str) -> dict[str, Any]:
+    """Return a message in the form that kombu's Redis transport stores, with JSON types only."""
+    body = base64.b64encode(pydantic_core.to_json((message.args, message.kwargs, _NO_CANVAS))).decode()
     return {
-        "body": base64.b64encode(body).decode(),
+        "body": body,
         "content-encoding": "utf-8",
         "content-type": "application/json",
         "headers": {
-            "lang": "py",
+            **_SAME_HEADERS,
             "task": task,
-            "id": draft.task_id,
-            "shadow": None,
-            "eta": None,
-            "expires": None,
-            "group": None,
-            "group_index": None,
-            "retries": 0,
-            "timelimit": [None, None],
-            "root_id": draft.parent_id or draft.task_id,
-            "parent_id": draft.parent_id,
-            "argsrepr": draft.argsrepr,
-            "kwargsrepr": draft.kwargsrepr,
+            "id": message.task_id,
+            "root_id": message.parent_id or message.task_id,
+            "parent_id": message.parent_id,
+            "argsrepr": message.argsrepr,
+            "kwargsrepr": message.kwargsrepr,
             "origin": anon_nodename(),
-            "ignore_result": True,
-            "replaced_task_nesting": 0,
-            "stamped_headers": None,
-            "stamps": {},
-            **draft.headers,
+            **message.headers,
         },
         "properties": {
-            "correlation_id": draft.task_id,
+            "correlation_id": message.task_id,
             "reply_to": "",
             "delivery_mode": 2,
             "delivery_info": {"exchange": "", "routing_key": queue},

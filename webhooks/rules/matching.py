@@ -1,4 +1,4 @@
-"""Which webhooks get an event. Pure; called by `delivery`."""
+"""Which webhooks get an event."""
 
 from collections.abc import Iterable
 from typing import TypeVar
@@ -9,15 +9,15 @@ _Webhook = TypeVar("_Webhook", COTWebhook, UnusableWebhook)
 
 
 def match(event: COTEvent, webhooks: Iterable[_Webhook]) -> list[_Webhook]:
-    """Return the webhooks that asked for the event, in the given order.
+    """Return the webhooks that get the event, in the given order.
 
-    An event goes to every active webhook of its own company whose trigger and context match (contract).
+    An event goes to every active webhook of its company whose trigger and context match (contract).
     """
     return [webhook for webhook in webhooks if is_match(event, webhook)]
 
 
 def is_match(event: COTEvent, webhook: COTWebhook | UnusableWebhook) -> bool:
-    """Tell whether one webhook asked for the event."""
+    """Return whether one webhook gets the event."""
     trigger = TRIGGERS[webhook.trigger]
     return (
         webhook.isActive
@@ -29,7 +29,7 @@ def is_match(event: COTEvent, webhook: COTWebhook | UnusableWebhook) -> bool:
 
 
 def explain_mismatch(event: COTEvent, webhook: COTWebhook | UnusableWebhook) -> str | None:
-    """Say why a webhook did not ask for an event; None where it did."""
+    """Say why a webhook does not get an event; None where it does."""
     if is_match(event, webhook):
         return None
     trigger = TRIGGERS[webhook.trigger]
@@ -40,16 +40,12 @@ def explain_mismatch(event: COTEvent, webhook: COTWebhook | UnusableWebhook) -> 
     if not webhook.isActive:
         return "it is inactive"
     wrong = [
-        f"{field} {wanted}, and the event has {(event.data or {}).get(key) or 'none'}"
+        f"{field} {getattr(webhook.context, field)}, and the event has {(event.data or {}).get(key) or 'none'}"
         for field, key in trigger.narrowed_by.items()
-        if not _is_wanted(event, wanted := getattr(webhook.context, field), key)
+        if not _is_wanted(event, getattr(webhook.context, field), key)
     ]
     return f"its context asks for {' and '.join(wrong)}"
 
 
-def _is_wanted(event: COTEvent, wanted_id: str, data_key: str) -> bool:
-    """Tell whether the event's data has the id that a context field asks for; ``""`` asks for nothing."""
-    if not wanted_id:
-        return True
-    found = (event.data or {}).get(data_key)
-    return str(found).lower() == wanted_id
+def _is_wanted(event: COTEvent, wanted_id: str, key: str) -> bool:
+    return wanted_id in ("", str((event.data or {}).get(key)).lower())

@@ -158,7 +158,7 @@ class Channel(PublishingChannel):
         row = take.most if isinstance(self._queue_cycle, priority_cycle) else 1
         about = [part for queue in take.queues for part in (queue, end_of_entry(queue), self._kind_of(queue))]
         room, held_s = max(take.most, self._room(bound=False)), 2 * self.visibility_timeout
-        numbers = [take.most, room, row, len(take.queues), BATCH, held_s]
+        numbers = [take.most, room, row, len(take.queues), BATCH, held_s, self.qos.prefetch_count or _MOST_AT_ONCE]
         return keys, [self.prefixed(""), take.id, *numbers, *about, *self.priority_steps]
 
     def _room(self, *, bound: bool = True) -> int:

@@ -8,7 +8,8 @@ may be in workers' hands at a time:
   while all of it is used, halves with each bad one, and shrinks to twice of what was needed lately. So an endpoint that
   stops answering holds little more than it needed when it answered.
 * Besides, it gets no more than four times **what is free**: of all threads of all workers, those that have nothing in
-  hand. Lanes that are slow, or of which nothing good is known yet, have three quarters of all threads together.
+  hand. Lanes that are slow, or of which nothing good is known yet, have three quarters of each worker's threads: a
+  worker may hold messages of others besides, which must not wait behind slow ones while another worker is idle.
 * What is in hand is counted by the messages themselves, in the scripts that take and settle them. So a worker that dies
   holds its part until its lease lapses, and no longer.
 
@@ -18,11 +19,11 @@ in the order stays a message's own when it is given back.
 
 Keys, each behind ``webhooks.`` and the user's prefix, ``q`` the queue: ``lane.q/name`` (a sorted set: messages by
 place), ``lanes.q`` (those that have any), ``ring.q`` and ``ring.q/group`` (whose turn it is), ``later.q`` (those that
-may not go now, and when to look again), ``state.q/name``, ``flight.q/name`` (what of it is in hand), ``slow.q`` (what
-of all slow ones is), ``taken`` (whence each message in hand came), ``place``, ``place.newest``, ``serial``,
-``sorting``, ``threads``, ``workers``, ``leases`` (until when each process holds what it holds), ``leases.since`` (from
-when on it has renewed its lease without a gap) and ``clock`` (Redis's time when it was looked at last, and how far it
-is behind for having gone back: all other times count by both).
+may not go now, and when to look again), ``state.q/name``, ``flight.q/name`` (what of it is in hand), ``slow.q/token``
+(what of slow ones a process has), ``taken`` (whence each message in hand came), ``place``, ``place.newest``,
+``serial``, ``sorting``, ``threads``, ``workers``, ``leases`` (until when each process holds what it holds),
+``leases.since`` (from when on it has renewed its lease without a gap) and ``clock`` (Redis's time when it was looked at
+last, and how far it is behind for having gone back: all other times count by both).
 """
 
 from collections.abc import Mapping

@@ -106,8 +106,8 @@ class PublishingChannel(SettlingChannel):
         into, has_lanes = self.joined_to(queue), self._has_lanes(queue)
         keys = [self._q_for_pri(queue, priority)]
         if has_lanes and not self._lanes[queue]:
-            same = [name for name in self._lanes if self.joined_to(name) == into]
-            keys += [self._q_for_pri(name, step) for step in self.priority_steps for name in same]
+            same = [into, *(name for name in self._lanes if name != into and self.joined_to(name) == into)]
+            keys += [self._q_for_pri(name, step) for name in same for step in self.priority_steps]
         arguments: list[Any] = [self.prefixed(""), queue, into, priority]
         for message in messages:
             eta = due_at(message)
@@ -146,7 +146,7 @@ class PublishingChannel(SettlingChannel):
         if self._lanes:
             self.run(SERIALIZE, [], [self.prefixed(""), whole, int(is_serial), *self._lanes])
 
-    def admit(self, queue: str, attempts: Sequence[Admission], in_hand: int) -> Callable[[], list[Turn]]:
+    def admit(self, queue: str, attempts: Sequence[Admission], room: int, slots: int) -> Callable[[], list[Turn]]:
         """Ask which attempts may be made at once, without a message of their own, by the rules of their lanes.
 
         Those that may count as in hand until `finish` tells of their end, or this process's lease has lapsed; without
@@ -155,13 +155,14 @@ class PublishingChannel(SettlingChannel):
         Args:
             queue: in which the others will wait.
             attempts: in the order in which they are wanted.
-            in_hand: messages that this worker has taken for them: so many of its threads are kept for them.
+            room: how many of them this worker has free threads for.
+            slots: all its threads.
 
         Returns:
             What returns the answers. Until it is called Redis is at it, and something else can be done.
         """
         held_s = 2 * self.visibility_timeout
-        arguments: list[Any] = [self.prefixed(""), queue, in_hand, held_s]
+        arguments: list[Any] = [self.prefixed(""), queue, room, slots, held_s]
         for attempt in attempts:
             arguments += [held_tag(attempt.tag), attempt.lane, *(attempt.rate or ("", ""))]
         wait = self.begin(ADMIT, [self.unacked_key], arguments)

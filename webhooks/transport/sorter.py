@@ -44,7 +44,9 @@ def sort(channel: Sorts, queues: Sequence[str], who: str) -> bool:
     Returns:
         Whether there may be more.
     """
-    lists = [(queue, priority) for priority in channel.priority_steps for queue in queues]
+    # What stands in a list of the queue that others are joined to came first: see `put.lua`.
+    by_age = sorted(queues, key=lambda queue: channel.joined_to(queue) != queue)
+    lists = [(queue, priority) for queue in by_age for priority in channel.priority_steps]
     keys = [channel.list_of(queue, priority) for queue, priority in lists]
     found = channel.run(UNSORTED, keys, [channel.prefixed(""), who, _SORTING_MS, FEW, _NEWEST])
     if not found:

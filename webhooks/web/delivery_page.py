@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from tornado.web import authenticated
 
-from webhooks.delivery.history import DeliveryHistory, Histories, RequestText, Stage, describe_request
+from webhooks.delivery.history import DeliveryHistory, RequestText, Stage, describe_request, read_delivery
 from webhooks.models import AttemptDetails
 from webhooks.store.stores import Stores
 from webhooks.web.actions import RESEND, offer
@@ -54,11 +54,6 @@ def draw_phases(details: AttemptDetails | None, longest_ms: float) -> list[Phase
     return phases
 
 
-def histories(stores: Stores) -> Histories:
-    """Return what reads histories."""
-    return Histories(stores.search, stores.logs, stores.pending, stores.gates, stores.webhooks)
-
-
 class DeliveryHandler(PageHandler):
     """One delivery."""
 
@@ -98,7 +93,7 @@ class BodyHandler(PageHandler):
 
 
 def _read(stores: Stores, delivery_id: str) -> DeliveryHistory | None:
-    return histories(stores).read_delivery(delivery_id, stores.deliveries.now())
+    return read_delivery(stores, delivery_id, stores.deliveries.now())
 
 
 def can_resend(found: DeliveryHistory) -> bool:

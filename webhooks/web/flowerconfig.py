@@ -24,7 +24,7 @@ address = options.address or "127.0.0.1"
 if not (_is_loopback(address) or options.basic_auth or options.auth):
     raise click.ClickException(
         f"Flower would be open to everybody who reaches {address}: set FLOWER_BASIC_AUTH=USER:PASSWORD, or give --auth "
-        "with an OAuth provider; see the README"
+        "with an OAuth provider; see docs/operations.md"
     )
 
 # An attempt at a glance: which event went to which webhook (args), and what came back (result, or the exception of a

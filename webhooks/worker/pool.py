@@ -427,16 +427,16 @@ class _Slots:
 
     def __init__(self, limit: int) -> None:
         self.taken = 0
-        self._limit = limit
+        self.limit = limit
         self._changed = threading.Condition()
 
     @property
     def _free(self) -> int:
-        return max(0, self._limit - self.taken)
+        return max(0, self.limit - self.taken)
 
     def resize(self, limit: int) -> None:
         with self._changed:
-            self._limit = limit
+            self.limit = limit
             self._changed.notify_all()
 
     def take(self, most: int) -> int:

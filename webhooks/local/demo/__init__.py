@@ -1,8 +1,4 @@
-"""``webhooks demo``: the main job on real parts, watched from both ends.
-
-Owns the show: what is started, which commands are run before the user's eyes, and what is said of them. Every part is
-the real one; servers and processes are those of ``webhooks up``. Called by `cli`.
-"""
+"""``webhooks demo``: deliver two events with real servers, a real worker and a receiver, and show each step."""
 
 import shlex
 import subprocess
@@ -22,7 +18,7 @@ from webhooks.config import Settings
 from webhooks.errors import CannotStart, StoreUnavailable
 from webhooks.local import servers
 from webhooks.local.demo.receiver import FLAKY_PATH, REFUSALS, run_receiver
-from webhooks.local.processes import Program, Supervisor, kill_group, spawn
+from webhooks.local.processes import Supervisor, kill_group, spawn
 from webhooks.local.up import child_env, flower_program, start_servers, worker_program
 from webhooks.rules.encryption import new_key
 from webhooks.store.logs import LogQuery, LogStore
@@ -30,40 +26,37 @@ from webhooks.store.mongo import open_database
 
 _EVENTS = Path(__file__).parent / "events"
 _COMPANY = "625bcbdcc9a8e3a86dbf041c"  # the company of the sample events
-#: Seconds between attempts, for those who watch.
+#: Seconds between attempts; short, so that the demo is quick.
 _RETRY_DELAY_S = 3
-#: Attempts that the show makes: the task's one, and the note's that fail and the one that succeeds.
+#: Attempts of the demo: one for the task; for the note, those that fail and one that succeeds.
 _ATTEMPTS = 1 + REFUSALS + 1
-#: Seconds that all of them may take.
-_SHOW_WITHIN_S = 60
-#: Seconds that Celery may take to say that a worker takes messages.
-_WORKER_WITHIN_S = 60
+#: Seconds for all attempts.
+_ATTEMPTS_WITHIN_S = 60
 
 _screen = threading.Lock()
 
 
 def run_demo(settings: Settings, *, once: bool) -> None:
-    """Show the main job, then keep everything running until Ctrl-C; leave no process and no file behind.
+    """Run the demo, then keep everything running until Ctrl-C; leave no process and no file behind.
 
     Args:
-        settings: the user's; the demo changes where the servers are, what may be sent to, and the retry delay.
-        once: end after the show.
+        settings: the user's; the demo overrides the servers' URLs, allowed networks, retries and key.
+        once: end after the demo.
 
     Raises:
-        CannotStart: a part does not come up, or the show does not end in time.
+        CannotStart: a program does not start, or the attempts do not end in time.
         ServerMissing: a server is not installed.
     """
     with (
         tempfile.TemporaryDirectory(prefix="webhooks-demo-") as folder,
         run_receiver(lambda line: _say(f"receiver │ {line}", fg="cyan")) as receiver_port,
     ):
-        # Ctrl-C is how people end it, and no error.
         try:
             with Supervisor() as supervisor:
                 _run(Path(folder), settings, supervisor, receiver_port, once=once)
         except KeyboardInterrupt:
             click.echo()
-        click.echo("All stopped; nothing is left behind.")
+        click.echo("All stopped; no process and no file is left.")
 
 
 def _run(data_dir: Path, settings: Settings, supervisor: Supervisor, receiver_port: int, *, once: bool) -> None:
@@ -76,50 +69,47 @@ def _run(data_dir: Path, settings: Settings, supervisor: Supervisor, receiver_po
         "WEBHOOKS_MAX_RETRIES": "3",
         "WEBHOOKS_ENCRYPTION_KEY": new_key(),
     }
-    _say("Every part is real; all of them listen on loopback only.", bold=True)
+    _say("Starting real servers, which listen only on loopback.", bold=True)
     _say(f"Valkey     {servers.LOOPBACK}:{redis_port}\nMongoDB    {servers.LOOPBACK}:{mongo_port}")
     start_servers(supervisor, data_dir, redis_port, mongo_port)
     log_path = data_dir / "worker.log"
     worker = worker_program(env, data_dir, grace_s=settings.total_timeout_s)
-    # Events on from the start: Flower asks for them only every few seconds, and would miss the first attempts.
+    # Task events from the start: Flower enables them only every few seconds, and would miss the first attempts.
     argv = [*worker.argv, "--task-events"]
     supervisor.start(replace(worker, argv=argv, log_path=log_path, ready=lambda: _is_worker_ready(log_path)))
     _say("worker     celery -A webhooks worker")
     flower_url = _start_flower(supervisor, env, data_dir)
-    _say(f"receiver   http://{servers.LOOPBACK}:{receiver_port}")
-    _say(
-        f"\nA failed attempt is tried again after {_RETRY_DELAY_S} s here, so that you need not wait; "
-        "the default is 30 s.\n"
-    )
     receiver = f"http://{servers.LOOPBACK}:{receiver_port}"
+    _say(f"receiver   {receiver}")
+    _say(f"\nThe demo retries a failed attempt after {_RETRY_DELAY_S} s; the default is 30 s.\n")
     task = ("--trigger", "create-edit-delete-task", "--url", f"{receiver}/tasks", "--code", "tasks")
     note = ("--trigger", "create-edit-delete-note", "--url", f"{receiver}{FLAKY_PATH}", "--code", "notes")
     _command(env, "add", "--company", _COMPANY, *task)
     _command(env, "add", "--company", _COMPANY, *note)
-    with _attempts_as_they_happen(env):
-        _say("An event that is taken at once, and one that the receiver refuses twice:", bold=True)
+    with _follow_logs(env):
+        _say("One event that the receiver accepts at once, and one that it refuses twice:", bold=True)
         _command(env, "send", "task-create.json")
         _command(env, "send", "note-edit.json")
         _wait_for_logs(env["WEBHOOKS_MONGODB_URL"], settings.mongodb_timeout_s)
         time.sleep(1)  # for the last line to appear
-    _say("\nThe same from MongoDB, where each attempt left a COTWebhookLog:", bold=True)
+    _say("\nThe logs in MongoDB, one COTWebhookLog per attempt:", bold=True)
     _command(env, "logs")
     _command(env, "show", "notes")
     if flower_url:
-        _say(f"Flower shows each of them under Tasks: {flower_url}/tasks", bold=True)
+        _say(f"Flower shows each attempt: {flower_url}/tasks", bold=True)
     if not once:
         _say("Ctrl-C stops everything.")
         supervisor.wait()
 
 
 def _start_flower(supervisor: Supervisor, env: Mapping[str, str], data_dir: Path) -> str | None:
-    """Start Flower and return its URL; None where it is not installed."""
+    """Start Flower and return its URL; None if it is not installed."""
     if find_spec("flower") is None:
         _say("Flower     not installed; it comes with the extra `flower`: pip install '.[flower]'")
         return None
     port = servers.free_port()
-    program: Program = flower_program(env, data_dir, port)
-    # Flower learns of a task from events, so it must listen before the first one; its port is open only after that.
+    program = flower_program(env, data_dir, port)
+    # Flower opens its port after it subscribed to task events, so it misses none.
     supervisor.start(replace(program, log_path=data_dir / "flower.log", ready=lambda: not servers.is_free(port)))
     url = f"http://{servers.LOOPBACK}:{port}"
     _say(f"Flower     {url}")
@@ -131,11 +121,7 @@ def _is_worker_ready(log_path: Path) -> bool:
 
 
 def _command(env: Mapping[str, str], *arguments: str) -> None:
-    """Run one of the operators' commands before the user's eyes.
-
-    Raises:
-        CannotStart: it failed.
-    """
+    """Run a command and show its output; raises CannotStart if it fails."""
     _say(f"$ webhooks {shlex.join(arguments)}", bold=True)
     argv = [sys.executable, "-m", "webhooks", *arguments]
     done = subprocess.run(  # noqa: S603 - our own command
@@ -147,8 +133,8 @@ def _command(env: Mapping[str, str], *arguments: str) -> None:
 
 
 @contextmanager
-def _attempts_as_they_happen(env: Mapping[str, str]) -> Iterator[None]:
-    """Run ``webhooks logs --follow`` beside what happens meanwhile."""
+def _follow_logs(env: Mapping[str, str]) -> Iterator[None]:
+    """Run ``webhooks logs --follow`` in the background."""
     _say("$ webhooks logs --follow &", bold=True)
     process = spawn([sys.executable, "-u", "-m", "webhooks", "logs", "--follow"], env=env, stdout=None)
     try:
@@ -161,7 +147,7 @@ def _attempts_as_they_happen(env: Mapping[str, str]) -> Iterator[None]:
 def _wait_for_logs(mongodb_url: str, timeout_s: float) -> None:
     database = open_database(mongodb_url, timeout_s)
     store = LogStore(database)
-    give_up_at = time.monotonic() + _SHOW_WITHIN_S
+    give_up_at = time.monotonic() + _ATTEMPTS_WITHIN_S
     try:
         while time.monotonic() < give_up_at:
             try:
@@ -172,7 +158,7 @@ def _wait_for_logs(mongodb_url: str, timeout_s: float) -> None:
             time.sleep(0.2)
     finally:
         database.client.close()
-    raise CannotStart(f"the show did not end within {_SHOW_WITHIN_S} s")
+    raise CannotStart(f"the attempts did not end within {_ATTEMPTS_WITHIN_S} s")
 
 
 def _say(text: str, **style: object) -> None:

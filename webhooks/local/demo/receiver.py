@@ -1,7 +1,4 @@
-"""The demo's receiver: a small HTTP server on loopback that takes events, some of them only at the third try.
-
-Owns what it answers and what it tells of it. Runs in a thread of the demo.
-"""
+"""The demo's receiver: a small HTTP server on loopback that refuses some events twice."""
 
 import threading
 from collections import Counter
@@ -9,21 +6,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-#: Answers 503 twice to each delivery, then takes it.
+#: Path at which it answers each delivery `REFUSALS` times with 503, then with 200.
 FLAKY_PATH = "/notes"
-#: How often it refuses there.
 REFUSALS = 2
 
 
 @contextmanager
-def run_receiver(tell: Callable[[str], None]) -> Iterator[int]:
-    """Run a receiver while the context lasts, on a port that is free.
+def run_receiver(notify: Callable[[str], None]) -> Iterator[int]:
+    """Run a receiver on a free port, and yield the port.
 
     Args:
-        tell: gets a line for each request; called from other threads.
-
-    Yields:
-        The port.
+        notify: gets a line for each request; called from other threads.
     """
     tries: Counter[str] = Counter()
     lock = threading.Lock()
@@ -44,10 +37,10 @@ def run_receiver(tell: Callable[[str], None]) -> Iterator[int]:
             self.send_header("Content-Length", str(len(answer)))
             self.end_headers()
             self.wfile.write(answer)
-            tell(f"POST {self.path}  {len(body)} bytes  webhook-id {delivery_id}  → {status}")
+            notify(f"POST {self.path}  {len(body)} bytes  webhook-id {delivery_id}  → {status}")
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
-            pass  # `tell` has said it
+            pass  # `notify` gets it
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True)
