@@ -136,3 +136,14 @@ def test_event_without_room_whose_endpoint_is_slow_does_not_wait_here(world: Wor
     (accepted,) = accept(world.services, [event()], Room(0))
     assert accepted.outcome is not None
     assert len(world.queued) == 1
+
+
+def test_event_that_nobody_asked_for_leaves_a_trace_before_anything_is_begun(world: World):
+    written: list[list[str]] = []
+    world.services.traces = SimpleNamespace(write=lambda events: written.append([event_id for event_id, _ in events]))
+    other = Accepting("e1", read_sample("event-user-logout"), {}, makes_attempts=True)
+    world.fails["ask"] = OperationalError("away")
+    with pytest.raises(OperationalError):
+        accept(world.services, [event(), other], Room(2))
+    del world.fails["ask"]
+    assert written == [["e1"]]

@@ -116,7 +116,8 @@ def accept(services: Services, events: Sequence[Accepting], room: Room | None = 
             ended[id(event)] = outcome
     going = [event for event in events if id(event) not in ended]
     # Before anything is begun: from there on nothing may fail.
-    services.traces.write([(one.event_id, one.event) for one in going if one.is_unwanted and one.event is not None])
+    if unwanted := [(one.event_id, one.event) for one in going if one.is_unwanted and one.event is not None]:
+        services.traces.write(unwanted)
     begun = _place(services, going, room)
     for event in going:
         if not event.unplaced:
