@@ -1,4 +1,4 @@
-"""The pages in a real browser: nothing that their policy forbids, nothing wider than a telephone, and what scripts do."""
+"""The pages in a real browser: nothing that their policy forbids, nothing wider than a phone, and what scripts do."""
 
 import asyncio
 import os
