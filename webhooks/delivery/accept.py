@@ -6,8 +6,10 @@ their lanes let them go at once. What its lane does not let go gets a message, a
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any, Protocol
 
 from bson import ObjectId
@@ -31,6 +33,10 @@ logger = logging.getLogger(__name__)
 
 #: Deliveries of one event whose first attempts the worker makes itself; those of a wider fan-out get messages.
 MAX_OWN_DELIVERIES = 20
+#: Deliveries that one step reads and one write takes, and bytes of their events: what a step needs of memory and time
+#: must not grow with the number of webhooks.
+MAX_STEP_DELIVERIES = 1_000
+MAX_STEP_BYTES = 16 * 1024 * 1024
 #: Seconds for which a first attempt waits here for its lane's turn before it gets a message of its own. Under load what
 #: is in flight takes some tenths of a second.
 _WAIT_FOR_TURN_S = 1.0
@@ -61,6 +67,11 @@ class Accepting:
     queue_at: float = 0.0
 
     @property
+    def size_bytes(self) -> int:
+        """Bytes that its deliveries take, once it is read: each that is attempted here is stored with the event."""
+        return len(self.owed[0].body) * (len(self.owed) if self.makes_attempts else 1) if self.owed else 0
+
+    @property
     def is_from_outbox(self) -> bool:
         """Whether the event is in the outbox, to be taken out once its deliveries are written down."""
         return bool(self.headers.get(FROM_OUTBOX))
@@ -70,7 +81,7 @@ class Accepting:
 class Accepted:
     """What became of an event in one step."""
 
-    #: None: some of its deliveries wait for their turn; the step is to be repeated.
+    #: None: it or some of its deliveries wait for their turn; the step is to be repeated.
     outcome: DeliverOutcome | None
     #: What the caller is to attempt now.
     attempts: Sequence[ToAttempt] = ()
@@ -109,15 +120,31 @@ def accept(services: Services, events: Sequence[Accepting], room: Room | None = 
         kombu.exceptions.OperationalError: the broker is away; likewise.
     """
     ended: dict[int, DeliverOutcome] = {}
-    for event in events:
-        if event.event is None and (outcome := _read(services, event)) is not None:
+    deliveries = size_bytes = 0
+    for event in _take_turns([event for event in events if event.event is None]):
+        if deliveries >= MAX_STEP_DELIVERIES or size_bytes >= MAX_STEP_BYTES:
+            break
+        if (outcome := _read(services, event)) is not None:
             ended[id(event)] = outcome
-    going = [event for event in events if id(event) not in ended]
+        deliveries += len(event.owed)
+        size_bytes += event.size_bytes
+    going = [event for event in events if event.event is not None]
     begun = _place(services, going, room)
     for event in going:
         if not event.unplaced:
             ended[id(event)] = _finish(services, event, is_told=bool(begun.get(id(event))))
     return [Accepted(ended.get(id(event)), begun.get(id(event), ())) for event in events]
+
+
+def _take_turns(events: Sequence[Accepting]) -> list[Accepting]:
+    """Order events such that companies take turns: those of one may be for thousands of webhooks each."""
+    before: Counter[str] = Counter()
+    turns = []
+    for event in events:
+        company = str(event.headers.get(TAKEN_FROM_HEADER)).partition("/")[0]
+        turns.append(before[company])
+        before[company] += 1
+    return [event for _, event in sorted(zip(turns, events, strict=True), key=itemgetter(0))]
 
 
 def _read(services: Services, one: Accepting) -> DeliverOutcome | None:
@@ -250,15 +277,16 @@ def _queue(services: Services, pairs: _Pairs, first: Collection[str]) -> set[str
     Returns:
         The ids of those that had ended before.
     """
-    if not pairs:
-        return set()
-    deliveries = [delivery for _, delivery in pairs]
+    ended: set[str] = set()
     parents = {event.event_id: event.headers for event, _ in pairs}
-    standing = services.records.accept(deliveries)
-    queue_attempts([delivery for delivery in standing if not delivery.is_held], first, parents)
-    for webhook_id in {delivery.webhook_id for delivery in standing if delivery.is_ordered}:
-        queue_next(services, services.webhooks.get(webhook_id))
-    return {delivery.delivery_id for delivery in deliveries} - {delivery.delivery_id for delivery in standing}
+    for start in range(0, len(pairs), MAX_STEP_DELIVERIES):
+        deliveries = [delivery for _, delivery in pairs[start : start + MAX_STEP_DELIVERIES]]
+        standing = services.records.accept(deliveries)
+        queue_attempts([delivery for delivery in standing if not delivery.is_held], first, parents)
+        for webhook_id in {delivery.webhook_id for delivery in standing if delivery.is_ordered}:
+            queue_next(services, services.webhooks.get(webhook_id))
+        ended |= {delivery.delivery_id for delivery in deliveries} - {delivery.delivery_id for delivery in standing}
+    return ended
 
 
 def _finish(services: Services, one: Accepting, *, is_told: bool) -> Done:
