@@ -232,7 +232,7 @@ def test_last_failure_is_kept_where_an_ordered_webhook_stops(
     webhook = WEBHOOK.model_copy(update={"ordered": ordered, "on_exhausted": on_exhausted})
     log = make(answer(status), retry, webhook)
     assert log.details.kept is kept
-    assert ("kept for an operator" in summarize(log)) is kept
+    assert ("held until an operator" in summarize(log)) is kept
 
 
 def test_no_webhook_no_probe():

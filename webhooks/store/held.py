@@ -51,7 +51,7 @@ class HeldDeliveries:
 
     # ── A worker's ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def keep(self, claimed: Iterable[Claimed]) -> None:
+    def hold(self, claimed: Iterable[Claimed]) -> None:
         """Keep deliveries that were claimed and may not be sent now; the attempt is still to be made.
 
         If we die before, the claim runs out and the message comes again.
