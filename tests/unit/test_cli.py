@@ -14,8 +14,10 @@ from click.testing import CliRunner, Result
 
 from tests.lab.logs import COMPANY, NOON, make_attempt, make_log
 from webhooks.cli import check_cmd, cli
-from webhooks.cli.common import Table, parse_time, place_of, print_json, why_unusable
 from webhooks.cli.logs_cmd import WINDOW, Follower, LogPrinter
+from webhooks.cli.options import parse_time
+from webhooks.cli.output import Table, place_of, print_json
+from webhooks.cli.stores import why_unusable
 from webhooks.errors import StoreUnavailable
 from webhooks.models import COTWebhookLog
 from webhooks.models.wire import make_safe
@@ -48,7 +50,7 @@ def run(*args: str, stdin: bytes | None = None, env: dict[str, str] | None = Non
         ([*ADD, "logout-user", "--rate-limit", "none", "--rate-burst", "5"], "goes with a limit only"),
         ([*ADD, "logout-user", "--rate-limit", "5", "--rate-burst", "0"], "0 is not in the range 1<=x<=10000"),
         *(
-            ([*ADD, "logout-user", "--rate-limit", rate], "is no number from 0.001 to 10000, nor none")
+            ([*ADD, "logout-user", "--rate-limit", rate], "is neither a number from 0.001 to 10000 nor none")
             for rate in ("0", "-1", "nan", "inf", "1e3", "1_0", "١", "0.0009", "10000.1", "", " 5", "5/s", "None")
         ),
         (["logs", "--since", "yesterday"], "such as 90s 30m 2h 7d"),
@@ -160,7 +162,7 @@ def test_time(text: str, instant: datetime) -> None:
     "text", ["", "2", "h", "-2h", "2y", "999999999w", "2026-13-01", "0001-01-01T00:00+01:00", "٢h"]
 )
 def test_time_that_is_none(text: str) -> None:
-    with pytest.raises(ValueError, match="is no time"):
+    with pytest.raises(ValueError, match="is not a time"):
         parse_time(text, NOON)
 
 
