@@ -1,6 +1,6 @@
 """Celery's options, each with its reason: for `celery -A webhooks …` and for producers that import `webhooks`.
 
-Only options. What users tune are the `WEBHOOKS_…` settings of the README; this file follows from them.
+Only options. What users tune are the `WEBHOOKS_…` settings of docs/settings.md; this file follows from them.
 """
 
 from kombu.entity import Exchange, Queue
@@ -28,7 +28,7 @@ broker_transport_options = (
         # Taking, acking and waiting that no kill can lose: see webhooks.transport.
         OPTION: _settings.atomic_transport,
         # One customer's events, or one endpoint's deliveries, do not hold up the others': see webhooks.lanes.
-        LANES_OPTION: Lanes(queues=lanes.QUEUES, lane_of="webhooks.rules.lanes:lane_of_message"),
+        LANES_OPTION: Lanes(queues=lanes.QUEUES, joined=lanes.JOINED, lane_of="webhooks.rules.lanes:lane_of_message"),
         # Follows from the deadlines: see Settings.visibility_timeout_s.
         "visibility_timeout": _settings.visibility_timeout_s,
         # Retries that come due must not starve new events, nor the other way round.

@@ -102,6 +102,16 @@ def servers(tmp_path: Path) -> Iterator[Servers]:
         both.discard()
 
 
+@pytest.fixture(scope="session")
+def installed_servers() -> None:
+    """Make sure that servers can be started."""
+    try:
+        local_servers.find_valkey()
+        local_servers.find_mongod()
+    except ServerMissing as missing:
+        _skip_or_fail(missing)
+
+
 def _run(server: Server) -> Iterator[str]:
     try:
         server.start()

@@ -94,7 +94,7 @@ class Settings(BaseSettings):
         default=5,
         ge=0.1,
         le=300,
-        description="seconds that a call such as `deliver.delay` waits in all for a broker that is away",
+        description="maximum seconds that a call such as `deliver.delay` waits for a broker that is away",
     )
     mongodb_url: str = Field(
         default="mongodb://127.0.0.1:27017/webhooks",
@@ -105,17 +105,14 @@ class Settings(BaseSettings):
         default=10,
         gt=0,
         le=300,
-        description="seconds that MongoDB may take to answer; a worker holds a message as long while it is away",
+        description="seconds that MongoDB may take to answer; a worker holds a message for as long while it is away",
     )
     retry_delay_s: float = Field(
-        default=30, ge=0, le=86_400, description="seconds from a failed attempt to the next one"
+        default=30, ge=0, le=86_400, description="seconds from the end of a failed attempt to the next one"
     )
-    max_retries: int = Field(default=3, ge=0, le=100, description="how often a failed attempt is tried again")
+    max_retries: int = Field(default=3, ge=0, le=100, description="how often a failed attempt is repeated")
     max_retry_after_s: float = Field(
-        default=3600,
-        ge=0,
-        le=86_400,
-        description="seconds that a receiver may ask us to wait with `Retry-After`, at most; 0: it is not heeded",
+        default=3600, ge=0, le=86_400, description="maximum seconds of a receiver's `Retry-After`; 0 ignores it"
     )
     pause_after_s: float = Field(
         default=600,
@@ -124,44 +121,40 @@ class Settings(BaseSettings):
         description="seconds for which an endpoint must have failed before its webhook is paused",
     )
     pause_share: float = Field(
-        default=0.9, gt=0, le=1, description="share of the attempts of that time that must have failed"
+        default=0.9, gt=0, le=1, description="share of the attempts in that time that must have failed"
     )
-    pause_min_attempts: int = Field(
-        default=20, ge=1, le=10_000, description="attempts that must have been made in that time"
-    )
+    pause_min_attempts: int = Field(default=20, ge=1, le=10_000, description="minimum number of attempts in that time")
     probe_interval_s: float = Field(
-        default=60, gt=0, le=86_400, description="seconds between two attempts to reach a paused endpoint"
+        default=60, gt=0, le=86_400, description="seconds between two probes of a paused endpoint"
     )
     operators_url: str | None = Field(
         default=None,
         repr=False,
-        description="where operators are told of webhooks that are paused, recover, stop or are deactivated: "
-        "`http://…` or `https://…`, also inside your network; empty: nowhere",
+        description="where to POST a notice when a webhook is paused, recovers, stops or is deactivated: `http://…` or "
+        "`https://…`, also in a private network; empty: nowhere",
     )
     operators_secret: str | None = Field(
-        default=None,
-        repr=False,
-        description="secret that these messages are signed with: `whsec_…`; empty: they are not signed",
+        default=None, repr=False, description="secret that signs these notices: `whsec_…`; empty: they are not signed"
     )
     connect_timeout_s: float = Field(default=5, gt=0, le=300, description="seconds that a TCP connection may take")
     total_timeout_s: float = Field(
         default=15,
         gt=0,
         le=600,
-        description="seconds that a whole attempt may take, from look-up to the last byte of the body",
+        description="seconds that a whole attempt may take, from the DNS lookup to the last byte of the response",
     )
     allowed_networks: Annotated[tuple[Network, ...], NoDecode] = Field(
-        default=(), description="addresses that requests may go to besides public ones: CIDRs, comma-separated"
+        default=(), description="networks that requests may go to besides public addresses: CIDRs, comma-separated"
     )
     allowed_ports: Annotated[frozenset[int] | None, NoDecode] = Field(
         default=None,
-        description="ports that requests may go to, such as `80,443,8000-8999`; empty: all at which no well-known "
-        "service but HTTP listens",
+        description="ports that requests may go to, such as `80,443,8000-8999`; empty: every port except those of "
+        "well-known services other than HTTP",
     )
     proxy_url: Annotated[Proxy | None, NoDecode] = Field(
         default=None,
         repr=False,
-        description="HTTP proxy that all requests go through: `http://[user:password@]host:port`; empty: none",
+        description="HTTP proxy for all requests: `http://[user:password@]host:port`; empty: none",
     )
     ca_bundle: Path | None = Field(
         default=None, description="PEM file of certificate authorities to trust instead of certifi's list"
@@ -169,29 +162,31 @@ class Settings(BaseSettings):
     encryption_key: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
         repr=False,
-        description="keys that seal webhooks' secrets in MongoDB, comma-separated: the first seals, each opens; "
-        "from `webhooks secret new-key`",
+        description="keys that encrypt webhooks' secrets in MongoDB, comma-separated: the first encrypts, each "
+        "decrypts; from `webhooks secret new-key`",
     )
     max_event_bytes: int = Field(
-        default=256 * 1024, ge=1024, le=4 * 1024 * 1024, description="bytes of JSON that an event may have"
+        default=256 * 1024, ge=1024, le=4 * 1024 * 1024, description="maximum bytes of an event as JSON"
     )
     max_response_bytes: int = Field(
-        default=16 * 1024, ge=0, le=1024 * 1024, description="bytes of a response body that are read and logged"
+        default=16 * 1024, ge=0, le=1024 * 1024, description="maximum bytes of a response body that are read and logged"
     )
-    log_ttl_days: int = Field(
-        default=30, ge=0, le=24_000, description="days until a log expires; 0 keeps logs for ever"
-    )
+    log_ttl_days: int = Field(default=30, ge=0, le=24_000, description="days until a log expires; 0 keeps logs forever")
     sweep_interval_s: float = Field(
-        default=10, gt=0, le=3600, description="seconds between two looks for deliveries whose message is lost"
+        default=10, gt=0, le=3600, description="seconds between two sweeps for deliveries whose message is lost"
     )
     concurrency: int = Field(
-        default=256, ge=1, le=10_000, description="attempts of one worker process at one time; threads, where they wait"
+        default=256, ge=1, le=10_000, description="maximum number of attempts in flight per worker process"
+    )
+
+    web_readonly: bool = Field(
+        default=False, description="whether the pages in Flower only show, and let nobody act on webhooks"
     )
 
     atomic_transport: bool = Field(
         default=True,
-        description="on a Redis broker, take and note messages in one step, and park what waits in Redis: no worker "
-        "that is killed loses one (needs Redis 7.0 or Valkey); false brings Celery's own way",
+        description="on a Redis broker, take and record messages in one step and keep waiting retries in Redis, so "
+        "that a killed worker loses none (needs Redis 7.0 or Valkey); false uses Celery's own transport",
     )
 
     @property

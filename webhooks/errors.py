@@ -113,6 +113,10 @@ class WorkersLost(TaskDefect):
     """A delivery was interrupted so often that it seems to kill the workers that attempt it."""
 
 
+class TooLate(WebhooksError):
+    """A request was not begun by the time that its caller set, and is not sent."""
+
+
 class SecretUnreadable(WebhooksError):
     """A webhook's secret cannot be sealed or opened with the configured keys; the text says why, without the secret."""
 

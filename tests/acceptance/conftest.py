@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pymongo
@@ -23,6 +24,14 @@ from webhooks.models import COTWebhook
 
 #: Seconds between attempts. Set the variable to 30 to see the contract's own pace.
 RETRY_DELAY_S = float(os.environ.get("WEBHOOKS_TEST_RETRY_DELAY_S", "1"))
+
+#: Short deadlines, so that what a dead worker held, or Redis lost, is found soon.
+QUICK: Any = {
+    "WEBHOOKS_TOTAL_TIMEOUT_S": "1",
+    "WEBHOOKS_CONNECT_TIMEOUT_S": "1",
+    "WEBHOOKS_MONGODB_TIMEOUT_S": "2",
+    "WEBHOOKS_SWEEP_INTERVAL_S": "1",
+}
 
 
 @dataclass
@@ -70,16 +79,16 @@ class Stack:
         with Connection(self.redis_url) as connection:
             return str(bare.send_task("webhooks.deliver", [event], connection=connection, **options).id)
 
-    def run_producer(self, code: str) -> str:
-        """Run a service that has this package; return what it printed."""
-        return self._run([sys.executable, "-c", code])
+    def run_producer(self, code: str, **env: str) -> str:
+        """Run a service that has this package, with variables of its own; return what it printed."""
+        return self._run([sys.executable, "-c", code], env)
 
     def run_command(self, *arguments: str) -> str:
         """Run the operators' command; return what it printed."""
         return self._run([sys.executable, "-m", "webhooks", *arguments])
 
-    def _run(self, argv: list[str]) -> str:
-        env = {**os.environ, **self.settings}
+    def _run(self, argv: list[str], more: Mapping[str, str] = MappingProxyType({})) -> str:
+        env = {**os.environ, **self.settings, **more}
         done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout

@@ -2,23 +2,29 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
 
 from tests.acceptance.conftest import Stack
+from tests.lab.pages import README, ROOT, blocks, section
 from tests.lab.receiver import Receiver
 from tests.lab.worker import wait_until
 from webhooks.local import servers as local_servers
 from webhooks.local.processes import kill_group, spawn
 from webhooks.rules.encryption import new_key
+from webhooks.rules.signing import sign
 from webhooks.worker.digest import fingerprint
 
 COMPANY = "625bcbdcc9a8e3a86dbf041c"
-SAMPLE = Path(__file__).parents[2] / "webhooks/local/demo/events/task-create.json"
+SAMPLE = ROOT / "webhooks/local/demo/events/task-create.json"
+BODY = b'{"type": "COTNote", "event": "edit"}'
 ADD = ["add", "--company", COMPANY, "--code", "one", "--trigger", "create-edit-delete-task"]
 
 pytestmark = pytest.mark.timeout(180)
@@ -124,36 +130,71 @@ def test_nothing_is_sealed_with_a_key_that_workers_lack(stack: Stack, run: Run, 
     assert done.returncode == 0, done.stderr
 
 
-def test_first_event_beside_up_with_loopback_and_a_signature(tmp_path: Path, redis_url: str, mongodb_url: str):
-    """The README's steps: `up`, a key, a webhook, an event."""
+def test_quick_start_of_the_readme(tmp_path: Path, redis_url: str, mongodb_url: str):
+    """The three terminals of the README as they stand there, but for ports and the installation."""
+    port = local_servers.free_port()
     servers = {
         "WEBHOOKS_BROKER_URL": local_servers.valkey_url(local_servers.free_port()),
         "WEBHOOKS_MONGODB_URL": local_servers.mongodb_url(local_servers.free_port()),
     }
-    data, log_path = tmp_path / "data", tmp_path / "up.log"
-    flower = f"--flower-port={local_servers.free_port()}"
-    argv = [sys.executable, "-m", "webhooks", "up", "--allow-loopback", f"--data={data}", flower]
-    with log_path.open("wb") as log:
-        up = spawn(argv, env={**os.environ, **servers, "PYTHONUNBUFFERED": "1"}, stdout=log)
+    env = {**os.environ, **servers, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    env |= {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    scripts = [script.replace("8000", str(port)) for script in blocks(section(README.read_text(), "Quick start"), "sh")]
+    up_script, receiver_script, send_script = scripts
+    up_script = f"exec {up_script.strip()} --flower-port={local_servers.free_port()}"
+    receiver_script = receiver_script.replace("pip install", "python -c 'import sys; __import__(sys.argv[1])'")
+    logs = [tmp_path / name for name in ("up.log", "receiver.log")]
+
+    def start(script: str, log_path: Path) -> subprocess.Popen[bytes]:
+        with log_path.open("wb") as log:
+            return spawn(["bash", "-e", "-c", script], env=env, cwd=tmp_path, stdout=log)
+
+    def read(log_path: Path, words: str) -> str:
+        wait_until(lambda: words in log_path.read_text(), f"{words!r} in {log_path.read_text()}", 90)
+        return log_path.read_text()
+
+    up = start(up_script, logs[0])
+    terminals = [up]
     try:
-        wait_until(lambda: " ready." in log_path.read_text(), f"ready: {log_path.read_text()}", 90)
-        banner = log_path.read_text()
+        banner = read(logs[0], " ready.")
         assert "Allowed   requests to public addresses and 127.0.0.0/8, ::1/128" in banner
-        with Receiver() as receiver:
-            add = [*ADD, "--url", f"http://127.0.0.1:{receiver.port}/"]
-            done = run_in({**servers, "WEBHOOKS_ENCRYPTION_KEY": new_key()}, *add)
-            assert done.returncode == 1
-            assert "`webhooks up` keeps its key in encryption.key in its data folder" in done.stderr
-            done = run_in({**servers, "WEBHOOKS_ENCRYPTION_KEY": (data / "encryption.key").read_text()}, *add)
-            assert (done.returncode, done.stderr) == (0, "")
-            done = run_in(servers, "send", str(SAMPLE))
-            assert (done.returncode, done.stderr) == (0, "")
-            [request] = receiver.wait_for(1, 30)
-            assert "webhook-signature" in request.headers
+        done = run_in({**servers, "WEBHOOKS_ENCRYPTION_KEY": new_key()}, *ADD, "--url", f"http://127.0.0.1:{port}/")
+        assert done.returncode == 1
+        assert "`webhooks up` keeps its key in encryption.key in its data folder" in done.stderr
+        terminals.append(start(receiver_script, logs[1]))
+        [secret] = re.findall(r"^secret *(whsec_\S+)", read(logs[1], "is shown this once"), re.MULTILINE)
+        wait_until(lambda: not local_servers.is_free(port), f"listening: {logs[1].read_text()}")
+        sent = subprocess.run(
+            ["bash", "-e", "-c", send_script], env=env, cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert (sent.returncode, sent.stderr) == (0, "")
+        assert "received COTNote edit" in read(logs[1], '"POST / HTTP/1.1" 200')
+        wait_until(lambda: "200 success" in run_in(servers, "logs").stdout, "logged as a success")
+        # A forged request is refused, and the work of a repeat is not done again.
+        assert post(port, {"webhook-id": "msg_1"}) == 401
+        at = int(time.time())
+        signed = {
+            "webhook-id": "msg_1",
+            "webhook-timestamp": str(at),
+            "webhook-signature": sign([secret], "msg_1", at, BODY),
+        }
+        assert [post(port, signed), post(port, signed)] == [200, 200]
+        assert logs[1].read_text().count("received") == 2
     finally:
         up.terminate()
         try:
             up.wait(60)
         finally:
-            kill_group(up)
-            up.wait()
+            for terminal in terminals:
+                kill_group(terminal)
+                terminal.wait()
+
+
+def post(port: int, headers: dict[str, str]) -> int:
+    """Send a request by hand, and return its status."""
+    connection = HTTPConnection("127.0.0.1", port, timeout=30)
+    try:
+        connection.request("POST", "/", BODY, headers)
+        return connection.getresponse().status
+    finally:
+        connection.close()

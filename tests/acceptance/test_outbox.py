@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import struct
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -22,6 +23,10 @@ from webhooks.models import now
 from webhooks.store.outbox import Outbox
 
 EVENT = read_sample("event-task-create")
+#: Until it is asked what became of an event's message: what a worker may hold one, by the default settings, and slack.
+PAUSE = timedelta(seconds=75)
+#: A `sitecustomize` that gives a process another wall clock.
+STEPPED_CLOCK = Path(__file__).parents[1] / "faults" / "stepped_clock"
 
 
 @pytest.fixture
@@ -149,6 +154,53 @@ def test_accepted_event_survives_the_loss_of_redis(stack: Stack, redis_client: r
     assert len(receiver.requests) == 1
 
 
+RELAY = """
+from webhooks import deliver
+from webhooks.config import get_settings
+from webhooks.delivery.services import get_services
+from webhooks.jobs.sweep import relay
+print(relay(get_services(), get_settings()))
+"""
+
+
+def relay_after_a_pause(stack: Stack, client: Any) -> int:
+    """Relay as if the time until an event's message is asked for had passed; return how many events were queued."""
+    for lane in client.scan_iter("webhooks.lane.*"):
+        for message in client.zrange(lane, 0, -1):
+            client.zincrby(lane, -PAUSE / timedelta(microseconds=1), message)
+    for document in stack.database["outbox"].find():
+        times = {name: document[name] - PAUSE for name in ("queue_at", "queued_at") if name in document}
+        stack.database["outbox"].update_one({"_id": document["_id"]}, {"$set": times})
+    return int(stack.run_producer(RELAY))
+
+
+def test_accepted_event_whose_message_is_lost_many_times_is_never_left_for_longer(
+    stack: Stack, redis_client: redis.Redis
+):
+    accept(EVENT, stack.database)
+    for _ in range(3):
+        assert relay_after_a_pause(stack, redis_client) == 1
+        (document,) = stack.database["outbox"].find()
+        assert document["queue_at"] - now() <= PAUSE
+        redis_client.flushall()
+
+
+@pytest.mark.parametrize("is_serial", [False, True], ids=["lane", "serial-lane"])
+def test_accepted_event_whose_message_waits_in_its_lane_is_not_queued_once_more(
+    stack: Stack, redis_client: redis.Redis, is_serial: bool
+):
+    if is_serial:
+        lane = f"{EVENT['company']}/{EVENT['type']}"
+        stack.run_producer(
+            f"from webhooks.delivery.queueing import serialize_lane; serialize_lane({lane!r}, is_serial=True)"
+        )
+    accept(EVENT, stack.database)
+    assert relay_after_a_pause(stack, redis_client) == 1
+    assert relay_after_a_pause(stack, redis_client) == relay_after_a_pause(stack, redis_client) == 0
+    redis_client.flushall()
+    assert relay_after_a_pause(stack, redis_client) == 1
+
+
 def test_accepted_event_that_is_queued_twice_is_sent_once(stack: Stack):
     with Receiver(default=reply(delay_s=0.5)) as receiver:
         stack.add_webhook(receiver.url)
@@ -160,6 +212,28 @@ def test_accepted_event_that_is_queued_twice_is_sent_once(stack: Stack):
         stack.logs(1, 30, **{"attempt.event_id": other})
         stack.workers[0].stop()
     assert len(receiver.requests) == 2
+
+
+@pytest.mark.parametrize("ahead_s", [20, -3600])
+def test_producer_whose_clock_is_wrong_has_its_event_sent_soon_and_in_order(stack: Stack, ahead_s: float):
+    """Its clock decided when its event was due and which came first: one ahead by 20 s made it wait as long."""
+    clock = stack.folder / "clock"
+    clock.write_bytes(struct.pack("d", ahead_s))
+    code = f"""
+import json, os, pymongo
+from webhooks import accept
+database = pymongo.MongoClient(os.environ["WEBHOOKS_MONGODB_URL"]).get_default_database()
+accept({{**json.loads({json.dumps(EVENT)!r}), "n": "wrong"}}, database)
+"""
+    accept({**EVENT, "n": "first"}, stack.database)
+    stepped = {"PYTHONPATH": str(STEPPED_CLOCK), "WEBHOOKS_TEST_CLOCK": str(clock)}
+    stack.run_producer(code, **stepped)
+    accept({**EVENT, "n": "last"}, stack.database)
+    with Receiver() as receiver:
+        stack.add_webhook(receiver.url, ordered=True)
+        stack.start_worker()
+        requests = receiver.wait_for(3, 15)
+    assert [request.json()["n"] for request in requests] == ["first", "wrong", "last"]
 
 
 def test_bad_event_is_not_accepted(database: Any):

@@ -18,7 +18,7 @@ import time
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pymongo
 import redis
@@ -27,9 +27,11 @@ from tests.lab.receiver import Receiver, reply
 from tests.lab.samples_data import read_sample
 from tests.lab.servers import Servers
 from tests.lab.worker import Worker, wait_until
+from webhooks import app
 from webhooks.delivery.queueing import queue_attempt
 from webhooks.delivery.services import get_services
 from webhooks.models import now, parse_webhook
+from webhooks.rules.lanes import lane_of_webhook
 from webhooks.store.deliveries import Delivery
 from webhooks.store.webhooks import WebhookStore
 
@@ -48,6 +50,9 @@ _QUICK = {
 }
 _EVENT = read_sample("event-task-create")
 _WEBHOOK = read_sample("webhook-task")
+_LANE = lane_of_webhook(_WEBHOOK["company"], _WEBHOOK["_id"])
+#: Where the transport has its messages, each by the time at which it was queued.
+_LINE = f"webhooks.lane.{_QUEUE}/{_LANE}"
 
 
 @dataclass(frozen=True)
@@ -94,26 +99,29 @@ class Counted:
 
 def fill(count: int) -> None:
     """Let so many deliveries be overdue, their messages queued in the same order. Run with a worker's environment."""
+    app.loader.import_default_modules()  # the tasks, as a worker loads them
     body = json.dumps(_EVENT, ensure_ascii=False, separators=(",", ":"))
     services, webhook, since = get_services(), parse_webhook(_WEBHOOK), now() - _OVERDUE
     services.deliveries.ensure_indexes()
     with redis.Redis.from_url(os.environ["WEBHOOKS_BROKER_URL"]) as client:
         make_message = _message_maker(client)
+        client.sadd(f"webhooks.lanes.{_QUEUE}", _LANE)
         for start in range(0, count, _BATCH):
             ids = [f"msg_{number:032x}" for number in range(start, min(start + _BATCH, count))]
             services.deliveries.add(
                 (Delivery(each, f"event-{each}", webhook.id, webhook.company, "waits", body) for each in ids),
                 since + timedelta(milliseconds=start),
             )
-            client.lpush(_QUEUE, *map(make_message, ids))
+            due_us = (since + timedelta(milliseconds=start)).timestamp() * 1_000_000
+            client.zadd(_LINE, {make_message(each): due_us + number for number, each in enumerate(ids)})
             print(f"\r{start + len(ids):,} are overdue", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
 
 
 def _message_maker(client: "redis.Redis") -> Any:
     """Return a function from a delivery's id to its message: a copy of one that Celery made, as that takes its time."""
-    queue_attempt("DELIVERY", "waits", 0, None)
-    made: Any = client.rpop(_QUEUE)
+    queue_attempt("DELIVERY", "waits", 0, _LANE)
+    [(made, _)] = cast("list[tuple[bytes, float]]", client.zpopmin(_LINE))
     frame = json.loads(made)
     arguments = base64.b64decode(frame["body"]).decode()
 
@@ -193,7 +201,7 @@ def _count(client: Any, database: Any, log: str, *, deliveries: int, looks: int,
         logged=len(logged),
         # Between the writing of a log and the ack a delivery is in both places.
         in_hand=len(held - logged),
-        still_queued=client.llen(_QUEUE),
+        still_queued=client.zcard(_LINE),
         owed=ledger.count_documents({}) - ledger.count_documents({"_id": {"$in": list(logged)}}),
         repeated=len(came) - len(set(came)),
     )

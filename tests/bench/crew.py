@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TextIO, cast
 
 from tests.bench import processes
@@ -27,11 +26,9 @@ LOOK_EVERY_S = 0.05
 class Troupe(Supervisor):
     """Programs of one measurement. A Ctrl-C that comes while they end is not forgotten: it ends the whole run."""
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        super().__exit__(kind, error, traceback)
-        if self._killing and kind is None:
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
+        if self._killing and error[0] is None:
             raise KeyboardInterrupt
 
 

@@ -46,7 +46,7 @@ def no_lane(message: object) -> str:
 
 def make_app(name: str, url: str) -> Celery:
     """Make an app on one of `TRANSPORTS`."""
-    lanes = Lanes(queues=dict.fromkeys(QUEUES, True), lane_of="tests.bench.transport:no_lane")
+    lanes = Lanes(queues=dict.fromkeys(QUEUES, True), joined={}, lane_of="tests.bench.transport:no_lane")
     made = Celery("bench", broker=url, amqp=AMQP, set_as_current=False)
     made.conf.update(
         broker_transport_options={

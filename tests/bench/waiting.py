@@ -24,6 +24,7 @@ from kombu.connection import Connection
 from tests.lab.samples_data import read_sample
 from tests.lab.servers import Servers
 from tests.lab.worker import Worker
+from webhooks import app
 from webhooks.delivery.attempt import make_delivery_id
 from webhooks.delivery.queueing import queue_attempt
 from webhooks.delivery.services import get_services
@@ -38,6 +39,7 @@ _EVENT = read_sample("event-task-create")
 
 def fill(count: int) -> None:
     """Let so many deliveries wait for a retry, as failed attempts leave them. Run with a worker's environment."""
+    app.loader.import_default_modules()  # the tasks, as a worker loads them
     body = json.dumps(_EVENT, ensure_ascii=False, separators=(",", ":"))
     services, webhook_id = get_services(), ObjectId()
     for start in range(0, count, _BATCH):

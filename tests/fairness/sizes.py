@@ -1,6 +1,6 @@
 """How much of everything: at full size, and so that CI is soon over. Seconds where nothing else is said."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -54,6 +54,13 @@ class Size:
     #: At least so long down after it was paused: for the probes.
     paused_s: float
 
+    # ── slow ──
+    #: The product's setting for this scenario: slow endpoints take most of it.
+    slow_timeout_s: float
+    slow_s: float
+    #: Slots of the worker → companies, each with slow endpoints.
+    slow_slots: Mapping[int, int]
+
     # ── All ──
     #: Without any progress, until nothing more is hoped for.
     patience_s: float
@@ -85,6 +92,9 @@ FULL = Size(
     downs=("answer", "hang"),
     kept_events=10_000,
     paused_s=10,
+    slow_timeout_s=5,
+    slow_s=40,
+    slow_slots={16: 4, 256: 20},
     patience_s=60,
 )
 CI = replace(
@@ -106,6 +116,9 @@ CI = replace(
     downs=("answer",),
     kept_events=500,
     paused_s=5,
+    slow_timeout_s=2,
+    slow_s=8,
+    slow_slots={16: 4},
     patience_s=20,
 )
 SIZES = {size.name: size for size in (FULL, CI)}

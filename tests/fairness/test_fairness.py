@@ -1,7 +1,6 @@
 """Every scenario at the size that fits CI. Figures are reported; a busy machine fails only by the coarse bars."""
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -11,22 +10,9 @@ import pytest
 from tests.fairness.conftest import ROWS
 from tests.fairness.scenarios import SCENARIOS
 from tests.fairness.sizes import CI, Scenario
-from webhooks.errors import ServerMissing
-from webhooks.local import servers
 
 # Each takes up to a minute on two cores.
-pytestmark = pytest.mark.timeout(300)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _servers():
-    try:
-        servers.find_valkey()
-        servers.find_mongod()
-    except ServerMissing as missing:
-        if os.environ.get("CI"):
-            pytest.fail(str(missing))
-        pytest.skip(str(missing))
+pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("installed_servers")]
 
 
 def _param(scenario: Scenario):

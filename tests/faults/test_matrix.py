@@ -12,10 +12,8 @@ import pytest
 
 from tests.faults.conftest import ROW
 from tests.faults.matrix import CI, ROWS, Row, run_row, to_line
-from webhooks.errors import ServerMissing
-from webhooks.local import servers
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("installed_servers")]
 
 
 class SharedSlots:
@@ -44,13 +42,6 @@ class SharedSlots:
 
 @pytest.fixture(scope="module")
 def slots(tmp_path_factory: pytest.TempPathFactory) -> SharedSlots:
-    try:
-        servers.find_valkey()
-        servers.find_mongod()
-    except ServerMissing as missing:
-        if os.environ.get("CI"):
-            pytest.fail(str(missing))
-        pytest.skip(str(missing))
     base = tmp_path_factory.getbasetemp()
     return SharedSlots(base.parent if "PYTEST_XDIST_WORKER" in os.environ else base)
 

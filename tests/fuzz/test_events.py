@@ -287,7 +287,7 @@ def test_extreme_data_is_refused_in_words_or_sent_at_once(name: str, is_made_by_
         ('{"a":"' + "x" * 10_000_000, "it is not JSON"),
         ('{"a":' + "1" * 1_000_000 + "}", "a number has thousands of digits; send it as a string"),
         ('{"a":1e' + "9" * 1_000_000 + "}", "a: is not a finite number"),
-        ("{" + '"' + "k" * 1_000_000 + '":1,' * 1 + '"' + "k" * 1_000_000 + '":1}', "a key stands twice"),
+        ("{" + '"' + "k" * 1_000_000 + '":1,' * 1 + '"' + "k" * 1_000_000 + '":1}', "a key appears twice"),
     ],
     ids=["deep-dicts", "deep-lists", "ten-megabytes", "digits", "exponent", "long-key-twice"],
 )

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pymongo.database import Database
 
+from tests.lab.flower import FlowerThread
 from tests.lab.receiver import Authority
 from tests.lab.senders import MakeSender, new_sender
 from webhooks.sender import Sender
@@ -60,3 +62,16 @@ def full_port() -> Iterator[int]:
         finally:
             for sock in waiting:
                 sock.close()
+
+
+@pytest.fixture
+def web_settings(database: Database[dict[str, Any]], mongodb_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings by which Flower's pages read this test's database."""
+    monkeypatch.setenv("WEBHOOKS_MONGODB_URL", f"{mongodb_url.rpartition('/')[0]}/{database.name}")
+
+
+@pytest.fixture
+def flower(web_settings: None) -> Iterator[FlowerThread]:
+    """Flower with our pages, on this test's database."""
+    with FlowerThread() as flower:
+        yield flower

@@ -17,22 +17,12 @@ import redis
 
 from tests.bench import receiver
 from tests.bench.findings import FIGURES
-from webhooks.errors import ServerMissing
-from webhooks.local import servers
 
 #: Seconds for what takes some twenty, on a machine that runs other things beside.
 TIMEOUT_S = 100
 
 
-@pytest.fixture(autouse=True)
-def _servers() -> None:
-    try:
-        servers.find_valkey()
-        servers.find_mongod()
-    except ServerMissing as missing:
-        if os.environ.get("CI"):
-            pytest.fail(str(missing))
-        pytest.skip(str(missing))
+pytestmark = pytest.mark.usefixtures("installed_servers")
 
 
 @pytest.fixture

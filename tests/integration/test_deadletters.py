@@ -4,22 +4,27 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 from bson import ObjectId
 from click.testing import CliRunner, Result
-from kombu.connection import Connection
 from kombu.message import Message
 from pymongo.database import Database
 
-from webhooks.cli import cli
+from tests.lab.servers import Server
+from webhooks.cli import cli, dead_cmd
 from webhooks.config import get_settings
+from webhooks.local import servers
 from webhooks.producer.app import app
 from webhooks.store.deadletters import DeadLetter, DeadLetterStore, Reason
+from webhooks.transport.lanes import TAKEN_FROM_HEADER
 
 QUEUE = "webhooks.deliver"
+#: Headers of a message that was put aside while its taker has it.
+BY_TAKING = {"redelivered": True, TAKEN_FROM_HEADER: "-"}
 HOSTILE = "\x1b[2J\u202e\r\nsecond"
 
 Documents = Database[dict[str, Any]]
@@ -41,7 +46,7 @@ def run(redis_url: str, database: Documents, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("WEBHOOKS_MONGODB_URL", f"mongodb://{host}:{port}/{database.name}")
     get_settings.cache_clear()
     # The app of this process read its broker's URL when some test first needed it.
-    monkeypatch.setattr(app, "connection_for_write", lambda: Connection(redis_url))
+    monkeypatch.setitem(app.conf, "broker_url", redis_url)
     return lambda *args, **options: CliRunner().invoke(cli, ["dead", *args], **options)
 
 
@@ -58,6 +63,12 @@ def put(store: DeadLetterStore, reason: Reason = Reason.DEFECT, body: bytes = b"
     store.write(letter)
     time.sleep(0.002)  # so that the next one is younger: MongoDB's dates have milliseconds
     return letter.id
+
+
+def count_waiting() -> int:
+    with app.connection_for_read() as connection:
+        channel: Any = connection.default_channel
+        return channel.queue_declare(QUEUE, passive=True).message_count
 
 
 def test_letter_written_twice_is_there_once(store: DeadLetterStore) -> None:
@@ -115,17 +126,17 @@ def test_show_is_safe_for_a_terminal(run: Callable[..., Result], store: DeadLett
 
 
 def test_resend_publishes_what_came(
-    run: Callable[..., Result], store: DeadLetterStore, redis_client: redis.Redis, redis_url: str
+    run: Callable[..., Result], store: DeadLetterStore, redis_client: redis.Redis
 ) -> None:
     body = '{"n": 1.0, "ñ": "1"}'.encode()
     letter_id = put(store, body=body, id="e1", retries=3)
     assert run("resend", str(letter_id)).stdout == "sent again: 1\n"
     assert store.count(10) == 0
-    assert redis_client.llen(QUEUE) == 1
-    with Connection(redis_url) as connection:
+    assert count_waiting() == 1
+    with app.connection_for_read() as connection:
         message: Any = connection.default_channel.basic_get(QUEUE)
     assert message.body == body
-    assert message.headers == {"task": "webhooks.deliver", "id": "e1", "retries": 3}
+    assert message.headers.items() - BY_TAKING.items() == {("task", "webhooks.deliver"), ("id", "e1"), ("retries", 3)}
     assert (message.content_type, message.content_encoding) == ("application/json", "utf-8")
     assert message.properties["correlation_id"] == "e1"
 
@@ -133,7 +144,7 @@ def test_resend_publishes_what_came(
 def test_resend_and_drop_of_some(run: Callable[..., Result], store: DeadLetterStore, redis_client: redis.Redis) -> None:
     ids = [put(store), put(store, Reason.UNREADABLE), put(store, Reason.UNREADABLE), put(store)]
     assert run("resend", "--all", "--reason", "unreadable").stdout == "sent again: 2\n"
-    assert redis_client.llen(QUEUE) == 2
+    assert count_waiting() == 2
     assert store.read_ids() == [ids[0], ids[3]]
     result = run("drop", "--all", input="n\n")
     assert (result.exit_code, store.count(10)) == (130, 2)
@@ -153,7 +164,7 @@ def test_letter_that_cannot_be_sent_stays_and_the_others_go(
         f"webhooks: there is no dead letter {missing}; `webhooks dead list` shows them",
     ]
     assert store.read_ids() == [cut]
-    assert redis_client.llen(QUEUE) == 1
+    assert count_waiting() == 1
     assert run("drop", str(missing), "--yes").exit_code == 1
     assert run("show", str(missing)).exit_code == 1
 
@@ -162,12 +173,48 @@ def test_letter_stays_when_the_broker_is_away(
     run: Callable[..., Result], store: DeadLetterStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(store)
-    monkeypatch.setattr(app, "connection_for_write", lambda: Connection("redis://127.0.0.1:9"))
+    monkeypatch.setitem(app.conf, "broker_url", "redis://127.0.0.1:9")
     result = run("resend", "--all")
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.startswith("webhooks: the broker cannot be used")
     assert result.stderr.count("\n") == 1
     assert store.count(10) == 1
+
+
+def test_letter_is_sent_again_by_a_broker_that_hung_meanwhile(
+    run: Callable[..., Result], store: DeadLetterStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second try once had no new channel to publish with, and ended in a traceback."""
+    put(store)
+    server = Server("valkey", servers.valkey_command, servers.valkey_url, tmp_path)
+    publish, errors = DeadLetter.publish, []
+
+    def hang_once(letter: DeadLetter, channel: Any) -> None:
+        if errors:
+            publish(letter, channel)
+            return
+        server.pause()
+        try:
+            publish(letter, channel)
+        except Exception as error:
+            errors.append(error)
+            raise
+        finally:
+            server.resume()
+
+    monkeypatch.setattr(DeadLetter, "publish", hang_once)
+    # A try may take half of it.
+    monkeypatch.setattr(dead_cmd, "_BROKER_TIMEOUT_S", 10.0)
+    try:
+        server.start()
+        monkeypatch.setitem(app.conf, "broker_url", server.url)
+        result = run("resend", "--all")
+        assert len(errors) == 1
+        assert (result.exit_code, result.stdout) == (0, "sent again: 1\n"), result.output
+        assert count_waiting() >= 1
+        assert store.count(10) == 0
+    finally:
+        server.discard()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Lanes at the level of channels, with a real Redis: whose turn it is, and how much of one is in hand."""
 
+import itertools
 import json
 import time
 from collections.abc import Iterator, Mapping
@@ -13,15 +14,19 @@ from kombu.messaging import Producer
 
 from tests.integration.test_transport import LONG, Party
 from tests.lab.worker import wait_until
-from webhooks.rules.lanes import QUEUES
+from webhooks.rules.lanes import JOINED, QUEUES
 from webhooks.transport.connection import AMQP, OPTION, Connection
 from webhooks.transport.headers import LANE_HEADER
 from webhooks.transport.lanes import FIRST_HEADER, LANES_OPTION, RATE_HEADER, TAKEN_FROM_HEADER, Lanes
 from webhooks.transport.messages import Admission, Turn
-from webhooks.transport.settlements import hold_lane, report
+from webhooks.transport.scripts import FEW
+from webhooks.transport.settlements import hold_lane, limit_lane, report
 
 SEND, DELIVER = "webhooks.send", "webhooks.deliver"
-OPTIONS = {OPTION: True, LANES_OPTION: Lanes(queues=QUEUES, lane_of="webhooks.rules.lanes:lane_of_message")}
+OPTIONS = {
+    OPTION: True,
+    LANES_OPTION: Lanes(queues=QUEUES, joined=JOINED, lane_of="webhooks.rules.lanes:lane_of_message"),
+}
 COMPANY = "a" * 24
 
 
@@ -32,8 +37,8 @@ def url(redis_url: str, redis_client: redis.Redis) -> str:
 
 
 @contextmanager
-def worker(url: str, queue: str, threads: int = 100, **options: Any) -> Iterator[Party]:
-    made = Party(url, queue, prefetch=threads, **{**OPTIONS, **options})
+def worker(url: str, *queues: str, threads: int = 100, **options: Any) -> Iterator[Party]:
+    made = Party(url, *queues, prefetch=threads, **{**OPTIONS, **options})
     try:
         yield made
     finally:
@@ -126,8 +131,8 @@ def test_queue_is_as_long_as_its_lanes_and_purging_empties_them(url: str, redis_
         assert channel.queue_declare(queue=DELIVER, passive=True).message_count == 4
         assert channel.queue_purge(DELIVER) == 4
         assert channel._size(DELIVER) == 0
-    left = [key for key in redis_client.keys("webhooks.*") if b"place" not in key and b"wake" not in key]
-    assert left == []
+    kept = {b"webhooks.place", b"webhooks.clock", b"webhooks.wake.webhooks.deliver"}
+    assert set(redis_client.keys("webhooks.*")) <= kept
 
 
 # ── How much of one is in hand ──────────────────────────────────────────────────────────────────────────────────────
@@ -177,6 +182,46 @@ def test_slow_and_unknown_lanes_together_leave_a_quarter_of_the_threads(url: str
             settle(party, 1)  # now this one is quick
             put(url, SEND, f"q{number}/fine", "fine")
         assert len(party.got) <= 12
+
+
+def test_each_worker_keeps_a_quarter_of_its_threads_from_slow_lanes(url: str, redis_client: redis.Redis):
+    """With a quarter of all threads one worker could be full of slow ones, and hold what an idle one could do."""
+    with worker(url, SEND, threads=16) as party:
+        redis_client.hset("webhooks.workers", "another", "9999999999.000 16")
+        party.poll()
+        for number in range(20):
+            put(url, SEND, f"c{number}/hangs", *range(10))
+        wait_until(lambda: party.poll() or len(party.got) >= 12, "what they may have")
+        party.poll(0.6)
+        assert len(party.got) == 12
+
+
+@pytest.mark.parametrize("is_known", [True, False], ids=["slow", "unknown"])
+def test_attempt_without_a_free_thread_waits_here_unless_it_is_slow(url: str, *, is_known: bool):
+    with worker(url, SEND, threads=16) as party:
+        party.poll()
+        if is_known:
+            put(url, SEND, "c/slow", "first")
+            party.drain(1)
+            settle(party, 1, ms=2_000)
+        put(url, SEND, "c/quick", "first")
+        party.drain(1)
+        settle(party, 1)
+        party.poll()
+        if not is_known:
+            others = [Admission(f"{number}", f"c/w{number}", None) for number in range(12)]
+            assert party.channel.admit(SEND, others, 16, 16)() == [Turn.NOW] * 12
+        asked = [Admission("s", "c/slow", None), Admission("q", "c/quick", None)]
+        assert party.channel.admit(SEND, asked, 0, 16)() == [Turn.LATER, Turn.SOON]
+        assert party.channel.admit(SEND, asked[1:], 1, 16)() == [Turn.NOW]
+
+
+def test_attempts_without_messages_get_no_more_than_three_quarters_if_nothing_is_known_of_them(url: str):
+    """With an event for many webhooks there are more attempts than messages in hand."""
+    with worker(url, SEND, threads=16) as party:
+        party.poll()
+        asked = [Admission(f"{number}", f"c/w{number}", None) for number in range(16)]
+        assert party.channel.admit(SEND, asked, 16, 16)() == [Turn.NOW] * 12 + [Turn.LATER] * 4
 
 
 def test_one_lane_never_gets_all_threads(url: str):
@@ -249,7 +294,7 @@ def test_attempt_is_to_come_soon_only_where_few_wait_before_it(url: str, waiting
         party.poll()
         party.consumer.cancel()
         put(url, SEND, "c/w", *range(waiting))
-        assert party.channel.admit(SEND, [Admission("x", "c/w", None)], 0)() == [turn]
+        assert party.channel.admit(SEND, [Admission("x", "c/w", None)], 4, 100)() == [turn]
 
 
 # ── Limits and holds ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -264,7 +309,8 @@ def test_rate_limit_is_kept(url: str, rate: float, burst: int):
             party.poll(0.005)
             count += len(party.got)
             for message in party.got:
-                report(SEND, "c/w", ms=5, is_good=True, rate=(rate, burst))
+                limit_lane(SEND, "c/w", (rate, burst))
+                report(SEND, "c/w", ms=5, is_good=True)
                 message.ack()
             party.got.clear()
         assert count == pytest.approx(3 * rate + burst, rel=0.05, abs=2)
@@ -274,8 +320,36 @@ def test_rate_limit_that_was_taken_away_is_forgotten_with_the_next_attempt(url: 
     put(url, SEND, "c/w", *range(10), **{RATE_HEADER: [0.2, 1]})
     with worker(url, SEND) as party:
         party.drain(1)
+        limit_lane(SEND, "c/w", None)
         settle(party, 1)
         party.drain(4)
+
+
+@pytest.mark.parametrize("limits", [[(2, 1), (1, 1)], [(1, 1), (2, 1)], [(1, 1), (1, 20)]])
+def test_limit_of_which_workers_tell_in_turn_the_old_one_and_the_new_one_holds(url: str, limits: list[Any]):
+    """They learn of a change one after the other: each time the lane had all its burst again."""
+    put(url, SEND, "c/w", *range(50), **{RATE_HEADER: [2, 1]})
+    with worker(url, SEND) as party:
+        party.drain(1)
+        begun, told = time.monotonic(), itertools.cycle(limits)
+        while time.monotonic() - begun < 2:
+            limit_lane(SEND, "c/w", next(told))
+            for message in party.got:
+                if not message.acknowledged:
+                    message.ack()
+            party.poll(0.02)
+        assert 2 <= len(party.got) <= 6
+
+
+def test_message_with_an_old_limit_does_not_change_that_of_its_lane(url: str):
+    """As a retry that was queued with what its webhook had when it was read."""
+    put(url, SEND, "c/w", *range(50), **{RATE_HEADER: [1, 1]})
+    with worker(url, SEND) as party:
+        party.drain(1)
+        for number in range(20):
+            put(url, SEND, "c/w", number, **{RATE_HEADER: [100, 1]})
+            party.poll(0.02)
+        assert len(party.got) <= 2
 
 
 def test_held_lane_gives_out_nothing_until_then_and_the_others_go_on(url: str):
@@ -352,7 +426,7 @@ def test_events_of_plain_producers_are_put_into_lanes(url: str, redis_client: An
     loud, quiet = "a" * 24, "b" * 24
     send_plainly(url, *(event(loud, number) for number in range(400)))
     send_plainly(url, event(quiet, 1000))
-    with worker(url, "celery", threads=4) as party:
+    with worker(url, "celery", DELIVER, threads=4) as party:
         got: list[int] = []
         while 1000 not in got:
             party.drain(1)
@@ -367,7 +441,7 @@ def test_events_of_plain_producers_are_put_into_lanes(url: str, redis_client: An
 def test_newest_of_a_long_line_of_a_plain_producer_need_not_wait_until_all_is_sorted(url: str, redis_client: Any):
     send_plainly(url, *(event("a" * 24, number) for number in range(1500)))
     send_plainly(url, event("b" * 24, 5000))
-    with worker(url, "celery", threads=2) as party:
+    with worker(url, "celery", DELIVER, threads=2) as party:
         party.poll(0.01)
         party.drain(2)
         assert 5000 in numbers(party)
@@ -396,7 +470,7 @@ def assert_come_one_by_one(party: Party, count: int) -> None:
 def test_newest_of_a_serial_lane_wait_for_their_turn(url: str):
     serialize(url, f"{COMPANY}/COTTask")
     send_plainly(url, *(event(number=number) for number in range(650)))
-    with worker(url, "celery", threads=5) as party:
+    with worker(url, "celery", DELIVER, threads=5) as party:
         assert_come_one_by_one(party, 650)
 
 
@@ -404,36 +478,72 @@ def test_end_of_one_wakes_a_worker_if_its_lane_has_more(url: str, redis_client: 
     serialize(url, f"{COMPANY}/COTTask")
     send_plainly(url, event(number=0), event(number=1))
     wakes = []
-    with worker(url, "celery", threads=5) as party:
+    with worker(url, "celery", DELIVER, threads=5) as party:
         for count in (1, 2):
             party.drain(count)
-            redis_client.delete("webhooks.wake.celery")
+            redis_client.delete("webhooks.wake.webhooks.deliver")
             party.got[-1].ack()
-            wakes.append(redis_client.llen("webhooks.wake.celery"))
+            wakes.append(redis_client.llen("webhooks.wake.webhooks.deliver"))
     assert wakes == [1, 0]
 
 
 def test_order_of_a_plain_producer_is_kept_in_its_lane(url: str):
     send_plainly(url, *(event(number=number) for number in range(590)))
-    with worker(url, "celery", threads=1) as party:
+    with worker(url, "celery", DELIVER, threads=1) as party:
         assert_come_one_by_one(party, 590)
+
+
+@pytest.mark.parametrize("queue", ["celery", DELIVER])
+@pytest.mark.parametrize("is_known", [True, False])
+def test_events_of_own_and_plain_producers_come_in_the_order_in_which_the_broker_got_them(
+    url: str, queue: str, is_known: bool
+):
+    """Theirs waited to be put into lanes, and ours did not wait for them; each queue had a line of its own, besides."""
+    company_type = f"{COMPANY}/COTTask"
+    if is_known:
+        serialize(url, company_type)
+    with Connection(url, transport_options=OPTIONS) as ours, Connection(url) as theirs:
+        producers = [Producer(ours.default_channel), Producer(theirs.default_channel)]
+        for number in range(40):
+            about = {"id": "x", "task": "webhooks.deliver", "eta": None}
+            about |= {} if number % 2 else {LANE_HEADER: f"{company_type}/-"}
+            body = [[event(number=number)], {}, {}]
+            to = queue if number % 2 else DELIVER
+            producers[number % 2].publish(body, exchange="", routing_key=to, serializer="json", headers=about)
+    if not is_known:
+        serialize(url, company_type)
+    with worker(url, "celery", DELIVER) as party:
+        assert_come_one_by_one(party, 40)
+
+
+def test_event_of_an_own_producer_is_never_put_into_the_queue_of_another_application(url: str, redis_client: Any):
+    send_plainly(url, event(number=0))
+    put(url, DELIVER, f"{COMPANY}/COTTask/-", "mine")
+    assert redis_client.llen("celery") == 0
+    assert redis_client.llen(DELIVER) == 2
+
+
+def test_event_of_an_own_producer_does_not_wait_behind_many_of_a_plain_one(url: str):
+    send_plainly(url, *(event(number=number) for number in range(FEW)))
+    put(url, DELIVER, "b/COTTask/-", "mine")
+    assert state(url, "b/COTTask/-", DELIVER).waiting == 1
 
 
 def test_event_of_a_plain_producer_with_a_countdown_waits(url: str, redis_client: Any):
     send_plainly(url, event(number=1), countdown=1.2)
-    with worker(url, "celery") as party:
+    with worker(url, "celery", DELIVER) as party:
         party.poll(0.4)
         assert party.got == []
-        assert redis_client.zcard("webhooks.parked.celery") == 1
+        assert redis_client.zcard("webhooks.parked.webhooks.deliver") == 1
         party.drain(1)
-        assert state(url, f"{COMPANY}/COTTask/-", "celery").in_flight == 0  # not bounded, so not counted
+        assert state(url, f"{COMPANY}/COTTask/-", DELIVER).in_flight == 0  # not bounded, so not counted
 
 
 @pytest.mark.parametrize("raw", [b"\xff", b"7", b"[]", b'{"properties": 1, "headers": {"task": "x"}}'])
 def test_what_is_no_message_comes_as_it_is_and_so_does_the_next_one(url: str, redis_client: Any, raw: bytes):
     redis_client.lpush("celery", raw)
     send_plainly(url, event(number=7))
-    with worker(url, "celery") as party:
+    with worker(url, "celery", DELIVER) as party:
         wait_until(lambda: party.poll() or len(party.got) + len(party.unreadable) == 2, "both")
         assert numbers(party) == [7]
         assert [message.body for message in party.unreadable] == [raw]
@@ -442,7 +552,7 @@ def test_what_is_no_message_comes_as_it_is_and_so_does_the_next_one(url: str, re
 def test_event_of_a_client_with_task_protocol_1_waits_in_its_companys_lane(url: str, redis_client: Any):
     body = {"id": "1", "task": "webhooks.deliver", "args": [event(number=1)], "kwargs": {}}
     redis_client.lpush("celery", json.dumps({"body": json.dumps(body), "content-type": "application/json"}))
-    with worker(url, "celery") as party:
+    with worker(url, "celery", DELIVER) as party:
         [message] = party.drain(1) and party.got
         assert message.headers[TAKEN_FROM_HEADER] == f"{COMPANY}/COTTask/-"
 
@@ -451,13 +561,13 @@ def test_plain_messages_of_other_tasks_come_as_well(url: str):
     app = Celery("plain", broker=url, set_as_current=False)
     app.send_task("something.else", [1], queue="celery")
     app.close()
-    with worker(url, "celery") as party:
+    with worker(url, "celery", DELIVER) as party:
         party.drain(1)
 
 
 def test_two_sort_and_each_message_comes_once(url: str):
     send_plainly(url, *(event(number=number) for number in range(700)))
-    with worker(url, "celery", threads=1000) as one, worker(url, "celery", threads=1000) as other:
+    with worker(url, "celery", DELIVER, threads=1000) as one, worker(url, "celery", DELIVER, threads=1000) as other:
         wait_until(lambda: one.poll(0.01) or other.poll(0.01) or len(one.got) + len(other.got) >= 700, "all")
         assert sorted(numbers(one) + numbers(other)) == list(range(700))
 
@@ -563,5 +673,6 @@ def test_limit_that_was_raised_holds_at_once(url: str):
         party.drain(1)
         party.poll(0.3)
         assert len(party.got) == 1
-        put(url, SEND, "c/w", 5, **{RATE_HEADER: [1000, 10]})
+        limit_lane(SEND, "c/w", (1000, 10))
+        party.got[0].ack()
         party.drain(4)

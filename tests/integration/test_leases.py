@@ -420,15 +420,16 @@ def test_places_of_attempts_without_messages_are_free_when_the_lease_has_lapsed(
         party.poll()
         with process(monkeypatch, DEAD):
             party.channel.renew_lease()
-            assert party.channel.admit(SEND, asked, 0)() == [Turn.NOW] * 4
+            assert party.channel.admit(SEND, asked, 4, 100)() == [Turn.NOW] * 4
         put(url, SEND, "c/w", "new")
         party.poll(1.5)
         assert (party.got, state(url, "c/w").in_flight) == ([], 4)
-        assert redis_client.zcard("webhooks.slow.webhooks.send") == 4
+        assert redis_client.zcard(f"webhooks.slow.webhooks.send/{DEAD}") == 4
         lapse(redis_client, DEAD)
         assert party.drain(1, timeout_s=5) == ["new"]
         assert state(url, "c/w").in_flight == 1
-        assert redis_client.zcard("webhooks.slow.webhooks.send") == 1
+        assert redis_client.zcard(f"webhooks.slow.webhooks.send/{DEAD}") == 0
+        assert redis_client.zcard(f"webhooks.slow.webhooks.send/{holder.process_token()}") == 1
         assert redis_client.hlen("webhooks.taken") == 1
 
 
@@ -436,11 +437,11 @@ def test_end_of_an_attempt_without_a_message_leaves_nothing(url: str, redis_clie
     asked = Admission(str(ObjectId()), "c/w", None)
     with worker(url, SEND) as party:
         party.poll()
-        assert party.channel.admit(SEND, [asked], 0)() == [Turn.NOW]
+        assert party.channel.admit(SEND, [asked], 4, 100)() == [Turn.NOW]
         finish(SEND, "c/w", asked.tag)
         party.channel.flush()
         assert state(url, "c/w").in_flight == 0
-        assert redis_client.exists("webhooks.taken", "webhooks.slow.webhooks.send") == 0
+        assert redis_client.keys("webhooks.taken") == redis_client.keys("webhooks.slow.*") == []
 
 
 def test_lost_reply_to_an_admission_leaves_no_place_taken(url: str, monkeypatch: pytest.MonkeyPatch):
@@ -458,7 +459,7 @@ def test_lost_reply_to_an_admission_leaves_no_place_taken(url: str, monkeypatch:
             return read
 
         monkeypatch.setattr(party.channel, "begin", lose_reply)
-        wait = party.channel.admit(SEND, [Admission(str(ObjectId()), "c/w", None)], 0)
+        wait = party.channel.admit(SEND, [Admission(str(ObjectId()), "c/w", None)], 1, 100)
         with pytest.raises(redis.ConnectionError):
             wait()
         party.channel.flush()

@@ -86,8 +86,9 @@ def test_deliveries_that_ended_are_found(store: LogStore):
     going_on = make_attempt(delivery_id="msg_on", event_id="e1", next_at="2026-05-05T12:00:30.000Z")
     ended = make_attempt(delivery_id="msg_ended", event_id="e1")
     other = make_attempt(delivery_id="msg_other", event_id="e2")
-    store.write([make_log(attempt=attempt) for attempt in (going_on, ended, other)])
-    assert store.find_ended(["e1"]) == {"msg_ended"}
+    kept = make_attempt(delivery_id="msg_kept", event_id="e1", kept=True)
+    store.write([make_log(attempt=attempt) for attempt in (going_on, ended, other, kept)])
+    assert store.find_ended(["msg_on", "msg_ended", "msg_kept"]) == {"msg_ended"}
     assert store.find_ended([]) == set()
 
 

@@ -1,4 +1,4 @@
-"""Where a request may not go: each row of the README's table, made with real sockets and the system's own resolver.
+"""Where a request may not go: each row of the table in docs/security.md, made with real sockets and a real resolver.
 
 `tests.lab.refused` is that table. A listener on every address of this machine, and a watch on every
 ``connect`` of this process, must see nothing; with every network allowed the same row must get through to ``connect``,

@@ -140,7 +140,7 @@ def test_broker_that_answers_is_not_to_be_started(run: Run, guarded: Guarded, ca
 DATABASES = {
     "no_password": (lambda g: g.database(""), "Unauthorized; put user and password into WEBHOOKS_MONGODB_URL"),
     "wrong_password": (lambda g: g.database("root:hunter2x@"), "must be percent-encoded (@ is %40)"),
-    "wrong_source": (lambda g: g.database(options=""), "and authSource, the database in which the user was made"),
+    "wrong_source": (lambda g: g.database(options=""), "and authSource, the database that holds the user"),
     "no_role": (lambda g: g.database(f"stranger:{ENCODED}@"), "give that user the role readWrite"),
     "no_such_set": (
         lambda g: g.database(options="authSource=admin&replicaSet=x"),

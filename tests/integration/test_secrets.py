@@ -163,7 +163,7 @@ def test_rotation_with_another_key_is_refused_as_nothing_could_be_sent(run: Run,
 @pytest.mark.parametrize("overlap", ["", "1", "-1h", "999999999w", "999999w"])
 def test_bad_overlap_is_refused_in_words(run: Run, database: Documents, overlap: str):
     result = run("secret", "rotate", add(run), "--overlap", overlap)
-    assert (result.exit_code, "is not a duration" in result.output) == (2, True)
+    assert (result.exit_code, "is no span of time" in result.output) == (2, True)
     assert len(stored(database).secrets) == 1
 
 

@@ -38,7 +38,7 @@ def start(name: str, **settings: str) -> subprocess.CompletedProcess[str]:
     ("variable", "url", "remedy"),
     [
         ("WEBHOOKS_BROKER_URL", "redis://:sec#ret@127.0.0.1/0", "percent-encode"),
-        ("WEBHOOKS_BROKER_URL", "memory://", "for tests alone"),
+        ("WEBHOOKS_BROKER_URL", "memory://", "for tests only"),
         ("WEBHOOKS_MONGODB_URL", "mongodb://user:secret@127.0.0.1/db?w=1", "leave the option out"),
     ],
     ids=["hash", "memory", "w"],

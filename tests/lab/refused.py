@@ -1,4 +1,4 @@
-"""Where a request may not go: the rows of the README's table.
+"""Where a request may not go: the rows of the table in docs/security.md.
 
 `REFUSED` is that table; `to_markdown` writes it. `tests/integration/test_refused.py` makes each row true.
 """
@@ -173,7 +173,7 @@ _SHOWN_EXAMPLES = 2
 
 
 def to_markdown() -> str:
-    """Write the README's table, rows of the same kind as one."""
+    """Write the table of docs/security.md, rows of the same kind as one."""
 
     def show(row: Refused) -> str:
         if row.error_kind is None:

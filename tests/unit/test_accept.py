@@ -1,6 +1,6 @@
 """The step that accepts events: what it reserves it gives back, whatever fails."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -13,8 +13,7 @@ from webhooks.delivery import accept as accept_module
 from webhooks.delivery.accept import Accepting, accept
 from webhooks.errors import StoreUnavailable
 from webhooks.models import COTWebhook
-from webhooks.store.deliveries import Claim
-from webhooks.store.gates import Gate
+from webhooks.store.deliveries import Blocked, Claim, Claimed, Delivery
 from webhooks.transport.messages import Turn
 
 WEBHOOK = COTWebhook.model_validate({**read_sample("webhook-task"), "url": "https://receiver.example/"})
@@ -22,6 +21,8 @@ WEBHOOK = COTWebhook.model_validate({**read_sample("webhook-task"), "url": "http
 
 class Room:
     """Counts what is reserved."""
+
+    limit = 8
 
     def __init__(self, free: int) -> None:
         self.free = free
@@ -44,27 +45,34 @@ class World:
         self.queued: list[Any] = []
         self.fails: dict[str, Exception] = {}
         self.ours = True
+        self.turn = turn
+        #: Of each question for turns, for how many.
+        self.asked: list[int] = []
         webhooks = SimpleNamespace(
             of_company=lambda company: (WEBHOOK,),
             unusable_of_company=lambda company: (),
-            get_many=lambda ids: dict.fromkeys(ids, WEBHOOK),
+            get_many=self._step("webhooks", lambda ids: dict.fromkeys(ids, WEBHOOK)),
             get=lambda one: WEBHOOK,
         )
         records = SimpleNamespace(
-            look_up=self._step(
-                "look_up", lambda found: (set(), {one.webhook_id: Gate(one.webhook_id) for one in found})
-            ),
-            is_open=lambda delivery, gate: True,
-            accept_claimed=self._step("accept_claimed", lambda claims: [self.ours for _ in claims]),
-            accept=self._step("accept", lambda deliveries, gates: list(deliveries)),
+            accept_claimed=self._step("accept_claimed", lambda claims: [self._found(*one) for one in claims]),
+            accept=self._step("accept", list),
         )
         ledger = SimpleNamespace(give_up=self.given_up.append)
         self.services = cast("Any", SimpleNamespace(webhooks=webhooks, records=records, deliveries=ledger, gates=None))
-        monkeypatch.setattr(accept_module, "ask_turns", self._step("ask", lambda asked: lambda: [turn] * len(asked)))
+        monkeypatch.setattr(accept_module, "ask_turns", self._step("ask", self._ask))
         monkeypatch.setattr(
             accept_module, "queue_attempts", self._step("queue", lambda *given: self.queued.extend(given[0]))
         )
         monkeypatch.setattr(accept_module, "leave_lane", lambda delivery, claim: self.left.append(claim))
+
+    def _ask(self, asked: Sequence[Any], room: int, slots: int) -> Callable[[], list[Turn]]:
+        self.asked.append(len(asked))
+        beyond = Turn.SOON if self.turn is Turn.NOW else self.turn
+        return lambda: [self.turn if number < room else beyond for number in range(len(asked))]
+
+    def _found(self, delivery: Delivery, claim: Claim) -> Claimed | Blocked:
+        return Claimed(delivery, None, (), claim.log_id) if self.ours else Blocked(0)
 
     def _step(self, name: str, do: Callable[..., Any]) -> Callable[..., Any]:
         def step(*arguments: Any) -> Any:
@@ -92,7 +100,7 @@ def test_first_attempt_is_begun_and_its_room_is_kept(world: World):
     assert world.queued == world.left == world.given_up == []
 
 
-@pytest.mark.parametrize("fault", ["ask", "look_up", "accept_claimed", "queue"])
+@pytest.mark.parametrize("fault", ["ask", "webhooks", "accept_claimed", "queue"])
 def test_what_was_reserved_is_given_back_when_a_server_is_away(world: World, fault: str):
     error = OperationalError("away") if fault in ("ask", "queue") else StoreUnavailable("away")
     world.fails[fault] = error
@@ -118,3 +126,13 @@ def test_event_without_room_waits_for_its_turn(world: World):
     (accepted,) = accept(world.services, [waiting], Room(0))
     assert accepted.outcome is None
     assert len(waiting.unplaced) == 1
+    accept(world.services, [waiting], Room(0))
+    assert world.asked == [1, 0], "each look costs the broker something"
+
+
+def test_event_without_room_whose_endpoint_is_slow_does_not_wait_here(world: World):
+    """It held one of few places for messages, so that those of quick endpoints were not even taken."""
+    world.turn = Turn.LATER
+    (accepted,) = accept(world.services, [event()], Room(0))
+    assert accepted.outcome is not None
+    assert len(world.queued) == 1

@@ -57,7 +57,7 @@ def test_url_is_read(url: str, read: str):
         ("kombu.transport.redis:Transport://secret@host", "must be redis://"),
         ("sqs://user:secret@host", "must be redis://"),
         ("sentinel://:secret@host:26379", "sentinel:// is not supported"),
-        ("memory://", "memory:// forgets every event"),
+        ("memory://", "memory:// loses every event"),
         ("redis://:se#cret@host/0", ENCODE_HINT),
         ("redis://:se/cret@host/0", ENCODE_HINT),
         ("redis://:1234/secret@host/0", ENCODE_HINT),
@@ -70,7 +70,7 @@ def test_url_is_read(url: str, read: str):
         ("redis://host:secret/0", ENCODE_HINT),
         ("redis://host:0/0", ENCODE_HINT),
         ("redis://host:65536/0", ENCODE_HINT),
-        ("redis://host/secret", "database that is no number"),
+        ("redis://host/secret", "database that is not a number"),
         ("redis://a/0;redis://b/0", "set one Redis"),
         ("redis://host/0?socket_timeout=secret", "the option socket_timeout, which is not supported: leave it out"),
         ("redis://host/0?transport=secret.module:Class", "the option transport, which"),
@@ -86,7 +86,7 @@ def test_url_is_read(url: str, read: str):
         ("amqp://user:se?cret@host//", ENCODE_HINT),
         ("amqp://user:se;cret@host//", ENCODE_HINT),
         ("amqp://user:pw@host//;secret", "holds a ;"),
-        ("amqp://host//?heartbeat=secret", "options behind a ?"),
+        ("amqp://host//?heartbeat=secret", "options after a ?"),
     ],
 )
 def test_url_that_cannot_be_used_is_refused_without_repeating_it(url: str, reason: str):

@@ -15,13 +15,13 @@ from click.testing import CliRunner, Result
 from tests.lab.logs import COMPANY, NOON, make_attempt, make_log
 from webhooks.cli import check_cmd, cli
 from webhooks.cli.logs_cmd import WINDOW, Follower, LogPrinter
-from webhooks.cli.options import parse_time
 from webhooks.cli.output import Table, place_of, print_json
-from webhooks.cli.stores import why_unusable
 from webhooks.errors import StoreUnavailable
 from webhooks.models import COTWebhookLog
 from webhooks.models.wire import make_safe
+from webhooks.rules.times import parse_time
 from webhooks.store.logs import LogQuery, LogStore
+from webhooks.store.webhooks import why_unusable
 from webhooks.version import __version__
 
 HOSTILE = "\x1b[31mred\x1b]0;title\x07 \x9b2J [bold]not rich[/bold] \u202egnp.exe\r\nsecond line"
@@ -107,7 +107,7 @@ def test_help_of_add_names_every_trigger() -> None:
         (b"[]", "it must be an object"),
         (b"\xff", "it is not UTF-8"),
         (b"{}", "company: is missing"),
-        (b'{"a":1,"a":2}', "a key stands twice"),
+        (b'{"a":1,"a":2}', "a key appears twice"),
     ],
     ids=["broken", "list", "latin", "empty", "twice"],
 )
@@ -162,7 +162,7 @@ def test_time(text: str, instant: datetime) -> None:
     "text", ["", "2", "h", "-2h", "2y", "999999999w", "2026-13-01", "0001-01-01T00:00+01:00", "٢h"]
 )
 def test_time_that_is_none(text: str) -> None:
-    with pytest.raises(ValueError, match="is not a time"):
+    with pytest.raises(ValueError, match="is no time"):
         parse_time(text, NOON)
 
 

@@ -49,7 +49,15 @@ class FakeSender:
         self.sent: list[tuple[str, dict[str, str], bytes]] = []
         self.max_connection_ages_s: list[float | None] = []
 
-    def post(self, url: str, headers: dict[str, str], body: bytes, *, max_connection_age_s: float | None) -> Answer:
+    def post(
+        self,
+        url: str,
+        headers: dict[str, str],
+        body: bytes,
+        *,
+        max_connection_age_s: float | None,
+        begin_by: float | None,
+    ) -> Answer:
         self.sent.append((url, headers, body))
         self.max_connection_ages_s.append(max_connection_age_s)
         if isinstance(self.answer, Exception):

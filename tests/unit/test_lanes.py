@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from webhooks.rules.lanes import lane_of_event, lane_of_message, lane_of_webhook, whole_lane
+from webhooks.rules.lanes import lane_of_event, lane_of_message, lane_of_webhook, parent_lane
 from webhooks.transport.lanes import parent_lane_of
 
 COMPANY = "625bcbdcc9a8e3a86dbf041c"
@@ -46,7 +46,7 @@ def test_digits_of_ids_may_be_large_or_small_as_in_matching():
 
 
 def test_lanes_of_one_type_are_parts_of_one_whole():
-    whole = whole_lane(COMPANY, "COTTask")
+    whole = parent_lane(COMPANY, "COTTask")
     assert parent_lane_of(lane_of_event(event())) == parent_lane_of(lane_of_event(event(taskGroup="1" * 24))) == whole
     assert parent_lane_of(lane_of_webhook(COMPANY, "2" * 24)) == parent_lane_of("-") == ""
 

@@ -13,8 +13,8 @@ from webhooks.config import Settings
 from webhooks.errors import StoreUnavailable
 from webhooks.store.leases import judge_leases
 from webhooks.transport.holder import (
+    BEGIN_WITHIN_S,
     CLAIM_LEASE_S,
-    KNOWN_FOR_S,
     LEASE_S,
     MAX_GAP_S,
     RENEW_AGAIN_S,
@@ -48,7 +48,7 @@ def test_times_leave_room_for_failed_renewals_and_keep_the_promise():
     assert MAX_GAP_S + RENEW_EVERY_S < CLAIM_LEASE_S
     assert WITNESS_AFTER_S >= 2 * RENEW_EVERY_S
     # What a process has read holds at least for this long, as it renewed its lease not longer than this before.
-    assert KNOWN_FOR_S + RENEW_EVERY_S < CLAIM_LEASE_S
+    assert BEGIN_WITHIN_S + RENEW_EVERY_S < CLAIM_LEASE_S
     # Found dead once a second.
     assert LEASE_S + 1 < 20
     assert Settings().claim_s > CLAIM_LEASE_S, "otherwise the lease is of no use"
@@ -94,9 +94,21 @@ def test_server_that_was_away_makes_nobody_dead(away_s: float, ours_s: float, th
     assert judge(theirs, renewed) != 0
 
 
-@pytest.mark.parametrize(
-    "until", [None, "x", NOON + timedelta(seconds=CLAIM_LEASE_S + 1), datetime(9999, 1, 1, tzinfo=UTC)]
-)
+@pytest.mark.parametrize("back_s", [0.5, 2.0, 3.0, 4.0, 6.0, 300.0])
+@pytest.mark.parametrize("ours_s", [0.0, 1.5, RENEW_EVERY_S, MAX_GAP_S])
+@pytest.mark.parametrize("theirs_s", [0.0, 1.5, RENEW_EVERY_S])
+def test_clock_that_goes_back_makes_nobody_dead(back_s: float, ours_s: float, theirs_s: float):
+    """Before and after our renewal, which finds a gap; theirs is still on its way."""
+    theirs = lease(renewed_s=theirs_s - back_s)
+    assert judge(theirs, lease(renewed_s=ours_s - back_s)) != 0
+    assert judge(theirs, lease(renewed_s=0, since_s=0 if back_s > ours_s else 1000)) != 0
+
+
+def test_lease_that_was_not_renewed_after_the_clock_went_back_has_lapsed():
+    assert judge(lease(renewed_s=-300), lease(renewed_s=0, since_s=WITNESS_AFTER_S)) == 0
+
+
+@pytest.mark.parametrize("until", [None, "x"])
 def test_lease_that_was_changed_by_hand_says_nothing(until: object):
     assert judge({**ALIVE, "until": until}, ALIVE) is None
 

@@ -18,6 +18,8 @@ from webhooks.store.deadletters import DeadLetter, DeadLetterStore, Reason
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
+#: Seconds for one letter; longer than a producer's call, because the user can wait for a busy broker.
+_BROKER_TIMEOUT_S = 20.0
 #: Maximum number of characters of a body that are shown.
 _SHOWN_BODY = 2_000
 _HEADER = ("TIME (UTC)", "ID", "REASON", "TASK", "QUEUE", "BYTES", "WHY")
@@ -101,12 +103,14 @@ def resend(letter_ids: tuple[ObjectId, ...], is_all: bool, reason: str | None) -
     store = get_stores().dead_letters
     chosen = _choose(store, letter_ids, is_all, reason)
     sent = 0
-    with app.connection_for_write() as connection:
+    with app.connection_for_write(connect_timeout=_BROKER_TIMEOUT_S) as connection, connection.Producer() as producer:
+        # A broker that refuses connections is an error at once; only one that is silent takes the whole timeout.
         connection.ensure_connection(max_retries=1, interval_start=0)
+        publish = connection.ensure(producer, lambda letter: letter.publish(producer.channel))
         for letter_id in chosen:
             try:
                 letter = _get(store, letter_id)
-                connection.ensure(None, letter.publish, max_retries=0)(connection.default_channel)
+                publish(letter)
             except CannotResend as error:  # the others may succeed
                 print_error(str(error))
                 continue

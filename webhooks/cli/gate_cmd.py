@@ -1,7 +1,9 @@
 """``webhooks pause``, ``resume``, ``drain``, ``skip``: control whether a webhook's pending deliveries are sent.
 
-Workers read the gate with each delivery that they claim, so changes take effect at once.
+Workers read the gate with each delivery that they claim, and start its request within `BEGIN_WITHIN_S` or never.
 """
+
+import time
 
 import click
 from bson import ObjectId
@@ -9,7 +11,7 @@ from bson import ObjectId
 from webhooks.cli.options import COMPANY_OPTION, JSON_OPTION, MAX_LIMIT, webhook_argument
 from webhooks.cli.output import document_json, print_error, print_json
 from webhooks.cli.status import COUNT_LIMIT, count
-from webhooks.cli.stores import Stores, find_webhook, get_stores, why_unusable
+from webhooks.cli.stores import find_webhook, get_stores
 from webhooks.config import get_settings
 from webhooks.delivery.skip import Skipped, skip
 from webhooks.models import COTWebhook, format_instant
@@ -17,7 +19,9 @@ from webhooks.models.wire import make_safe
 from webhooks.rules.health import FULL_RATE
 from webhooks.store.gates import By, Gate, State
 from webhooks.store.mongo import Document
-from webhooks.store.webhooks import read_stored
+from webhooks.store.stores import Stores
+from webhooks.store.webhooks import read_stored, why_unusable
+from webhooks.transport.holder import BEGIN_WITHIN_S
 
 #: Maximum length of a reason, in characters.
 _MAX_REASON = 500
@@ -35,11 +39,14 @@ _MAX_TRIES = 5
 def pause(reference: str, reason: str | None, company: ObjectId | None, as_json: bool) -> None:
     """Hold a webhook's deliveries until `webhooks resume`. REF is an id or a code.
 
-    It takes effect at once on all workers. Attempts in flight continue; held deliveries use up no retries.
+    It is in effect on all workers when this command returns, after two seconds. Attempts in flight continue; held
+    deliveries use up no retries.
     """
     text = " ".join((reason or "").split())[:_MAX_REASON] or "an operator paused it"
     stores, document = _find(reference, company)
     is_changed = stores.gates.pause(document["_id"], By.OPERATOR, text)
+    if is_changed:
+        time.sleep(BEGIN_WITHIN_S)  # a delivery that was claimed before is started by then, or never
     _report(stores, document, None if is_changed else "is paused by an operator already", as_json)
 
 

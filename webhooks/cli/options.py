@@ -1,20 +1,18 @@
 """Arguments and options that several commands have."""
 
-import re
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import click
 
 from webhooks.models.wire import parse_object_id
+from webhooks.rules.times import parse_time
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 #: The maximum of `-n`, near the largest count that MongoDB supports.
 MAX_LIMIT = 1_000_000_000
-_DURATION = re.compile(r"(\d{1,9})([smhdw])", re.ASCII)
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
 class ParsedParam(click.ParamType):
@@ -30,39 +28,6 @@ class ParsedParam(click.ParamType):
             return self._parse(value) if isinstance(value, str) else value
         except ValueError as error:
             self.fail(str(error), param, ctx)
-
-
-def parse_time(text: str, present: datetime) -> datetime:
-    """Parse an instant: ``90s``, ``30m``, ``2h``, ``7d``, ``1w`` before ``present``, or an ISO 8601 date.
-
-    Raises:
-        ValueError: with a text for users.
-    """
-    try:
-        if _DURATION.fullmatch(text):
-            return present - parse_duration(text)
-        instant = datetime.fromisoformat(text)
-        return (instant if instant.tzinfo else instant.replace(tzinfo=UTC)).astimezone(UTC)
-    except (ValueError, OverflowError):
-        raise ValueError(
-            f"{text!r} is not a time: give a duration before now, such as 90s 30m 2h 7d, or a date, such as "
-            "2026-05-05T19:54Z (UTC unless it has a zone)"
-        ) from None
-
-
-def parse_duration(text: str) -> timedelta:
-    """Parse a duration: ``90s``, ``30m``, ``2h``, ``7d``, ``1w``.
-
-    Raises:
-        ValueError: with a text for users.
-    """
-    match = _DURATION.fullmatch(text)
-    try:
-        if match:
-            return timedelta(**{_UNITS[match[2]]: int(match[1])})
-    except OverflowError:
-        pass
-    raise ValueError(f"{text!r} is not a duration, such as 90s 30m 2h 7d")
 
 
 ID = ParsedParam("id", parse_object_id)

@@ -13,7 +13,7 @@ from typing import Any
 import click
 from bson import ObjectId
 
-from webhooks.cli.options import COMPANY_OPTION, JSON_OPTION, ParsedParam, parse_duration, webhook_argument
+from webhooks.cli.options import COMPANY_OPTION, JSON_OPTION, ParsedParam, webhook_argument
 from webhooks.cli.output import Table, print_error, print_json
 from webhooks.cli.stores import find_webhook, get_stores
 from webhooks.cli.workers import ask_workers, check_key
@@ -23,6 +23,7 @@ from webhooks.models import COTWebhook, format_instant, now
 from webhooks.models.webhook import MAX_SECRETS, SigningSecret
 from webhooks.rules.encryption import Use, Vault, new_key
 from webhooks.rules.signing import Scheme, find_scheme, new_secret, public_key
+from webhooks.rules.times import parse_duration
 from webhooks.store.mongo import Document
 from webhooks.store.webhooks import read_stored
 
@@ -76,7 +77,7 @@ def _parse_overlap(text: str) -> datetime:
     try:
         return now() + parse_duration(text)
     except OverflowError:
-        raise ValueError(f"{text!r} is not a duration, such as 90s 30m 2h 7d") from None
+        raise ValueError(f"{text!r} is no span of time, such as 90s 30m 2h 7d") from None
 
 
 @click.group(short_help="Sign requests: make, rotate and remove secrets.")

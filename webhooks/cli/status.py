@@ -9,13 +9,15 @@ from bson import ObjectId
 
 from webhooks.cli.output import Cell
 from webhooks.cli.questions import NoAnswer, connect
-from webhooks.cli.stores import Stores, why_unusable
 from webhooks.config import get_settings
 from webhooks.models import format_instant
 from webhooks.rules.lanes import SEND_QUEUE, lane_of_webhook
 from webhooks.rules.remedies import BROKER_ERRORS
+from webhooks.rules.times import describe_span
 from webhooks.store.gates import By, Gate, State
 from webhooks.store.mongo import Document
+from webhooks.store.stores import Stores
+from webhooks.store.webhooks import why_unusable
 from webhooks.transport.channel import Channel
 from webhooks.transport.messages import LaneState
 
@@ -26,7 +28,6 @@ _SHOWN_NOTICES = 5
 
 _BY = {By.HEALTH: "by its endpoint's failures", By.OPERATOR: "by an operator"}
 _STYLES = {State.OPEN: "green", State.PAUSED: "yellow", State.RECOVERING: "cyan", State.STOPPED: "red"}
-_UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 
 
 def read_lane(lane: str) -> LaneState | None:
@@ -113,11 +114,11 @@ def describe_status(document: Document, status: WebhookStatus) -> list[list[str 
     state = describe_state(document, gate)
     rows: list[list[str | Cell]] = [["state", Cell(_describe_gate(state.text, gate, present), state.style)]]
     if gate.hold_until is not None and gate.is_held_back(present):
-        text = f"for {_span(present, gate.hold_until)}, until {format_instant(gate.hold_until)}: its receiver asked"
-        rows.append(["held back", text])
+        span, until = describe_span(present, gate.hold_until), format_instant(gate.hold_until)
+        rows.append(["held back", f"for {span}, until {until}: its receiver asked"])
     rows.append(["pending", f"{count(status.held)} held, {count(status.outstanding)} to send"])
     if status.oldest_at is not None:
-        since = f"{_span(status.oldest_at, present)}, since {format_instant(status.oldest_at)}"
+        since = f"{describe_span(status.oldest_at, present)}, since {format_instant(status.oldest_at)}"
         rows.append(["oldest", f"{status.oldest_id}: pending for {since}"])
     if (lane := status.lane) is not None:
         rows.append(["in flight", f"{lane.in_flight} of at most {lane.share:g}, {lane.waiting} waiting"])
@@ -137,7 +138,7 @@ def _describe_gate(state: str, gate: Gate, present: datetime) -> str:
     if gate.state is State.RECOVERING:
         text += f", {gate.rate:g} per second"
     if gate.since is not None:
-        text += f" for {_span(gate.since, present)}, since {format_instant(gate.since)}"
+        text += f" for {describe_span(gate.since, present)}, since {format_instant(gate.since)}"
     if gate.by is not None:
         text += f", {_BY[gate.by]}"
     return text + (f": {gate.reason}" if gate.reason else "")
@@ -146,16 +147,3 @@ def _describe_gate(state: str, gate: Gate, present: datetime) -> str:
 def count(number: int) -> str:
     """Return a count as text, with "+" at `COUNT_LIMIT`."""
     return f"{number}{'+' if number == COUNT_LIMIT else ''}"
-
-
-def _span(start: datetime, end: datetime) -> str:
-    """Return the time between two instants in its two greatest units."""
-    left = max(0, round((end - start).total_seconds()))
-    parts = []
-    for size, unit in _UNITS:
-        number, left = divmod(left, size)
-        if number:
-            parts.append(f"{number} {unit}")
-        elif parts:
-            break
-    return " ".join(parts[:2]) or "0 s"

@@ -1,49 +1,19 @@
 """The stores of a command, and the webhook that its arguments name."""
 
-from dataclasses import dataclass
-
 import click
 from bson import ObjectId
 
-from webhooks.config import get_settings
-from webhooks.errors import InvalidWebhook
-from webhooks.store.deadletters import DeadLetterStore
-from webhooks.store.deliveries import DeliveryStore
-from webhooks.store.gates import GateStore
-from webhooks.store.held import HeldDeliveries
-from webhooks.store.logs import LogStore
-from webhooks.store.mongo import Document, open_database
-from webhooks.store.webhooks import WebhookStore, read_stored
-
-
-@dataclass(frozen=True, slots=True)
-class Stores:
-    """The collections that commands use."""
-
-    webhooks: WebhookStore
-    logs: LogStore
-    dead_letters: DeadLetterStore
-    gates: GateStore
-    deliveries: DeliveryStore
-    held: HeldDeliveries
+from webhooks.store.mongo import Document
+from webhooks.store.stores import Stores
+from webhooks.store.webhooks import WebhookStore
 
 
 def get_stores() -> Stores:
     """Return the stores of the running command, which closes them when it ends."""
     context = click.get_current_context().find_root()
     if context.obj is None:
-        settings = get_settings()
-        database = open_database(settings.mongodb_url, settings.mongodb_timeout_s)
-        context.call_on_close(database.client.close)
-        deliveries = DeliveryStore(database, settings.claim_s, settings.mongodb_timeout_s)
-        context.obj = Stores(
-            WebhookStore(database),
-            LogStore(database),
-            DeadLetterStore(database),
-            GateStore(database),
-            deliveries,
-            HeldDeliveries(database, deliveries),
-        )
+        context.obj = Stores()
+        context.call_on_close(context.obj.close)
     return context.obj
 
 
@@ -63,12 +33,3 @@ def find_webhook(store: WebhookStore, reference: str, company: ObjectId | None) 
     if found[0]["_id"] is None:  # in a query of logs, None stands for all webhooks
         raise click.ClickException(f"{reference} is stored with the _id null: store it again with an ObjectId")
     return found[0]
-
-
-def why_unusable(document: Document) -> str | None:
-    """Return why a stored webhook gets no events although it may be active; None if it is valid."""
-    try:
-        read_stored(document)
-    except InvalidWebhook as error:
-        return str(error).removeprefix("invalid webhook: ")
-    return None

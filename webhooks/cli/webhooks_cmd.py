@@ -25,7 +25,7 @@ from webhooks.cli.status import (
     read_gates,
     read_status,
 )
-from webhooks.cli.stores import find_webhook, get_stores, why_unusable
+from webhooks.cli.stores import find_webhook, get_stores
 from webhooks.cli.workers import ask_workers, check_key, note_refusal
 from webhooks.errors import InvalidWebhook
 from webhooks.models import TRIGGERS, COTWebhook, COTWebhookLog, format_instant, now, parse_webhook
@@ -35,7 +35,7 @@ from webhooks.rules.retry import Outcome
 from webhooks.rules.signing import new_secret
 from webhooks.store.logs import LogQuery
 from webhooks.store.mongo import Document
-from webhooks.store.webhooks import CACHE_S, read_stored
+from webhooks.store.webhooks import CACHE_S, read_stored, why_unusable
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 

@@ -6,7 +6,7 @@ their lanes let them go at once. What its lane does not let go gets a message, a
 
 import logging
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -16,14 +16,13 @@ from celery.exceptions import Reject
 from webhooks.delivery.attempt import fan_out
 from webhooks.delivery.outcomes import DeliverOutcome, Done, Failed, ToAttempt
 from webhooks.delivery.queueing import FROM_OUTBOX, ask_turns, queue_attempts, queue_next, serialize_lane
+from webhooks.delivery.records import PostponedClaim
 from webhooks.delivery.services import Services
-from webhooks.errors import InvalidEvent, StoreUnavailable
+from webhooks.errors import InvalidEvent
 from webhooks.models import TRIGGERS, COTEvent, describe_event
 from webhooks.producer.deliver import read_event
-from webhooks.rules.lanes import SEND_QUEUE, whole_lane
-from webhooks.store.deliveries import Claim, Delivery
-from webhooks.store.gates import Gate
-from webhooks.transport.holder import KNOWN_FOR_S, uptime
+from webhooks.rules.lanes import SEND_QUEUE, parent_lane
+from webhooks.store.deliveries import Blocked, Claim, Claimed, Delivery
 from webhooks.transport.lanes import SERIAL, TAKEN_FROM_HEADER, parent_lane_of
 from webhooks.transport.messages import Admission, Turn
 from webhooks.transport.settlements import finish
@@ -56,9 +55,8 @@ class Accepting:
     owed: list[Delivery] = field(default_factory=list)
     #: Those that are neither begun nor queued yet.
     unplaced: list[Delivery] = field(default_factory=list)
-    #: When MongoDB was asked which of its deliveries have ended, by `uptime`; and whether that still holds.
-    looked_up_at: float = float("-inf")
-    is_looked_up: bool = False
+    #: Whether the broker was asked for its deliveries' turns.
+    is_asked: bool = False
     #: When to queue what its lane did not let go, by `time.monotonic`.
     queue_at: float = 0.0
 
@@ -80,6 +78,11 @@ class Accepted:
 
 class Room(Protocol):
     """How many attempts the caller can make besides those under way."""
+
+    @property
+    def limit(self) -> int:
+        """How many it can make at one time."""
+        ...
 
     def take(self, most: int) -> int:
         """Reserve room for attempts, as far as there is some; return for how many."""
@@ -152,7 +155,7 @@ def _is_its_turn(event_id: str, event: COTEvent, lane: str, *, is_ordered: bool)
     The transport does so for what it is told of: all events of a company of one type, as which of them a webhook wants
     is known only here. One that came beside others goes back to its place.
     """
-    whole = whole_lane(event.company, event.type)
+    whole = parent_lane(event.company, event.type)
     if is_ordered == (lane == whole + SERIAL):
         return True
     serialize_lane(whole, is_serial=is_ordered)
@@ -171,52 +174,49 @@ def _place(services: Services, events: Sequence[Accepting], room: Room | None) -
     Returns:
         What is to be attempted, by the `id` of its event.
     """
-    present, begun_at = time.monotonic(), uptime()
-    for event in events:
-        event.is_looked_up = begun_at - event.looked_up_at < KNOWN_FOR_S
-    records = services.records
     pairs = [(event, delivery) for event in events for delivery in event.unplaced]
-    asked = [pair for pair in pairs if room is not None and pair[0].makes_attempts]
-    asked = asked[: 0 if room is None else room.take(len(asked))]
+    asked = [pair for pair in pairs if room is not None and pair[0].makes_attempts and not pair[1].is_ordered]
+    places, limit = (0, 0) if room is None else (room.take(len(asked)), room.limit)
+    # Beyond that each is asked for once: whether it is worth waiting here for a place.
+    asked = [pair for number, pair in enumerate(asked) if number < places or not pair[0].is_asked]
     claims = {
         delivery.delivery_id: Claim(delivery.delivery_id, 0, ObjectId(), event.worker) for event, delivery in asked
     }
     admitted: dict[str, Delivery] = {}
     try:
-        # The broker and MongoDB are asked at one time: one after the other was a third of the time until the request.
-        wait = ask_turns([Admission(str(claims[d.delivery_id].log_id), d.lane, d.rate) for _, d in asked])
+        # The broker and MongoDB are asked at one time.
+        admissions = [Admission(str(claims[d.delivery_id].log_id), d.lane, d.rate) for _, d in asked]
+        wait = ask_turns(admissions, places, limit)
         try:
-            ended, gates = records.look_up([one for event, one in pairs if not event.is_looked_up])
+            webhooks = services.webhooks.get_many({delivery.webhook_id for _, delivery in asked})
         finally:
             turns = dict(zip((delivery.delivery_id for _, delivery in asked), wait(), strict=True))
             admitted = {d.delivery_id: d for _, d in asked if turns[d.delivery_id] is Turn.NOW}
-        taken, waiting, rest = _sort_out(services, pairs, ended, gates, turns, present)
-        webhooks = services.webhooks.get_many({delivery.webhook_id for _, delivery in taken})
-        _check_age(begun_at)
-        ours = records.accept_claimed([(delivery, claims[delivery.delivery_id]) for _, delivery in taken])
-        begun = [pair for pair, is_ours in zip(taken, ours, strict=True) if is_ours]
+        taken, waiting, rest = _sort_out(pairs, turns)
+        found = services.records.accept_claimed([(delivery, claims[delivery.delivery_id]) for _, delivery in taken])
+        begun = [pair for pair, one in zip(taken, found, strict=True) if isinstance(one, Claimed)]
         # Those that were written down before, by whomever, are claimed like any other.
-        rest += [pair for pair, is_ours in zip(taken, ours, strict=True) if not is_ours]
-        _check_age(begun_at)
+        rest += [pair for pair, one in zip(taken, found, strict=True) if isinstance(one, Blocked | PostponedClaim)]
         # What another worker, or this one, had begun with is older than all that has come to its lane since.
         again = {delivery.delivery_id for event, delivery in rest if event.headers.get("redelivered")}
-        _queue(services, rest, gates, again)
+        ended = {delivery.delivery_id for (_, delivery), one in zip(taken, found, strict=True) if one is None}
+        ended |= _queue(services, rest, again)
     except BaseException:
         # No attempt was made: without this, the next claimant would record interrupted attempts.
         for delivery_id, delivery in admitted.items():
             services.deliveries.give_up(claims[delivery_id])
             leave_lane(delivery, claims[delivery_id])
         if room is not None:
-            room.give_back(len(asked))
+            room.give_back(places)
         raise
     if room is not None:
-        room.give_back(len(asked) - len(begun))
+        room.give_back(places - len(begun))
     for delivery_id in admitted.keys() - {delivery.delivery_id for _, delivery in begun}:
         leave_lane(admitted[delivery_id], claims[delivery_id])
     for event in events:
-        event.owed = [delivery for delivery in event.owed if event.is_looked_up or delivery.delivery_id not in ended]
-        event.looked_up_at = event.looked_up_at if event.is_looked_up else begun_at
+        event.owed = [delivery for delivery in event.owed if delivery.delivery_id not in ended]
         event.unplaced = []
+        event.is_asked = True
     for event, delivery in waiting:
         event.unplaced.append(delivery)
     attempts: dict[int, list[ToAttempt]] = {}
@@ -226,56 +226,39 @@ def _place(services: Services, events: Sequence[Accepting], room: Room | None) -
     return attempts
 
 
-def _check_age(begun_at: float) -> None:
-    """See to it that nothing is written down anew that another worker has ended, as this one was paused.
-
-    Raises:
-        StoreUnavailable: what was read when the step began may not hold any more.
-    """
-    if uptime() - begun_at > KNOWN_FOR_S:
-        raise StoreUnavailable("this worker was paused, or MongoDB took long, so it is asked again")
-
-
 _Pairs = list[tuple[Accepting, Delivery]]
 
 
-def _sort_out(
-    services: Services,
-    pairs: Iterable[tuple[Accepting, Delivery]],
-    ended: set[str],
-    gates: Mapping[ObjectId, Gate],
-    turns: Mapping[str, Turn],
-    present: float,
-) -> tuple[_Pairs, _Pairs, _Pairs]:
+def _sort_out(pairs: _Pairs, turns: Mapping[str, Turn]) -> tuple[_Pairs, _Pairs, _Pairs]:
     """Say which deliveries are attempted now, which wait here for their turn, and which are queued."""
+    present = time.monotonic()
     now, waiting, rest = [], [], []
     for event, delivery in pairs:
-        if not event.is_looked_up and delivery.delivery_id in ended:
-            continue
-        # A closed gate of one that waits here is met by the claim of its message, which is asked in a second.
-        is_open = event.is_looked_up or services.records.is_open(delivery, gates[delivery.webhook_id])
         turn = turns.get(delivery.delivery_id, Turn.SOON if event.makes_attempts else Turn.LATER)
-        if is_open and turn is Turn.NOW:
+        if turn is Turn.NOW:
             now.append((event, delivery))
-        elif is_open and turn is Turn.SOON and event.queue_at > present:
+        elif turn is Turn.SOON and event.queue_at > present:
             waiting.append((event, delivery))
         else:
             rest.append((event, delivery))
     return now, waiting, rest
 
 
-def _queue(services: Services, pairs: "_Pairs", gates: Mapping[ObjectId, Gate], first: Collection[str]) -> None:
-    """Write deliveries down and queue their first attempts; some as the first of their lanes."""
+def _queue(services: Services, pairs: _Pairs, first: Collection[str]) -> set[str]:
+    """Write deliveries down and queue their first attempts; some as the first of their lanes.
+
+    Returns:
+        The ids of those that had ended before.
+    """
     if not pairs:
-        return
+        return set()
     deliveries = [delivery for _, delivery in pairs]
     parents = {event.event_id: event.headers for event, _ in pairs}
-    missing = {delivery.webhook_id for delivery in deliveries} - gates.keys()
-    known = {**gates, **services.gates.get_many(missing)} if missing else gates
-    standing = services.records.accept(deliveries, known)
+    standing = services.records.accept(deliveries)
     queue_attempts([delivery for delivery in standing if not delivery.is_held], first, parents)
     for webhook_id in {delivery.webhook_id for delivery in standing if delivery.is_ordered}:
         queue_next(services, services.webhooks.get(webhook_id))
+    return {delivery.delivery_id for delivery in deliveries} - {delivery.delivery_id for delivery in standing}
 
 
 def _finish(services: Services, one: Accepting, *, is_told: bool) -> Done:

@@ -3,7 +3,7 @@
     accepting  → fan_out            webhookstore → matching     one delivery per webhook that asked for the event
     pool       → prepare, sender    signing, vault              one request
     pool       → conclude           retry                       its answer, judged, as a log
-    hooks      → recording → books  gates, logstore, ledger     all written before the attempt's message is acked
+    hooks      → recording → records  gates, logstore, ledger     all written before the attempt's message is acked
 
 Owns what identifies a delivery, what is sent, and what an answer means. Never sees a socket, and never talks to Celery.
 """
@@ -19,7 +19,7 @@ from http import HTTPStatus
 
 from bson import ObjectId
 
-from webhooks.errors import ErrorKind, SecretUnreadable, trace
+from webhooks.errors import ErrorKind, SecretUnreadable, TooLate, trace
 from webhooks.models import NO_RESPONSE_STATUS, AttemptDetails, COTEvent, COTWebhook, COTWebhookLog, describe_event, now
 from webhooks.rules.encryption import Use, Vault
 from webhooks.rules.hints import hint
@@ -44,6 +44,21 @@ def make_delivery_id(event_id: str, webhook_id: ObjectId) -> str:
     """
     digest = hashlib.sha256(f"{event_id}\0{webhook_id}".encode()).hexdigest()
     return f"msg_{digest[:32]}"
+
+
+def plain_headers(delivery_id: str, started_at: datetime) -> dict[str, str]:
+    """Return the headers of a request of which nothing is secret, those of Standard Webhooks among them.
+
+    Args:
+        delivery_id: of the delivery.
+        started_at: when the attempt began.
+    """
+    return {
+        "Content-Type": "application/json",
+        "User-Agent": USER_AGENT,
+        "webhook-id": delivery_id,
+        "webhook-timestamp": str(int(started_at.timestamp())),
+    }
 
 
 def describe_input(arguments: Sequence[object]) -> str:
@@ -169,6 +184,9 @@ class AttemptRunner:
         """Make one attempt of a delivery, start to finish, and return its log; the log is not written yet.
 
         The arguments are those of `prepare`.
+
+        Raises:
+            TooLate: the claim was too old for a request, and none was made.
         """
         prepared = self.prepare(delivery, webhook, claim, event, is_probe=is_probe)
         request = prepared.request
@@ -201,7 +219,7 @@ class AttemptRunner:
         started_at = self._clock()
         # Where there is no webhook to try, it is an attempt like any other.
         is_probe = is_probe and webhook is not None and webhook.isActive
-        request = self._make_request(webhook, delivery, started_at, is_first=not claim.retry and not is_probe)
+        request = self._make_request(webhook, delivery, claim, started_at, is_first=not claim.retry and not is_probe)
         return PreparedAttempt(delivery, event, webhook, claim, started_at, is_probe, request)
 
     def conclude(self, prepared: "PreparedAttempt", answer: Answer) -> COTWebhookLog:
@@ -237,7 +255,7 @@ class AttemptRunner:
         return None if retry_after_s is None else min(retry_after_s, self._policy.max_retry_after_s)
 
     def _make_request(
-        self, webhook: COTWebhook | None, delivery: Delivery, started_at: datetime, *, is_first: bool
+        self, webhook: COTWebhook | None, delivery: Delivery, claim: Claim, started_at: datetime, *, is_first: bool
     ) -> OutgoingRequest | Answer:
         """Return what to send, or the answer that says why nothing is sent."""
         if webhook is None:
@@ -256,15 +274,22 @@ class AttemptRunner:
         except Exception as error:  # noqa: BLE001 - see `_blame_us`
             return _blame_us(error)
         # A connection that is younger than this was opened after the attempt before had failed.
-        return OutgoingRequest(webhook.url, headers, body, None if is_first else self._policy.delay_s)
+        oldest_s = None if is_first else self._policy.delay_s
+        return OutgoingRequest(webhook.url, headers, body, oldest_s, claim.begin_by)
 
     def _send(self, request: OutgoingRequest) -> Answer:
         """Carry out a request; whatever goes wrong with us is an answer, too."""
         begun = time.monotonic()
         try:
             return self.sender.post(
-                request.url, request.headers, request.body, max_connection_age_s=request.max_connection_age_s
+                request.url,
+                request.headers,
+                request.body,
+                max_connection_age_s=request.max_connection_age_s,
+                begin_by=request.begin_by,
             )
+        except TooLate:
+            raise
         except Exception as error:  # noqa: BLE001 - see `_blame_us`
             return _blame_us(error, (time.monotonic() - begun) * 1000)
 
@@ -274,20 +299,13 @@ class AttemptRunner:
         Raises:
             SecretUnreadable: a request must go out with its signatures and headers, or not at all.
         """
-        # The headers of Standard Webhooks; the time is the attempt's.
-        timestamp = int(started_at.timestamp())
-        headers = {
-            "Content-Type": "application/json",
-            "User-Agent": USER_AGENT,
-            "webhook-id": delivery_id,
-            "webhook-timestamp": str(timestamp),
-        }
+        headers = plain_headers(delivery_id, started_at)
         if webhook.secrets:
             valid = [s for s in webhook.secrets if s.is_valid_at(started_at)]
             if not valid:
                 raise SecretUnreadable("all have expired")
             secrets = [self._vault.open(secret.sealed, webhook.id, Use.SIGN) for secret in valid]
-            headers["webhook-signature"] = sign(secrets, delivery_id, timestamp, body)
+            headers["webhook-signature"] = sign(secrets, delivery_id, int(started_at.timestamp()), body)
         for header in webhook.headers:
             headers[header.name] = header.value or self._vault.open(header.sealed or "", webhook.id, Use.HEADER)
         return headers

@@ -2,18 +2,19 @@
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 
 from webhooks.delivery.attempt import describe_interrupted, read_rate, summarize
-from webhooks.delivery.holding import hold
+from webhooks.delivery.holding import hold, requeue
 from webhooks.delivery.outcomes import Done, Failed, Postponed, SendOutcome, ToAttempt
 from webhooks.delivery.record import store_log
 from webhooks.delivery.records import Held, PostponedClaim
 from webhooks.delivery.services import Services
-from webhooks.errors import WorkersLost
+from webhooks.errors import StoreUnavailable, TooLate, WorkersLost
 from webhooks.models import COTWebhook, COTWebhookLog, now
 from webhooks.rules.lanes import SEND_QUEUE
 from webhooks.store.deliveries import Blocked, Claim, Claimed
-from webhooks.transport.settlements import hold_lane
+from webhooks.transport.settlements import hold_lane, limit_lane
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +34,12 @@ def claim_all(services: Services, claims: Sequence[Claim]) -> list[SendOutcome |
     """
     try:
         found = services.records.claim(claims)
-        wanted = {one.delivery.webhook_id for one in found if isinstance(one, Claimed | PostponedClaim)}
-        webhooks = services.webhooks.get_many(wanted) if wanted else {}
+        theirs = [one.delivery for one in found if isinstance(one, Claimed | PostponedClaim)]
+        lanes = {delivery.webhook_id: delivery.lane for delivery in theirs}
+        webhooks = services.webhooks.get_many(lanes.keys()) if lanes else {}
+        # Here, as webhooks were read just now: an attempt that ends, or a message, may know an older limit.
+        for webhook_id, lane in lanes.items():
+            limit_lane(SEND_QUEUE, lane, read_rate(webhooks.get(webhook_id)))
         return [_judge(services, claim, one, webhooks) for claim, one in zip(claims, found, strict=True)]
     except BaseException:
         for claim in claims:
@@ -82,6 +87,18 @@ def _judge(
         logger.info("attempt of %s was made before: %s", claim.delivery_id, summarize(made_before))
         return Done(f"was made before: {summarize(made_before)}")
     return ToAttempt(found.delivery, claim, webhook, is_probe=found.is_probe)
+
+
+def give_back(services: Services, claim: Claim, error: TooLate) -> Failed:
+    """Give up a claim that was too old for its request to be made, and have the message come again."""
+    services.deliveries.give_up(claim)
+    return requeue(error)
+
+
+def release(services: Services, claims: Sequence[Claim]) -> None:
+    """Undo claims that were given up now, if MongoDB is there; else it is told with the next claims."""
+    with suppress(StoreUnavailable):
+        services.deliveries.release(claims)
 
 
 def _log_interrupted(

@@ -42,6 +42,11 @@ def hold(operation: Callable[[], _T]) -> _T:
                 raise Reject(error, requeue=True) from error
 
 
+def requeue(error: Exception) -> Failed:
+    """Return the outcome of a message that goes back to its queue."""
+    return Failed(Reject(error, requeue=True))
+
+
 def carry_out(step: Callable[[Sequence[_Item]], Sequence[_T]], items: Sequence[_Item]) -> list[_T | Failed]:
     """Carry out a step for many items.
 

@@ -78,7 +78,8 @@ def queue_attempt(
         retry: the attempt's number, from 0.
         lane: `Delivery.lane`; None when it is not known.
         countdown: seconds to wait; None for none.
-        rate: `read_rate` of its webhook; None for no limit, or when it is not known.
+        rate: `read_rate` of its webhook; None for no limit, or when it is not known. For a lane of which the broker
+            knows none.
 
     Raises:
         kombu.exceptions.OperationalError: the broker cannot be reached.
@@ -119,7 +120,7 @@ def queue_attempts(
 
 
 def queue_released(owed: PendingDelivery, webhook: COTWebhook | None) -> None:
-    """Queue a delivery that was let out.
+    """Queue a delivery that was let out, or whose message is lost.
 
     Raises:
         kombu.exceptions.OperationalError: the broker cannot be reached; the sweep finds it.
@@ -158,8 +159,13 @@ def queue_accepted(event_id: str, body: str) -> None:
 # ── Lanes ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def ask_turns(attempts: Sequence[Admission]) -> Callable[[], list[Turn]]:
+def ask_turns(attempts: Sequence[Admission], room: int, slots: int) -> Callable[[], list[Turn]]:
     """Ask which first attempts may be made at once, without messages of their own.
+
+    Args:
+        attempts: in the order in which they are wanted.
+        room: how many of them this worker can make now.
+        slots: how many attempts it can make at one time.
 
     Returns:
         What returns the answers. Until it is called the broker is at it, and something else can be done.
@@ -172,8 +178,8 @@ def ask_turns(attempts: Sequence[Admission]) -> Callable[[], list[Turn]]:
     with app.producer_pool.acquire(block=True) as producer:
         channel = producer.channel
         if not isinstance(channel, Channel):
-            return lambda: [Turn.NOW] * len(attempts)
-        return channel.admit(SEND_QUEUE, attempts, len(attempts))
+            return lambda: [Turn.NOW if number < room else Turn.SOON for number in range(len(attempts))]
+        return channel.admit(SEND_QUEUE, attempts, room, slots)
 
 
 def serialize_lane(whole: str, *, is_serial: bool) -> None:
@@ -188,10 +194,10 @@ def serialize_lane(whole: str, *, is_serial: bool) -> None:
             channel.serialize(whole, is_serial=is_serial)
 
 
-def report_attempt(lane: str, webhook: COTWebhook | None, log: COTWebhookLog) -> None:
+def report_attempt(lane: str, log: COTWebhookLog) -> None:
     """Tell the broker how an attempt went: what the endpoint may have at one time follows from it."""
     attempt = log.details
     verdict = judge_endpoint(None if attempt.error_kind else log.status, attempt.error_kind)
     is_good = None if verdict is Verdict.NEUTRAL else verdict is Verdict.GOOD
     ms = None if is_own_fault(attempt.error_kind) else attempt.total_ms
-    report(SEND_QUEUE, lane, ms=ms, is_good=is_good, rate=read_rate(webhook))
+    report(SEND_QUEUE, lane, ms=ms, is_good=is_good)

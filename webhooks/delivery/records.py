@@ -6,7 +6,7 @@ Used by `tasks`.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -51,44 +51,38 @@ class DeliveryRecords:
         self._gates = gates
         self._webhooks = webhooks
 
-    def look_up(self, deliveries: Sequence[Delivery]) -> tuple[set[str], dict[ObjectId, Gate]]:
-        """Return what has to be known before deliveries are written down.
-
-        Args:
-            deliveries: of one event or several; not written down yet.
+    def accept_claimed(
+        self, claims: Sequence[tuple[Delivery, Claim]]
+    ) -> list[Claimed | Blocked | Held | PostponedClaim | Exception | None]:
+        """Write down deliveries together with claims on their first attempts, and judge them as `claim` does.
 
         Returns:
-            The ids of those that have ended, and their webhooks' gates. A message that was handled before and comes
-            again (its worker died before the ack, Redis was put back to an old state) must not bring back what has
-            ended since; the logs know.
+            For each one what becomes of it; Blocked where it is written down already.
         """
-        if not deliveries:
-            return set(), {}
-        webhook_ids = {delivery.webhook_id for delivery in deliveries}
-        asked = self._logs.ask_ended({delivery.event_id for delivery in deliveries})
-        found_logs, found_gates = find_both(asked, self._gates.ask(webhook_ids))
-        return self._logs.read_ended(found_logs), self._gates.read(webhook_ids, found_gates)
+        if not claims:
+            return []
+        present = self._ledger.now()
+        are_new = self._ledger.add_claimed(claims, present)
+        return self._judge_all(
+            [
+                # Not due: a gate that opens slowly lets out only what was released.
+                Claimed(delivery, None, (), claim.log_id, present) if is_new else Blocked(0)
+                for (delivery, claim), is_new in zip(claims, are_new, strict=True)
+            ]
+        )
 
-    def is_open(self, delivery: Delivery, gate: Gate) -> bool:
-        """Tell whether a delivery's first attempt may be made at once."""
-        return not delivery.is_ordered and gate.is_open and not gate.is_held_back(self._ledger.now())
-
-    def accept_claimed(self, claims: Sequence[tuple[Delivery, Claim]]) -> list[bool]:
-        """As `DeliveryStore.add_claimed`, now."""
-        return self._ledger.add_claimed(claims, self._ledger.now()) if claims else []
-
-    def accept(self, deliveries: Sequence[Delivery], gates: Mapping[ObjectId, Gate]) -> list[Delivery]:
+    def accept(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
         """Write down deliveries that are to be queued; one that is written down already is left as it is.
 
         Args:
             deliveries: of one event or several.
-            gates: of all their webhooks, as `look_up` returned them.
 
         Returns:
-            The same; those that are kept say so, and are not to be queued.
+            Those that have not ended; those that are kept say so, and are not to be queued.
         """
-        # An old state of a gate is good enough here: the claim asks again, and the steward looks for what is kept
+        # That a gate changes meanwhile does no harm: the claim asks again, and the steward looks for what is kept
         # although its gate is open.
+        gates = self._gates.get_many(delivery.webhook_id for delivery in deliveries)
         self._gates.note_held(
             delivery.webhook_id
             for delivery in deliveries
@@ -105,27 +99,30 @@ class DeliveryRecords:
                 return replace(delivery, place=place, is_held=True)
             return delivery if gates[delivery.webhook_id].is_open else replace(delivery, is_held=True)
 
-        standing = [stand(delivery) for delivery in deliveries]
-        self.keep_owed(standing)
-        return standing
+        return self.keep_unended([stand(delivery) for delivery in deliveries])
 
-    def keep_owed(self, deliveries: Sequence[Delivery]) -> None:
-        """Write deliveries down so that a crash of MongoDB cannot forget them."""
-        if deliveries:
-            self._ledger.add(deliveries, self._ledger.now())
+    def keep_unended(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
+        """Write deliveries down so that a crash of MongoDB cannot forget them, but for those that have ended.
 
-    def keep_unended(self, deliveries: Sequence[Delivery]) -> None:
-        """Write down once more deliveries whose first attempt is over: a crash of MongoDB may have forgotten them.
-
-        One that is not there because another worker has ended it, as this one was paused, stays ended.
+        Returns:
+            Those that have not. A message may come again (its worker died before the ack, it was queued twice, Redis
+            was put back to an old state), and a worker that was paused may go on: neither brings back what has ended.
         """
         if not deliveries:
-            return
-        added = self._ledger.add(deliveries, self._ledger.now())
-        if added:  # the logs are written before a delivery ends, so they know
-            events = {delivery.event_id for delivery in deliveries if delivery.delivery_id in added}
-            ended = added & self._logs.find_ended(list(events))
+            return []
+        ended = self._forget_ended(self._ledger.add(deliveries, self._ledger.now()))
+        return [delivery for delivery in deliveries if delivery.delivery_id not in ended]
+
+    def _forget_ended(self, delivery_ids: Collection[str]) -> set[str]:
+        """Take out again those of some deliveries that had ended before they were written down, and return their ids.
+
+        Asked after the write, which may have been carried out late: a delivery ends in the logs first and then in the
+        ledger, so where it was not found in the ledger as it had ended, the logs know.
+        """
+        ended = self._logs.find_ended(delivery_ids) if delivery_ids else set()
+        if ended:
             self._ledger.forget(ended)
+        return ended
 
     def keep_unless_head(self, claimed: Claimed) -> Held | None:
         """Keep a delivery of an ordered webhook that was claimed and is not the next in line."""
@@ -141,15 +138,31 @@ class DeliveryRecords:
         Returns:
             For each claim what becomes of it; an error of a single one stands in its place.
         """
-        results = self._ledger.claim(claims)
-        # After the claim and from no cache: a pause holds at once, on all workers.
-        gates = self._gates.get_many(one.delivery.webhook_id for one in results if isinstance(one, Claimed))
+        return self._judge_all(self._ledger.claim(claims))
+
+    def _judge_all(
+        self, results: Sequence[Claimed | Blocked | Exception | None]
+    ) -> list[Claimed | Blocked | Held | PostponedClaim | Exception | None]:
+        """Say what becomes of deliveries that were claimed, and write it down."""
+        claimed = {one.delivery.delivery_id: one.delivery.webhook_id for one in results if isinstance(one, Claimed)}
+        if not claimed:
+            return list(results)
+        # After the claim and from no cache. A pause holds at once, on all workers; and what was written down late, as
+        # its worker was paused or its way to MongoDB was, is nothing if the delivery had ended by then.
+        webhook_ids = set(claimed.values())
+        logs, found = find_both(self._logs.ask_ended(claimed), self._gates.ask(webhook_ids))
+        ended, gates = self._logs.read_ended(logs), self._gates.read(webhook_ids, found)
+        if ended:
+            self._ledger.forget(ended)
         present = self._ledger.now()
         judged: list[Claimed | Blocked | Held | PostponedClaim | Exception | None] = []
         held = []
         for result in results:
             if not isinstance(result, Claimed):
                 judged.append(result)
+                continue
+            if result.delivery.delivery_id in ended:
+                judged.append(None)
                 continue
             gate = gates[result.delivery.webhook_id]
             verdict = _judge(result, gate, present)
@@ -185,7 +198,7 @@ class DeliveryRecords:
             attempt = log.details
             if attempt.error_kind is None and ends_webhook(log.status):
                 self._webhooks.deactivate(log.subscription, f"its receiver answered {log.status} Gone")
-            if attempt.kept:
+            if attempt.kept and self._ledger.is_heeded(log):
                 self._gates.note_held([log.subscription])
                 self._gates.stop(log.subscription, f"the retries of {attempt.delivery_id} are used up: {_last(log)}")
             if attempt.probe and attempt.outcome == Outcome.SUCCESS:

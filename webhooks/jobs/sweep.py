@@ -6,13 +6,16 @@ order in which they became due, so a delivery that was due long before the oldes
 more; nor is one that is overdue while its lane is empty. A broker without lanes has that order over all. What is queued
 again although its message was there is sent once all the same: the ledger lets only one of them make the attempt.
 
+The same goes for events of the outbox: each has its lane, by company and type.
+
 Runs as a thread in each worker; a lease lets one of them at a time do it. Started by Celery with the worker.
 """
 
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -20,14 +23,16 @@ from celery.signals import worker_ready
 from kombu.exceptions import OperationalError
 
 from webhooks.config import Settings, get_settings
-from webhooks.delivery.queueing import queue_accepted, queue_attempt
+from webhooks.delivery.queueing import queue_accepted, queue_released
 from webhooks.delivery.services import Services, get_services
 from webhooks.delivery.stopping import stopping
 from webhooks.errors import InvalidEvent, StoreUnavailable, trace
 from webhooks.producer.app import app
-from webhooks.rules.lanes import SEND_QUEUE, lane_of_webhook
+from webhooks.rules.lanes import DELIVER_QUEUE, SEND_QUEUE, lane_of_text, lane_of_webhook
 from webhooks.store.deliveries import PendingDelivery
+from webhooks.store.outbox import Accepted
 from webhooks.transport.channel import Channel
+from webhooks.transport.lanes import SERIAL, parent_lane_of
 
 logger = logging.getLogger(__name__)
 
@@ -93,15 +98,42 @@ def relay(services: Services, settings: Settings) -> int:
         StoreUnavailable: MongoDB cannot serve us now.
         kombu.exceptions.OperationalError: the broker cannot be reached.
     """
-    present = services.deliveries.now()
+    present, in_hand = services.deliveries.now(), timedelta(seconds=settings.visibility_timeout_s + _CLOCK_SLACK_S)
     due = services.outbox.find_due(present, _MAX_PER_RELAY)
-    for event in due:
+    waiting = _find_waiting(due, present, in_hand)
+    unqueued = [event for event in due if event not in waiting]
+    for event in unqueued:
         try:
             queue_accepted(event.event_id, event.body)
         except InvalidEvent as error:
             logger.error("event %s in the outbox is not sent: %s", event.event_id, error)  # noqa: TRY400
-    services.outbox.note_queued(due, present, timedelta(seconds=settings.visibility_timeout_s + _CLOCK_SLACK_S))
-    return len(due)
+    services.outbox.note_queued(unqueued, present, in_hand)
+    services.outbox.ask_again(waiting, present + in_hand)
+    return len(unqueued)
+
+
+def _find_waiting(due: Sequence[Accepted], present: datetime, in_hand: timedelta) -> list[Accepted]:
+    """Return the events of the outbox that were queued before and may still wait in their lanes.
+
+    Without lanes nobody can tell whose messages a queue holds, so all of them may while there are any.
+    """
+    queued = [(event, event.queued_at) for event in due if event.queued_at is not None]
+    if not queued:
+        return []
+    with _connect() as connection:
+        channel = connection.default_channel
+        if not isinstance(channel, Channel):
+            return [event for event, _ in queued] if _count_queued(connection, DELIVER_QUEUE) else []
+        lanes = [lane_of_text(event.body) for event, _ in queued]
+        states = channel.look_at(DELIVER_QUEUE, lanes)
+        # Where order matters, all of a company's events of one type stand in this one instead.
+        serial_states = channel.look_at(DELIVER_QUEUE, [parent_lane_of(lane) + SERIAL for lane in lanes])
+    waiting = []
+    for (event, at), state, serial in zip(queued, states, serial_states, strict=True):
+        reached = present - timedelta(seconds=max(state.waited_s or 0, serial.waited_s or 0))
+        if at > reached - in_hand:
+            waiting.append(event)
+    return waiting
 
 
 def sweep(services: Services, settings: Settings) -> int:
@@ -117,8 +149,9 @@ def sweep(services: Services, settings: Settings) -> int:
     present = services.deliveries.now()
     services.deliveries.forget_events(present - _EVENT_KEPT, _MAX_EVENTS_PER_SWEEP)
     lost = _find_lost(services, present, timedelta(seconds=settings.visibility_timeout_s + _CLOCK_SLACK_S))
+    webhooks = services.webhooks.get_many({delivery.webhook_id for delivery in lost})
     for delivery in lost:
-        queue_attempt(delivery.delivery_id, delivery.label, delivery.retry, delivery.lane)
+        queue_released(delivery, webhooks[delivery.webhook_id])
     if lost:
         # They stand at the end of the queue now, and so they must in the ledger.
         services.deliveries.postpone([delivery.delivery_id for delivery in lost], present)
@@ -134,11 +167,10 @@ def _find_lost(services: Services, present: datetime, in_hand: timedelta) -> lis
         present: now, by the ledger.
         in_hand: the longest that a worker may have a message.
     """
-    with app.connection_for_read() as connection:
-        connection.ensure_connection(max_retries=1, timeout=5)
+    with _connect() as connection:
         channel = connection.default_channel
         if not isinstance(channel, Channel):
-            waiting = _count_queued(connection)
+            waiting = _count_queued(connection, SEND_QUEUE)
             reached = find_reached(present, services.progress.taken_due_at, is_queue_empty=waiting == 0)
             return [] if reached is None else services.deliveries.find_overdue(reached - in_hand, _MAX_PER_SWEEP)
         lost: list[PendingDelivery] = []
@@ -170,8 +202,15 @@ def find_reached(present: datetime, taken_due_at: datetime | None, *, is_queue_e
     return None if taken_due_at is None else min(taken_due_at, present)
 
 
-def _count_queued(connection: Any) -> int:
+@contextmanager
+def _connect() -> Iterator[Any]:
+    with app.connection_for_read() as connection:
+        connection.ensure_connection(max_retries=1, timeout=5)
+        yield connection
+
+
+def _count_queued(connection: Any, queue: str) -> int:
     try:
-        return connection.default_channel.queue_declare(queue=SEND_QUEUE, passive=True).message_count
+        return connection.default_channel.queue_declare(queue=queue, passive=True).message_count
     except connection.channel_errors:
         return 0  # Redis has no empty lists: such a queue is not there

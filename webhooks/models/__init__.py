@@ -1,7 +1,4 @@
-"""The contract's objects: event, webhook and log, their wire form (JSON), stored form (BSON) and exact body bytes.
-
-Owns parsing and writing of the three objects. Never decides what is sent or does I/O. `wire` holds what they share.
-"""
+"""The contract's objects (event, webhook, log) in wire form (JSON) and stored form (BSON)."""
 
 from webhooks.models.event import COTEvent, describe_event, parse_event, parse_event_text
 from webhooks.models.log import NO_RESPONSE_STATUS, AttemptDetails, COTWebhookLog

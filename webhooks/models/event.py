@@ -1,11 +1,11 @@
-"""COTEvent: what happened, and exactly what is sent."""
+"""COTEvent: its rules, and the exact bytes that receivers get."""
 
 import json
 from collections.abc import Mapping
 from typing import Any, Literal, NoReturn
 
 import pydantic_core
-from bson import ObjectId
+from bson import ObjectId, encode
 from bson.dbref import DBRef
 from pydantic import Field, PrivateAttr, StrictStr, ValidationError, field_validator, model_validator
 
@@ -15,54 +15,57 @@ from webhooks.models.wire import (
     MAX_DEPTH,
     Id,
     Instant,
+    Unstorable,
     WireModel,
-    copy_plain,
     explain,
-    find_unstorable,
     parse_object_id,
     show,
+    to_storable,
 )
 
 EventType = Literal["COTTask", "COTUser", "COTSurvey", "COTProperty", "COTNote", "Auth"]
 EventName = Literal["create", "edit", "delete", "logout"]
 
-
-#: Digits, with a sign, of which no number is beyond 64 bits.
+#: Maximum bytes of an event's BSON: MongoDB's documents hold 16 MiB, and a log also holds a response.
+_MAX_BSON_BYTES = 12 * 1024 * 1024
+#: Maximum bytes of BSON per byte of JSON: a digit and a comma in a list take 13.
+_BSON_PER_JSON = 7
+#: A number of at most so many characters, sign included, fits into 64 bits.
 _SAFE_DIGITS = 18
 
 
 class COTEvent(WireModel):
-    """One event (contract). Keys that it does not name are kept and sent: the platform grows."""
+    """One event (contract). Unknown keys are kept and sent, so that the platform can add some."""
 
     company: Id
     type: EventType
     event: EventName
     createdAt: Instant  # noqa: N815 - the contract's name
-    #: The object itself, free in shape; None on logout.
+    #: The object itself, of any shape; None on logout.
     data: dict[StrictStr, Any] | None
     #: On logout ``{"userId": ObjectId, "timestamp": epoch}``, else anything.
     extraData: Any  # noqa: N815 - the contract's name
-    #: JSON Pointer → ``{"previous": …, "changedTo": …}``; None, and no key, unless `event` is ``edit``.
+    #: JSON Pointer → ``{"previous": …, "changedTo": …}``; only an ``edit`` has the key.
     diff: dict[StrictStr, dict[StrictStr, Any]] | None = Field(default=None, validate_default=False)
 
-    #: The JSON text, where it has been made or was given.
+    #: The JSON text, once known.
     _text: str | None = PrivateAttr(default=None)
 
     @field_validator("data", mode="before")
     @classmethod
     def _undo_reference(cls, value: object) -> object:
-        # What the BSON decoder makes of data that happens to have the keys of a reference.
+        # The BSON decoder turns data with the keys of a reference into a DBRef.
         return value.as_doc() if isinstance(value, DBRef) else value
 
     @field_validator("diff", mode="before")
     @classmethod
     def _check_diff(cls, value: object) -> object:
         if not isinstance(value, Mapping):
-            raise ValueError("must be an object; leave the key out where nothing was edited")  # noqa: TRY004 - pydantic's way
+            raise ValueError("must be an object; leave the key out if nothing was edited")  # noqa: TRY004 - for pydantic
         value = {pointer: cls._undo_reference(change) for pointer, change in value.items()}
         for pointer, change in value.items():
-            if pointer and not str(pointer).startswith("/"):  # RFC 6901: empty, or parts that begin with "/"
-                raise ValueError("has a key that is no JSON Pointer")
+            if pointer and not str(pointer).startswith("/"):  # RFC 6901
+                raise ValueError("has a key that is not a JSON Pointer")
             if not isinstance(change, Mapping) or not {"previous", "changedTo"} <= change.keys():
                 raise ValueError('has a change without "previous" and "changedTo"')
         return value
@@ -74,11 +77,11 @@ class COTEvent(WireModel):
         return self
 
     def to_json(self) -> str:
-        """Return the event as JSON text, keys in the order in which they were given."""
+        """Return the event as JSON text, keys in the given order."""
         return super().to_json() if self._text is None else self._text
 
     def to_body(self) -> bytes:
-        """Return the bytes that every receiver gets: the event as JSON, in the producer's key order."""
+        """Return the bytes that every receiver gets."""
         return self.to_json().encode()
 
     def to_bson(self) -> dict[str, Any]:
@@ -91,12 +94,12 @@ class COTEvent(WireModel):
 
 
 def describe_event(event: COTEvent) -> str:
-    """Say which kind of event it is, in the two words that Flower and the logs use."""
+    """Return type and event name, such as ``COTTask create``, for Flower and the logs."""
     return f"{event.type} {event.event}"
 
 
 def _user_id(extra_data: object) -> ObjectId | None:
-    """Read the user's id that the contract puts beside a logout; None where there is none."""
+    """Return the user's id in a logout's ``extraData``; None if there is none."""
     try:
         return parse_object_id(extra_data["userId"]) if isinstance(extra_data, dict) else None
     except (KeyError, ValueError):
@@ -104,48 +107,32 @@ def _user_id(extra_data: object) -> ObjectId | None:
 
 
 def parse_event(value: object, max_bytes: int) -> COTEvent:
-    """Check an event to the letter of the contract.
-
-    Args:
-        value: a dict or a COTEvent.
-        max_bytes: how many bytes its JSON may have.
-
-    Raises:
-        InvalidEvent: names every field and reason; repeats no value.
-    """
-    # Of a COTEvent what it was made of: its wire form has texts in place of what JSON does not have.
+    """Check a dict or a COTEvent; raise InvalidEvent with every field and reason, without values."""
+    # A COTEvent is checked by its Python values: its wire form has strings for values that JSON does not have.
     given = dict(value) if isinstance(value, COTEvent) else value
     if not isinstance(given, dict):
         _refuse(f"it must be an object (a dict or a COTEvent), not a Python {show(type(value).__name__)}")
-    # Each value takes a byte at least.
-    plain = None if isinstance(value, COTEvent) else copy_plain(given, max_items=max_bytes)
-    unstorable = None if plain is not None else find_unstorable(given, max_items=max_bytes)
-    if unstorable:
-        path, reason = unstorable
-        _refuse(f"{path or 'it'}: {reason}" if path else f"it {reason}")
     try:
-        if plain is None:
-            event = COTEvent.model_validate(value.to_wire() if isinstance(value, COTEvent) else value)
-        else:
-            event = COTEvent.model_validate(plain, context=AS_WIRE)
+        wire = to_storable(given, max_items=max_bytes)  # each value takes at least one byte
+        if isinstance(value, COTEvent):
+            wire = value.to_wire()  # in the order in which its keys were given
+        event = COTEvent.model_validate(wire, context=AS_WIRE)
+    except Unstorable as error:
+        _refuse(str(error))
     except ValidationError as error:
         _refuse(explain(error).replace("it: diff:", "diff:"))
     text = event.to_json()
     size = len(text.encode())
     if size > max_bytes:
         _refuse(f"its JSON has {size} bytes, more than WEBHOOKS_MAX_EVENT_BYTES allows ({max_bytes})")
+    _check_fits(event, size)
     event._text = text
     return event
 
 
 def parse_event_text(text: str, max_bytes: int) -> COTEvent:
-    """Read an event from JSON text and check it.
-
-    Raises:
-        InvalidEvent: also for text that is no JSON, and for a key that stands twice in one object.
-    """
-    canonical = _read_canonical(text, max_bytes)
-    if canonical is not None:
+    """Read and check an event; raise InvalidEvent also if it is not JSON, or has a duplicate key."""
+    if (canonical := _read_canonical(text, max_bytes)) is not None:
         return canonical
     try:
         value = json.loads(text, object_pairs_hook=_no_key_twice)
@@ -155,32 +142,44 @@ def parse_event_text(text: str, max_bytes: int) -> COTEvent:
         _refuse("it is nested too deeply")
     except json.JSONDecodeError as error:
         _refuse(f"it is not JSON: {error}")
-    except ValueError:  # Python reads no more digits than that, as it takes time that grows with their square
+    except ValueError:  # Python limits the digits of an int
         _refuse("it is not JSON that can be read: a number has thousands of digits; send it as a string")
     return parse_event(value, max_bytes)
 
 
 def _read_canonical(text: str, max_bytes: int) -> COTEvent | None:
-    """Read an event in the very text that we make of one; None for any other, and where a rule needs a closer look.
+    """Read an event whose text is exactly what we would write; return None for any other text.
 
-    Events of our own producers are that, and were checked there; anybody may have published it, so they are again.
-    Measured: 35 µs instead of 190 for an event of 2.7 KB.
+    Our own producers send this form, but anyone may, so it is checked. Measured: 35 µs instead of 190 for 2.7 KB.
     """
     if "\\u0000" in text or text.count("[") + text.count("{") > MAX_DEPTH:
         return None
     try:
         value, body = _DECODER.decode(text), text.encode()
-        # pydantic's writer is the quickest; where it writes something in another way than `to_json`, a closer look
-        # does no harm.
         if not isinstance(value, dict) or len(body) > max_bytes:
             return None
+        # The fastest writer. Where it differs from `to_json`, the full check decides.
         if pydantic_core.to_json(value, inf_nan_mode="null") != body:
             return None
         event = COTEvent.model_validate(value, context=AS_WIRE)
-    except (ValueError, RecursionError):  # UnicodeError, JSONDecodeError and ValidationError are ValueErrors
+    except (ValueError, RecursionError):  # of UTF-8, JSON or validation
         return None
+    _check_fits(event, len(body))
     event._text = text
     return event
+
+
+def _check_fits(event: COTEvent, json_bytes: int) -> None:
+    """Make sure that MongoDB can hold a log of an event: what was sent and cannot be logged would be sent again.
+
+    Raises:
+        InvalidEvent: it cannot.
+    """
+    if json_bytes * _BSON_PER_JSON <= _MAX_BSON_BYTES:
+        return
+    size = len(encode(event.to_bson()))
+    if size > _MAX_BSON_BYTES:
+        _refuse(f"it has {size} bytes as MongoDB stores it, more than fit into a log ({_MAX_BSON_BYTES}): send less")
 
 
 def _read_safe_digits(digits: str) -> int:
@@ -189,14 +188,14 @@ def _read_safe_digits(digits: str) -> int:
     return int(digits)
 
 
-#: Made once: `json.loads` makes one for each text, when it is given a hook.
+#: Shared, because `json.loads` with a hook creates a decoder per call.
 _DECODER = json.JSONDecoder(parse_int=_read_safe_digits)
 
 
 def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        _refuse("a key stands twice in one object")
+        _refuse("a key appears twice in one object")
     return found
 
 

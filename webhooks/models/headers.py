@@ -1,23 +1,20 @@
-"""Further headers that a webhook's requests carry: which ones may be set, and how they are stored.
-
-Owns the rule. Never opens a sealed value. Called by `models.webhook` and, before something is sealed, by `cli`.
-"""
+"""Extra headers of a webhook's requests: which ones may be set, and how they are stored."""
 
 import re
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
-#: A receiver reads some KiB of headers at most; many stop at 8 KiB for all of them.
+#: Many receivers accept 8 KiB of headers in total.
 MAX_HEADERS = 20
 MAX_VALUE_CHARS = 2048
 
-#: Of what RFC 9110, 5.6.2, calls a token, what people use.
+#: The common part of RFC 9110's token (5.6.2).
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,100}", re.ASCII)
-#: RFC 9110, 5.5, without what is obsolete: ASCII that can be seen, with spaces and tabs inside.
+#: RFC 9110, 5.5, without its obsolete forms: visible ASCII, with spaces and tabs inside.
 _VALUE = re.compile(r"[!-~](?:[\t -~]*[!-~])?", re.ASCII)
 
-#: Set by us in each request.
+#: Set in every request.
 _OURS = {
     "accept",
     "accept-encoding",
@@ -29,7 +26,7 @@ _OURS = {
     "webhook-signature",
     "webhook-timestamp",
 }
-#: RFC 9110, 7.6.1, and the older ones that proxies still know; and what changes how a request is read.
+#: RFC 9110, 7.6.1, older ones that proxies still know, and those that change how a request is read.
 _HOP_BY_HOP = {
     "connection",
     "content-encoding",
@@ -46,11 +43,7 @@ _HOP_BY_HOP = {
 
 
 def check_header(name: str, value: str) -> None:
-    """Check a header that somebody wants to set.
-
-    Raises:
-        ValueError: in words fit for a user, without the value.
-    """
+    """Check an extra header; raise ValueError with a text for the user, without the value."""
     check_header_name(name)
     if len(value) > MAX_VALUE_CHARS:
         raise ValueError(f"the value of {name} is longer than {MAX_VALUE_CHARS} characters")
@@ -59,16 +52,12 @@ def check_header(name: str, value: str) -> None:
 
 
 def fold_name(name: str) -> str:
-    """Return a header's name as receivers compare it: without case, and with an underscore as a hyphen (CGI, WSGI)."""
+    """Return a header's name as receivers compare it: lower case, underscore as hyphen (CGI, WSGI)."""
     return name.lower().replace("_", "-")
 
 
 def check_header_name(name: str) -> None:
-    """Check a header's name alone.
-
-    Raises:
-        ValueError: in words fit for a user.
-    """
+    """Check an extra header's name; raise ValueError with a text for the user."""
     if not _NAME.fullmatch(name):
         raise ValueError("a header's name must be letters, digits, - and _ only, up to 100")
     if fold_name(name) in _OURS:
@@ -78,14 +67,13 @@ def check_header_name(name: str) -> None:
 
 
 class ExtraHeader(BaseModel):
-    """One further header of a webhook's requests."""
+    """One extra header of a webhook's requests."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
 
     name: str
-    #: None where it is sealed.
+    #: Exactly one of the two is set. `sealed` comes from `Vault.seal`.
     value: str | None = None
-    #: The value as `vault` sealed it; None where it stands in the clear.
     sealed: str | None = None
 
     @field_validator("name")

@@ -1,4 +1,4 @@
-"""COTWebhookLog: one attempt."""
+"""COTWebhookLog: the record of one attempt."""
 
 from datetime import datetime
 from typing import Any, Literal
@@ -9,61 +9,61 @@ from webhooks.errors import ErrorKind
 from webhooks.models.event import COTEvent
 from webhooks.models.wire import Id, Instant, WireModel, to_wire
 
-#: The status that is logged where no response came (contract). `AttemptDetails.error_kind` tells it from a
-#: receiver's own 409.
+#: Logged when no response came (contract). `AttemptDetails.error_kind` tells it from a receiver's own 409.
 NO_RESPONSE_STATUS = 409
 
 
 class AttemptDetails(BaseModel):
-    """The one sub-document that this project adds to a log: how the attempt went, for whoever looks for the cause."""
+    """How the attempt went: the one sub-document that this project adds to a log."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    #: The same on all attempts of a delivery; what the receiver gets as ``webhook-id``.
+    #: Shared by all attempts of a delivery; sent as ``webhook-id``.
     delivery_id: str
-    #: The same for all webhooks that got the event: the id of its ``webhooks.deliver`` message.
+    #: Shared by all webhooks that matched: the id of the event's ``webhooks.deliver`` message.
     event_id: str
     outcome: Literal["success", "failed"]
-    #: Why no response came; None when one did.
+    #: Why no response came; None if one did.
     error_kind: ErrorKind | None = None
-    #: Why a response counts as failed, in words; None on success.
+    #: Why a response counts as failed, as text.
     reason: str | None = None
     #: The webhook's code at that time, and scheme, host and port of its URL.
     webhook: str
     origin: str
-    #: ``ip:port`` that was connected to; None when there was no connection.
+    #: ``ip:port`` of the connection; None if there was none.
     peer: str | None = None
-    #: When the request was begun.
     started_at: Instant
-    #: When the next attempt is due; None when this was the last.
+    #: When the next attempt is due; None after the last.
     next_at: Instant | None = None
-    #: Milliseconds per phase. None: it did not take place, as on a connection that was open already.
+    #: None: the phase did not take place, as on a reused connection.
     lookup_ms: float | None = None
     connect_ms: float | None = None
     tls_ms: float | None = None
     send_ms: float | None = None
     wait_ms: float | None = None
     read_ms: float | None = None
-    #: None: the attempt was interrupted, so nobody knows.
+    #: None: unknown, because the attempt was interrupted.
     total_ms: float | None
-    #: True when the receiver sent more than `response` holds.
+    #: Whether the receiver sent more than `response` holds.
     response_cut: bool = False
-    #: Which worker made the attempt: Celery's node name.
+    #: Whether `data`, `extraData` and `diff` were left out because the log was too large for MongoDB.
+    event_cut: bool = False
+    #: Celery's node name.
     worker: str | None = None
-    #: Seconds that the receiver asked us to wait, as far as the settings let it; None: it did not.
+    #: The wait that the receiver asked for, bounded by the settings; None: it asked for none.
     retry_after_s: float | None = None
-    #: True when it was made to try a paused endpoint: it uses up no retry.
+    #: Whether it probed a paused endpoint, which uses no retry.
     probe: bool = False
-    #: True when the retries are used up and the delivery waits for an operator, as its webhook wants it.
+    #: Whether the delivery is held for an operator because its retries are used up.
     kept: bool = False
 
 
 class COTWebhookLog(WireModel):
-    """One attempt's record (contract), with `attempt` behind the contract's keys."""
+    """One attempt's record (contract), with `attempt` after the contract's keys."""
 
     id: Id = Field(alias="_id")
     company: Id
-    #: When the attempt ended and its record was made.
+    #: When the attempt ended.
     createdAt: Instant  # noqa: N815 - the contract's name
     status: int
     #: The attempt's number, from 0.
@@ -72,11 +72,11 @@ class COTWebhookLog(WireModel):
     event: COTEvent
     #: The webhook's id.
     subscription: Id
-    #: None only in a log that another system wrote.
+    #: None only in another system's log.
     attempt: AttemptDetails | None = None
 
     def to_bson(self) -> dict[str, Any]:
-        """Return the log as MongoDB holds it."""
+        """Return the log as MongoDB stores it."""
         if not self._wire:  # made by `make`
             return self._arrange(self.event.to_bson(), self.details.model_dump())
         stored = super().to_bson()
@@ -85,7 +85,6 @@ class COTWebhookLog(WireModel):
         return stored
 
     def _arrange(self, event: dict[str, Any], attempt: dict[str, Any]) -> dict[str, Any]:
-        """Return the log's keys in the contract's order."""
         return {
             "_id": self.id,
             "company": self.company,
@@ -101,11 +100,7 @@ class COTWebhookLog(WireModel):
 
     @property
     def details(self) -> AttemptDetails:
-        """`attempt`, of a log that this package made.
-
-        Raises:
-            ValueError: another system made the log, and it has none.
-        """
+        """The attempt's details; raises ValueError for a log of another system."""
         if self.attempt is None:
             raise ValueError(f"log {self.id} has no details of its attempt")
         return self.attempt
@@ -123,10 +118,7 @@ class COTWebhookLog(WireModel):
         webhook_id: Id,
         attempt: AttemptDetails,
     ) -> "COTWebhookLog":
-        """Make a log of parts that were checked before.
-
-        So they are not checked again: that cost as much as sending the request.
-        """
+        """Make a log of validated parts. Validating them again took as long as sending the request."""
         return cls.model_construct(
             id=log_id,
             company=event.company,
@@ -140,7 +132,7 @@ class COTWebhookLog(WireModel):
         )
 
     def to_wire(self) -> dict[str, Any]:
-        """Return the log as JSON holds it. The caller must not change it."""
-        if not self._wire:  # made by `make`; few logs are ever read as JSON
+        """Return the log as JSON holds it; not to be changed."""
+        if not self._wire:  # made by `make`
             self._wire = to_wire(self._arrange(self.event.to_wire(), self.details.model_dump()))
         return self._wire

@@ -1,8 +1,4 @@
-"""The parts of a webhook's URL, checked, and the one form in which they are sent.
-
-Owns what makes a URL unusable, and how it is normalised. Never resolves a name; pure. Called by `models`, so that a URL
-that cannot be requested cannot be stored, and by `sender`, as another service may have stored it.
-"""
+"""The URL of a webhook: which ones are accepted, and the normalised form in which they are requested."""
 
 import re
 from ipaddress import IPv6Address
@@ -14,79 +10,75 @@ from webhooks.errors import ErrorKind, NoResponse
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
-#: RFC 3986, appendix B. Our own, because Python's ``urlsplit`` forgets a ``?`` with nothing behind it, and because its
-#: patch versions differ in what they refuse.
+#: RFC 3986, appendix B. Python's ``urlsplit`` drops an empty query, and its patch versions refuse different URLs.
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*):(?://(?P<authority>[^/?#]*))?(?P<rest>[^#]*)(?:#.*)?")
 
-#: Splits what stands between ``//`` and the path.
 _AUTHORITY = re.compile(r"(?:\[(?P<ipv6>[^\[\]]*)\]|(?P<name>[^\[\]:]*))(?::(?P<port>[0-9]{0,5}))?")
 
 _END_OF_AUTHORITY = re.compile(r"[/?#]")
 
-#: RFC 1123, 2.1, and the underscore, which DNS allows and real hosts have.
+#: RFC 1123, 2.1, with the underscore, which DNS allows and real hosts have.
 _LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 
-#: What common servers and proxies take at least (RFC 9110, 4.1, asks for 8,000; browsers once had 2,083).
+#: Accepted by all common servers and proxies.
 _MAX_URL_CHARS = 2048
 
-#: Of the names that systems give their interfaces.
+#: An interface's name.
 _ZONE = re.compile(r"[A-Za-z0-9_.~-]{1,32}", re.ASCII)
 
 #: RFC 1035, 2.3.4, as text without the root's dot.
 _MAX_HOST_CHARS = 253
 
-# What a URL cannot hold, and what parsers disagree about: browsers read a backslash as a slash.
+#: Not allowed in a URL; browsers read a backslash as a slash.
 _FORBIDDEN = re.compile(r"[\x00-\x20\x7f-\x9f\\\ud800-\udfff]")
 
-#: Invisible characters that shape the character before them: Persian words and emoji need them.
+#: Invisible characters that change the character before them, as in Persian words and emoji.
 _SHAPING = r"\u034f\u180b-\u180d\u180f\u200c\u200d\ufe00-\ufe0f\U000e0020-\U000e007f\U000e0100-\U000e01ef"
 
-#: The other invisible characters: Unicode's White_Space beyond ASCII, its Default_Ignorable_Code_Point, the marks of
-#: interlinear annotation, and the Braille pattern without dots.
+#: Other invisible characters: Unicode's White_Space beyond ASCII and Default_Ignorable_Code_Point, interlinear
+#: annotation, and the blank Braille pattern.
 _BLANK = (
     r"\xa0\xad\u061c\u115f\u1160\u1680\u17b4\u17b5\u180e\u2000-\u200b\u200e\u200f\u2028-\u202f"
     r"\u205f-\u206f\u2800\u3000\u3164\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
     r"\U000e0000-\U000e001f\U000e0080-\U000e00ff\U000e01f0-\U000e0fff"
 )
 
-#: What is copied along with a URL and cannot be seen. At the end a shaping character is refused as well.
+#: Invisible characters get copied along with a URL. At its end, shaping ones are refused as well.
 _INVISIBLE = re.compile(rf"[{_BLANK}]|[{_SHAPING}](?=#|\Z)")
 
-#: What RFC 3986 (3.3, 3.4) does not let stand in a path or query, and a percent sign that begins no escape. Valid
-#: escapes are left as they are, in their own case.
+#: What RFC 3986 (3.3, 3.4) does not allow in path and query, and a percent sign that begins no escape. Valid escapes
+#: keep their case.
 _TO_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})|[^%A-Za-z0-9._~!$&'()*+,;=:@/?-]+")
 
 
 class RequestUrl(NamedTuple):
-    """Where a request goes: the one form of a URL that every connection and every request is made of."""
+    """A checked and normalised URL: what connections and requests are made of."""
 
-    #: ``http`` or ``https``.
     scheme: str
     #: ASCII in lower case, without the root's dot: a name, an IPv4 address in any spelling, or an IPv6 address without
-    #: brackets, perhaps with a zone id, which keeps its case.
+    #: brackets. A zone id keeps its case.
     host: str
     port: int
-    #: The host as it stands in the URL, for texts.
+    #: The host as written, for messages.
     shown_host: str
-    #: Path and query as they stand in the request's first line: as the customer wrote them, with what has to be escaped
-    #: escaped. Begins with a slash; ASCII.
+    #: Path and query for the request line: ASCII, begins with a slash.
     request_target: str
-    #: Whether the URL's host ends with the root's dot.
+    #: Whether the host was written with the root's dot.
     is_rooted: bool = False
 
     @property
     def lookup_host(self) -> str:
-        """What to resolve: with the root's dot if the URL has it, as a resolver then leaves out its search domains."""
+        """The name to resolve. With the root's dot, resolvers skip their search domains."""
         return f"{self.host}." if self.is_rooted else self.host
 
     @property
     def endpoint(self) -> tuple[str, str, int]:
-        """What connections are kept by: a name with and one without the root's dot may resolve to different places."""
+        """The key of kept connections. A name with and one without the root's dot may resolve differently."""
         return self.scheme, self.lookup_host, self.port
 
     @property
     def tls_name(self) -> str:
-        """The name that a certificate has to hold, and for SNI: the host without a zone id, which TLS does not know."""
+        """The name for SNI and the certificate: the host without a zone id, which TLS does not know."""
         return self.host.partition("%")[0]
 
     @property
@@ -102,10 +94,10 @@ class RequestUrl(NamedTuple):
 
 
 def parse_url(url: str) -> RequestUrl:
-    """Take a URL apart and normalise it.
+    """Check and normalise a URL.
 
-    A percent sign that begins no escape is sent as ``%25``: RFC 3986 has no other reading of it, and strict servers
-    answer 400 to one that stands alone.
+    A percent sign that begins no escape becomes ``%25``, as RFC 3986 has no other reading. Strict servers answer 400 to
+    a bare one.
 
     Raises:
         NoResponse: kind BAD_URL. The text repeats neither credentials nor query.
@@ -114,8 +106,7 @@ def parse_url(url: str) -> RequestUrl:
         raise _bad_url(f"it is longer than {_MAX_URL_CHARS} characters")
     if _FORBIDDEN.search(url):
         raise _bad_url("it holds a space, a control character or a backslash")
-    invisible = _INVISIBLE.search(url)
-    if invisible:
+    if invisible := _INVISIBLE.search(url):
         raise _bad_url(_describe_invisible(invisible[0], is_last=invisible.end() == len(url)))
     parts = _URL.fullmatch(url)
     scheme = parts["scheme"].lower() if parts else ""
@@ -137,21 +128,11 @@ def parse_url(url: str) -> RequestUrl:
         shown_host = match["name"]
         host, is_rooted = _name(shown_host)
     rest = _TO_ESCAPE.sub(lambda match: _percent_encode(match[0]), parts["rest"])
-    return RequestUrl(
-        scheme,
-        host,
-        port,
-        shown_host,
-        rest if rest.startswith("/") else f"/{rest}",
-        is_rooted,
-    )
+    return RequestUrl(scheme, host, port, shown_host, rest if rest.startswith("/") else f"/{rest}", is_rooted)
 
 
 def read_origin(url: str) -> str:
-    """Return scheme, host and port of a URL that `parse_url` takes, as they stand in it.
-
-    That is what may be shown: paths and queries often hold secrets.
-    """
+    """Return scheme, host and port of an accepted URL as written. Path and query may hold secrets."""
     scheme, _, rest = url.partition("://")
     return f"{scheme.lower()}://{_END_OF_AUTHORITY.split(rest, maxsplit=1)[0]}"
 
@@ -167,7 +148,7 @@ def _describe_invisible(char: str, *, is_last: bool) -> str:
 
 
 def _ipv6(text: str) -> str:
-    # RFC 6874 writes a zone id as %25zone; the plain % is common.
+    # RFC 6874 writes a zone id as %25zone; a plain % is common.
     text = text.replace("%25", "%", 1)
     _, percent, zone = text.partition("%")
     if percent and not _ZONE.fullmatch(zone):
@@ -188,7 +169,6 @@ def _name(text: str) -> tuple[str, bool]:
             host = idna.encode(text, uts46=True).decode("ascii")
         except (idna.IDNAError, UnicodeError):
             raise _bad_url("its host name cannot be encoded (IDNA)") from None
-    # One dot at the end is the root: a fully qualified name.
     name = host.removesuffix(".")
     if len(name) > _MAX_HOST_CHARS or not all(_LABEL.fullmatch(label) for label in name.split(".")):
         raise _bad_url("its host name is malformed")

@@ -25,7 +25,7 @@ TriggerName = Literal[
 
 
 class Trigger(NamedTuple):
-    """What a trigger asks for (contract)."""
+    """The events of a trigger (contract)."""
 
     type: str
     events: frozenset[str]
@@ -44,25 +44,24 @@ TRIGGERS: Mapping[str, Trigger] = {
     "logout-user": Trigger("Auth", frozenset({"logout"}), {}),
 }
 
-#: Each makes a signature of 50 to 100 characters in every request, and a rotation needs two.
+#: Each adds a signature of 50 to 100 characters to every request; a rotation needs two secrets.
 MAX_SECRETS = 5
 
-#: Attempts per second, and in a burst. More than one endpoint gets from any number of workers we know of.
+#: Limits of `rate_limit` (attempts per second) and `rate_burst` (attempts).
 MAX_RATE = 10_000
-#: Attempts per second at least, as a limit: one in 17 minutes. With much less, the next attempt would be due on no day
-#: that a clock knows.
+#: One attempt in 17 minutes. With much less, the next attempt's date would be beyond the calendar.
 MIN_RATE = 0.001
 
 _CODE = re.compile(r"[a-z0-9_]+", re.ASCII)
 
 
 def _parse_context_id(value: object) -> str:
-    """Read an ObjectId or ``""``; None, which hand-written documents hold, means the same as ``""``."""
+    """Read an ObjectId or ``""``; hand-written documents hold None for ``""``."""
     return "" if value in ("", None) else str(parse_object_id(value))
 
 
 class Context(BaseModel):
-    """What narrows a webhook within its trigger; ``""`` matches all. Ids are lower-case digits."""
+    """Narrows a webhook within its trigger; ``""`` matches everything. Ids are in lower case."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -74,63 +73,61 @@ class Context(BaseModel):
 
 
 class SigningSecret(BaseModel):
-    """One secret that a webhook's requests are signed with. An element of ``secrets``, which is this project's own."""
+    """One signing secret of a webhook: an element of ``secrets``, this project's own field."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
 
-    #: What people name it by; says nothing of the secret.
+    #: Its name; tells nothing about the secret.
     id: str
     scheme: Literal["v1", "v1a"]
-    #: The secret as `vault` sealed it.
+    #: As `Vault.seal` returns it.
     sealed: str
-    #: ``whpk_…``, what receivers check a v1a signature with; None for v1.
+    #: The public key ``whpk_…`` of v1a; None for v1.
     public: str | None = None
     createdAt: Instant  # noqa: N815 - as in the objects of the contract
-    #: From then on it signs no more; None: until it is rotated.
+    #: When it stops signing; None: not scheduled.
     expiresAt: Instant | None = None  # noqa: N815
 
     def is_valid_at(self, instant: datetime) -> bool:
-        """Whether requests are signed with it then."""
+        """Return whether it signs requests at this instant."""
         return self.expiresAt is None or instant < self.expiresAt
 
 
 class COTWebhook(WireModel):
-    """One subscription (contract). Other keys are kept.
+    """One subscription (contract). Unknown keys are kept.
 
-    Of the fields that only people read, a hand-written document may lack any: it still gets its events.
+    A hand-written document may lack the fields that only people read.
     """
 
     id: Id = Field(alias="_id")
     company: Id
     isActive: bool = Field(strict=True)  # noqa: N815 - the contract's name
     trigger: TriggerName
-    #: http or https, with a host, without credentials.
+    #: Accepted by `parse_url`.
     url: str
     name: str = ""
     description: str = ""
-    #: Unique within its company; never changes once saved. Empty only in a document written by hand.
+    #: Unique within its company; never changes once saved. Empty only in a hand-written document.
     code: str = ""
     context: Context = Context()
-    #: This project's own. Requests are signed with each one that is valid; empty: they are not signed.
-    secrets: tuple[SigningSecret, ...] = Field(default=(), max_length=MAX_SECRETS)
-    #: This project's own: further headers of its requests.
-    headers: tuple[ExtraHeader, ...] = Field(default=(), max_length=MAX_HEADERS)
 
-    #: This project's own: its events arrive in the order in which they were accepted, one at a time.
+    # This project's own fields.
+    #: Every valid one signs each request; empty: requests are not signed.
+    secrets: tuple[SigningSecret, ...] = Field(default=(), max_length=MAX_SECRETS)
+    headers: tuple[ExtraHeader, ...] = Field(default=(), max_length=MAX_HEADERS)
+    #: Deliver events one at a time, in the order in which they were accepted.
     ordered: bool = Field(default=False, strict=True)
-    #: This project's own, for an ordered one: what comes after a delivery whose retries are used up. ``stop`` waits for
-    #: an operator.
+    #: For an ordered webhook, when a delivery's retries are used up. ``stop`` waits for an operator.
     on_exhausted: Literal["next", "stop"] = "next"
-    #: This project's own: attempts per second at most, over all workers; None: no limit.
+    #: Maximum attempts per second over all workers; None: no limit.
     rate_limit: float | None = Field(default=None, ge=MIN_RATE, le=MAX_RATE)
-    #: This project's own: attempts that may be made at once where none was made for a while.
+    #: Attempts allowed at once after a quiet period.
     rate_burst: int = Field(default=1, ge=1, le=MAX_RATE)
 
     @field_validator("url")
     @classmethod
     def _check_url(cls, url: str) -> str:
-        reason = why_bad_url(url)
-        if reason:
+        if reason := why_bad_url(url):
             raise ValueError(reason)
         return url
 
@@ -141,22 +138,17 @@ class COTWebhook(WireModel):
             raise ValueError("must be small letters, digits and _ only, at least one")
         return code
 
-    @field_validator("secrets", "headers", mode="before")
-    @classmethod
-    def _none(cls, value: object) -> object:
-        return () if value is None else value
-
-    @field_validator("ordered", "on_exhausted", "rate_burst", mode="before")
+    @field_validator("context", "secrets", "headers", "ordered", "on_exhausted", "rate_burst", mode="before")
     @classmethod
     def _default(cls, value: object, info: ValidationInfo) -> object:
-        """Take None, which hand-written documents hold, for a field that is not there."""
+        """Take the default for None, which hand-written documents hold for a missing field."""
         return cls.model_fields[info.field_name or ""].default if value is None else value
 
     @field_validator("rate_limit", "rate_burst", mode="before")
     @classmethod
     def _no_bool(cls, value: object) -> object:
         if isinstance(value, bool | str):
-            raise ValueError("must be a number")  # noqa: TRY004 - pydantic's way to refuse
+            raise ValueError("must be a number")  # noqa: TRY004 - for pydantic
         return value
 
     @field_validator("headers")
@@ -164,16 +156,11 @@ class COTWebhook(WireModel):
     def _check_headers(cls, headers: tuple[ExtraHeader, ...]) -> tuple[ExtraHeader, ...]:
         names = [fold_name(header.name) for header in headers]
         if len(set(names)) < len(names):
-            raise ValueError("one name stands there twice")
+            raise ValueError("a name appears twice")
         return headers
 
-    @field_validator("context", mode="before")
-    @classmethod
-    def _no_context(cls, value: object) -> object:
-        return {} if value is None else value
-
     def to_bson(self) -> dict[str, Any]:
-        """Return the webhook as MongoDB holds it."""
+        """Return the webhook as MongoDB stores it."""
         stored = super().to_bson()
         if isinstance(stored.get("context"), dict):
             for field in Context.model_fields.keys() & stored["context"].keys():
@@ -185,34 +172,33 @@ class COTWebhook(WireModel):
 
     @property
     def label(self) -> str:
-        """What people know it by: its code, or its id where a hand-written document has no code."""
+        """Its code, or its id if a hand-written document has no code."""
         return self.code or str(self.id)
 
     @property
     def origin(self) -> str:
-        """Scheme, host and port of its URL: what may be shown, as paths and queries often hold secrets."""
+        """Scheme, host and port of its URL. Path and query may hold secrets."""
         return read_origin(self.url)
 
 
 @dataclass(frozen=True, slots=True)
 class UnusableWebhook:
-    """What can be read of a stored webhook that breaks the contract: enough to tell which events it asked for."""
+    """The readable part of a stored webhook that breaks the contract: enough to match events."""
 
     id: ObjectId
     company: ObjectId
-    #: False where the document says so in another form, such as 0.
+    #: Falsy values such as 0 count as False.
     isActive: bool  # noqa: N815 - the contract's name
     trigger: str
-    #: A field that cannot be read narrows nothing.
+    #: Unreadable fields narrow nothing.
     context: Context
-    #: As `COTWebhook.label`.
     label: str
-    #: Each field that is wrong, and why; no values.
+    #: Every wrong field and why, without values.
     reason: str
 
 
 def why_bad_url(url: str) -> str | None:
-    """Say why a webhook cannot have this URL, in words without the URL; None when it can."""
+    """Return why a webhook cannot have this URL, without repeating it; None if it can."""
     try:
         parse_url(url)
     except NoResponse as error:
@@ -221,11 +207,7 @@ def why_bad_url(url: str) -> str | None:
 
 
 def parse_webhook(value: Mapping[str, Any]) -> COTWebhook:
-    """Check a webhook as typed in or stored.
-
-    Raises:
-        InvalidWebhook: names every field and reason.
-    """
+    """Check a webhook; raise InvalidWebhook, with every field and reason, if it is unusable."""
     try:
         return COTWebhook.model_validate(value)
     except ValidationError as error:

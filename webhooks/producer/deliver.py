@@ -11,14 +11,13 @@ from functools import cache, partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
 
-from bson import ObjectId
 from celery import Task
 from celery.utils import uuid
 from kombu.utils.imports import symbol_by_name
 
 from webhooks.config import get_settings
 from webhooks.errors import InvalidEvent, NotInstalled
-from webhooks.models import COTEvent, describe_event, now, parse_event, parse_event_text
+from webhooks.models import COTEvent, describe_event, parse_event, parse_event_text
 from webhooks.producer.app import app
 from webhooks.producer.durable import DurableTask
 from webhooks.producer.extras import require
@@ -208,7 +207,7 @@ def accept(
         )
     event_id, document = _new_entry(event)
     if document is not None:
-        database["outbox"].insert_one(document, session=session)
+        database["outbox"].update_one({"_id": event_id}, document, upsert=True, session=session)
     return event_id
 
 
@@ -227,7 +226,7 @@ async def accept_async(
         )
     event_id, document = _new_entry(event)
     if document is not None:
-        await database["outbox"].insert_one(document, session=session)
+        await database["outbox"].update_one({"_id": event_id}, document, upsert=True, session=session)
     return event_id
 
 
@@ -251,14 +250,18 @@ def _headers(event: COTEvent) -> dict[str, str]:
 
 
 def _new_entry(value: object) -> tuple[str, dict[str, Any] | None]:
-    """Return an event's id and its document in the outbox (`webhooks.store.outbox`); None if it was recorded."""
-    event, event_id, at = parse_event(value, get_settings().max_event_bytes), uuid(), now()
+    """Make the id of an event, and what writes it into the outbox (`store.outbox`); None where it was recorded.
+
+    It is an update, as an insert has no way to ask for MongoDB's own clock, which decides when and in which order
+    events are sent: a producer's may be wrong.
+    """
+    event, event_id = parse_event(value, get_settings().max_event_bytes), uuid()
     if (recorder := _recorder) is not None:
         recorder(_describe(event_id, event, "accept"))
         return event_id, None
-    line = f"{event.company}/{event.type}"
-    body = {"_id": event_id, "body": event.to_json(), "accepted_at": at, "queue_at": at}
-    return event_id, {**body, "queued": 0, "order": ObjectId(), "line": line}
+    fields = {"body": event.to_json(), "queued": 0, "line": f"{event.company}/{event.type}"}
+    clock = {"accepted_at": True, "queue_at": True, "order": {"$type": "timestamp"}}
+    return event_id, {"$setOnInsert": fields, "$currentDate": clock}
 
 
 def _describe(event_id: str, event: COTEvent, function: str, options: Mapping[str, Any] | None = None) -> RecordedEvent:

@@ -1,1 +1,1 @@
-"""Decisions as pure functions: no input or output, no clock."""
+"""Decisions as pure functions: no I/O, no clock."""

@@ -1,12 +1,8 @@
-"""Which addresses a request may go to: the rule alone, as a table.
+"""The address policy: which addresses a request may go to.
 
-Owns the ranges and the verdict. Never resolves, connects or logs; pure. Called by `sender` with every address that a
-host name resolved to, before a connection is made.
-
-The table is ours because ``ipaddress.is_global`` changes between patch versions of Python: a security rule must not
-depend on which one happens to be installed. Sources: the IANA special-purpose address registries (RFC 6890) as of
-2025-10-09, and the RFCs named at each row. What they call globally reachable, but no host that gets webhooks can have,
-is refused as well: such an anycast address may be served inside the operator's own network.
+``ipaddress.is_global`` changes between patch versions of Python, so the table is our own. Sources: the IANA
+special-purpose address registries (RFC 6890) as of 2025-10-09, and the RFCs of each row. Globally reachable ranges
+without receivers, such as anycast services, are refused too: they may be served inside the operator's own network.
 """
 
 from collections.abc import Iterable
@@ -18,10 +14,10 @@ Network = IPv4Network | IPv6Network
 
 
 class Verdict(StrEnum):
-    """What `classify` says: the two that allow a request, and every reason for a refusal."""
+    """The result of `classify`: two that allow a request, and the reasons for a refusal."""
 
     PUBLIC = "public"
-    #: Not public, but inside a network that the operator named.
+    #: In one of the allowed networks.
     LISTED = "listed"
 
     UNSPECIFIED = "unspecified"
@@ -51,21 +47,19 @@ class Verdict(StrEnum):
         return self in {Verdict.PUBLIC, Verdict.LISTED}
 
 
-def _table(*rows: tuple[str, Verdict]) -> tuple[tuple[Network, Verdict], ...]:
-    return tuple((ip_network(cidr), verdict) for cidr, verdict in rows)
+def _table(*rows: tuple[str, Verdict]) -> dict[Network, Verdict]:
+    return {ip_network(cidr): verdict for cidr, verdict in rows}
 
 
-#: First match wins, so a range inside another stands before it.
+#: First match wins.
 _IPV4 = _table(
     ("0.0.0.0/8", Verdict.UNSPECIFIED),  # RFC 1122, 3.2.1.3: "this network"; Linux connects 0.0.0.0 to itself
     ("10.0.0.0/8", Verdict.PRIVATE),  # RFC 1918
     ("100.64.0.0/10", Verdict.CARRIER_NAT),  # RFC 6598; holds the metadata service of one large cloud
     ("127.0.0.0/8", Verdict.LOOPBACK),  # RFC 1122, 3.2.1.3
-    # No RFC: Azure's host agent, and the services that IBM Cloud offers its machines, documented as private endpoints.
-    # All are public addresses that only lead somewhere from inside.
-    ("161.26.0.0/16", Verdict.CLOUD_HOST),
-    ("166.8.0.0/14", Verdict.CLOUD_HOST),
-    ("168.63.129.16/32", Verdict.CLOUD_HOST),
+    ("161.26.0.0/16", Verdict.CLOUD_HOST),  # IBM Cloud's documentation: private endpoints on public addresses
+    ("166.8.0.0/14", Verdict.CLOUD_HOST),  # the same
+    ("168.63.129.16/32", Verdict.CLOUD_HOST),  # Azure's documentation: its host agent
     ("169.254.0.0/16", Verdict.LINK_LOCAL),  # RFC 3927; 169.254.169.254 is the clouds' metadata service
     ("172.16.0.0/12", Verdict.PRIVATE),  # RFC 1918
     ("192.0.0.0/24", Verdict.PROTOCOL),  # RFC 6890, 2.1
@@ -103,7 +97,7 @@ _IPV6 = _table(
     ("ff00::/8", Verdict.MULTICAST),  # RFC 4291, 2.7
 )
 
-#: All that IANA gives out as global unicast (RFC 4291, 2.4; IANA IPv6 address space). The rest is reserved.
+#: RFC 4291, 2.4; IANA IPv6 address space. The rest is reserved.
 _GLOBAL_UNICAST = IPv6Network("2000::/3")
 
 _COMPATIBLE = IPv6Network("::/96")  # RFC 4291, 2.5.5.1
@@ -113,58 +107,52 @@ _TEREDO = IPv6Network("2001::/32")  # RFC 4380
 
 
 def classify(address: Address | str, allowed_networks: Iterable[Network]) -> Verdict:
-    """Judge one address.
+    """Check one address.
 
     Args:
-        address: as resolved; an IPv6 address may carry a zone id (``fe80::1%eth0``).
-        allowed_networks: what the operator allows besides public addresses. An IPv6 form that carries an IPv4
-            address is also allowed by a network that names that IPv4 address; an IPv4-mapped one only by that.
-
-    Returns:
-        A verdict; ask its ``is_allowed``.
+        address: as resolved; may have a zone id (``fe80::1%eth0``).
+        allowed_networks: allowed besides public addresses. A network that contains the IPv4 address embedded in an IPv6
+            address allows both. An IPv4-mapped address is allowed by nothing else.
 
     Raises:
-        ValueError: ``address`` is a string that is no address.
+        ValueError: ``address`` is not an address.
     """
     allowed = tuple(allowed_networks)
     ip = ip_address(address) if isinstance(address, str) else address
     if isinstance(ip, IPv6Address) and ip.ipv4_mapped is not None:
-        # RFC 4291, 2.5.5.2. The kernel sends to the IPv4 address, so that alone is judged: ::/0 must not open the IPv4
-        # loopback. And IPv4 knows no zones.
+        # RFC 4291, 2.5.5.2. The kernel sends to the IPv4 address, so only that counts: ::/0 must not allow the IPv4
+        # loopback. IPv4 has no zones.
         return classify(ip.ipv4_mapped, allowed) if ip.scope_id is None else Verdict.ZONED
     if any(ip in network for network in allowed if network.version == ip.version):
         return Verdict.LISTED
     if isinstance(ip, IPv4Address):
         return _look_up(ip, _IPV4) or Verdict.PUBLIC
     if ip.scope_id is not None:
-        # RFC 4007: a zone only means something on this machine, so the address cannot be a public one.
+        # RFC 4007: a zone is local to this machine, so the address is not public.
         return Verdict.ZONED
-    inner = _embedded(ip)
-    if inner:
+    if inner := _embedded(ip):
         verdicts = [classify(part, allowed) for part in inner]
         return next((verdict for verdict in verdicts if not verdict.is_allowed), verdicts[0])
     return _look_up(ip, _IPV6) or (Verdict.PUBLIC if ip in _GLOBAL_UNICAST else Verdict.RESERVED)
 
 
-def _look_up(ip: Address, table: tuple[tuple[Network, Verdict], ...]) -> Verdict | None:
-    return next((verdict for network, verdict in table if ip in network), None)
+def _look_up(ip: Address, table: dict[Network, Verdict]) -> Verdict | None:
+    return next((verdict for network, verdict in table.items() if ip in network), None)
 
 
 def _embedded(ip: IPv6Address) -> tuple[IPv4Address, ...]:
-    """Return the IPv4 addresses that packets to ``ip`` may end up at; empty when it carries none.
+    """Return the IPv4 addresses that packets to ``ip`` may reach.
 
-    Local-use NAT64 (RFC 8215) is not among them: its operator chooses where in the address the IPv4 bits stand
-    (RFC 6052, 2.2), so they cannot be read from outside, and the range is not globally routable anyway.
+    In local-use NAT64 (RFC 8215) the operator chooses the position of the IPv4 bits (RFC 6052, 2.2). It is refused as a
+    whole.
     """
     number = int(ip)
     last = IPv4Address(number & 0xFFFF_FFFF)
-    if ip in _NAT64:
-        return (last,)
-    if ip in _COMPATIBLE and number > 1:  # :: and ::1 are addresses of their own
+    if ip in _NAT64 or (ip in _COMPATIBLE and number > 1):  # not :: and ::1
         return (last,)
     if ip in _SIX_TO_FOUR:
         return (IPv4Address(number >> 80 & 0xFFFF_FFFF),)
     if ip in _TEREDO:
-        # The client stands inverted at the end; the server relays the first packet, so it counts as well.
+        # The client's bits are inverted. The server relays the first packet.
         return (IPv4Address(number & 0xFFFF_FFFF ^ 0xFFFF_FFFF), IPv4Address(number >> 64 & 0xFFFF_FFFF))
     return ()

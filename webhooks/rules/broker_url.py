@@ -1,46 +1,40 @@
-"""Rules of the broker's URL: which ones can be used, and what is made of them.
-
-Does no I/O. Texts of errors hold nothing of the URL but the names of its options, as it may hold a password.
-"""
+"""Rules of the broker's URL. Error texts repeat only names of options, as the URL may hold a password."""
 
 import re
 import ssl
+from contextlib import suppress
 from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 
 from webhooks.errors import ENCODE_HINT
 
-#: What a scheme is to kombu. Valkey speaks Redis's protocol, and kombu has no scheme for it.
+#: Our scheme → kombu's.
 _REDIS_SCHEMES = {"redis": "redis", "rediss": "rediss", "valkey": "redis", "valkeys": "rediss"}
 _REDIS_SOCKET_SCHEME = "redis+socket"
 _AMQP_SCHEMES = frozenset({"amqp", "amqps", "pyamqp"})
 _WANTED = "must be redis://…, rediss://…, valkey://…, valkeys://…, amqp://… or amqps://…"
 
-#: Of OpenSSL's three ways, by the names that kombu and redis-py both know. kombu alone knows ``CERT_…``.
+#: By the names that both kombu and redis-py accept.
 _CERT_REQS = {"required": ssl.CERT_REQUIRED, "optional": ssl.CERT_OPTIONAL, "none": ssl.CERT_NONE}
 _TLS_OPTIONS = frozenset(
     {"ssl_cert_reqs", "ssl_check_hostname", "ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile"}
 )
 _OPTION = re.compile(r"[a-z_]{1,40}", re.ASCII)
 _DATABASE = re.compile(r"/{0,2}[0-9]{0,9}", re.ASCII)
-_MAX_PORT = 65535
 
 _REFUSED_SCHEMES = {
-    "sentinel": "sentinel:// is not supported: set redis://… with an address that always leads to the master",
-    "memory": "memory:// forgets every event when its process ends, and is for tests alone: set redis://…",
+    "sentinel": "sentinel:// is not supported: set redis://… with an address that always reaches the primary",
+    "memory": "memory:// loses every event when its process ends, and is for tests only: set redis://…",
 }
 
 
 def read_broker_url(url: str, *, is_test: bool = False) -> str:
-    """Return the URL as kombu, redis-py and Flower read it alike.
+    """Return the URL in the form that kombu, redis-py and Flower all read; raise ValueError with reason and remedy.
 
-    ``valkey`` becomes ``redis``; a URL with TLS says how certificates are checked, as kombu checks none by default.
+    ``valkey`` becomes ``redis``. With TLS, certificates are verified by default, unlike in kombu.
 
     Args:
-        url: what the user set.
-        is_test: whether a broker that lives in this process is enough.
-
-    Raises:
-        ValueError: it cannot be used; the text says why and what to do.
+        url: as set by the user.
+        is_test: whether ``memory://`` is allowed.
     """
     url = url.strip()
     if not url:
@@ -58,21 +52,20 @@ def read_broker_url(url: str, *, is_test: bool = False) -> str:
     if scheme == _REDIS_SOCKET_SCHEME:
         return _read_socket(rest)
     if scheme in _AMQP_SCHEMES:
-        # kombu takes several, and turns to the next one when one is away: the nodes of a cluster.
+        # Nodes of a cluster: kombu fails over to the next.
         return ";".join(_read_amqp(one) for one in url.split(";"))
     return _read_redis(_REDIS_SCHEMES[scheme], rest)
 
 
 def tls_options(url: str) -> dict[str, object] | None:
-    """Return what a URL that `read_broker_url` gave says of TLS, in the form of Celery's ``broker_use_ssl``.
+    """Return Celery's ``broker_use_ssl`` for a URL from `read_broker_url`.
 
     Returns:
-        None for a broker without TLS, and for several nodes of RabbitMQ: kombu would look for the name of the first
-        node in the certificates of all.
+        None without TLS, and for several RabbitMQ nodes: kombu would expect the first node's name in every certificate.
     """
     scheme, _, rest = url.partition("://")
     if scheme == "amqps":
-        return None if ";" in rest else {"server_hostname": None}  # has kombu fill in the URL's host
+        return None if ";" in rest else {"server_hostname": None}  # kombu inserts the URL's host
     if scheme != "rediss":
         return None
     options: dict[str, object] = dict(parse_qsl(rest.partition("?")[2]))
@@ -85,9 +78,9 @@ def tls_options(url: str) -> dict[str, object] | None:
 def _read_amqp(url: str) -> str:
     scheme, separator, rest = url.partition("://")
     if not separator or scheme.lower() not in _AMQP_SCHEMES:
-        raise ValueError(f"holds a ; that no amqp://… follows; {ENCODE_HINT}")
+        raise ValueError(f"holds a ; without amqp://… after it; {ENCODE_HINT}")
     if _split(rest).query:
-        raise ValueError("holds options behind a ?, which are not supported: leave them out")
+        raise ValueError("holds options after a ?, which are not supported: leave them out")
     return f"{scheme.lower()}://{rest}"
 
 
@@ -96,7 +89,7 @@ def _read_redis(scheme: str, rest: str) -> str:
         raise ValueError(f"holds a ;: set one Redis, or {ENCODE_HINT}")
     parts = _split(rest)
     if not _DATABASE.fullmatch(parts.path):
-        raise ValueError(f"has a database that is no number, such as the 0 of redis://127.0.0.1/0; {ENCODE_HINT}")
+        raise ValueError(f"has a database that is not a number, such as the 0 of redis://127.0.0.1/0; {ENCODE_HINT}")
     options = _read_options(parts.query)
     if scheme == "rediss":
         options = {"ssl_cert_reqs": "required", **options}
@@ -114,19 +107,12 @@ def _read_socket(rest: str) -> str:
 
 
 def _split(rest: str) -> SplitResult:
-    """Take apart what follows the scheme, and make sure that no character of the password was taken for a delimiter.
-
-    Raises:
-        ValueError: one was, or host and port are none.
-    """
-    try:
+    """Split what follows the scheme; raise ValueError for a malformed host or port, or an unescaped delimiter."""
+    with suppress(ValueError):  # its text repeats the URL
         parts = urlsplit(f"//{rest}")
-        port = parts.port
-    except ValueError:  # its words repeat what they are about
-        raise ValueError(f"has a host or port that is none; {ENCODE_HINT}") from None
-    if "@" in parts.path + parts.query or (port is not None and not 0 < port <= _MAX_PORT):
-        raise ValueError(f"has a host or port that is none; {ENCODE_HINT}")
-    return parts
+        if parts.port != 0 and "@" not in parts.path + parts.query:
+            return parts
+    raise ValueError(f"has a malformed host or port; {ENCODE_HINT}")
 
 
 def _read_options(query: str) -> dict[str, str]:

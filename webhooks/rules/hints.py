@@ -1,11 +1,10 @@
-"""Which setting allows what an attempt was refused: for operators, in the worker's log, Flower and the command.
+"""Which setting caused a refused attempt: for operators, in the worker's log, Flower and the command.
 
-Not in the logs in MongoDB, which customers read and whose words the contract has.
+Customers read the logs in MongoDB, whose texts the contract defines, so hints are not stored there.
 """
 
 from webhooks.errors import ErrorKind
 
-#: Kinds of which a setting of the workers is the cure.
 _HINTS = {
     ErrorKind.NOT_ALLOWED: "the workers' WEBHOOKS_ALLOWED_NETWORKS and WEBHOOKS_ALLOWED_PORTS say what is allowed",
     ErrorKind.SECRET_UNREADABLE: "the workers' WEBHOOKS_ENCRYPTION_KEY must be the key that sealed the secret",
@@ -13,5 +12,5 @@ _HINTS = {
 
 
 def hint(kind: str | None) -> str | None:
-    """Return which setting to look at for an error kind; None where it is none of ours to allow."""
+    """Return which setting to check for an error kind; None if no setting helps."""
     return _HINTS.get(ErrorKind(kind)) if kind in set(ErrorKind) else None

@@ -1,4 +1,4 @@
-"""Which webhooks get an event. Pure; called by `delivery`."""
+"""Which webhooks get an event."""
 
 from collections.abc import Iterable
 from typing import TypeVar
@@ -9,28 +9,23 @@ _Webhook = TypeVar("_Webhook", COTWebhook, UnusableWebhook)
 
 
 def match(event: COTEvent, webhooks: Iterable[_Webhook]) -> list[_Webhook]:
-    """Return the webhooks that asked for the event, in the given order.
+    """Return the webhooks that get the event, in the given order.
 
-    An event goes to every active webhook of its own company whose trigger and context match (contract).
+    An event goes to every active webhook of its company whose trigger and context match (contract).
     """
     return [webhook for webhook in webhooks if is_match(event, webhook)]
 
 
 def is_match(event: COTEvent, webhook: COTWebhook | UnusableWebhook) -> bool:
-    """Tell whether one webhook asked for the event."""
+    """Return whether one webhook gets the event."""
     trigger = TRIGGERS[webhook.trigger]
     return (
         webhook.isActive
         and webhook.company == event.company
         and event.type == trigger.type
         and event.event in trigger.events
-        and all(_is_wanted(event, getattr(webhook.context, field), key) for field, key in trigger.narrowed_by.items())
+        and all(
+            getattr(webhook.context, field) in ("", str((event.data or {}).get(key)).lower())
+            for field, key in trigger.narrowed_by.items()
+        )
     )
-
-
-def _is_wanted(event: COTEvent, wanted_id: str, data_key: str) -> bool:
-    """Tell whether the event's data has the id that a context field asks for; ``""`` asks for nothing."""
-    if not wanted_id:
-        return True
-    found = (event.data or {}).get(data_key)
-    return str(found).lower() == wanted_id

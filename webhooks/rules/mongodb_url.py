@@ -1,7 +1,6 @@
-"""Rules of MongoDB's URL: which options can be used without breaking a promise.
+"""Rules of MongoDB's URL: which options keep our promises. The driver validates their values.
 
-Does no I/O, and leaves what an option's value may be to the driver (`mongo`). Texts of errors hold nothing of the URL
-but the names of its options, as it may hold a password.
+Error texts repeat only names of options, as the URL may hold a password.
 """
 
 import re
@@ -17,12 +16,11 @@ _ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 _NOT_LOST = "what is acknowledged must survive the loss of a server"
 _ONE_TIMEOUT = "set WEBHOOKS_MONGODB_TIMEOUT_S instead"
-#: Options, in lower case, that may have one value only, which is the one that `mongo.open_database` sets, or none at
-#: all; and why.
+#: Option in lower case → its only allowed value, which `open_database` sets, or None if it must be left out; and why.
 _REFUSED: dict[str, tuple[str | None, str]] = {
     "w": ("majority", _NOT_LOST),
     "journal": ("true", _NOT_LOST),
-    "fsync": ("false", "it stands against the journal, which is waited for"),
+    "fsync": ("false", "it conflicts with the journal, which is required"),
     "retrywrites": ("true", "a write whose answer is lost must not be made twice"),
     "readconcernlevel": ("local", "what is decided follows from the newest state of the primary"),
     "tz_aware": ("true", "dates are compared with their zone"),
@@ -34,16 +32,12 @@ _REFUSED: dict[str, tuple[str | None, str]] = {
     "sockettimeoutms": (None, _ONE_TIMEOUT),
     "timeoutms": (None, _ONE_TIMEOUT),
 }
-#: Options, in lower case, that other users of the same URL may need, and that count for nothing here.
+#: Options in lower case that are ignored, because other users of the URL may need them.
 _OVERRULED = frozenset({"readpreference", "readpreferencetags", "maxstalenessseconds"})
 
 
 def read_mongodb_url(url: str) -> str:
-    """Return the URL without white space around it.
-
-    Raises:
-        ValueError: it cannot be used; the text says why and what to do.
-    """
+    """Return the URL without surrounding white space; raise ValueError with reason and remedy."""
     url = url.strip()
     if not url:
         raise ValueError(f"is empty: set it to mongodb://…, or unset it for {_EXAMPLE}")
@@ -56,7 +50,7 @@ def read_mongodb_url(url: str) -> str:
 
 
 def list_options(url: str) -> Iterator[tuple[str, str]]:
-    """Yield name and value of each option as they stand in the URL; an empty name for what is no option."""
+    """Yield name and raw value of each option; the name is empty if there is no ``=``."""
     query = url.partition("://")[2].partition("?")[2]
     for part in re.split("[&;]", query):
         name, is_option, value = part.partition("=")
@@ -65,7 +59,7 @@ def list_options(url: str) -> Iterator[tuple[str, str]]:
 
 
 def find_overruled(url: str) -> list[str]:
-    """Name the options that count for nothing: all is read from the primary."""
+    """Return the options without effect: everything is read from the primary."""
     return [name for name, value in list_options(url) if name.lower() in _OVERRULED and value.lower() != "primary"]
 
 

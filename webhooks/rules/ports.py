@@ -1,17 +1,14 @@
-"""Which ports a request may go to.
+"""The port policy: which ports a request may go to.
 
-Owns the rule and its text. Never resolves a name; pure. Called by `client` for every attempt, before any look-up.
-
-Real receivers stand at 8443, 9443, 4443 and wherever a gateway puts them, so without a setting all ports are allowed
-but those at which something else than HTTP listens. An HTTP request, which a customer writes much of, is then never
-sent to a mail server or a Redis that would read commands in it. The rule holds for addresses in
-``WEBHOOKS_ALLOWED_NETWORKS`` as well: there our own database and broker may stand.
+Receivers use 8443, 9443 and many others, so by default every port is allowed that belongs to no other protocol. An
+HTTP request, largely written by the customer, must not reach a mail server or a Redis that reads commands in it. This
+holds for ``WEBHOOKS_ALLOWED_NETWORKS`` too, where our own database and broker may be.
 """
 
 from webhooks.errors import ErrorKind, NoResponse
 
-#: The "bad ports" of the WHATWG Fetch standard ("Port blocking"), which browsers refuse for the same reason. All but 9
-#: (discard): it does nothing with what it gets, and the contract shows what a request to it is answered with.
+#: The "bad ports" of the WHATWG Fetch standard ("Port blocking"), but 9 (discard): it is harmless, and used in the
+#: contract.
 _BAD_PORTS = frozenset(
     {
         *(1, 7, 11, 13, 15, 17, 19),  # tcpmux, echo, systat, daytime, netstat, qotd, chargen
@@ -29,7 +26,7 @@ _BAD_PORTS = frozenset(
     }
 )
 
-#: Data stores and brokers, which stand in inner networks; the standard's list is about the Internet. None speaks HTTP.
+#: Data stores and brokers of internal networks, which the standard's list does not cover.
 _STORE_PORTS = frozenset(
     {
         *(1433, 1521, 3306, 5432),  # SQL Server, Oracle, MySQL, PostgreSQL
@@ -42,14 +39,11 @@ REFUSED_PORTS = _BAD_PORTS | _STORE_PORTS
 
 
 def check_port(port: int, allowed_ports: frozenset[int] | None) -> None:
-    """Judge the port of a URL.
+    """Raise NoResponse (NOT_ALLOWED) for a port that is not allowed.
 
     Args:
         port: between 1 and 65535.
-        allowed_ports: ``WEBHOOKS_ALLOWED_PORTS``; ``None`` for the rule above.
-
-    Raises:
-        NoResponse: kind NOT_ALLOWED.
+        allowed_ports: ``WEBHOOKS_ALLOWED_PORTS``; None: all but `REFUSED_PORTS`.
     """
     is_allowed = port not in REFUSED_PORTS if allowed_ports is None else port in allowed_ports
     if not is_allowed:

@@ -1,7 +1,6 @@
-"""What to do about a broker or a MongoDB that cannot be used: a line with the reason and the remedy.
+"""Error texts for a broker or a MongoDB that cannot be used: the reason and the remedy, on one line.
 
-Owns the words, and which errors a server that is up gives: that one is not to be "started". No line holds a password:
-of foreign errors only the texts of those are repeated that hold host, port and the server's own words.
+A foreign error's text is repeated only if it holds nothing but host, port and the server's own words: never a password.
 """
 
 import ssl
@@ -11,31 +10,22 @@ from typing import Any
 import amqp
 import redis
 from kombu.exceptions import KombuError
-from pymongo.errors import (
-    ConnectionFailure,
-    NetworkTimeout,
-    OperationFailure,
-    ServerSelectionTimeoutError,
-)
+from pymongo.errors import ConnectionFailure, NetworkTimeout, OperationFailure, ServerSelectionTimeoutError
 from redis.exceptions import BusyLoadingError, InvalidResponse, NoPermissionError, OutOfMemoryError, ReadOnlyError
 
 from webhooks.errors import WebhooksError
 
-#: What a broker's drivers raise where it cannot be used.
 DRIVER_ERRORS = (KombuError, redis.RedisError, amqp.AMQPError)
 BROKER_ERRORS = (*DRIVER_ERRORS, OSError)
 
 _BROKER, _DATABASE = "WEBHOOKS_BROKER_URL", "WEBHOOKS_MONGODB_URL"
 _ENCODED = "in which characters such as @ : / # % of a user or password must be percent-encoded (@ is %40)"
-#: MongoDB's codes of errors, https://www.mongodb.com/docs/manual/reference/error-codes/
+#: https://www.mongodb.com/docs/manual/reference/error-codes/
 _UNAUTHORIZED, _AUTHENTICATION_FAILED = 13, 18
 
-#: The first that an error, or one that it came of, is an instance of → what to do.
+#: Types of the error or one of its causes → remedy. First match wins.
 _BROKER_REMEDIES: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], str], ...] = (
-    (
-        (redis.AuthenticationError, amqp.AccessRefused),
-        f"check user and password in {_BROKER}, {_ENCODED}",
-    ),
+    ((redis.AuthenticationError, amqp.AccessRefused), f"check user and password in {_BROKER}, {_ENCODED}"),
     (amqp.NotAllowed, f"check the virtual host in {_BROKER}, and what the user may do there"),
     (
         NoPermissionError,
@@ -44,12 +34,12 @@ _BROKER_REMEDIES: tuple[tuple[type[BaseException] | tuple[type[BaseException], .
     (OutOfMemoryError, "its memory is full: let workers empty it, or raise its maxmemory"),
     (ReadOnlyError, f"it is a replica: set {_BROKER} to the primary"),
     (BusyLoadingError, "it is reading its data: wait"),
-    (InvalidResponse, f"what answers there is no Redis: check host and port in {_BROKER}"),
+    (InvalidResponse, f"the server is not a Redis: check host and port in {_BROKER}"),
     (ssl.SSLError, f"check the server's certificate, and the TLS options of {_BROKER}"),
     (redis.ResponseError, f"check {_BROKER}, and the server's settings"),
 )
 _START_BROKER = f"start it, or set {_BROKER} to where it is"
-#: What redis-py says where a server does not speak its language: in a timeout, or as a `ConnectionError`.
+#: redis-py's text for a server with another protocol.
 _CLOSED = "Connection closed by server."
 _CHECK_SCHEME = (
     f"check host and port in {_BROKER}, whether anything between drops packets, and its scheme: rediss:// and amqps:// "
@@ -59,10 +49,10 @@ _START_DATABASE = f"start it, or set {_DATABASE} to where it is"
 
 
 def explain_broker(error: BaseException) -> str:
-    """Say why the broker cannot be used, and what to do about it."""
+    """Return why the broker cannot be used, and the remedy."""
     chain = list(_causes(error))
     reason = _text_of_broker(error)
-    if _BROKER in reason:  # the transport has said what to check
+    if _BROKER in reason:  # the transport's own text
         return f"{reason}, {_ENCODED}"
     for kinds, remedy in _BROKER_REMEDIES:
         if any(isinstance(one, kinds) for one in chain):
@@ -72,12 +62,12 @@ def explain_broker(error: BaseException) -> str:
 
 
 def explain_database(error: BaseException) -> str:
-    """Say why MongoDB cannot be used, and what to do about it."""
+    """Return why MongoDB cannot be used, and the remedy."""
     for one in _causes(error):
         if isinstance(one, OperationFailure):
             return f"{_text_of_refusal(one)}; {_remedy_of_refusal(one)}"
         if isinstance(one, ServerSelectionTimeoutError):
-            # What follows is a page about the driver's own state.
+            # Without the driver's own state.
             text = str(one).partition(" (configured timeouts")[0].partition(", Timeout:")[0]
             return f"MongoDB is not reachable: {text}; {_remedy_of_selection(text)}"
         if isinstance(one, NetworkTimeout):
@@ -89,7 +79,7 @@ def explain_database(error: BaseException) -> str:
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Tell whether a server answered, and refused user or password: waiting does not change that."""
+    """Return whether a server refused user or password, so that waiting does not help."""
     return any(
         isinstance(one, redis.AuthenticationError | amqp.AccessRefused)
         or (isinstance(one, OperationFailure) and one.code in (_UNAUTHORIZED, _AUTHENTICATION_FAILED))
@@ -113,17 +103,14 @@ def _text_of_broker(error: BaseException) -> str:
 
 
 def _text_of_refusal(error: OperationFailure) -> str:
-    # Its own text may quote what was being written.
+    # Its own text may quote payload.
     details: Any = error.details or {}
     return f"MongoDB refused an operation: {details.get('codeName') or f'error {error.code}'}"
 
 
 def _remedy_of_refusal(error: OperationFailure) -> str:
     if error.code == _AUTHENTICATION_FAILED:
-        return (
-            f"check user and password in {_DATABASE}, {_ENCODED}, and authSource, the database in which the user was "
-            "made"
-        )
+        return f"check user and password in {_DATABASE}, {_ENCODED}, and authSource, the database that holds the user"
     if error.code == _UNAUTHORIZED:
         return f"put user and password into {_DATABASE}, and give that user the role readWrite on its database"
     return "it may pass; the server's log says more"
@@ -134,6 +121,6 @@ def _remedy_of_selection(text: str) -> str:
         return f"check the server's certificate, and the TLS options of {_DATABASE}"
     if "replica set" in text.lower() or "primary" in text:
         return f"check replicaSet in {_DATABASE}, and that the set has a primary"
-    if "refused" in text or "[Errno -" in text:  # nothing listens, or the host's name leads nowhere
+    if "refused" in text or "[Errno -" in text:
         return _START_DATABASE
     return f"check host and port in {_DATABASE}, and whether the server wants TLS (tls=true)"

@@ -1,21 +1,16 @@
-"""How long a receiver asks us to wait: ``Retry-After`` of a response (RFC 9110, 10.2.3).
-
-Owns which texts count, as strangers write them. Never bounds what is asked for: how long we wait at most is the
-operator's to say. Pure; called by `client`.
-"""
+"""Parses ``Retry-After`` (RFC 9110, 10.2.3)."""
 
 import re
 from datetime import UTC, datetime
 from http import HTTPStatus
 
-#: The statuses with which it delays the next attempt. RFC 9110 gives it a meaning with redirects too, which we do not
-#: follow.
+#: Statuses with which it delays the next attempt. With redirects it has a meaning too, but we follow none.
 _STATUSES = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
 
-#: Longer waits are no answer to "when again?" but an error or an attack; some 30 years.
+#: Longer waits, over 30 years, are an error or an attack.
 _MAX_S = 999_999_999
 
-#: RFC 9110, 5.6.3. Python's strip() also takes off what only looks like white space.
+#: RFC 9110, 5.6.3. Python's ``strip()`` removes more.
 _WHITE_SPACE = " \t"
 
 _SECONDS = re.compile(r"[0-9]{1,9}")
@@ -25,26 +20,26 @@ _MONTH = f"(?P<month>{'|'.join(_MONTHS)})"
 _TIME = r"(?P<hour>[0-9]{2}):(?P<minute>[0-9]{2}):(?P<second>[0-9]{2})"
 _DAY_NAME = "(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)"
 _LONG_DAY_NAME = "(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day"
-#: RFC 9110, 5.6.7: the one that is sent, and the two obsolete ones that a recipient has to take. All are in UTC.
+#: RFC 9110, 5.6.7: the current form and the two obsolete ones that must be accepted, all in UTC.
 _DATES = (
     re.compile(rf"{_DAY_NAME}, (?P<day>[0-9]{{2}}) {_MONTH} (?P<year>[0-9]{{4}}) {_TIME} GMT"),
     re.compile(rf"{_LONG_DAY_NAME}, (?P<day>[0-9]{{2}})-{_MONTH}-(?P<year>[0-9]{{2}}) {_TIME} GMT"),
     re.compile(rf"{_DAY_NAME} {_MONTH} (?P<day>[ 0-9][0-9]) {_TIME} (?P<year>[0-9]{{4}})"),
 )
-#: RFC 9110, 5.6.7: a year of two digits is never further ahead than this.
+#: RFC 9110, 5.6.7: a two-digit year is at most this far ahead.
 _TWO_DIGITS_AHEAD = 50
 
 
 def read_retry_after(status: int, value: str | None, present: datetime) -> float | None:
-    """Return the seconds until the receiver wants to be asked again.
+    """Return the wait that a receiver asks for, not bounded by the settings.
 
     Args:
         status: of its response.
-        value: of its header; of several ones, joined with commas. None when there is none.
-        present: what a date counts from: our own clock, as that is what the next attempt is due by.
+        value: the header; repeated headers are joined with commas.
+        present: our own clock, which the next attempt is due by.
 
     Returns:
-        0 or more; None when it asks for nothing, or not in a way that RFC 9110 knows.
+        0 or more; None if it asks for none, or not in a form of RFC 9110.
     """
     if value is None or status not in _STATUSES:
         return None
@@ -67,7 +62,7 @@ def _read_date(text: str, present: datetime) -> datetime | None:
         latest = present.year + _TWO_DIGITS_AHEAD
         year = latest - (latest - year) % 100
     month, day = _MONTHS.index(match["month"]) + 1, int(match["day"])
-    second = 59 if match["second"] == "60" else int(match["second"])  # Python knows no leap seconds
+    second = 59 if match["second"] == "60" else int(match["second"])  # no leap seconds in Python
     try:
         return datetime(year, month, day, int(match["hour"]), int(match["minute"]), second, tzinfo=UTC)
     except ValueError:  # a day or time that does not exist

@@ -1,10 +1,7 @@
-"""Signatures of Standard Webhooks: how a receiver knows that a request is ours and was not changed.
+"""Signatures of the Standard Webhooks specification 1.0, and the forms of their secrets.
 
-Owns the forms of secrets and the arithmetic of signatures; pure. Never stores a secret (`vault` seals them) and never
-decides which ones a webhook has. Called by `delivery` and `cli`.
-
-Source: the Standard Webhooks specification 1.0. What is signed is ``id.timestamp.body``; a signature is ``v1,`` with
-HMAC-SHA256 or ``v1a,`` with Ed25519 (RFC 8032), in base64.
+The signed content is ``id.timestamp.body``. A signature is ``v1,`` with HMAC-SHA256 or ``v1a,`` with Ed25519
+(RFC 8032), in base64.
 """
 
 import binascii
@@ -21,25 +18,24 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from webhooks.errors import InvalidWebhook
 
-#: Bytes that a symmetric secret may have (the specification's bounds), and that one of ours has.
+#: The specification's bounds of a symmetric secret, and the length of ours.
 _MIN_SECRET_BYTES, _MAX_SECRET_BYTES = 24, 64
 _OUR_SECRET_BYTES = 32
-#: An Ed25519 seed; and the seed with its public key behind it, as other senders write private keys.
+#: An Ed25519 seed, and a seed followed by its public key.
 _SEED_BYTES, _KEY_PAIR_BYTES = 32, 64
-#: Secrets ready for use that a process keeps, so that not each attempt has to make them ready.
+#: Parsed secrets per process.
 _CACHE_SIZE = 10_000
 
 
 class Scheme(StrEnum):
     """How a request is signed."""
 
-    #: HMAC-SHA256: who can check a signature can also make one.
+    #: HMAC-SHA256, with a shared secret.
     V1 = "v1"
-    #: Ed25519: checked with a public key.
+    #: Ed25519, with a public key.
     V1A = "v1a"
 
 
-#: What each scheme's secrets begin with.
 _PREFIXES = {Scheme.V1: "whsec_", Scheme.V1A: "whsk_"}
 _PUBLIC_PREFIX = "whpk_"
 
@@ -54,11 +50,7 @@ def new_secret(scheme: Scheme = Scheme.V1) -> str:
 
 
 def find_scheme(secret: str) -> Scheme:
-    """Say what a secret is for, and check it.
-
-    Raises:
-        InvalidWebhook: it is none; the text does not repeat it.
-    """
+    """Validate a secret and return its scheme; raise InvalidWebhook, without the secret, if it is invalid."""
     scheme = next((scheme for scheme, prefix in _PREFIXES.items() if secret.startswith(prefix)), None)
     if scheme is None:
         raise InvalidWebhook("invalid secret: must begin with whsec_ or whsk_")
@@ -67,26 +59,19 @@ def find_scheme(secret: str) -> Scheme:
 
 
 def public_key(private_key: str) -> str:
-    """Return the public key ``whpk_…`` of a private key ``whsk_…``.
-
-    Raises:
-        InvalidWebhook: it is none.
-    """
+    """Return the public key ``whpk_…`` of a private key ``whsk_…``; raise InvalidWebhook if it is invalid."""
     key = _read_ed25519(private_key)
     return _write(_PUBLIC_PREFIX, key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw))
 
 
 def sign(using: Iterable[str], message_id: str, timestamp: int, body: bytes) -> str:
-    """Return the value of the header ``webhook-signature``.
+    """Return the header ``webhook-signature``; raise InvalidWebhook for an invalid secret.
 
     Args:
-        using: secrets; each gives one signature, in their order. During a rotation there are several.
-        message_id: the value of ``webhook-id``.
-        timestamp: the value of ``webhook-timestamp``, seconds since 1970.
+        using: secrets; each gives one signature, in order. During a rotation there are several.
+        message_id: the header ``webhook-id``.
+        timestamp: the header ``webhook-timestamp``, seconds since 1970.
         body: as it is sent.
-
-    Raises:
-        InvalidWebhook: one of the secrets is none.
     """
     content = f"{message_id}.{timestamp}.".encode() + body
     return " ".join(_load(secret)(content) for secret in using)
@@ -94,14 +79,14 @@ def sign(using: Iterable[str], message_id: str, timestamp: int, body: bytes) -> 
 
 @lru_cache(maxsize=_CACHE_SIZE)
 def _load(secret: str) -> Callable[[bytes], str]:
-    """Return what makes one secret's signature of some content."""
+    """Return the function that signs content with a secret."""
     if secret.startswith(_PREFIXES[Scheme.V1A]):
         key = _read_ed25519(secret)
         return lambda content: f"v1a,{b64encode(key.sign(content)).decode()}"
     raw = _read(secret, _PREFIXES[Scheme.V1])
     if not _MIN_SECRET_BYTES <= len(raw) <= _MAX_SECRET_BYTES:
         raise InvalidWebhook(
-            f"invalid secret: must be {_MIN_SECRET_BYTES} to {_MAX_SECRET_BYTES} bytes in base64 behind whsec_"
+            f"invalid secret: must be {_MIN_SECRET_BYTES} to {_MAX_SECRET_BYTES} bytes in base64 after whsec_"
         )
     return lambda content: f"v1,{b64encode(hmac.digest(raw, content, hashlib.sha256)).decode()}"
 
@@ -109,10 +94,10 @@ def _load(secret: str) -> Callable[[bytes], str]:
 def _read_ed25519(private_key: str) -> Ed25519PrivateKey:
     raw = _read(private_key, _PREFIXES[Scheme.V1A])
     if len(raw) not in (_SEED_BYTES, _KEY_PAIR_BYTES):
-        raise InvalidWebhook("invalid private key: must be 32 or 64 bytes in base64 behind whsk_")
+        raise InvalidWebhook("invalid private key: must be 32 or 64 bytes in base64 after whsk_")
     key = Ed25519PrivateKey.from_private_bytes(raw[:_SEED_BYTES])
     if raw[_SEED_BYTES:] not in (b"", key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)):
-        raise InvalidWebhook("invalid private key: its two halves do not belong together")
+        raise InvalidWebhook("invalid private key: its public key does not match")
     return key
 
 
@@ -122,7 +107,7 @@ def _read(text: str, prefix: str) -> bytes:
     try:
         return b64decode(text.removeprefix(prefix), validate=True)
     except (binascii.Error, ValueError):
-        raise InvalidWebhook(f"invalid secret: must be base64 behind {prefix}") from None
+        raise InvalidWebhook(f"invalid secret: must be base64 after {prefix}") from None
 
 
 def _write(prefix: str, raw: bytes) -> str:

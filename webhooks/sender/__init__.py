@@ -1,9 +1,4 @@
-"""HTTP requests, each to an address that was judged first.
-
-`client` sends them, over what `adapter` opens and `idle` keeps; `nonblocking` is one on its way, `loop` waits for many.
-`request` makes the bytes that go out, `response` reads those that come back, `readable` makes text of a body.
-Rules: `ports`, `retry_after`; the way to an address: `resolver`, `connection`, `proxy`.
-"""
+"""HTTP requests to checked addresses."""
 
 from webhooks.sender.client import OnAnswer, Sender
 from webhooks.sender.deadline import Answer, Timings

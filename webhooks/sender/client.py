@@ -1,14 +1,13 @@
-"""One HTTP request, start to finish.
+"""`Sender`: HTTP requests over kept and new connections.
 
-Owns `Sender`: when a request goes over a kept connection and when over a new one, the second try on a stale connection,
-and how much of a response is kept. Never follows a redirect, keeps a cookie, reads a proxy or ``.netrc`` from the
-environment, or raises for what a receiver does.
+It follows no redirect, keeps no cookie, and reads no proxy or ``.netrc`` from the environment.
 """
 
 import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import certifi
 import requests
 
 from webhooks.config import Proxy
-from webhooks.errors import ErrorKind, NoResponse, trace
+from webhooks.errors import ErrorKind, NoResponse, TooLate, trace
 from webhooks.models.url import RequestUrl
 from webhooks.models.wire import now
 from webhooks.rules.addresses import Network
@@ -33,23 +32,24 @@ from webhooks.sender.nonblocking import InFlightRequest
 from webhooks.sender.request import OutgoingPost, OutgoingRequest, find_url, prepare
 from webhooks.sender.resolver import Resolver
 from webhooks.sender.response import bad_response
+from webhooks.transport.holder import uptime
 
 logger = logging.getLogger(__name__)
 
-#: Bytes of a body asked for at a time, of what stands in for our connections in tests.
+#: Read size for replacements of our connections in tests.
 _READ_BYTES = 16 * 1024
 
 _NO_TARGET = RequestUrl("", "", 0, "", "")
 
-#: Gets what came of a request: exactly once, in a thread of the sender's, which it must not keep waiting.
+#: Called exactly once per request, in one of the sender's threads; must not block.
 OnAnswer = Callable[[Answer], None]
 
 
 class Sender:
-    """Sends requests to allowed addresses over kept connections. One per process; its methods are thread-safe.
+    """Sends requests to allowed addresses over kept connections. One per process; thread-safe.
 
-    One thread sends over kept connections, many requests at a time and without waiting. What needs a new connection is
-    left to other threads, which wait. They start with the first request.
+    One thread sends over kept connections, many requests at a time without blocking. A pool of blocking threads sends
+    over new connections.
     """
 
     def __init__(
@@ -66,20 +66,12 @@ class Sender:
         proxy: Proxy | None = None,
         resolver: Resolver | None = None,
     ) -> None:
-        """Make a sender. Opens no connection, starts no thread, reads the certificate authorities.
+        """Read the certificate authorities. Opens no connection and starts no thread.
 
-        Args:
-            allowed_networks: addresses that requests may go to besides public ones.
-            connect_timeout_s: for TCP alone, shared among a host's addresses.
-            total_timeout_s: for everything from look-up to the last byte of the body.
-            max_response_bytes: kept of a body, counted after decompression.
-            ca_bundle: PEM file; ``None`` for certifi's list.
-            pool_size: idle connections kept per endpoint.
-            concurrency: requests at one time; those beyond wait, and their deadlines have not begun. ``None`` for as
-                many as connections are kept per endpoint.
-            allowed_ports: the only ones that requests may go to; ``None`` for the rule of `ports`.
-            proxy: what all requests go through; ``None`` for none.
-            resolver: for tests; ``None`` for the system's.
+        The connect timeout covers TCP alone; the total timeout runs from look-up to the last byte of the body. A
+        request beyond `concurrency` (None: `pool_size`) waits, and its deadline has not begun. `pool_size` limits idle
+        connections per endpoint. `max_response_bytes` is counted after decompression. None also means: certifi's
+        authorities, the ports of `rules.ports`, no proxy, the system's resolver.
         """
         self._allowed_ports = allowed_ports
         self._connect_timeout_s = connect_timeout_s
@@ -95,17 +87,15 @@ class Sender:
         )
         self._lock = threading.Lock()
         self._is_closed = False
-        #: None until the first request.
         self._loop: Loop[_Job] | None = None
         self._threads = ThreadPoolExecutor(self._concurrency, "sender")
 
     def submit(self, request: OutgoingRequest, on_answer: OnAnswer) -> None:
-        """Send a request, without waiting for what comes of it.
+        """Send a request without waiting for its answer.
 
         Args:
             request: what to send.
-            on_answer: gets the answer, also where none came: nothing that a receiver, a resolver or a URL does is
-                raised. A defect of ours comes as the answer's `defect`.
+            on_answer: gets the answer, also for errors of receiver, resolver and URL, and for our own defects.
 
         Raises:
             RuntimeError: the sender is closed.
@@ -113,41 +103,47 @@ class Sender:
         self.submit_many([(request, on_answer)])
 
     def submit_many(self, requests: Iterable[tuple[OutgoingRequest, OnAnswer]]) -> None:
-        """Send requests, as `submit` does; they are begun in their order."""
+        """Like `submit`; requests begin in the given order."""
         jobs = [_Job(request, on_answer) for request, on_answer in requests]
         with self._lock:
             if self._is_closed:
                 raise RuntimeError("the sender is closed")
             if self._loop is None:
-                self._loop = self._start()
+                self._loop = Loop(
+                    begin=self._begin,
+                    advance=self._advance,
+                    expire=self._expire,
+                    fail=self._fail,
+                    sweep=self._idle.sweep,
+                    most=self._concurrency,
+                )
+                self._loop.start()
             self._loop.put(jobs)
 
     def post(
-        self, url: str, headers: Mapping[str, str], body: bytes, *, max_connection_age_s: float | None = None
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        *,
+        max_connection_age_s: float | None = None,
+        begin_by: float | None = None,
     ) -> Answer:
-        """Send a request, and wait for what comes of it. Not to be called from within `on_answer`.
-
-        Args:
-            url: as in `OutgoingRequest`, like all that follow.
-            headers: see there.
-            body: see there.
-            max_connection_age_s: see there.
-
-        Returns:
-            The answer, also where none came: nothing that a receiver, a resolver or a URL does is raised.
+        """Send a request and wait for its answer; not from within `on_answer`. See `OutgoingRequest`.
 
         Raises:
-            ValueError: a header name or value that HTTP cannot carry; whoever stores headers checks them.
+            TooLate: `begin_by` had passed.
+            ValueError: HTTP cannot carry a header's name or value.
         """
         future: Future[Answer] = Future()
-        self.submit(OutgoingRequest(url, headers, body, max_connection_age_s), future.set_result)
+        self.submit(OutgoingRequest(url, headers, body, max_connection_age_s, begin_by), future.set_result)
         answer = future.result()
         if answer.defect is not None:
             raise answer.defect
         return answer
 
     def close(self) -> None:
-        """Wait until all requests are answered; close the connections, and end the threads."""
+        """Wait until all requests are answered; close the connections and end the threads."""
         with self._lock:
             loop, self._is_closed = None if self._is_closed else self._loop, True
         if loop is not None:
@@ -156,23 +152,13 @@ class Sender:
         self._idle.close()
         self._resolver.close()
 
-    def _start(self) -> "Loop[_Job]":
-        loop = Loop(
-            begin=self._begin,
-            advance=self._advance,
-            expire=self._expire,
-            fail=self._fail,
-            sweep=self._idle.sweep,
-            most=self._concurrency,
-        )
-        loop.start()
-        return loop
-
     # ── In the loop's thread ────────────────────────────────────────────────────────────────────────────────────────
     def _begin(self, job: "_Job") -> InFlightRequest | None:
-        """Begin a job over a kept connection, or have a thread see to it."""
+        """Begin a job over a kept connection, or hand it to a thread."""
         job.attempt = attempt = Attempt(_NO_TARGET, self._connect_timeout_s, self._total_timeout_s)
         asked = job.request
+        if asked.begin_by is not None and uptime() > asked.begin_by:
+            raise TooLate("its time had passed before the request was begun")
         try:
             attempt.target = target = find_url(asked.url)
             check_port(target.port, self._allowed_ports)
@@ -186,7 +172,7 @@ class Sender:
         return job.in_flight
 
     def _advance(self, job: "_Job") -> bool:
-        """Go on with a job over a kept connection; return whether it is over, or left to a thread."""
+        """Continue a job over a kept connection; return whether it is over, or left to a thread."""
         request, collector = job.in_flight, job.collector
         if request is None:
             return True
@@ -205,7 +191,7 @@ class Sender:
             return True
         self._adapter.finish(request, is_read=wants_more)
         if head.status == HTTPStatus.REQUEST_TIMEOUT:
-            # It is not about our request, but says that the connection was idle for too long (RFC 9110, 15.5.9).
+            # The connection was idle for too long (RFC 9110, 15.5.9).
             self._try_again(job)
         else:
             self._answer(job, _answered(request.attempt, head.status, head.headers, collector))
@@ -220,17 +206,16 @@ class Sender:
         self._adapter.finish(request, is_read=False)
         is_silent = not attempt.received_bytes
         if is_silent and error.kind in (ErrorKind.TIMEOUT, ErrorKind.RESET):
-            # The network, or whatever stands before the receiver, may have forgotten the others as well.
+            # The network may have dropped the other connections too.
             self._idle.close_silent(request.connection.endpoint, attempt.started)
         if is_silent and error.kind in (ErrorKind.RESET, ErrorKind.HANG_UP):
-            # The receiver closed a kept connection while we wrote to it, which every keep-alive server does some
-            # time (RFC 9112, 9.3.1). That says nothing about the receiver, so it is not a failed attempt.
+            # The server closed the idle connection while we wrote to it (RFC 9112, 9.3.1). That is no failed attempt.
             self._try_again(job)
         else:
             self._answer(job, _failed(attempt, error))
 
     def _try_again(self, job: "_Job") -> None:
-        """Have a thread send a request anew, over a new connection and within the same attempt."""
+        """Have a thread repeat a request over a new connection, within the same attempt."""
         if job.post is not None:
             job.post.attempt.start_over()
             self._threads.submit(self._post, job, job.post)
@@ -244,21 +229,21 @@ class Sender:
         answer = Answer(None, text, ErrorKind.INTERNAL, False, attempt.peer, attempt.timings(), defect=error)
         self._answer(job, answer)
 
-    # ── In a thread of its own ──────────────────────────────────────────────────────────────────────────────────────
+    # ── In a blocking thread ────────────────────────────────────────────────────────────────────────────────────────
     def _post(self, job: "_Job", post: OutgoingPost) -> None:
-        """Send a request over a new connection, and wait for what comes of it."""
+        """Send a request over a new connection, and wait for its answer."""
         try:
             answer = self._wait_for_answer(post)
         except NoResponse as error:
             answer = _failed(post.attempt, error)
-        except Exception as error:  # noqa: BLE001 - a defect of ours is for the caller to log
+        except Exception as error:  # noqa: BLE001 - the caller logs our defects
             self._fail(job, error)
             return
         self._answer(job, answer)
 
     def _wait_for_answer(self, post: OutgoingPost) -> Answer:
         try:
-            # The connections keep the deadline themselves; this timeout is for what stands in for them.
+            # Our connections have their own deadline; this timeout is for their replacements in tests.
             response = self._adapter.send(post, stream=True, timeout=self._total_timeout_s)
         except requests.RequestException as error:
             raise _no_response(error, post.attempt) from error
@@ -270,7 +255,7 @@ class Sender:
             response.close()
         return _answered(post.attempt, response.status_code, response.headers, collector)
 
-    # ── In either ───────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── In either thread ────────────────────────────────────────────────────────────────────────────────────────────
     def _new_collector(self, headers: Mapping[str, str]) -> BodyCollector:
         return BodyCollector(self._max_response_bytes, headers.get("content-encoding"))
 
@@ -283,24 +268,22 @@ class Sender:
         try:
             on_answer(answer)
         except Exception as error:  # noqa: BLE001 - the sender's threads go on
-            logger.error("an answer was not taken: %s", trace(error))  # noqa: TRY400
+            logger.error("the handler of an answer failed: %s", trace(error))  # noqa: TRY400
 
 
+@dataclass(slots=True, eq=False)
 class _Job:
-    """A request, and how far it has come."""
+    """A request and its progress."""
 
-    __slots__ = ("attempt", "collector", "in_flight", "on_answer", "post", "request")
-
-    def __init__(self, request: OutgoingRequest, on_answer: OnAnswer) -> None:
-        self.request = request
-        #: None once it was called.
-        self.on_answer: OnAnswer | None = on_answer
-        #: These three are None until it is begun.
-        self.attempt: Attempt | None = None
-        self.post: OutgoingPost | None = None
-        #: None also where it goes over a new connection.
-        self.in_flight: InFlightRequest | None = None
-        self.collector: BodyCollector | None = None
+    request: OutgoingRequest
+    #: None after its call.
+    on_answer: OnAnswer | None
+    #: None before `_begin`, like the next two.
+    attempt: Attempt | None = None
+    post: OutgoingPost | None = None
+    #: None over a new connection as well.
+    in_flight: InFlightRequest | None = None
+    collector: BodyCollector | None = None
 
 
 def _answered(attempt: Attempt, status: int, headers: Mapping[str, str], collector: BodyCollector) -> Answer:
@@ -314,8 +297,7 @@ def _failed(attempt: Attempt, error: NoResponse) -> Answer:
     return Answer(None, error.text, error.kind, False, attempt.peer, attempt.timings())
 
 
-#: What requests raises by itself. Over our connections nothing can: errors become `NoResponse` where they happen.
-#: These come from what stands in for the adapter in tests. First match wins.
+#: requests' own errors, from replacements of the adapter in tests: ours raises `NoResponse`. First match wins.
 _KINDS: tuple[tuple[type[requests.RequestException], ErrorKind], ...] = (
     (requests.exceptions.SSLError, ErrorKind.TLS),
     (requests.exceptions.ConnectTimeout, ErrorKind.CONNECT_TIMEOUT),
@@ -328,16 +310,13 @@ _KINDS: tuple[tuple[type[requests.RequestException], ErrorKind], ...] = (
 
 def _no_response(error: requests.RequestException, attempt: Attempt) -> NoResponse:
     kind = next(kind for cls, kind in _KINDS if isinstance(error, cls))
-    match kind:
-        case ErrorKind.TIMEOUT:
-            return attempt.timed_out()
-        case ErrorKind.HANG_UP:
-            return hang_up()
-        case ErrorKind.TLS:
-            return NoResponse(kind, "TLS failed")
-        case ErrorKind.CONNECT_TIMEOUT:
-            return NoResponse(kind, f"connect ETIMEDOUT {attempt.target.shown_host}:{attempt.target.port}")
-        case ErrorKind.BAD_URL:
-            return NoResponse(kind, "bad URL: it is malformed")
-        case _:
-            return bad_response("Invalid response")
+    address = f"{attempt.target.shown_host}:{attempt.target.port}"
+    texts = {
+        ErrorKind.TIMEOUT: attempt.timed_out().text,
+        ErrorKind.HANG_UP: hang_up().text,
+        ErrorKind.TLS: "TLS failed",
+        ErrorKind.CONNECT_TIMEOUT: f"connect ETIMEDOUT {address}",
+        ErrorKind.BAD_URL: "bad URL: it is malformed",
+        ErrorKind.BAD_RESPONSE: bad_response("Invalid response").text,
+    }
+    return NoResponse(kind, texts[kind])

@@ -1,6 +1,6 @@
-"""Connections: how one comes about (look-up, address policy, TCP, proxy, TLS).
+"""Opens connections: look-up, address policy, TCP, proxy, TLS.
 
-Maps foreign errors to `NoResponse` by their type, where they happen.
+Converts foreign errors to `NoResponse` by type, where they occur.
 """
 
 import logging
@@ -16,19 +16,18 @@ from webhooks.config import Proxy
 from webhooks.errors import ErrorKind, NoResponse
 from webhooks.rules.addresses import Network, Verdict, classify
 from webhooks.sender.certificates import ClientContext, check_name
-from webhooks.sender.deadline import Attempt, Phase, connect_failed, hang_up, tls_failed
+from webhooks.sender.deadline import Attempt, Phase, connect_failed
 from webhooks.sender.proxy import open_tunnel, proxy_failed, unreachable
 from webhooks.sender.resolver import Endpoint, Resolver
 
 logger = logging.getLogger(__name__)
 
-#: Addresses of one host that are tried: a name server can answer with hundreds. With the default connect timeout each
-#: gets twice the round trip to the other side of the world.
+#: Addresses tried per host. With the default connect timeout, each gets two of the longest round trips on Earth.
 MAX_ADDRESSES = 8
 
 
 class Connector:
-    """Makes guarded TCP connections: what all connections of one Sender share."""
+    """Opens TCP connections to allowed addresses."""
 
     def __init__(self, allowed_networks: tuple[Network, ...], resolver: Resolver, proxy: Proxy | None) -> None:
         self._allowed_networks = allowed_networks
@@ -36,23 +35,20 @@ class Connector:
         self._proxy = proxy
 
     def open(self, attempt: Attempt) -> socket.socket:
-        """Resolve the attempt's host once, judge every answer, and connect to the first that works.
-
-        Returns:
-            A socket whose other end is the judged address, be it at the end of a tunnel.
+        """Resolve the attempt's host once, check every address, and connect to the first that works.
 
         Raises:
-            NoResponse: look-up failed, an address is not allowed, or none could be connected to.
+            NoResponse: the look-up failed, an address is not allowed, or none could be connected to.
         """
         target = attempt.target
         if ":" in target.host:
-            # A zone id may name an interface that this machine does not have: judge before the resolver sees it.
+            # Check before the resolver refuses a zone id of an unknown interface.
             self._judge(attempt, target.host)
         with attempt.timing(Phase.LOOKUP):
             endpoints = self._resolver.resolve(target.lookup_host, target.port, attempt.remaining_s())
         for endpoint in endpoints:
             verdict = self._judge(attempt, endpoint.ip)
-            # A public address may be this machine's own: from inside, no firewall stands before what listens on it.
+            # A public address of this machine itself bypasses the firewall.
             if verdict is Verdict.PUBLIC and self._proxy is None and _is_own(endpoint):
                 raise _not_allowed(attempt, endpoint.ip)
         connect = _connect if self._proxy is None else self._connect_through_proxy
@@ -71,13 +67,13 @@ class Connector:
     def _connect_through_proxy(self, endpoint: Endpoint, attempt: Attempt, share_s: float) -> socket.socket:
         proxy = cast(Proxy, self._proxy)
         address = _ip_port(endpoint)
-        # What is late here is the proxy, also when the total deadline comes first: never the receiver's fault.
+        # A time-out here is the proxy's fault, even at the total deadline.
         give_up_at = min(time.monotonic() + share_s, attempt.deadline)
         try:
             proxies = self._resolver.resolve(proxy.host, proxy.port, max(0.0, give_up_at - time.monotonic()))
         except NoResponse as error:
             raise proxy_failed("proxy cannot be reached: its name was not found") from error
-        # Not judged: its address is the operator's own.
+        # Not checked: the operator chose the proxy.
         sock = _first_that_works(proxies, give_up_at, _connect_to_proxy)
         try:
             open_tunnel(sock, address, proxy, give_up_at)
@@ -91,20 +87,20 @@ class Connector:
 def _first_that_works(
     endpoints: tuple[Endpoint, ...], give_up_at: float, connect: Callable[[Endpoint, float], socket.socket]
 ) -> socket.socket:
-    """Connect to one address after another, at most `MAX_ADDRESSES`.
+    """Connect to one of at most `MAX_ADDRESSES` addresses, in order.
 
     Args:
-        endpoints: at least one, in the order in which to try them.
+        endpoints: at least one.
         give_up_at: on the monotonic clock.
-        connect: gets an endpoint, and the seconds that it may take.
+        connect: gets an endpoint and its time-out in seconds.
 
     Raises:
-        NoResponse: the last failure that tells of the receiver: to have no way to an address tells of us alone.
+        NoResponse: the last failure that concerns the receiver; a missing route concerns only us.
     """
     endpoints = endpoints[:MAX_ADDRESSES]
     failure = None
     for tried, endpoint in enumerate(endpoints):
-        # Each address gets an equal share of what is left; what one does not use goes to the others.
+        # Each address gets an equal share of the remaining time.
         share_s = max(0.001, (give_up_at - time.monotonic()) / (len(endpoints) - tried))
         try:
             return connect(endpoint, share_s)
@@ -121,19 +117,19 @@ def _not_allowed(attempt: Attempt, ip: str) -> NoResponse:
     logger.info(
         "no request to %s:%d: WEBHOOKS_ALLOWED_NETWORKS does not allow its address %s", target.host, target.port, ip
     )
-    # Never the address it resolved to: the text is shown to whoever typed the URL.
+    # Without the address: the webhook's owner sees this text.
     return NoResponse(ErrorKind.NOT_ALLOWED, f"address not allowed: {target.shown_host}:{target.port}")
 
 
 def _is_own(endpoint: Endpoint) -> bool:
-    """Return whether an address is one of this machine's own."""
+    """Return whether an address belongs to this machine."""
     try:
         with socket.socket(endpoint.family, socket.SOCK_DGRAM) as probe:
-            # UDP: this sends nothing, but asks the system's routes which address of ours it would send from.
+            # On UDP this sends nothing; it selects the source address.
             probe.connect(endpoint.sockaddr)
             return probe.getsockname()[0] == endpoint.sockaddr[0]
     except OSError:
-        return False  # no way there: connecting will say so
+        return False  # no route: connecting will fail
 
 
 def _connect(endpoint: Endpoint, attempt: Attempt, share_s: float) -> socket.socket:
@@ -174,20 +170,13 @@ def _ip_port(endpoint: Endpoint) -> str:
 
 
 class Connection:
-    """One connection to an endpoint; it does not wait when it is written to or read."""
+    """One connection to an endpoint; writing and reading do not block."""
 
     __slots__ = ("_poll", "endpoint", "idle_since", "opened_at", "peer", "sock")
 
     def __init__(self, sock: socket.socket, attempt: Attempt) -> None:
-        """Take over a socket, on which all is said that comes before the first request.
-
-        Args:
-            sock: connected.
-            attempt: for which it was opened.
-        """
         sock.settimeout(0)
         self.sock = sock
-        #: Scheme, host and port: which requests it is for.
         self.endpoint = attempt.target.endpoint
         self.peer = attempt.peer
         #: Both on the monotonic clock.
@@ -197,25 +186,16 @@ class Connection:
 
     @property
     def is_quiet(self) -> bool:
-        """Whether nothing has arrived: on an idle connection, that it is open and holds nothing unasked for."""
+        """Whether nothing has arrived. An idle connection is then open and holds no unrequested data."""
         return not self._poll.poll(0)
 
     def close(self) -> None:
-        """Close it."""
+        """Close the socket."""
         self.sock.close()
 
 
 def open_connection(attempt: Attempt, connector: Connector, tls_context: ClientContext) -> Connection:
-    """Open a connection to the target of an attempt.
-
-    Args:
-        attempt: gets the timings, and the peer.
-        connector: makes the TCP connection.
-        tls_context: as `ClientContext.make` makes it.
-
-    Raises:
-        NoResponse: there is none.
-    """
+    """Open a connection for an attempt, noting timings and peer; raise NoResponse if it fails."""
     sock = connector.open(attempt)
     if attempt.target.scheme == "https":
         sock = _start_tls(sock, attempt, tls_context)
@@ -223,7 +203,7 @@ def open_connection(attempt: Attempt, connector: Connector, tls_context: ClientC
 
 
 def _start_tls(tcp: socket.socket, attempt: Attempt, tls_context: ClientContext) -> ssl.SSLSocket:
-    name = attempt.target.tls_name  # the URL's, whatever address was judged
+    name = attempt.target.tls_name
     context = tls_context.for_host(name)
     sock = tcp
     try:
@@ -235,11 +215,7 @@ def _start_tls(tcp: socket.socket, attempt: Attempt, tls_context: ClientContext)
                 check_name(cast("dict[str, Any]", tls.getpeercert()), name)
     except BaseException as error:
         sock.close()
-        if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
-            raise hang_up() from error
-        if isinstance(error, ssl.SSLError):
-            raise tls_failed(error) from error
         if isinstance(error, OSError):
-            raise attempt.read_failed(error) from error
+            raise attempt.io_failed("read", error) from error
         raise
     return tls

@@ -1,67 +1,61 @@
-"""What one attempt knows while it runs: its deadline, its timings, and how errors of its socket are worded.
-
-Owns the time budget and the texts of the contract's error table. Touches no socket.
-"""
+"""One attempt's deadline and timings, and the error texts of the contract."""
 
 import errno
 import re
 import ssl
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum, auto
-from types import TracebackType
+from typing import Literal
 
 from webhooks.errors import ErrorKind, NoResponse
 from webhooks.models.url import RequestUrl
 
-#: Python's text of an error of OpenSSL: in brackets its names for library and reason, and at the end a line of C.
+#: Python's text of an OpenSSL error: library and reason in brackets, the words, a line of C.
 _OPENSSL_WORDS = re.compile(r"(?:\[[^\]]*\] )?(.+?)(?: \(_ssl\.c:[0-9]+\))?")
 
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Milliseconds that each phase took; also of the phase in which the attempt failed.
-
-    ``None``: the phase did not take place, because a connection was reused or an earlier phase failed.
-    """
+    """Duration of each phase, also of the one that failed. None: the phase did not take place."""
 
     lookup_ms: float | None
-    #: TCP alone, over all addresses tried; through a proxy also its look-up and the tunnel.
+    #: TCP over all tried addresses; with a proxy also its look-up and the tunnel.
     connect_ms: float | None
-    #: The TLS handshake.
     tls_ms: float | None
-    #: Writing head and body into the socket.
+    #: Until the request is written.
     send_ms: float | None
-    #: From the request written to the head of the response read.
+    #: Until the response's head is read.
     wait_ms: float | None
-    #: Reading the body.
     read_ms: float | None
     total_ms: float
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came of one request."""
+    """The result of one request."""
 
-    #: ``None``: no response came.
+    #: None: no response came.
     status: int | None
-    #: The response body, readable; where no response came, the error in the contract's words.
+    #: The readable body, or the contract's error text if no response came.
     text: str
-    #: ``None`` when a response came.
+    #: None: a response came.
     error_kind: ErrorKind | None
-    #: The body had more bytes than are kept.
+    #: Whether the body was longer than the cap.
     cut: bool
-    #: ``ip:port`` or ``[ipv6]:port`` of the connection; ``None`` when none was made.
+    #: ``ip:port`` or ``[ipv6]:port``; None: no connection.
     peer: str | None
     timings: Timings
-    #: Seconds that the receiver asks us to wait, 0 or more, however many; ``None``: it asks for nothing that we know.
+    #: The wait that the receiver asks for, not bounded; None: none.
     retry_after_s: float | None = None
-    #: An unforeseen error of our own, for the log; `error_kind` is INTERNAL then. ``None`` as a rule.
+    #: An unexpected error of our own, for the log; `error_kind` is then INTERNAL.
     defect: Exception | None = None
 
 
 class Phase(IntEnum):
-    """The phases that are timed, in their order. Numbers, because those are found in a dict without Python code."""
+    """The timed phases, in order. Integers, because hashing them runs no Python code."""
 
     LOOKUP = auto()
     CONNECT = auto()
@@ -79,98 +73,70 @@ class Attempt:
     connect_timeout_s: float
     total_timeout_s: float
     started: float = field(default_factory=time.monotonic)
-    #: ``ip:port``; ``None`` until a TCP connection, or a tunnel, stands.
+    #: ``ip:port``; None before the connection or tunnel.
     peer: str | None = None
-    #: Bytes of the response that have arrived, over the connection now in use.
+    #: Of the response, over the current connection.
     received_bytes: int = 0
     _durations: dict[Phase, float] = field(default_factory=dict)
 
     @property
     def deadline(self) -> float:
-        """When the attempt has to be over, on the monotonic clock."""
+        """The attempt's end on the monotonic clock."""
         return self.started + self.total_timeout_s
 
     def remaining_s(self) -> float:
-        """Return the seconds left, more than 0.
-
-        Raises:
-            NoResponse: kind TIMEOUT.
-        """
+        """Return the time left, more than 0; raise NoResponse (TIMEOUT) if there is none."""
         remaining = self.deadline - time.monotonic()
         if remaining <= 0:
             raise self.timed_out()
         return remaining
 
     def timed_out(self) -> NoResponse:
-        """Return the error for a passed deadline, in the contract's words."""
+        """Return the error for a passed deadline."""
         return NoResponse(ErrorKind.TIMEOUT, f"timeout of {round(self.total_timeout_s * 1000)}ms exceeded")
 
-    def timing(self, phase: Phase) -> "_Stopwatch":
-        """Measure a phase: a context manager."""
-        return _Stopwatch(self._durations, phase)
+    @contextmanager
+    def timing(self, phase: Phase) -> Iterator[None]:
+        """Measure a phase."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.note(phase, time.monotonic() - started)
 
     def note(self, phase: Phase, seconds: float) -> None:
-        """Note how long a phase took."""
+        """Set a phase's duration."""
         self._durations[phase] = seconds
 
     def timings(self) -> Timings:
-        """Return what was measured so far, the total up to now."""
-        # To the microsecond: what the clock tells beyond is noise in a log.
+        """Return the measurements so far."""
         took = {phase: round(seconds * 1000, 3) for phase, seconds in self._durations.items()}
-        return Timings(
-            took.get(Phase.LOOKUP),
-            took.get(Phase.CONNECT),
-            took.get(Phase.TLS),
-            took.get(Phase.SEND),
-            took.get(Phase.WAIT),
-            took.get(Phase.READ),
-            round((time.monotonic() - self.started) * 1000, 3),
-        )
+        return Timings(*map(took.get, Phase), total_ms=round((time.monotonic() - self.started) * 1000, 3))
 
     def start_over(self) -> None:
-        """Forget the try that met a stale connection; its time still counts against the deadline and in the total."""
+        """Forget a try on a stale connection. Its time still counts in the deadline and the total."""
         self.received_bytes = 0
         self.peer = None
         self._durations.clear()
 
-    def read_failed(self, error: OSError) -> NoResponse:
-        """Word an error of reading, by its type."""
+    def io_failed(self, verb: Literal["read", "write"], error: OSError) -> NoResponse:
+        """Map an error of reading or writing by its type."""
         if isinstance(error, TimeoutError) and error.errno is None:
             return self.timed_out()
-        if self.received_bytes:
-            return NoResponse(ErrorKind.ABORTED, "aborted")
+        if verb == "read" and self.received_bytes:
+            return aborted()
         if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
-            return hang_up()
+            return hang_up() if verb == "read" else NoResponse(ErrorKind.RESET, "write EPIPE")
         if isinstance(error, ssl.SSLError):
             return tls_failed(error)
-        # Python's ssl says ENOTCONN of a connection that was reset before the handshake.
+        # Python's ssl reports ENOTCONN for a connection reset before the handshake.
         name = "ECONNRESET" if error.errno == errno.ENOTCONN else errno_name(error)
-        return NoResponse(ErrorKind.RESET, f"read {name}")
-
-    def write_failed(self, error: OSError) -> NoResponse:
-        """Word an error of writing, by its type."""
-        if isinstance(error, TimeoutError) and error.errno is None:
-            return self.timed_out()
-        if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
-            return NoResponse(ErrorKind.RESET, "write EPIPE")
-        if isinstance(error, ssl.SSLError):
-            return tls_failed(error)
-        return NoResponse(ErrorKind.RESET, f"write {errno_name(error)}")
+        return NoResponse(ErrorKind.RESET, f"{verb} {name}")
 
 
-class _Stopwatch:
-    # A class, not @contextmanager: this runs five times per attempt, and a generator costs several times as much.
-    __slots__ = ("_durations", "_phase", "_started")
-
-    def __init__(self, durations: dict[Phase, float], phase: Phase) -> None:
-        self._durations = durations
-        self._phase = phase
-
-    def __enter__(self) -> None:
-        self._started = time.monotonic()
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._durations[self._phase] = time.monotonic() - self._started
+def aborted() -> NoResponse:
+    """Return the error for a response that broke off."""
+    return NoResponse(ErrorKind.ABORTED, "aborted")
 
 
 def hang_up() -> NoResponse:
@@ -179,12 +145,7 @@ def hang_up() -> NoResponse:
 
 
 def connect_failed(error: OSError, address: str) -> NoResponse:
-    """Word an error of the TCP connection.
-
-    Args:
-        error: as ``socket.connect`` raised it.
-        address: ``ip:port``.
-    """
+    """Map an error of ``socket.connect``. `address` is ``ip:port``."""
     if isinstance(error, TimeoutError):  # ours or the kernel's
         return NoResponse(ErrorKind.CONNECT_TIMEOUT, f"connect ETIMEDOUT {address}")
     kind = ErrorKind.CONNECT_REFUSED if error.errno == errno.ECONNREFUSED else ErrorKind.CONNECT_FAILED
@@ -192,9 +153,9 @@ def connect_failed(error: OSError, address: str) -> NoResponse:
 
 
 def tls_failed(error: ssl.SSLError) -> NoResponse:
-    """Word a TLS error: OpenSSL's reason for a certificate, else its words for the error.
+    """Map a TLS error: OpenSSL's reason for a certificate, else its words.
 
-    ``error.reason`` is not enough: it is None where Python's table of names is older than OpenSSL's.
+    ``error.reason`` is None where Python's table of names is older than OpenSSL's.
     """
     if isinstance(error, ssl.SSLCertVerificationError):
         return NoResponse(ErrorKind.TLS, error.verify_message)
@@ -203,5 +164,5 @@ def tls_failed(error: ssl.SSLError) -> NoResponse:
 
 
 def errno_name(error: OSError) -> str:
-    """Return ``ECONNRESET`` and the like; ``EIO`` for an error without a number."""
+    """Return a name such as ``ECONNRESET``; ``EIO`` for an error without a number."""
     return errno.errorcode.get(error.errno or 0, "EIO")

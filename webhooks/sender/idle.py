@@ -1,30 +1,29 @@
 """Idle connections: which are kept, for how long, and which may serve a request.
 
-What drops idle connections without a word is the network: a NAT, a firewall or a load balancer, most after some minutes
-of silence. What was sent over such a connection is lost, and nothing says so before the deadline. So idle connections
-are kept for seconds only, and one that failed casts doubt on those beside it.
+NATs, firewalls and load balancers drop silent connections, most after some minutes, without a notice. A request sent
+over a dropped connection times out. So idle connections are kept for seconds only, and a failed one casts doubt on the
+others to its endpoint.
 """
 
 import threading
 import time
 from collections import OrderedDict
+from itertools import chain
 
 from webhooks.sender.connection import Connection
 
-#: Endpoints whose idle connections are kept; beyond that those of the one that was used least recently are closed.
+#: Endpoints with idle connections; beyond that, the least recently used one loses its connections.
 MAX_ENDPOINTS = 256
 
-#: Seconds after which a connection is not used again, so that a receiver that moved is followed even when its old
-#: address still answers.
+#: Maximum age, so that a receiver's new address is used even if the old one still answers.
 MAX_AGE_S = 300.0
 
-#: Seconds without a request after which a connection is closed. Networks forget connections after 60 s at the soonest
-#: (firewalls) and 240 to 350 s mostly (NATs and balancers of the large clouds). Shorter than the default deadline of an
-#: attempt, so that a receiver that serves one connection at a time, blocked by an idle one of another worker, gets
-#: round to a request that waits for it. Under load connections are used again within milliseconds.
+#: Maximum idle time. Firewalls drop connections after 60 s or more, NATs and balancers of the large clouds after 240 to
+#: 350 s. Shorter than an attempt's default deadline, for a receiver that serves one connection at a time: another
+#: worker's idle connection blocks it no longer than this.
 MAX_IDLE_S = 10.0
 
-#: Scheme, host and port.
+#: As `RequestUrl.endpoint`.
 Endpoint = tuple[str, str, int]
 
 
@@ -32,37 +31,24 @@ class IdleConnections:
     """Keeps connections between requests. Thread-safe."""
 
     def __init__(self, most: int) -> None:
-        """Keep none yet.
-
-        Args:
-            most: connections per endpoint; those that are given back beyond that are closed.
-        """
+        """Keep at most so many connections per endpoint."""
         self._most = most
         self._lock = threading.Lock()
-        #: By the last use of an endpoint and, within one, of a connection.
+        #: Endpoints and their connections, by last use.
         self._idle: OrderedDict[Endpoint, list[Connection]] = OrderedDict()
         self._is_closed = False
 
     def take(self, endpoint: Endpoint, max_age_s: float | None) -> Connection | None:
-        """Take the connection to an endpoint that was used last.
-
-        Args:
-            endpoint: which one.
-            max_age_s: one that was opened longer ago is left alone; None: age does not matter.
-
-        Returns:
-            None where there is none that can be used.
-        """
+        """Take the most recently used connection to an endpoint; None if none is usable."""
         with self._lock:
             idle = self._idle.get(endpoint)
             if idle is None:
                 return None
             present = time.monotonic()
-            for number in range(len(idle) - 1, -1, -1):
-                connection = idle[number]
+            for connection in reversed(idle.copy()):
                 if max_age_s is not None and present - connection.opened_at >= max_age_s:
                     continue
-                del idle[number]
+                idle.remove(connection)
                 if _is_usable(connection, present):
                     return connection
                 connection.close()
@@ -70,54 +56,48 @@ class IdleConnections:
 
     def give_back(self, connection: Connection) -> None:
         """Keep a connection for the next request."""
-        closing = [connection]
         with self._lock:
-            if not self._is_closed:
-                idle = self._idle.setdefault(connection.endpoint, [])
-                self._idle.move_to_end(connection.endpoint)
-                connection.idle_since = time.monotonic()
-                idle.append(connection)
-                closing = [idle.pop(0)] if len(idle) > self._most else []
-                if len(self._idle) > MAX_ENDPOINTS:
-                    closing += self._idle.popitem(last=False)[1]
-        _close(closing)
+            if self._is_closed:
+                connection.close()
+                return
+            idle = self._idle.setdefault(connection.endpoint, [])
+            self._idle.move_to_end(connection.endpoint)
+            connection.idle_since = time.monotonic()
+            idle.append(connection)
+            if len(idle) > self._most:
+                idle.pop(0).close()
+            if len(self._idle) > MAX_ENDPOINTS:
+                for oldest in self._idle.popitem(last=False)[1]:
+                    oldest.close()
 
     def close_silent(self, endpoint: Endpoint, since: float) -> None:
-        """Close connections that have answered nothing since an instant: one like them turned out to be dead.
-
-        Args:
-            endpoint: where to.
-            since: on the monotonic clock; when the request that failed was begun.
-        """
+        """Close connections not used since an instant on the monotonic clock: one like them was dead."""
         with self._lock:
-            idle = self._idle.get(endpoint, [])
-            silent = [connection for connection in idle if connection.idle_since < since]
-            idle[:] = [connection for connection in idle if connection.idle_since >= since]
-        _close(silent)
+            for connection in self._idle.get(endpoint, []).copy():
+                if connection.idle_since < since:
+                    self._idle[endpoint].remove(connection)
+                    connection.close()
 
     def sweep(self) -> bool:
-        """Close what is too old, or was closed by its receiver; return whether any is left."""
+        """Close unusable connections; return whether any is left."""
         present = time.monotonic()
         with self._lock:
             for endpoint, idle in list(self._idle.items()):
-                usable = []
-                for connection in idle:
-                    if _is_usable(connection, present):
-                        usable.append(connection)
-                    else:
+                for connection in idle.copy():
+                    if not _is_usable(connection, present):
+                        idle.remove(connection)
                         connection.close()
-                idle[:] = usable
                 if not idle:
                     del self._idle[endpoint]
             return bool(self._idle)
 
     def close(self) -> None:
-        """Close all, and from now on what is given back."""
+        """Close all connections, and from now on those given back."""
         with self._lock:
             self._is_closed = True
-            closing = [connection for idle in self._idle.values() for connection in idle]
+            for connection in chain.from_iterable(self._idle.values()):
+                connection.close()
             self._idle.clear()
-        _close(closing)
 
 
 def _is_usable(connection: Connection, present: float) -> bool:
@@ -126,8 +106,3 @@ def _is_usable(connection: Connection, present: float) -> bool:
         and present - connection.idle_since <= MAX_IDLE_S
         and connection.is_quiet
     )
-
-
-def _close(connections: list[Connection]) -> None:
-    for connection in connections:
-        connection.close()

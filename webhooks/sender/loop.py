@@ -1,8 +1,4 @@
-"""Many requests at a time in one thread.
-
-Owns the waiting: which request can go on, which is out of time, how many there are at one time, and when idle
-connections are looked at. What the requests are, and what comes of them, is its user's.
-"""
+"""An event loop: many non-blocking requests in one thread."""
 
 import selectors
 import socket
@@ -17,12 +13,12 @@ from webhooks.sender.nonblocking import InFlightRequest
 
 T = TypeVar("T")
 
-#: Seconds between two looks at the idle connections.
+#: Between two sweeps of the idle connections.
 _SWEEP_EVERY_S = 1.0
 
 
 class Loop(Generic[T]):
-    """Carries out requests for jobs of its user. All of it runs in one thread, but `put`, `end_one` and `close`."""
+    """Runs the requests of jobs in one thread. `put`, `end_one` and `close` may be called from any thread."""
 
     def __init__(
         self,
@@ -34,16 +30,15 @@ class Loop(Generic[T]):
         sweep: Callable[[], bool],
         most: int,
     ) -> None:
-        """Make one; `start` starts its thread. What is given must not raise, but for `begin` and `advance`.
+        """Make a loop. Only `begin` and `advance` may raise.
 
         Args:
-            begin: begins a job; returns its request, of which nothing is written yet. None where there is nothing to
-                wait for here: the job is over, or a thread goes on with it.
-            advance: goes on with a job whose request can be written or read; returns whether that was all for here.
-            expire: gets a job whose time is up.
-            fail: gets a job that met a defect, and the defect.
-            sweep: closes idle connections that are not to be used; returns whether there are others.
-            most: jobs at one time, from `begin` to `end_one`.
+            begin: begins a job; returns its request, not yet written. None: it is over, or another thread continues.
+            advance: continues a job whose request is writable or readable; returns whether the loop is done with it.
+            expire: gets a job whose deadline has passed.
+            fail: gets a job that raised, and the error.
+            sweep: closes unusable idle connections; returns whether any is left.
+            most: maximum number of jobs from `begin` to `end_one`.
         """
         self._begin = begin
         self._advance = advance
@@ -52,10 +47,10 @@ class Loop(Generic[T]):
         self._sweep = sweep
         self._most = most
         self._waiting: deque[T] = deque()
-        #: Jobs from `begin` to `end_one`.
+        #: Number of jobs from `begin` to `end_one`, and its lock.
         self._begun = 0
-        self._ended: deque[None] = deque()
-        #: Those of them that are waited for here, by descriptor, in the order in which they were begun.
+        self._lock = threading.Lock()
+        #: The jobs that wait here, by file descriptor, oldest first.
         self._running: dict[int, tuple[T, InFlightRequest]] = {}
         self._sweep_at: float | None = None
         self._selector = selectors.DefaultSelector()
@@ -72,18 +67,19 @@ class Loop(Generic[T]):
         self._thread.start()
 
     def put(self, jobs: Iterable[T]) -> None:
-        """Have jobs carried out."""
+        """Add jobs."""
         self._waiting.extend(jobs)
         self._wake()
 
     def end_one(self) -> None:
-        """Note that a job is over, so that another can begin; called once per job."""
-        self._ended.append(None)
+        """Count a job as over; called once per job."""
+        with self._lock:
+            self._begun -= 1
         if threading.current_thread() is not self._thread:
-            self._wake()  # for the next job, and for the connection that it may have given back
+            self._wake()  # for the next job, and for a connection given back
 
     def close(self) -> None:
-        """Wait until all that was put is over."""
+        """Wait until all jobs are over."""
         self._is_closing = True
         self._wake()
         self._thread.join()
@@ -91,7 +87,7 @@ class Loop(Generic[T]):
     def _wake(self) -> None:
         if not self._is_awake:
             self._is_awake = True
-            with suppress(OSError):  # it is about to wake, or has ended
+            with suppress(OSError):  # the buffer is full, or the thread has ended
                 self._wake_in.send(b"\0")
 
     def _run(self) -> None:
@@ -107,26 +103,24 @@ class Loop(Generic[T]):
         for key, _ in self._selector.select(self._longest_wait_s()):
             if key.fileobj is self._wake_out:
                 self._wake_out.recv(4096)
-                # From here on whoever puts something wakes it again.
                 self._is_awake = False
                 if self._sweep_at is None:
                     self._sweep_at = time.monotonic() + _SWEEP_EVERY_S
                 continue
             self._go_on(key.fd, key.events)
         self._end_late_ones()
-        self._count_ended()
         while self._waiting and self._begun < self._most:
-            self._begun += 1
+            with self._lock:
+                self._begun += 1
             self._start(self._waiting.popleft())
-            self._count_ended()
 
     def _start(self, job: T) -> None:
         try:
             request = self._begin(job)
-            if request is None or self._advance(job):
-                return
         except Exception as error:  # noqa: BLE001 - one job must not end the others
             self._fail(job, error)
+            return
+        if request is None or self._is_done(job):
             return
         fd = request.connection.sock.fileno()
         self._selector.register(fd, request.events)
@@ -134,28 +128,24 @@ class Loop(Generic[T]):
 
     def _go_on(self, fd: int, awaited: int) -> None:
         job, request = self._running[fd]
-        try:
-            is_over = self._advance(job)
-        except Exception as error:  # noqa: BLE001 - likewise
-            self._forget(fd)
-            self._fail(job, error)
-            return
-        if is_over:
+        if self._is_done(job):
             self._forget(fd)
         elif request.events != awaited:
             self._selector.modify(fd, request.events)
+
+    def _is_done(self, job: T) -> bool:
+        try:
+            return self._advance(job)
+        except Exception as error:  # noqa: BLE001 - as above
+            self._fail(job, error)
+            return True
 
     def _forget(self, fd: int) -> None:
         del self._running[fd]
         self._selector.unregister(fd)
 
-    def _count_ended(self) -> None:
-        while self._ended:
-            self._ended.popleft()
-            self._begun -= 1
-
     def _longest_wait_s(self) -> float | None:
-        """Return the seconds until something is due without an event."""
+        """Return the time until the next deadline or sweep."""
         if self._waiting and self._begun < self._most:
             return 0
         first = next(iter(self._running.values()), None)
@@ -166,7 +156,7 @@ class Loop(Generic[T]):
 
     def _end_late_ones(self) -> None:
         present = time.monotonic()
-        # All have the same time, so those that were begun first are the first that are late.
+        # All have the same time-out, so the oldest expire first.
         while (first := next(iter(self._running.items()), None)) and first[1][1].attempt.deadline <= present:
             fd, (job, _) = first
             self._forget(fd)

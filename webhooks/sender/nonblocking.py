@@ -1,7 +1,4 @@
-"""A request on its way: written and read without waiting. The same over a new connection and a kept one.
-
-Who waits is another matter: a thread for one of them (`adapter`), or one thread for many (`loop`).
-"""
+"""A request in flight: written and read without blocking, over a new connection or a kept one."""
 
 import selectors
 import ssl
@@ -12,38 +9,29 @@ from webhooks.sender.connection import Connection
 from webhooks.sender.deadline import Attempt, Phase
 from webhooks.sender.response import ResponseReader
 
-#: Bytes of a response that are read at a time: more than a TLS record has, so that none of it stays in OpenSSL, where
-#: no look at the socket shows it.
+#: More than a TLS record, so that no data stays in OpenSSL, where polling the socket does not show it.
 _READ_BYTES = 32 * 1024
 
 
 class InFlightRequest:
-    """A request and its response, as far as it has arrived."""
+    """A request and its response so far."""
 
     __slots__ = ("_phase", "_since", "_unsent", "_write_error", "attempt", "connection", "events", "reader")
 
     def __init__(self, attempt: Attempt, connection: Connection, data: bytes) -> None:
-        """Note what there is to write; `advance` writes it.
-
-        Args:
-            attempt: of which this is a part.
-            connection: nobody else uses it until `finish`.
-            data: head and body.
-        """
         self.attempt = attempt
         self.connection = connection
         self.reader = ResponseReader()
         #: What to wait for before the next `advance`: `selectors.EVENT_READ` or `EVENT_WRITE`.
         self.events = selectors.EVENT_WRITE
         self._unsent = memoryview(data)
-        #: What writing ran into. The response may have come all the same: a receiver may answer (413, say) and close
-        #: without reading all of the body.
+        #: A receiver may answer, for example 413, and close before it has read the whole body.
         self._write_error: NoResponse | None = None
         self._phase = Phase.SEND
         self._since = time.monotonic()
 
     def advance(self) -> bytes:
-        """Write or read what can be without waiting; return what has arrived of the body.
+        """Write or read without blocking; return the received part of the body.
 
         Raises:
             NoResponse: there will be no whole response.
@@ -62,7 +50,7 @@ class InFlightRequest:
             self.events = selectors.EVENT_WRITE
             return b""
         except OSError as error:
-            raise self._fail(self.attempt.read_failed(error)) from error
+            raise self._fail(self.attempt.io_failed("read", error)) from error
         self.events = selectors.EVENT_READ
         if not data:
             try:
@@ -83,7 +71,7 @@ class InFlightRequest:
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             raise
         except OSError as error:
-            self._write_error = self.attempt.write_failed(error)
+            self._write_error = self.attempt.io_failed("write", error)
             if self._write_error.kind is not ErrorKind.RESET:
                 raise self._write_error from error
             self._unsent = memoryview(b"")
@@ -91,7 +79,7 @@ class InFlightRequest:
         self._enter(Phase.WAIT)
 
     def finish(self, *, is_read: bool) -> bool:
-        """Note the time of the last phase; return whether the connection can serve another request, else close it.
+        """End the last phase; return whether the connection can be reused, else close it.
 
         Args:
             is_read: whether the response was read to its end.
@@ -108,7 +96,7 @@ class InFlightRequest:
         self._phase, self._since = phase, present
 
     def _fail(self, error: NoResponse) -> NoResponse:
-        """Return why there is no response: what came first, where the connection went down."""
+        """Return the first cause of a lost connection."""
         if self._write_error is not None and error.kind in (ErrorKind.RESET, ErrorKind.HANG_UP):
             return self._write_error
         return error

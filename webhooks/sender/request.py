@@ -1,7 +1,4 @@
-"""What goes out: a request as it was asked for, and its bytes.
-
-Every connection, new or kept, is given what `prepare` made, so there is no second way of writing a request.
-"""
+"""The request as submitted, and its bytes. New and kept connections send the same bytes."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -14,46 +11,38 @@ from requests.structures import CaseInsensitiveDict
 from webhooks.models.url import RequestUrl, parse_url
 from webhooks.sender.deadline import Attempt
 
-#: Most attempts go where others went before.
 _MAX_CACHED = 1024
 
-#: Ours, where the caller has not set them: by name in small letters.
+#: Defaults, by lower-case name.
 _BASE_HEADERS = {
     name.lower(): (name, value)
     for name, value in (("Accept", "*/*"), ("Accept-Encoding", "identity"), ("Connection", "keep-alive"))
 }
 
-#: One line for each header. RFC 9110, 5.1 and 5.5: a token; visible characters, spaces and tabs, and obs-text.
+#: RFC 9110, 5.1 and 5.5: a token; visible characters, spaces and tabs, and obs-text.
 _HEADER_LINES = re.compile(r"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+: [\t -~\x80-\xff]*\r\n)+")
 
 
 @dataclass(frozen=True, slots=True)
 class OutgoingRequest:
-    """A POST that `Sender.submit` sends."""
+    """A POST for `Sender.submit`."""
 
-    #: As the webhook has it.
     url: str
-    #: Sent as they are; ours (Accept, Accept-Encoding, Connection, Content-Length, Host) give way to them.
+    #: Override ours: Accept, Accept-Encoding, Connection, Content-Length and Host.
     headers: Mapping[str, str] = field(repr=False)
-    #: Sent as it is.
     body: bytes = field(repr=False)
-    #: Seconds: a kept connection that was opened longer ago is not used. For a retry this is the time since the failed
-    #: attempt, so that it never goes over a connection that was kept before that. 0: a new connection. None: no limit.
+    #: Maximum age of a kept connection. A retry passes the time since the failed attempt, to avoid older connections.
+    #: 0: a new connection. None: no limit.
     max_connection_age_s: float | None = None
+    #: By `uptime`: later it is not sent, and comes back with `TooLate`. None: whenever it is its turn.
+    begin_by: float | None = None
 
 
 class OutgoingPost(PreparedRequest):
     """What requests' adapters send, with its bytes."""
 
     def __init__(self, target: RequestUrl, fields: Iterable[tuple[str, str]], body: bytes, attempt: Attempt) -> None:
-        """Use `prepare`.
-
-        Args:
-            target: where to.
-            fields: names and values of the headers.
-            body: as it is sent.
-            attempt: which it is a part of.
-        """
+        """Use `prepare`."""
         super().__init__()
         self.method = "POST"
         self.url = target.url
@@ -63,31 +52,21 @@ class OutgoingPost(PreparedRequest):
         #: Head and body.
         self.data = b""
         self._fields = fields
-        # Made when it is asked for, which it is not over a kept connection.
+        # Computed on access; a kept connection does not need it.
         del self.headers
 
     @cached_property
     def headers(self) -> CaseInsensitiveDict[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """As requests has them."""
+        """The headers for requests."""
         return CaseInsensitiveDict(self._fields)
 
 
-#: Raises NoResponse, kind BAD_URL; that is not cached.
+#: `parse_url`, cached; its errors are not.
 find_url = lru_cache(maxsize=_MAX_CACHED)(parse_url)
 
 
 def prepare(target: RequestUrl, headers: Mapping[str, str], body: bytes, attempt: Attempt) -> OutgoingPost:
-    """Make a request.
-
-    Args:
-        target: where to.
-        headers: as in `OutgoingRequest`, like the body.
-        body: see there.
-        attempt: which it is a part of.
-
-    Raises:
-        ValueError: a header name or value that HTTP cannot carry. The text repeats neither.
-    """
+    """Make a request; raise ValueError, without its text, for a header that HTTP cannot carry."""
     fields = {**_BASE_HEADERS, "content-length": ("Content-Length", str(len(body)))}
     for name, value in headers.items():
         fields[name.lower()] = name, value
@@ -103,5 +82,5 @@ def prepare(target: RequestUrl, headers: Mapping[str, str], body: bytes, attempt
 
 @lru_cache(maxsize=_MAX_CACHED)
 def _begin_head(target: RequestUrl) -> tuple[str, str]:
-    """Return the request line and the line of the header Host."""
+    """Return the request line and the Host line."""
     return f"POST {target.request_target} HTTP/1.1\r\n", f"Host: {target.host_header}\r\n"

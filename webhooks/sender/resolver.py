@@ -1,14 +1,10 @@
-"""Host names to addresses, within a deadline.
-
-Owns the look-up threads. Never judges an address (`guard` does) and caches nothing. Called by `connection`, once per
-new connection.
-"""
+"""Resolves host names within a deadline. Caches nothing."""
 
 import socket
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from concurrent.futures import Future
 from itertools import zip_longest
 from queue import SimpleQueue
 from typing import Any, NamedTuple
@@ -18,12 +14,10 @@ from webhooks.errors import ErrorKind, NoResponse
 #: ``(host, port)`` → what ``socket.getaddrinfo`` returns for stream sockets; raises ``socket.gaierror``.
 Lookup = Callable[[str, int], list[Any]]
 
-#: Look-ups that may run at one time. ``getaddrinfo`` cannot be interrupted, and with a dead name server one of them
-#: takes up to half a minute, so this bounds what such a server can hold.
+#: Concurrent look-ups. ``getaddrinfo`` cannot be interrupted, and takes up to 30 s with a dead name server.
 MAX_LOOKUPS = 64
 
-#: Names of ``getaddrinfo``'s errors as Node.js writes them, which is where the contract's texts come from. Which
-#: codes exist depends on the platform.
+#: Names of ``getaddrinfo``'s errors as in Node.js and so in the contract. The platform determines which codes exist.
 _EAI_NAMES = {
     getattr(socket, name): name
     for name in ("EAI_AGAIN", "EAI_FAIL", "EAI_FAMILY", "EAI_MEMORY", "EAI_SERVICE", "EAI_SOCKTYPE", "EAI_SYSTEM")
@@ -37,25 +31,18 @@ class Endpoint(NamedTuple):
     """One address to connect to."""
 
     family: int
-    #: As ``socket.connect`` wants it: the address, the port, and for IPv6 flow and scope.
+    #: For ``socket.connect``: address, port, and for IPv6 flow and scope.
     sockaddr: tuple[Any, ...]
 
     @property
     def ip(self) -> str:
-        """The address alone, with its zone id if it has one."""
+        """The address, with its zone id if it has one."""
         address, _, _, scope = (*self.sockaddr, 0, 0)[:4]
-        # Python writes no zone behind the address: it stands in the scope alone.
         return f"{address}%{scope}" if scope else str(address)
 
 
-@dataclass(slots=True, eq=False)
-class _Flight:
-    """A look-up under way, shared by all who want the same name."""
-
-    landed: threading.Event = field(default_factory=threading.Event)
-    endpoints: tuple[Endpoint, ...] = ()
-    #: ``None`` when the look-up succeeded.
-    error: str | None = None
+_Key = tuple[str, int]
+_Pending = Future[tuple[Endpoint, ...]]
 
 
 def system_lookup(host: str, port: int) -> list[Any]:
@@ -64,102 +51,96 @@ def system_lookup(host: str, port: int) -> list[Any]:
 
 
 class Resolver:
-    """Resolves host names in daemon threads, one per name at a time, so that a caller can stop waiting.
+    """Resolves host names in daemon threads, one look-up per name at a time, so that a caller can stop waiting.
 
-    The threads are kept: to start one, and to have the C library read its configuration in it, takes twenty times as
-    long as a look-up that needs no network.
+    The threads are reused: starting one, and loading the C library's configuration in it, takes twenty times as long as
+    a look-up without network.
     """
 
     def __init__(self, lookup: Lookup = system_lookup, *, max_lookups: int = MAX_LOOKUPS) -> None:
         self._lookup = lookup
         self._max_lookups = max_lookups
         self._changed = threading.Condition()
-        self._flights: dict[tuple[str, int], _Flight] = {}
-        self._departures: SimpleQueue[tuple[tuple[str, int], _Flight] | None] = SimpleQueue()
-        #: Threads that are not looking anything up, and that no flight waits for.
-        self._idle = 0
+        self._pending: dict[_Key, _Pending] = {}
+        self._queue: SimpleQueue[tuple[_Key, _Pending] | None] = SimpleQueue()
+        self._idle_threads = 0
 
     def resolve(self, host: str, port: int, timeout_s: float) -> tuple[Endpoint, ...]:
         """Return the addresses of a host, at least one, in the order in which to try them.
 
-        Numeric hosts, also in the odd spellings of IPv4 (octal, hex, short, decimal), are read by the system's
-        resolver as well, so what is judged is what would be connected to.
+        The system's resolver also reads numeric hosts, including octal, hex, short and decimal IPv4. So the checked
+        address is the one that is connected to.
 
         Raises:
-            NoResponse: kind LOOKUP: no such host. Kind RESOLVER: nobody could tell, or not in time (``EAI_AGAIN``).
+            NoResponse: kind LOOKUP: no such host. Kind RESOLVER: the look-up failed or timed out (``EAI_AGAIN``).
         """
         try:
-            numeric = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+            return _endpoints(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST))
         except (socket.gaierror, UnicodeError):
             pass  # a name
-        else:
-            return _endpoints(numeric)
-
         give_up_at = time.monotonic() + timeout_s
-        flight = self._join(host, port, give_up_at)
-        if flight is None or not flight.landed.wait(max(0.0, give_up_at - time.monotonic())):
-            raise _lookup_failed("EAI_AGAIN", host)
-        if flight.error is not None:
-            raise _lookup_failed(flight.error, host)
-        return flight.endpoints
+        pending = self._join((host, port), give_up_at)
+        try:
+            if pending is not None:
+                return pending.result(max(0.0, give_up_at - time.monotonic()))
+        except TimeoutError:
+            pass
+        raise _lookup_failed("EAI_AGAIN", host)
 
-    def _join(self, host: str, port: int, give_up_at: float) -> _Flight | None:
-        """Board the look-up that is under way, or start one; ``None`` when there was no room for it in time."""
-        key = (host, port)
+    def _join(self, key: _Key, give_up_at: float) -> _Pending | None:
+        """Return the pending look-up of a name, or start one; None if there was no capacity in time."""
         with self._changed:
-            while key not in self._flights:
-                if len(self._flights) < self._max_lookups:
+            while key not in self._pending:
+                if len(self._pending) < self._max_lookups:
                     return self._start(key)
                 if not self._changed.wait(give_up_at - time.monotonic()):
                     return None
-            return self._flights[key]
+            return self._pending[key]
 
-    def _start(self, key: tuple[str, int]) -> _Flight | None:
-        flight = _Flight()
-        if self._idle:
-            self._idle -= 1
+    def _start(self, key: _Key) -> _Pending | None:
+        if self._idle_threads:
+            self._idle_threads -= 1
         else:
             try:
-                # A daemon: a look-up that hangs must not keep the worker from stopping.
+                # A daemon, so that a hanging look-up does not keep the worker from stopping.
                 threading.Thread(target=self._run, name="lookup", daemon=True).start()
-            except RuntimeError:  # the system has no thread left: like a resolver that cannot serve us now
+            except RuntimeError:  # the system is out of threads
                 return None
-        self._flights[key] = flight
-        self._departures.put((key, flight))
-        return flight
+        self._pending[key] = pending = Future()
+        self._queue.put((key, pending))
+        return pending
 
     def close(self) -> None:
-        """Let go of the threads that have nothing to do."""
+        """End the idle threads."""
         with self._changed:
-            for _ in range(self._idle):
-                self._departures.put(None)
-            self._idle = 0
+            for _ in range(self._idle_threads):
+                self._queue.put(None)
+            self._idle_threads = 0
 
     def _run(self) -> None:
-        while (departure := self._departures.get()) is not None:
-            self._carry_out(*departure)
-
-    def _carry_out(self, key: tuple[str, int], flight: _Flight) -> None:
-        try:
-            flight.endpoints = _endpoints(self._lookup(*key))
-            if not flight.endpoints:
-                flight.error = _NO_HOST
-        except socket.gaierror as error:
-            flight.error = _NO_HOST if error.errno in _NOT_FOUND else _EAI_NAMES.get(error.errno or 0, "EAI_FAIL")
-        except Exception:  # noqa: BLE001 - whatever a resolver does must reach the waiting caller as a failed look-up
-            flight.error = "EAI_FAIL"
-        finally:
+        while (job := self._queue.get()) is not None:
+            key, pending = job
+            endpoints, code = (), _NO_HOST
+            try:
+                endpoints = _endpoints(self._lookup(*key))
+            except socket.gaierror as error:
+                code = _NO_HOST if error.errno in _NOT_FOUND else _EAI_NAMES.get(error.errno or 0, "EAI_FAIL")
+            except Exception:  # noqa: BLE001 - any error of a resolver is a failed look-up for its callers
+                code = "EAI_FAIL"
             with self._changed:
-                del self._flights[key]
-                self._idle += 1
+                del self._pending[key]
+                self._idle_threads += 1
                 self._changed.notify_all()
-            flight.landed.set()
+            if endpoints:
+                pending.set_result(endpoints)
+            else:
+                pending.set_exception(_lookup_failed(code, key[0]))
 
 
 def _endpoints(answers: list[Any]) -> tuple[Endpoint, ...]:
-    """Return each address once, the families in turn (RFC 8305, 4), within a family in the resolver's order.
+    """Return each address once, alternating between families (RFC 8305, 4).
 
-    The resolver may list all of one family first, and this machine, or the receiver, have no way out over it.
+    One family may be listed first although there is no route for it.
     """
     families: dict[int, dict[Endpoint, None]] = {}
     for family, _, _, _, sockaddr in answers:

@@ -1,10 +1,7 @@
-"""A response as its bytes arrive: strict about lines and framing, bounded in size.
+"""An incremental HTTP response parser: strict about lines and framing, bounded in size.
 
-Owns what of an answer counts as HTTP, where its body ends, and whether its connection can serve another request. Reads
-no connection and keeps no body: bytes go in, bytes of the body come out. The same for all connections.
-
-Of httptools (llhttp) it differs in what it takes and bounds: it takes bare line feeds and folded lines, as old servers
-send them, and bounds heads, 1xx responses and what stands between chunks.
+Unlike httptools (llhttp), it accepts bare line feeds and folded lines, which old servers send, and it bounds heads, 1xx
+responses, chunk extensions and trailers.
 """
 
 import re
@@ -12,43 +9,43 @@ from http import HTTPStatus
 from typing import NamedTuple
 
 from webhooks.errors import ErrorKind, NoResponse
-from webhooks.sender.deadline import hang_up
+from webhooks.sender.deadline import aborted, hang_up
 
-#: Bytes that all heads of one response may have, 1xx ones included. Node.js allows 16 KiB, servers send 1 KiB. Lines
-#: are not counted: what is below this is no burden, and some applications set a hundred cookies.
+#: Of all heads of a response, 1xx included. Node.js allows 16 KiB; servers send 1 KiB. The number of lines is not
+#: limited: some applications set a hundred cookies.
 MAX_HEAD_BYTES = 64 * 1024
 
-#: Heads that one response may have, 1xx ones included. Servers send three.
+#: Heads of a response, 1xx included. Servers send at most three.
 MAX_HEADS = 64
 
-#: Bytes that a chunked body may have besides data and sizes: extensions and trailers. As in Node.js.
+#: Chunk extensions and trailers. As in Node.js.
 MAX_CHUNK_EXTRA_BYTES = 16 * 1024
 
 _STATUS = rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([^\r\n\0]*))?\r?\n"
 _STATUS_LINE = re.compile(_STATUS)
 _HEADER_LINE = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\r\n\0]*\r?\n"
-#: RFC 9112, 5.2: obsolete, to be accepted from a server.
+#: RFC 9112, 5.2: obsolete, but accepted from servers.
 _FOLDED_LINE = rb"[ \t][^\r\n\0]*\r?\n"
-#: As many whole lines as there are. What has matched is not tried in other ways, so this takes linear time.
+#: All complete lines. Possessive quantifiers keep this linear.
 _FIRST = rb"(?:%b(?:%b)*+)*+" % (_HEADER_LINE, _FOLDED_LINE)
 _FIRST_LINES = re.compile(_FIRST)
-#: Most heads arrive at once; the others are read line by line.
+#: A complete head. Others are read line by line.
 _HEAD = re.compile(rb"%b%b\r?\n" % (_STATUS, _FIRST))
 _FURTHER_LINES = re.compile(rb"(?:%b|%b)*+" % (_HEADER_LINE, _FOLDED_LINE))
-#: The fields that count here and to our users.
+#: The fields that are used.
 _FIELD = re.compile(
     rb"\n(?i:(connection|content-(?:encoding|length|type)|retry-after|transfer-encoding)):([^\n]*(?:\n[ \t][^\n]*)*)"
 )
 _FOLD = re.compile(r"\r?\n[ \t]+")
 
 _LENGTH = re.compile("[0-9]{1,18}")
-#: RFC 9112, 6.3. With 101 another protocol begins, for which we did not ask.
+#: RFC 9112, 6.3. After 101 another protocol begins.
 _WITHOUT_BODY = frozenset({HTTPStatus.SWITCHING_PROTOCOLS, HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
 
 #: RFC 9112, 7.1: a size and extensions. Some old servers pad sizes with spaces.
 _CHUNK_LINE = re.compile(rb"0*([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\r\n\0]*)?\r\n")
 _TRAILER_LINE = re.compile(_HEADER_LINE)
-#: What a size and its line break take at most, and so what is not counted as extra.
+#: Longest size with its line break; the rest of the line counts as extra.
 _PLAIN_CHUNK_LINE_BYTES = 18
 _LAST_LINE_BYTES = 2
 
@@ -57,21 +54,16 @@ _WHITE_SPACE = " \t"
 
 
 def bad_response(reason: str) -> NoResponse:
-    """Return the error for something that is not HTTP; Node.js words it so."""
+    """Return the error for a response that is not HTTP, in Node.js's words."""
     return NoResponse(ErrorKind.BAD_RESPONSE, f"Parse Error: {reason}")
 
 
-def _aborted() -> NoResponse:
-    return NoResponse(ErrorKind.ABORTED, "aborted")
-
-
 class Head(NamedTuple):
-    """A response without its body."""
+    """Status line and headers."""
 
     status: int
     reason: str
-    #: Names in small letters, and of these only the ones that count here and to our users. Of several fields of one
-    #: name the values are joined with commas; of several ``content-type`` it is the first one.
+    #: The used fields, by lower-case name. Repeated values are joined with commas; the first ``content-type`` counts.
     headers: dict[str, str]
 
 
@@ -81,12 +73,12 @@ class ResponseReader:
     __slots__ = ("_body", "_buffer", "_checked", "_heads_left", "_keeps", "_line_status", "head", "is_over")
 
     def __init__(self) -> None:
-        #: None until it has arrived.
+        #: None before it has arrived.
         self.head: Head | None = None
         #: Whether the whole response has arrived.
         self.is_over = False
         self._buffer = bytearray()
-        #: How far the lines of the heads have been read.
+        #: The offset up to which the heads have been read.
         self._checked = 0
         self._heads_left = MAX_HEADS
         self._line_status: re.Match[bytes] | None = None
@@ -95,15 +87,11 @@ class ResponseReader:
 
     @property
     def keeps_connection(self) -> bool:
-        """Whether the connection can serve another request, once the response is over."""
+        """Whether the connection can be reused after the response."""
         return self._keeps
 
     def feed(self, data: bytes) -> bytes:
-        """Take what has arrived; return what of it belongs to the body.
-
-        Raises:
-            NoResponse: kind BAD_RESPONSE: this is not HTTP.
-        """
+        """Take received bytes; return the body's part of them. Raises NoResponse (BAD_RESPONSE) if this is not HTTP."""
         if self.head is None:
             self._buffer += data
             if not self._read_heads(has_new_line=b"\n" in data):
@@ -113,7 +101,7 @@ class ResponseReader:
         return self._read_body(data)
 
     def end(self) -> None:
-        """Take note that no more will arrive.
+        """Handle the end of the connection.
 
         Raises:
             NoResponse: kind HANG_UP: there was no response. Kind ABORTED: it broke off.
@@ -121,18 +109,18 @@ class ResponseReader:
         if self.head is None:
             begun = bytes(self._buffer[self._checked :])
             if self._line_status is None and not begun:
-                raise hang_up()  # perhaps behind a 1xx response
+                raise hang_up()  # possibly after a 1xx response
             if self._line_status is None and not begun.startswith(b"HTTP/"[: len(begun)]):
                 raise bad_response("Expected HTTP/1.0 or HTTP/1.1")
-            raise _aborted()
+            raise aborted()
         if not self.is_over and (self._body is None or not self._body.may_end):
-            raise _aborted()
+            raise aborted()
         self.is_over = True
         self._keeps = False
 
     def _read_heads(self, *, has_new_line: bool) -> bool:
-        """Read up to the final head's end; return whether it is there."""
-        # A line that comes in many pieces is looked at once it is whole.
+        """Read up to the end of the final head; return whether it has arrived."""
+        # An incomplete line is not parsed.
         while has_new_line:
             if self._line_status is None:
                 head = _HEAD.match(self._buffer, self._checked)
@@ -185,11 +173,7 @@ class ResponseReader:
             raise bad_response("Header overflow")
 
     def _take_head(self, line: re.Match[bytes]) -> bool:
-        """Take a head that ends where lines have been read to; return whether it is the final one.
-
-        Args:
-            line: begins with its status line.
-        """
+        """Take a complete head, whose status line is in `line`; return whether it is the final one."""
         status = int(line[2])
         if status < HTTPStatus.OK and status != HTTPStatus.SWITCHING_PROTOCOLS:
             return False
@@ -207,11 +191,11 @@ class ResponseReader:
         return True
 
     def _frame(self, status: int, headers: dict[str, str], *, is_http_1_0: bool) -> None:
-        """Find where the body ends (RFC 9112, 6.3), and refuse what is open to two readings."""
+        """Find where the body ends (RFC 9112, 6.3); refuse ambiguous framing."""
         connection = headers.get("connection", "").lower()
         self._keeps = "keep-alive" in connection if is_http_1_0 else "close" not in connection
         encodings, lengths = headers.get("transfer-encoding"), headers.get("content-length")
-        # Twice, as an application and a server behind each other may say it, it means what it means once.
+        # An application and its server may both send a field; equal values count once.
         if encodings is not None and set(_split(encodings.lower())) != {"chunked"}:
             raise bad_response("Unknown Transfer-Encoding")
         if encodings is None and lengths is not None:
@@ -224,7 +208,7 @@ class ResponseReader:
                 self._keeps = False
         elif encodings is not None:
             self._body = _Chunks()
-            if lengths is not None:  # chunks count, and what follows on this connection is not to be trusted
+            if lengths is not None:  # chunks count; later responses cannot be trusted
                 self._keeps = False
         elif lengths is not None:
             self._body = _Counted(int(lengths))
@@ -239,7 +223,7 @@ class ResponseReader:
         found = body.feed(data)
         if body.surplus is not None:
             self.is_over = True
-            # It would be taken for the answer to the next request.
+            # The next request would get the surplus as its response.
             self._keeps &= body.surplus == 0
         return found
 
@@ -249,16 +233,16 @@ def _split(value: str) -> list[str]:
 
 
 class _Counted:
-    """A body of a known length."""
+    """A body of known length."""
 
     __slots__ = ("_left", "surplus")
 
-    #: Whether the end of the connection is its end as well.
+    #: Whether the connection's end ends the body.
     may_end = False
 
     def __init__(self, length: int) -> None:
         self._left = length
-        #: Bytes behind its end; None until that has arrived.
+        #: Bytes received after the body; None before its end.
         self.surplus: int | None = None
 
     def feed(self, data: bytes) -> bytes:
@@ -288,16 +272,16 @@ class _Chunks:
 
     def __init__(self) -> None:
         self.surplus: int | None = None
-        #: A line, or the end of a chunk, that is not whole yet.
+        #: An incomplete line, or an incomplete end of a chunk.
         self._buffer = b""
-        #: Bytes of the chunk still to come; None before its size.
+        #: Missing bytes of the chunk; None before its size.
         self._left: int | None = None
         self._in_trailers = False
         self._extra_left = MAX_CHUNK_EXTRA_BYTES
 
     @property
     def may_end(self) -> bool:
-        # Some servers close instead of sending the last line; the data is whole by then.
+        # Some servers close instead of sending the last line.
         return self._in_trailers and not self._buffer
 
     def feed(self, data: bytes) -> bytes:

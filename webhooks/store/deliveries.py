@@ -16,7 +16,6 @@ the ids of its events), ``event_id``, ``body``, ``created_at``. `owed` reads the
 """
 
 import logging
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -47,6 +46,7 @@ from webhooks.store.pending import (
     shared_id,
     shared_ids,
 )
+from webhooks.transport.holder import uptime
 
 __all__ = [
     "PENDING_FIELDS",
@@ -79,6 +79,9 @@ _ASK_TIME_EVERY_S = 30.0
 #: gone back. It is over.
 _LONGEST_CLAIM_S = 3_600
 
+#: How far the clocks of two servers of a replica set may be apart, of which one takes over from the other.
+_CLOCK_SLACK_MS = 5_000
+
 #: Claims given up that are remembered while MongoDB is away. Those beyond are taken for interrupted attempts.
 _MAX_GIVEN_UP = 100_000
 
@@ -94,7 +97,7 @@ class DeliveryStore:
         database: Database[Document],
         claim_s: float,
         timeout_s: float,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = uptime,
         leases: Leases | None = None,
     ) -> None:
         """Use a database.
@@ -104,7 +107,7 @@ class DeliveryStore:
             claim_s: seconds that a claim holds: longer than any attempt with the writing of its log, and shorter than
                 the time after which a dead worker's message comes back.
             timeout_s: seconds within which MongoDB answers or is given up: what it does later is wanted by nobody.
-            clock: seconds that never jump.
+            clock: seconds that never jump, and go on while the process is paused.
             leases: of this process, where it renews one; None: its claims last for `claim_s`, whatever becomes of it,
                 and so do others' for it.
         """
@@ -161,15 +164,16 @@ class DeliveryStore:
         # The events first: a delivery must never be without its body. One that is there is made new again, so that
         # the clean-up does not take it away just now.
         if shared:
-            fresh = [
-                {"$set": {"event_id": same[0].event_id, "body": same[0].body, "created_at": at}} for same in shared
-            ]
-            keys = [{"_id": shared_id(same[0].event_id, same[0].company)} for same in shared]
-            with store_errors():
-                self._events.bulk_write(
-                    [UpdateOne(key, change, upsert=True) for key, change in zip(keys, fresh, strict=True)],
-                    ordered=False,
+            writes = [
+                UpdateOne(
+                    {"_id": shared_id(one.event_id, one.company)},
+                    {"$set": {"event_id": one.event_id, "body": one.body}, "$currentDate": {"created_at": True}},
+                    upsert=True,
                 )
+                for one in (same[0] for same in shared)
+            ]
+            with store_errors():
+                self._events.bulk_write(writes, ordered=False)
         documents = [_write(delivery, at, has_body=len(same) == 1) for same in by_event.values() for delivery in same]
         known = insert_new(self._deliveries, documents).known
         return {document["_id"] for place, document in enumerate(documents) if place not in known}
@@ -277,7 +281,10 @@ class DeliveryStore:
             not_after: by the server's clock; later it does nothing.
             lapsed: log id of a claim that stands in the way, but whose holder's lease has lapsed; None for none.
         """
-        is_free = is_over("$claim.until", _LONGEST_CLAIM_S)
+        # Claimed in the future: the server's clock has gone back. A process with a lease has its say by that.
+        is_ahead = {"$gt": ["$claim.at", {"$add": ["$$NOW", _CLOCK_SLACK_MS]}]}
+        is_unleased = {"$eq": [{"$type": "$claim.holder"}, "missing"]}
+        is_free = {"$or": [is_over("$claim.until", _LONGEST_CLAIM_S), {"$and": [is_ahead, is_unleased]}]}
         if lapsed is not None:
             is_free = {"$or": [is_free, {"$eq": ["$claim.log_id", lapsed]}]}
         is_ours = {"$eq": ["$claim.log_id", claim.log_id]}
@@ -316,9 +323,8 @@ class DeliveryStore:
     def settle(self, logs: Iterable[COTWebhookLog]) -> None:
         """Bring the ledger up to date with attempts that were made: what is owed next, or nothing any more.
 
-        An attempt that was interrupted changes nothing: the worker that found it is making it again. Nor does a failed
-        one whose claim was taken over meanwhile, as its process was paused, say: what is owed next is for the new claim
-        to say. One that succeeded ends its delivery all the same.
+        An attempt that was interrupted changes nothing: the worker that found it is making it again. Nor does one that
+        is not heeded any more.
         """
         ends: list[DeleteOne] = []
         changes: list[UpdateOne] = []
@@ -326,10 +332,7 @@ class DeliveryStore:
             attempt = log.details
             if attempt.error_kind is ErrorKind.INTERRUPTED:
                 continue
-            # Never back: a log that was written late must not undo what came after it.
-            query: Document = {"_id": attempt.delivery_id, "retry": {"$lte": log.retry}}
-            if attempt.outcome != Outcome.SUCCESS:
-                query["claim.log_id"] = {"$in": [log.id, None]}  # None: there is no claim
+            query = _heeded(log)
             done = {"claim": "", "interrupted": ""}
             keep = {"$set": {"held": True}, "$unset": {**done, "due_at": "", "probe": ""}}
             if attempt.kept:
@@ -352,6 +355,11 @@ class DeliveryStore:
                     self._quick.bulk_write(ends, ordered=False)
             except BulkWriteError as error:
                 document_errors(error)
+
+    def is_heeded(self, log: COTWebhookLog) -> bool:
+        """Tell whether an attempt may still say what comes of its delivery."""
+        with store_errors():
+            return self._deliveries.find_one(_heeded(log), {"_id": 1}) is not None
 
     def find_oldest_overdue(self, before: datetime, limit: int) -> list[Oldest]:
         """Return, of each webhook to which anything was due before an instant, since when the oldest was.
@@ -403,8 +411,8 @@ class DeliveryStore:
     def postpone(self, delivery_ids: Sequence[str], due_at: datetime) -> None:
         """Note that the deliveries were queued again and are due from an instant on."""
         with store_errors():
-            # One that a worker keeps by now is not due.
-            query = {"_id": {"$in": list(delivery_ids)}, "due_at": {"$exists": True}}
+            # One that a worker keeps by now is not due, and one that waits for its retry is due later.
+            query = {"_id": {"$in": list(delivery_ids)}, "due_at": {"$lt": due_at}}
             self._deliveries.update_many(query, {"$set": {"due_at": due_at}})
 
     def quarantine(self, delivery_id: object) -> None:
@@ -434,7 +442,8 @@ class DeliveryStore:
             event_ids = [event.get("event_id") for event in old]
             owed = self._deliveries.distinct("event_id", {"event_id": {"$in": event_ids}})
             forgotten = [event["_id"] for event in old if event.get("event_id") not in owed]
-            return self._events.delete_many({"_id": {"$in": forgotten}}).deleted_count
+            # Asked again: one may have been made new since, for deliveries that are about to be written.
+            return self._events.delete_many({"_id": {"$in": forgotten}, **query}).deleted_count
 
     def count(self) -> int:
         """Return how many deliveries are owed, as the collection's own count has it."""
@@ -456,6 +465,19 @@ def _write(delivery: Delivery, at: datetime, *, has_body: bool) -> Document:
         **({} if delivery.unusable is None else {"unusable": delivery.unusable}),
         "created_at": at,
     }
+
+
+def _heeded(log: COTWebhookLog) -> Document:
+    """Return what is true of a delivery for as long as an attempt may say what comes of it.
+
+    The one rule for all that is written because of an attempt. A failed one has no say once its claim was taken over,
+    as its process was paused, say: then it is for the new claim to say. One that succeeded has. Neither undoes what
+    came after it, nor brings back a delivery that has ended.
+    """
+    query: Document = {"_id": log.details.delivery_id, "retry": {"$lte": log.retry}}
+    if log.details.outcome != Outcome.SUCCESS:
+        query["claim.log_id"] = {"$in": [log.id, None]}  # None: there is no claim
+    return query
 
 
 def _release(given_up: Iterable[tuple[str, ObjectId]]) -> list[UpdateOne]:

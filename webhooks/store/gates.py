@@ -31,6 +31,8 @@ from webhooks.store.notices import Notice, NoticeType, after, instant, literal, 
 
 #: Seconds for which what was noted as kept is not noted again: a busy line would write its gate for each event.
 _NOTE_HELD_EVERY_S = 5
+#: Places in a line for each millisecond that passes: more than are taken in one, on the average.
+_PLACES_PER_MS = 1_000
 
 _INDEXES = [
     # The steward's questions: which are paused and to be tried, which recover?
@@ -369,13 +371,17 @@ class GateStore:
     def take_places(self, webhook_id: ObjectId, count: int) -> int:
         """Take places in an ordered webhook's line, and note that deliveries are about to be kept for it.
 
+        They grow with the server's clock, so that they stand behind all that were taken before also where the gate was
+        lost, as in a restored backup that lacks it.
+
         Not waited for until it is in the journal: whatever takes such a place is written after it, and is acknowledged
         only when both are.
 
         Returns:
             The first of them; the others follow it.
         """
-        last = {"$cond": [{"$isNumber": "$last_place"}, {"$toLong": "$last_place"}, 0]}
+        noted = {"$cond": [{"$isNumber": "$last_place"}, {"$toLong": "$last_place"}, 0]}
+        last = {"$max": [noted, {"$multiply": [{"$toLong": "$$NOW"}, _PLACES_PER_MS]}]}
         change = {"last_place": {"$add": [last, count]}, "has_held": True, "held_at": "$$NOW"}
         with store_errors():
             found = self._quick.find_one_and_update(

@@ -2,7 +2,7 @@
 
 Owns the ledger's fields ``held``, ``place`` and ``probe``. A kept delivery has no message and no ``due_at``; it costs
 nobody anything, and a wiped Redis cannot lose it. Letting one out gives it a ``due_at`` before its message is queued,
-so that the sweep finds it if we die in between. Used by `books`, `tasks` and the steward.
+so that the sweep finds it if we die in between. Used by `records`, `tasks` and the steward.
 """
 
 from collections.abc import Iterable, Sequence

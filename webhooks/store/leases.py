@@ -6,7 +6,7 @@ none of which anything is known; `holder` says what follows from that, and why i
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from pymongo import ASCENDING, ReturnDocument, WriteConcern
 from pymongo.database import Database
@@ -15,9 +15,6 @@ from pymongo.errors import DuplicateKeyError
 from webhooks.store.mongo import Document, store_errors
 from webhooks.transport.holder import CLAIM_LEASE_S, MAX_GAP_S, RENEW_AGAIN_S, WITNESS_AFTER_S, uptime
 
-#: More than any job's lease lasts: one that claims to last longer was changed by hand, or the server's clock has gone
-#: back. It is over.
-_LONGEST_JOB_S = 10_000
 #: Seconds after its end for which a lease is kept: longer than any claim that was made under it lasts.
 _KEPT_S = 3_600
 
@@ -97,7 +94,8 @@ class Leases:
         Returns:
             Whether the job's lease is this process's now.
         """
-        is_free = {"$or": [is_over("$until", _LONGEST_JOB_S), {"$eq": ["$owner", self._token]}]}
+        # One that lasts longer than any would that is taken now is of before the server's clock went back.
+        is_free = {"$or": [is_over("$until", seconds), {"$eq": ["$owner", self._token]}]}
         taken = {
             "owner": {"$cond": [is_free, self._token, "$owner"]},
             "until": {"$cond": [is_free, _from_now(seconds), "$until"]},
@@ -122,7 +120,7 @@ def judge_leases(documents: Mapping[str, Document], witness: str) -> dict[str, f
 
     Returns:
         By token, for how many seconds nothing can be said against it; 0: it holds nothing. Leases that were changed by
-        hand are left out.
+        hand into none are left out.
     """
     left = {}
     own = documents.get(witness, {})
@@ -131,10 +129,10 @@ def judge_leases(documents: Mapping[str, Document], witness: str) -> dict[str, f
         if token == witness or not isinstance(until, datetime):
             continue
         left_s = (until - present).total_seconds()
-        if 0 < left_s <= CLAIM_LEASE_S:
-            left[token] = left_s
-        elif left_s <= 0:
-            left[token] = _seconds_to_witness(own, present)
+        # One that is longer than any, by more than what the witness would take for no gap, was renewed before the
+        # server's clock went back, and not since.
+        is_good = 0 < left_s <= CLAIM_LEASE_S + MAX_GAP_S
+        left[token] = left_s if is_good else _seconds_to_witness(own, present)
     return left
 
 
@@ -143,7 +141,7 @@ def _seconds_to_witness(own: Document, present: datetime) -> float:
     since, until = own.get("since"), own.get("until")
     if not isinstance(since, datetime) or not isinstance(until, datetime):
         return WITNESS_AFTER_S
-    if until - present < timedelta(seconds=CLAIM_LEASE_S - MAX_GAP_S):
+    if not CLAIM_LEASE_S - MAX_GAP_S <= (until - present).total_seconds() <= CLAIM_LEASE_S:
         return WITNESS_AFTER_S  # it renews just now, after a gap
     watched_s = (present - since).total_seconds()
     return 0.0 if watched_s >= WITNESS_AFTER_S else max(RENEW_AGAIN_S, WITNESS_AFTER_S - watched_s)

@@ -43,6 +43,18 @@ _INDEXES = [
     IndexModel([("attempt.outcome", ASCENDING), ("createdAt", DESCENDING)], name="outcome_newest"),
     IndexModel([("attempt.event_id", ASCENDING), ("createdAt", DESCENDING)], name="event_newest"),
     IndexModel([("attempt.delivery_id", ASCENDING), ("createdAt", DESCENDING)], name="delivery_newest"),
+    # "What became of task T?" Events without an object, such as logouts, cost nothing here.
+    IndexModel(
+        [("event.data._id", ASCENDING), ("createdAt", DESCENDING)],
+        name="object_newest",
+        partialFilterExpression={"event.data._id": {"$exists": True}},
+    ),
+    # Only attempts without a response are in it, so that a success costs nothing.
+    IndexModel(
+        [("attempt.error_kind", ASCENDING), ("createdAt", DESCENDING)],
+        name="kind_newest",
+        partialFilterExpression={"attempt.error_kind": {"$type": "string"}},
+    ),
 ]
 
 #: Logs that break the contract, and are passed over, before a reading gives up finding as many as were asked for.
@@ -61,6 +73,17 @@ class LogQuery:
     outcome: Outcome | None = None
     event_id: str | None = None
     delivery_id: str | None = None
+    #: `_id` of the event's object: ``event.data._id``.
+    object_id: str | None = None
+    #: Why no response came.
+    kind: ErrorKind | None = None
+    #: Statuses of responses, both ends included.
+    statuses: tuple[int, int] | None = None
+    #: Whether a response came.
+    has_response: bool | None = None
+    #: The event's type, and its name.
+    event_type: str | None = None
+    event_name: str | None = None
     #: `createdAt` from this instant on, and before that one; both aware.
     since: datetime | None = None
     until: datetime | None = None
@@ -73,10 +96,24 @@ class LogQuery:
             "attempt.outcome": None if self.outcome is None else self.outcome.value,
             "attempt.event_id": self.event_id,
             "attempt.delivery_id": self.delivery_id,
+            "event.data._id": None if self.object_id is None else {"$in": _spell_id(self.object_id)},
+            "attempt.error_kind": self._kind_filter(),
+            "status": None if self.statuses is None else {"$gte": self.statuses[0], "$lte": self.statuses[1]},
+            "event.type": self.event_type,
+            "event.event": self.event_name,
         }
         span = {"$gte": self.since, "$lt": self.until}
         wanted["createdAt"] = {operator: at for operator, at in span.items() if at is not None} or None
         return {field: value for field, value in wanted.items() if value is not None}
+
+    def _kind_filter(self) -> object:
+        if self.kind is not None:
+            return self.kind.value
+        # A status asks for responses: the contract logs 409 where none came.
+        has_response = True if self.statuses is not None and self.has_response is None else self.has_response
+        if has_response is None:
+            return None
+        return {"$not": {"$type": "string"}} if has_response else {"$type": "string"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,28 +180,36 @@ class LogStore:
     def write(self, logs: Sequence[COTWebhookLog]) -> Mapping[int, WriteError]:
         """Store logs in one write, acknowledged; one that is stored already is left as it is.
 
+        One that cannot be stored whole is stored cut: an attempt that no log tells of would be made again.
+
         Returns:
             The place in `logs` of each one that cannot be stored at all, and why.
         """
         documents = [log.to_bson() for log in logs]
         result = insert_new(self._collection, documents)
+        refused = list(result.faults)
+        still_refused = insert_new(self._collection, [_cut(documents[place]) for place in refused]).faults
         # The log of an attempt that was thought to be interrupted was only slow: it went through the broker, say.
         for document in (documents[place] for place in result.known):
             guess = {"_id": document["_id"], "attempt.error_kind": ErrorKind.INTERRUPTED.value}
             if document["attempt"]["error_kind"] != ErrorKind.INTERRUPTED:
                 with store_errors():
                     self._collection.replace_one(guess, document)
-        return result.faults
+        return {place: still_refused[number] for number, place in enumerate(refused) if number in still_refused}
 
-    def find_ended(self, event_ids: Sequence[str]) -> set[str]:
-        """Return the ids of the events' deliveries that have ended."""
-        asked = self.ask_ended(event_ids)
+    def find_ended(self, delivery_ids: Iterable[str]) -> set[str]:
+        """Return the ids of those deliveries that have ended."""
+        asked = self.ask_ended(delivery_ids)
         with store_errors():
             return self.read_ended(asked.collection.find(asked.filter, asked.fields))
 
-    def ask_ended(self, event_ids: Iterable[str]) -> Query:
-        """Return the question for the deliveries of events that have ended."""
-        wanted: Document = {"attempt.event_id": {"$in": list(event_ids)}, "attempt.next_at": None}
+    def ask_ended(self, delivery_ids: Iterable[str]) -> Query:
+        """Return the question which of some deliveries have ended; one that waits for an operator has not."""
+        wanted: Document = {
+            "attempt.delivery_id": {"$in": list(delivery_ids)},
+            "attempt.next_at": None,
+            "attempt.kept": {"$ne": True},
+        }
         return Query(self._collection, wanted, {"attempt.delivery_id": 1})
 
     def read_ended(self, found: Iterable[Document]) -> set[str]:
@@ -307,6 +352,18 @@ class LogStore:
         """Return how many logs the query asks for; counting ends at the limit."""
         with store_errors():
             return self._collection.count_documents(query.to_filter(), limit=limit)
+
+
+def _spell_id(object_id: str) -> list[object]:
+    """Return an object's id as producers send it, and as another writer may have stored it."""
+    return [object_id, ObjectId(object_id)] if ObjectId.is_valid(object_id) else [object_id]
+
+
+def _cut(document: Document) -> Document:
+    """Return a log without what may be too large, or too deep, in its event."""
+    event = {name: value for name, value in document["event"].items() if name != "diff"}
+    cut = {**event, "data": None, "extraData": None}
+    return {**document, "event": cut, "attempt": {**document["attempt"], "event_cut": True}}
 
 
 def _read_kind(value: object) -> ErrorKind | None:

@@ -202,10 +202,16 @@ def insert_new(collection: Collection[Document], documents: Sequence[Document]) 
             collection.insert_many(documents, ordered=False)
         except BulkWriteError as error:
             return document_errors(error)
+        except OperationFailure as error:
+            # The server refuses all of them for one that is too large.
+            if error.code not in _DOCUMENT_ERRORS:
+                raise
         except _ENCODING_ERRORS:
-            # The driver says neither which document it cannot encode nor what became of the others.
-            return _insert_each(collection, documents)
-    return NotWritten()
+            pass
+        else:
+            return NotWritten()
+        # Nobody says which document it is, nor what became of the others.
+        return _insert_each(collection, documents)
 
 
 def _insert_each(collection: Collection[Document], documents: Sequence[Document]) -> NotWritten:
@@ -216,7 +222,7 @@ def _insert_each(collection: Collection[Document], documents: Sequence[Document]
             collection.insert_one(document)
         except DuplicateKeyError:
             known.append(place)
-        except WriteError as error:
+        except OperationFailure as error:
             if error.code not in _DOCUMENT_ERRORS:
                 raise
             faults[place] = WriteError(f"error {error.code}", error.code)

@@ -6,8 +6,9 @@ workers (`sweeper`) queues ``webhooks.deliver`` from it, and ``webhooks.deliver`
 deliveries.
 
 One document per event: ``_id`` (the event's id), ``body``, ``accepted_at``, ``queue_at`` (when it is to be queued, or
-queued again; absent where it was set aside), ``queued`` (how often it was) and ``order`` (an ObjectId: those of one
-process grow, so it tells the order within a millisecond) and ``line`` (company and type: among which order matters).
+asked for again; absent where it was set aside), ``queued`` (how often it was), ``queued_at`` (when last), ``order`` (a
+Timestamp, of which MongoDB gives out each one once, so it tells the order within a millisecond) and ``line`` (company
+and type: among which order matters). All times are MongoDB's.
 """
 
 import logging
@@ -27,8 +28,6 @@ logger = logging.getLogger(__name__)
 _MOST_WAITED_FOR = 10
 #: In which events are queued: that of their acceptance.
 _ORDER = [("queue_at", ASCENDING), ("order", ASCENDING)]
-#: How often the pause until an event is queued again is doubled at most.
-_MAX_DOUBLINGS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +38,8 @@ class Accepted:
     body: str
     #: How often it was queued before.
     queued: int
+    #: When its message was queued; None: it has none that is known.
+    queued_at: datetime | None = None
 
 
 class Outbox:
@@ -54,7 +55,7 @@ class Outbox:
             self._collection.create_index([("line", ASCENDING), ("accepted_at", ASCENDING)], name="line")
 
     def find_due(self, at: datetime, limit: int) -> list[Accepted]:
-        """Return events that are to be queued by an instant, the longest due first."""
+        """Return events that are to be queued, or asked for, by an instant, the longest due first."""
         with store_errors():
             found = list(self._collection.find({"queue_at": {"$lte": at}}).sort(_ORDER).limit(limit))
         events = []
@@ -63,9 +64,14 @@ class Outbox:
             if fault:
                 self._quarantine(document["_id"], fault)
             else:
-                queued = document.get("queued")
+                queued, queued_at = document.get("queued"), document.get("queued_at")
                 events.append(
-                    Accepted(document["_id"], document["body"], queued if isinstance(queued, int) and queued > 0 else 0)
+                    Accepted(
+                        document["_id"],
+                        document["body"],
+                        queued if isinstance(queued, int) and queued > 0 else 0,
+                        queued_at if isinstance(queued_at, datetime) else None,
+                    )
                 )
         return events
 
@@ -78,28 +84,33 @@ class Outbox:
             self._collection.update_one({"_id": event_id}, {"$unset": {"queue_at": ""}})
 
     def note_queued(self, events: Sequence[Accepted], at: datetime, pause: timedelta) -> None:
-        """Note that events were queued, and when to do so again if their message is lost.
+        """Note that events were queued, and when to ask what became of their messages.
 
         Args:
             events: as `find_due` returned them.
             at: now.
-            pause: the first; it doubles each time, as a message may also wait in a long queue.
+            pause: from now on.
         """
         updates = [
             UpdateOne(
                 {"_id": event.event_id},
-                {
-                    "$set": {
-                        "queue_at": at + pause * 2 ** min(event.queued, _MAX_DOUBLINGS),
-                        "queued": event.queued + 1,
-                    }
-                },
+                {"$set": {"queue_at": at + pause, "queued": event.queued + 1, "queued_at": at}},
             )
             for event in events
         ]
         with store_errors():
             if updates:
                 self._collection.bulk_write(updates, ordered=False)
+
+    def ask_again(self, events: Sequence[Accepted], at: datetime) -> None:
+        """Note when to ask once more for events whose messages are still waiting."""
+        with store_errors():
+            if events:
+                ids = [event.event_id for event in events]
+                # One that stands behind older ones by now is to be queued.
+                self._collection.update_many(
+                    {"_id": {"$in": ids}, "queued_at": {"$exists": True}}, {"$set": {"queue_at": at}}
+                )
 
     def stand_behind_older(self, event_id: str) -> bool:
         """Have an event that must keep the order queued again behind older ones that are not through yet, if any are.
@@ -120,9 +131,9 @@ class Outbox:
             older: Document = {"line": mine["line"], "$or": is_before, **is_hoped_for}
             if self._collection.count_documents(older, limit=1) == 0:
                 return False
-            again: Document = {"$set": {"queue_at": "$accepted_at"}}
-            self._collection.update_many(older, [again])
-            self._collection.update_one({"_id": event_id}, [again])
+            again: list[Document] = [{"$set": {"queue_at": "$accepted_at"}}, {"$unset": "queued_at"}]
+            self._collection.update_many(older, again)
+            self._collection.update_one({"_id": event_id}, again)
             return True
 
     def remove(self, event_id: str) -> None:

@@ -11,6 +11,7 @@ from bson import ObjectId
 
 from webhooks.rules.lanes import lane_of_webhook
 from webhooks.store.mongo import Document
+from webhooks.transport.holder import BEGIN_WITHIN_S, uptime
 
 #: What a delivery needs to be attempted. Anybody may have written the document.
 _FIELDS: Mapping[str, type] = {
@@ -23,6 +24,8 @@ _FIELDS: Mapping[str, type] = {
 
 #: Seconds added to what is left of a claim, so that it is over when it is asked for again.
 _AFTER_S = 0.1
+#: Seconds after which to look again for what is about to be written.
+_WRITTEN_SOON_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,13 @@ class Claim:
     log_id: ObjectId
     #: Who makes the attempt: Celery's node name; None when it is not known.
     worker: str | None = None
+    #: When it was about to be asked for, by `uptime`.
+    asked_at: float = field(default_factory=uptime, compare=False)
+
+    @property
+    def begin_by(self) -> float:
+        """When its request must have been begun, by `uptime`: later another may have the claim, or a pause hold."""
+        return self.asked_at + BEGIN_WITHIN_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +182,7 @@ def read_claimed(
         return None
     held = document.get("claim")
     if not isinstance(held, dict) or held.get("log_id") != claim.log_id:
-        return _read_blocked(held if isinstance(held, dict) else {}, present, claim_s)
+        return _read_blocked(held if isinstance(held, dict) else {}, claim.retry, present, claim_s)
     body = document["body"] if "body" in document else bodies.get(shared_id(document["event_id"], document["company"]))
     if not isinstance(body, str):
         return LookupError(f"event {document['event_id']} is not stored")
@@ -199,9 +209,12 @@ def read_claimed(
     )
 
 
-def _read_blocked(held: Document, present: datetime, claim_s: float) -> Blocked:
-    until, holder, log_id = held.get("until"), held.get("holder"), held.get("log_id")
+def _read_blocked(held: Document, asked: int, present: datetime, claim_s: float) -> Blocked:
+    until, holder, log_id, retry = (held.get(field) for field in ("until", "holder", "log_id", "retry"))
     left_s = (until - present).total_seconds() if isinstance(until, datetime) else claim_s
+    if isinstance(retry, int) and retry < asked:
+        # The attempt before this one is over, and its end is being written down.
+        left_s = min(left_s, _WRITTEN_SOON_S)
     return Blocked(
         min(max(left_s, 0.0) + _AFTER_S, claim_s),
         holder if isinstance(holder, str) else None,

@@ -5,6 +5,7 @@ collection as well, so a document may be anything: one that breaks the contract 
 """
 
 import logging
+import re
 import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
@@ -53,6 +54,15 @@ def read_stored(document: Document) -> COTWebhook:
         if field in document and not isinstance(document[field], ObjectId):
             raise InvalidWebhook(f"invalid webhook: {field}: must be stored as an ObjectId")
     return parse_webhook(document)
+
+
+def why_unusable(document: Document) -> str | None:
+    """Say why a stored webhook gets no events although it may be active; None when nothing is wrong with it."""
+    try:
+        read_stored(document)
+    except InvalidWebhook as error:
+        return str(error).removeprefix("invalid webhook: ")
+    return None
 
 
 def _is_of(company: ObjectId) -> Document:
@@ -220,6 +230,24 @@ class WebhookStore:
         with store_errors():
             query = {} if company is None else _is_of(company)
             return list(self._collection.find(query).sort([("company", 1), ("code", 1), ("_id", 1)]))
+
+    def search(self, company: ObjectId | None, trigger: str | None, text: str | None, limit: int) -> list[Document]:
+        """Return stored documents, by id; never from the cache.
+
+        Args:
+            company: whose; None for any.
+            trigger: with this trigger; None for any.
+            text: that name, code or URL hold, in any case; None for any.
+            limit: how many at most.
+        """
+        query: Document = {} if company is None else _is_of(company)
+        if trigger is not None:
+            query["trigger"] = trigger
+        if text is not None:
+            pattern = {"$regex": re.escape(text), "$options": "i"}
+            query["$or"] = [{field: pattern} for field in ("name", "code", "url")]
+        with store_errors():
+            return list(self._collection.find(query).sort("_id", 1).limit(limit))
 
     def list_sealed(self, limit: int) -> list[Document]:
         """Return stored documents in which something is sealed, at most so many; never from the cache."""

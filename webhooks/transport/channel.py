@@ -158,7 +158,7 @@ class Channel(PublishingChannel):
         row = take.most if isinstance(self._queue_cycle, priority_cycle) else 1
         about = [part for queue in take.queues for part in (queue, end_of_entry(queue), self._kind_of(queue))]
         room, held_s = max(take.most, self._room(bound=False)), 2 * self.visibility_timeout
-        numbers = [take.most, room, row, len(take.queues), BATCH, held_s]
+        numbers = [take.most, room, row, len(take.queues), BATCH, held_s, self.qos.prefetch_count or _MOST_AT_ONCE]
         return keys, [self.prefixed(""), take.id, *numbers, *about, *self.priority_steps]
 
     def _room(self, *, bound: bool = True) -> int:
@@ -173,7 +173,7 @@ class Channel(PublishingChannel):
 
     def _unpack(self, take: Take, reply: list[Any]) -> list[Message]:
         """Make messages of a take's reply, and park those that are not due."""
-        now, next_due_ms, found = float(reply[0]), int(reply[1]), reply[3:]
+        wall, next_due_ms, found = float(reply[0]), int(reply[1]), reply[3:]
         self._unsorted = int(reply[2]) > 0
         messages = []
         taken = zip(found[::3], found[1::3], found[2::3], strict=True)
@@ -190,10 +190,10 @@ class Channel(PublishingChannel):
             except Exception as error:  # noqa: BLE001 - whatever it is, the next message may be good
                 logger.warning("a message of queue %s cannot be read: %r", queue, error)
                 payload, eta, message = {}, None, self.Message.unreadable(raw, tag, self, error)
-            if eta is not None and eta > now and not lane:
+            if eta is not None and eta > wall and not lane:
                 priority = self.priority(self._get_message_priority(payload))
                 parked = self.global_keyprefix + PARKED_KEY.format(queue)
-                self.settle(Settlement(tag, "park", repr(eta), parked, f"{priority}:{dumps(payload)}"))
+                self.settle(Settlement(tag, "park", repr(eta - wall), parked, f"{priority}:{dumps(payload)}"))
                 continue
             message.queue = queue
             messages.append(message)

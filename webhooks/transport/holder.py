@@ -27,9 +27,10 @@ MAX_GAP_S = 5.0
 #: ... and that for so many seconds: time for two renewals of everyone else.
 WITNESS_AFTER_S = 6.0
 
-#: Seconds for which a process may rely on what it has read of something that it holds: if it was paused since, another
-#: one may have brought that to its end. Less than is left of a lease, at least, that is renewed.
-KNOWN_FOR_S = 5.0
+#: Seconds from a claim, after which its webhook's gate is read, until its request is begun, at most: if the process was
+#: paused since, another one may have the claim, or the webhook be paused. Less than is left of a lease, at least, that
+#: is renewed; far more than goes by under load. A pause waits so long, and holds from then on.
+BEGIN_WITHIN_S = 2.0
 
 #: Seconds that go on while the process is paused, and while its machine is suspended where the system counts that.
 uptime = partial(time.clock_gettime, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))

@@ -23,10 +23,8 @@ from webhooks.transport.scripts import (
     ADMIT,
     COUNT,
     LOOK,
-    PARKED_KEY,
     PUT,
     SERIALIZE,
-    WAKE_KEY,
 )
 from webhooks.transport.settlements import finish, held_tag
 
@@ -42,6 +40,7 @@ class PublishingChannel(SettlingChannel):
         super().__init__(*args, **kwargs)
         lanes: Lanes | None = self.connection.client.transport_options.get(LANES_OPTION)
         self._lanes: Mapping[str, bool] = lanes["queues"] if lanes else {}
+        self._joined: Mapping[str, str] = lanes["joined"] if lanes else {}
         self._lane_of = cast("Callable[[object], str]", symbol_by_name(lanes["lane_of"]) if lanes else _no_lane)
 
     # ── Publishing ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -104,9 +103,12 @@ class PublishingChannel(SettlingChannel):
         priority: int,
         write: Callable[[dict[str, Any]], str | bytes] = dumps,
     ) -> tuple[list[str], list[Any]]:
-        keys = [self._q_for_pri(queue, priority), PARKED_KEY.format(queue), WAKE_KEY.format(queue)]
-        arguments: list[Any] = [self.prefixed(""), queue, priority]
-        has_lanes = self._has_lanes(queue)
+        into, has_lanes = self.joined_to(queue), self._has_lanes(queue)
+        keys = [self._q_for_pri(queue, priority)]
+        if has_lanes and not self._lanes[queue]:
+            same = [into, *(name for name in self._lanes if name != into and self.joined_to(name) == into)]
+            keys += [self._q_for_pri(name, step) for name in same for step in self.priority_steps]
+        arguments: list[Any] = [self.prefixed(""), queue, into, priority]
         for message in messages:
             eta = due_at(message)
             delay_s = "" if eta is None or eta <= time.time() else repr(eta - time.time())
@@ -131,6 +133,10 @@ class PublishingChannel(SettlingChannel):
             lane = self._lane_of(message)
         return lane if isinstance(lane, str) and len(lane) <= _MAX_LANE and _LANE.fullmatch(lane) else OTHERS
 
+    def joined_to(self, queue: str) -> str:
+        """Name the queue in whose lanes messages of a queue stand."""
+        return self._joined.get(queue, queue)
+
     def list_of(self, queue: str, priority: int) -> str:
         """Name the list of a queue for a priority."""
         return self._q_for_pri(queue, priority)
@@ -140,7 +146,7 @@ class PublishingChannel(SettlingChannel):
         if self._lanes:
             self.run(SERIALIZE, [], [self.prefixed(""), whole, int(is_serial), *self._lanes])
 
-    def admit(self, queue: str, attempts: Sequence[Admission], in_hand: int) -> Callable[[], list[Turn]]:
+    def admit(self, queue: str, attempts: Sequence[Admission], room: int, slots: int) -> Callable[[], list[Turn]]:
         """Ask which attempts may be made at once, without a message of their own, by the rules of their lanes.
 
         Those that may count as in hand until `finish` tells of their end, or this process's lease has lapsed; without
@@ -149,13 +155,14 @@ class PublishingChannel(SettlingChannel):
         Args:
             queue: in which the others will wait.
             attempts: in the order in which they are wanted.
-            in_hand: messages that this worker has taken for them: so many of its threads are kept for them.
+            room: how many of them this worker has free threads for.
+            slots: all its threads.
 
         Returns:
             What returns the answers. Until it is called Redis is at it, and something else can be done.
         """
         held_s = 2 * self.visibility_timeout
-        arguments: list[Any] = [self.prefixed(""), queue, in_hand, held_s]
+        arguments: list[Any] = [self.prefixed(""), queue, room, slots, held_s]
         for attempt in attempts:
             arguments += [held_tag(attempt.tag), attempt.lane, *(attempt.rate or ("", ""))]
         wait = self.begin(ADMIT, [self.unacked_key], arguments)

@@ -24,9 +24,14 @@ RESTORING_KEY = "webhooks.restoring"
 #: Parked messages of one queue that one take moves, and settlements of one script: bounds how long Redis is busy.
 BATCH = 500
 
+#: Messages put into lanes in one turn of the worker's event loop: what it takes must not hold up the rest of it. So few
+#: are in their lanes soon.
+FEW = 250
+
 _CONSTANTS: Mapping[str, float | str] = {
     "OTHERS": OTHERS,
     "SERIAL": SERIAL,
+    "FEW": FEW,
     "FIRST_WINDOW": FIRST_WINDOW,
     "LEASE_S": LEASE_S,
     "WITNESS_AFTER_S": WITNESS_AFTER_S,

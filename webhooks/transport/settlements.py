@@ -41,9 +41,7 @@ def outbox_of(broker: object) -> Outbox:
     return _outboxes.setdefault(broker, Outbox())
 
 
-def report(
-    queue: str, lane: str, *, ms: float | None, is_good: bool | None, rate: tuple[float, int] | None = None
-) -> None:
+def report(queue: str, lane: str, *, ms: float | None, is_good: bool | None) -> None:
     """Tell of an attempt, with the next settlements: what its endpoint may have at one time follows from it.
 
     Args:
@@ -51,11 +49,18 @@ def report(
         lane: of it.
         ms: milliseconds that the attempt took; None: that says nothing.
         is_good: False has the lane's share halved; None: the endpoint is not to blame, nor to praise.
-        rate: the lane's limit, attempts per second and burst; None for none.
     """
     verdict = "" if is_good is None else "good" if is_good else "bad"
-    limit = f"{rate[0]} {rate[1]}" if rate else ""
-    _tell(Settlement(lane, "report", "" if ms is None else f"{ms:.3f}", verdict, limit, queue))
+    _tell(Settlement(lane, "report", "" if ms is None else f"{ms:.3f}", verdict, "", queue))
+
+
+def limit_lane(queue: str, lane: str, rate: tuple[float, int] | None) -> None:
+    """Tell a lane's limit as it is now, attempts per second and burst, or that it has none; with the next settlements.
+
+    Not what a message or an attempt was begun with: that may be older than what another worker has told.
+    """
+    per_s, burst = rate or ("", "")
+    _tell(Settlement(lane, "limit", str(per_s), str(burst), "", queue))
 
 
 def hold_lane(queue: str, lane: str, seconds: float) -> None:

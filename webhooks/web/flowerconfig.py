@@ -5,6 +5,8 @@ from ipaddress import ip_address
 import click
 from tornado.options import options
 
+from webhooks.web.extension import install
+from webhooks.web.pages import HANDLERS
 from webhooks.web.queues import count_lanes
 
 
@@ -22,7 +24,7 @@ address = options.address or "127.0.0.1"
 if not (_is_loopback(address) or options.basic_auth or options.auth):
     raise click.ClickException(
         f"Flower would be open to everybody who reaches {address}: set FLOWER_BASIC_AUTH=USER:PASSWORD, or give --auth "
-        "with an OAuth provider; see the README"
+        "with an OAuth provider; see docs/operations.md"
     )
 
 # An attempt at a glance: which event went to which webhook (args), and what came back (result, or the exception of a
@@ -36,3 +38,6 @@ max_tasks = 10_000
 
 # What waits in lanes counts as well.
 count_lanes()
+
+# The tab "Webhooks".
+install(HANDLERS)

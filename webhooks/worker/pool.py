@@ -31,13 +31,13 @@ from celery.worker import state
 
 from webhooks.delivery.accept import Accepted, Accepting, accept, leave_lane
 from webhooks.delivery.attempt import PreparedAttempt
-from webhooks.delivery.claim import claim_all
+from webhooks.delivery.claim import claim_all, give_back, release
 from webhooks.delivery.holding import carry_out
 from webhooks.delivery.outcomes import Attempted, DeliverOutcome, Failed, SendOutcome, ToAttempt
 from webhooks.delivery.queueing import report_attempt
 from webhooks.delivery.record import record
 from webhooks.delivery.services import get_services
-from webhooks.errors import trace
+from webhooks.errors import TooLate, trace
 from webhooks.sender import Answer, OutgoingRequest
 from webhooks.store.deliveries import Claim
 from webhooks.worker.batch import new_batch
@@ -148,6 +148,12 @@ class _Send:
     #: Where it was made in place: what it came from. None where it has a message of its own.
     event: _Event | None = None
     attempt: ToAttempt | None = None
+
+    @property
+    def is_given_back(self) -> bool:
+        """Whether no request was made, and the message is to come again."""
+        outcome = self.job.outcome
+        return isinstance(outcome, Failed) and isinstance(outcome.error, Reject)
 
 
 class BatchPool(BasePool):
@@ -349,10 +355,13 @@ class BatchPool(BasePool):
     def _conclude(self, send: _Send, prepared: PreparedAttempt, answer: Answer) -> None:
         """Judge an answer; called by one of the sender's threads, among others."""
         one = cast("ToAttempt", send.attempt)
+        if isinstance(answer.defect, TooLate):
+            self._end(send, give_back(get_services(), one.claim, answer.defect))
+            return
         try:
             log = get_services().attempt_runner.conclude(prepared, answer)
             send.job.took_s = (log.details.total_ms or 0) / 1000
-            report_attempt(one.delivery.lane, one.webhook, log)
+            report_attempt(one.delivery.lane, log)
         except Exception as error:  # noqa: BLE001 - whatever it is, the task says it in Celery's words
             # The claim stays: when it has run out, the next claimant puts an interrupted attempt on record.
             self._end(send, Failed(error))
@@ -381,6 +390,8 @@ class BatchPool(BasePool):
                 batch.outcome = send.job.outcome
                 send.job.trace()
             self._publish(batch)
+        # Before their messages go back: any worker may be the next to claim.
+        release(services, [send.attempt.claim for send in ended if send.attempt and send.is_given_back])
         first = {send.attempt for send in ended if send.event is not None}
         forgotten = record(services, batch.attempted, [one for one in batch.attempted if one.attempt in first])
         for send in ended:
@@ -416,16 +427,16 @@ class _Slots:
 
     def __init__(self, limit: int) -> None:
         self.taken = 0
-        self._limit = limit
+        self.limit = limit
         self._changed = threading.Condition()
 
     @property
     def _free(self) -> int:
-        return max(0, self._limit - self.taken)
+        return max(0, self.limit - self.taken)
 
     def resize(self, limit: int) -> None:
         with self._changed:
-            self._limit = limit
+            self.limit = limit
             self._changed.notify_all()
 
     def take(self, most: int) -> int:

@@ -15,13 +15,13 @@ from celery.utils import uuid
 
 from webhooks.delivery.accept import Accepting, accept
 from webhooks.delivery.attempt import read_rate, summarize
-from webhooks.delivery.claim import claim_all
+from webhooks.delivery.claim import claim_all, give_back
 from webhooks.delivery.holding import carry_out, hold
 from webhooks.delivery.outcomes import Attempted, DeliverOutcome, Done, Failed, Postponed, SendOutcome, ToAttempt
 from webhooks.delivery.queueing import lane_headers, queue_attempt, report_attempt
 from webhooks.delivery.record import record, store_log
 from webhooks.delivery.services import get_services
-from webhooks.errors import AttemptFailed, TaskDefect
+from webhooks.errors import AttemptFailed, TaskDefect, TooLate
 from webhooks.models import COTEvent, COTWebhook, COTWebhookLog
 from webhooks.producer.app import app
 from webhooks.producer.durable import DurableTask
@@ -157,8 +157,11 @@ def _say(task: Task, delivery: Delivery, webhook: COTWebhook | None, log: COTWeb
             max_retries=log.retry + 1,  # the retry rule has said that there is one more
             throw=False,
             argsrepr=delivery.label,
-            # As they are now: the webhook's limit may have changed since the message was made.
-            headers={**(task.request.headers or {}), **lane_headers(delivery.lane, read_rate(webhook))},
+            # The limit as it is now, which may be none any more.
+            headers={
+                **{name: value for name, value in (task.request.headers or {}).items() if name != RATE_HEADER},
+                **lane_headers(delivery.lane, read_rate(webhook)),
+            },
         )
     except Reject:
         # The retry could not be published, and Celery drops its message (celery/app/task.py, `Task.retry`). Once the
@@ -174,10 +177,13 @@ def _send_alone(task: Task, delivery_id: str) -> SendOutcome:
     (found,) = carry_out(lambda claims: claim_all(services, claims), [claim])
     if not isinstance(found, ToAttempt):
         return found
-    log = services.attempt_runner.attempt(
-        found.delivery, found.webhook, found.claim, is_probe=found.is_probe, event=found.event
-    )
-    report_attempt(found.delivery.lane, found.webhook, log)
+    try:
+        log = services.attempt_runner.attempt(
+            found.delivery, found.webhook, found.claim, is_probe=found.is_probe, event=found.event
+        )
+    except TooLate as error:
+        return give_back(services, claim, error)
+    report_attempt(found.delivery.lane, log)
     task.request.outcome = Attempted(found, log)
     return task.request.outcome
 

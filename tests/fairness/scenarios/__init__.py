@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from tests.fairness.scenarios import hanging, loud, ordered, pause, rate
+from tests.fairness.scenarios import hanging, loud, ordered, pause, rate, slow
 from tests.fairness.sizes import Scenario
 
 SCENARIOS: Sequence[Scenario] = (
@@ -11,4 +11,5 @@ SCENARIOS: Sequence[Scenario] = (
     Scenario(rate.NAME, rate.run, measures_speed=True),
     Scenario(ordered.NAME, ordered.run),
     Scenario(pause.NAME, pause.run),
+    Scenario(slow.NAME, slow.run),
 )

@@ -1,8 +1,8 @@
 #!lua flags=no-writes
 -- KEYS: hash of the messages that were taken, then for each queue its parked set and its lists. ARGV: prefix, lists of
 -- a queue, then the queues. Returns for each one the four of `QueueCounts`, the last as text or "".
-local time = redis.call('TIME')
-local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
+local time, behind = redis.call('TIME'), redis.call('HGET', ARGV[1] .. 'webhooks.clock', 'behind')
+local now = tonumber(time[1]) + tonumber(time[2]) / 1000000 + (tonumber(behind) or 0)
 local lists, unacked, reply = tonumber(ARGV[2]), {}, {}
 for _, where in ipairs(redis.call('HVALS', KEYS[1])) do
   local queue = string.match(where, '^([^\n]*)')

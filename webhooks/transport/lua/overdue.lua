@@ -8,8 +8,9 @@
 --#include lanes
 --#include leases
 --#include leave
+--#include lock
 local reply, batch = {tostring(now)}, tonumber(ARGV[4])
-if ARGV[3] ~= '0' and not redis.call('SET', KEYS[3], '1', 'NX', 'PX', ARGV[3]) then return reply end
+if ARGV[3] ~= '0' and not take_lock(KEYS[3], tostring(now), tonumber(ARGV[3])) then return reply end
 -- Redis may have evicted the index alone: what it does not have is noted again, as if it were taken now.
 if redis.call('HLEN', KEYS[1]) > redis.call('ZCARD', KEYS[2]) then
   for _, tag in ipairs(redis.call('HKEYS', KEYS[1])) do redis.call('ZADD', KEYS[2], 'NX', now, tag) end

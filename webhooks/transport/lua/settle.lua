@@ -2,9 +2,9 @@
 -- KEYS: unacked, unacked_index. ARGV: prefix, then for each message: tag, what to do ("ack", "next", "stale", "also",
 -- "park"), a number, key, value, wake-up. What is to be done besides removing the note is done only by who
 -- removed it. A message that came out of a lane goes back to its place there. Instead of a message, "report": what an
--- attempt tells of its endpoint; then the six are lane, "report", milliseconds, verdict, rate and burst with a space
--- between, queue; "hold": lane, "hold", seconds, "", "", queue; and "done", of what `ADMIT` let go: tag, "done", "",
--- lane, "", queue.
+-- attempt tells of its endpoint; then the six are lane, "report", milliseconds, verdict, "", queue; "limit": lane,
+-- "limit", rate and burst or "", "", queue; "hold": lane, "hold", seconds, "", "", queue; and "done", of what `ADMIT`
+-- let go: tag, "done", "", lane, "", queue.
 --#include now
 --#include wake
 --#include lanes
@@ -16,8 +16,10 @@ local q, lane, place
 for i = 2, #ARGV, 6 do
   local tag, act, number, where, value = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4]
   if act == 'report' then
-    local rate, burst = string.match(value, '^(%S*) ?(.*)$')
-    report(ARGV[i + 5], tag, number, where, rate, burst)
+    report(ARGV[i + 5], tag, number, where)
+    is_ours = false
+  elseif act == 'limit' then
+    set_limit(ARGV[i + 5], tag, number, where)
     is_ours = false
   elseif act == 'hold' then
     local state = key('state.' .. ARGV[i + 5] .. '/' .. tag)
@@ -43,6 +45,6 @@ for i = 2, #ARGV, 6 do
     end
     wake(ARGV[i + 5])
   elseif is_ours and act == 'park' then
-    redis.call('ZADD', where, number, value)
+    redis.call('ZADD', where, now + tonumber(number), value)
   end
 end

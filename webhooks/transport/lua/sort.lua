@@ -1,23 +1,24 @@
 #!lua flags=allow-oom
--- KEYS: the list, its queue's wake-up, its queue's parked set. ARGV: prefix, who sorts, queue,
--- then for each message, the oldest first: its SHA-1, lane, what that is a part of, how to file it ("lane" or
--- "park"), the seconds that it waits, and what stands for it ("" for itself). Stops at one that is not as it was.
+-- KEYS: the list. ARGV: prefix, who sorts, queue, the one in whose lanes its messages stand, then for each message, the
+-- oldest first: its SHA-1, lane, what that is a part of, how to file it ("lane" or "park"), the seconds that it waits,
+-- and what stands for it ("" for itself). Stops at one that is not as it was.
 -- Among the newest, "newest": instead of the SHA-1 the message. It gets a place behind all that are sorted in the next
 -- ten minutes, as it came after them; where its lane is serial it is left for its turn.
 --#include now
 --#include wake
 --#include lanes
-if redis.call('GET', key('sorting')) ~= ARGV[2] then return 0 end
+--#include lock
+if not has_lock(key('sorting'), ARGV[2]) then return 0 end
 local q, sorted = ARGV[3], 0
 local function sort_newest(message, lane, whole)
-  if whole ~= '' and redis.call('SISMEMBER', key('serial'), whole) == 1 then return end
+  if is_ordered(whole) then return end
   if redis.call('LREM', KEYS[1], 1, message) == 0 then return end
   local last = tonumber(redis.call('GET', key('place.newest')) or '0')
   local place = math.max(last + 1, math.floor((now + 600) * 1000000))
   redis.call('SET', key('place.newest'), string.format('%.0f', place), 'EX', 3600)
-  enter(q, lane, place, message)
+  enter(lanes_of(q, lane, ARGV[4]), lane, place, message)
 end
-for i = 4, #ARGV, 6 do
+for i = 5, #ARGV, 6 do
   local message
   if ARGV[i + 3] == 'newest' then
     sort_newest(ARGV[i], ARGV[i + 1], ARGV[i + 2])
@@ -33,13 +34,13 @@ for i = 4, #ARGV, 6 do
     local lane, act, filed = ARGV[i + 1], ARGV[i + 3], ARGV[i + 5]
     if filed == '' then filed = message end
     if act == 'lane' then
-      enter(q, choose(lane, ARGV[i + 2]), next_place(), filed)
+      enter(lanes_of(q, lane, ARGV[4]), choose(lane, ARGV[i + 2]), next_place(), filed)
     else
-      redis.call('ZADD', KEYS[3], now + tonumber(ARGV[i + 4]), filed)
+      redis.call('ZADD', key('parked.' .. lanes_of(q, lane, ARGV[4])), now + tonumber(ARGV[i + 4]), filed)
     end
     sorted = sorted + 1
   end
 end
-if sorted > 0 then wake(KEYS[2]) end
+if sorted > 0 then wake(key('wake.' .. ARGV[4])) end
 redis.call('DEL', key('sorting'))
 return sorted

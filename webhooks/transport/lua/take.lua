@@ -1,28 +1,28 @@
 #!lua flags=allow-oom
 -- KEYS: unacked, unacked_index, parked set and wake-up of each queue, then the lists: all queues' of the first
 -- priority, all of the next. ARGV: prefix, id of this take, most messages, threads of this worker that have nothing in
--- hand, messages of one queue in a row, number of queues, a batch, the longest that a message is in hand, then for each
--- queue its name, what ends its entry in unacked, and "" or "lanes" or "bounded", then the priorities.
+-- hand, messages of one queue in a row, number of queues, a batch, the longest that a message is in hand, all threads of
+-- this worker, then for each queue its name, what ends its entry in unacked, and "" or "lanes" or "bounded", then the
+-- priorities.
 -- A process whose lease has lapsed renews it here: what it takes now is not to be taken from it.
--- Returns the time, milliseconds until a parked message or a lane is due or -1, how many messages of queues with lanes
--- are in none yet, then for each message its queue's number, lane or "", and itself.
+-- Returns Redis's time, milliseconds until a parked message or a lane is due or -1, how many messages of queues with
+-- lanes are in none yet, then for each message its queue's number, lane or "", and itself.
 --#include now
 --#include wake
 --#include lanes
 --#include leases
 local id, most, room, row, queues = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
-local batch, held_s = ARGV[7], tonumber(ARGV[8])
+local batch, held_s, slots, holder = ARGV[7], tonumber(ARGV[8]), tonumber(ARGV[9]), holder_of(id)
 local name, ending, kind = {}, {}, {}
-for q = 1, queues do name[q], ending[q], kind[q] = ARGV[6 + 3 * q], ARGV[7 + 3 * q], ARGV[8 + 3 * q] end
-local priorities = #ARGV - 8 - 3 * queues
+for q = 1, queues do name[q], ending[q], kind[q] = ARGV[7 + 3 * q], ARGV[8 + 3 * q], ARGV[9 + 3 * q] end
+local priorities = #ARGV - 9 - 3 * queues
 local function list(priority, queue) return KEYS[2 + 2 * queues + (priority - 1) * queues + queue] end
 local level = {}
-for p = 1, priorities do level[ARGV[8 + 3 * queues + p]] = p end
+for p = 1, priorities do level[ARGV[9 + 3 * queues + p]] = p end
 -- What a dead worker holds counts until it comes back, so this worker's own room is the least that is free.
 local threads = tonumber(redis.call('GET', key('threads')) or '0')
 local free = math.max(threads - redis.call('HLEN', KEYS[1]), room)
 --#include turns
-local holder = holder_of(id)
 local lease = holder and redis.call('ZSCORE', key('leases'), holder)
 if lease and tonumber(lease) <= now then renew(holder) end
 
@@ -56,7 +56,7 @@ for q = 1, queues do
   end
 end
 
-local reply, taken = {tostring(now), next_due, unsorted}, 0
+local reply, taken = {string.format('%.6f', wall), next_due, unsorted}, 0
 local function take(q, lane, place, message)
   taken = taken + 1
   free = free - 1

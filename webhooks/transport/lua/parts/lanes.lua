@@ -1,6 +1,12 @@
 -- To be had in each script that touches lanes. Needs ARGV[1], the user's prefix, and `now`.
 local function key(name) return ARGV[1] .. 'webhooks.' .. name end
 
+-- Returns the token that a tag begins with: none in tags of workers of older versions, nor in kombu's own.
+local function holder_of(tag) return string.match(tag, '^(%x+)/') end
+
+-- The slow ones that a process has in hand.
+local function slow_key(q, holder) return key('slow.' .. q .. '/' .. (holder or '')) end
+
 local function next_place()
   local place = math.max(tonumber(redis.call('GET', key('place')) or '0') + 1, math.floor(now * 1000000))
   redis.call('SET', key('place'), string.format('%.0f', place))
@@ -35,7 +41,11 @@ local function enter(q, lane, place, message)
 end
 
 -- Where a whole is serial, its parts are one lane.
-local function choose(lane, whole)
-  if whole ~= '' and redis.call('SISMEMBER', key('serial'), whole) == 1 then return whole .. '{SERIAL}' end
-  return lane
+local function is_ordered(whole) return whole ~= '' and redis.call('SISMEMBER', key('serial'), whole) == 1 end
+local function choose(lane, whole) return is_ordered(whole) and whole .. '{SERIAL}' or lane end
+
+-- The queue in whose lanes a message stands.
+local function lanes_of(q, lane, joined)
+  if lane == '' or lane == '{OTHERS}' then return q end
+  return joined
 end

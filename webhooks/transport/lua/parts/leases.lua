@@ -15,6 +15,3 @@ local function find_lapsed(witness)
   if not since or now - tonumber(since) < {WITNESS_AFTER_S} then return {} end
   return redis.call('ZRANGEBYSCORE', key('leases'), '-inf', now)
 end
-
--- Returns the token that a tag begins with: none in tags of workers of older versions, nor in kombu's own.
-local function holder_of(tag) return string.match(tag, '^(%x+)/') end

@@ -2,7 +2,7 @@
 -- One less of a lane is in hand. Workers that wait are to look whether its next one may go.
 local function leave_flight(q, lane, tag)
   redis.call('ZREM', key('flight.' .. q .. '/' .. lane), tag)
-  redis.call('ZREM', key('slow.' .. q), tag)
+  redis.call('ZREM', slow_key(q, holder_of(tag)), tag)
   if redis.call('EXISTS', key('lane.' .. q .. '/' .. lane)) == 1 then
     line_up(q, lane, 1)
     wake(key('wake.' .. q))

@@ -1,11 +1,19 @@
 -- Notes a lane's limit, or that it has none any more.
 local function set_limit(q, lane, rate, burst)
   local state = key('state.' .. q .. '/' .. lane)
-  local s = redis.call('HMGET', state, 'rate', 'burst')
+  local s = redis.call('HMGET', state, 'rate', 'burst', 'tat')
   if (s[1] or '') == rate and (s[2] or '') == burst then return end
-  -- What it owes by the old limit is forgotten.
-  redis.call('HDEL', state, 'rate', 'burst', 'tat', 'due')
-  if rate ~= '' then redis.call('HSET', state, 'rate', rate, 'burst', burst) end
+  redis.call('HDEL', state, 'rate', 'burst', 'due')
+  if rate ~= '' then
+    redis.call('HSET', state, 'rate', rate, 'burst', burst)
+    if s[3] then
+      -- The next attempt may be made when it might before, or as soon as it might by the new limit alone; only that
+      -- one. Workers learn of a change one after the other: as often as the limit changes, no attempt comes too early.
+      local due = tonumber(s[3]) - (s[1] and ((tonumber(s[2]) or 1) - 1) / tonumber(s[1]) or 0)
+      due = math.max(now, math.min(due, now + 1 / tonumber(rate)))
+      redis.call('HSET', state, 'tat', string.format('%.6f', due + (tonumber(burst) - 1) / tonumber(rate)))
+    end
+  end
   redis.call('EXPIRE', state, {STATE_KEPT_S})
   if redis.call('ZSCORE', key('later.' .. q), lane) then line_up(q, lane, 1) end
 end

@@ -1,5 +1,5 @@
--- What an attempt tells of its endpoint: queue, lane, milliseconds or "", "good", "bad" or "", rate and burst or "".
-local function report(q, lane, ms, verdict, rate, burst)
+-- What an attempt tells of its endpoint: queue, lane, milliseconds or "", "good", "bad" or "".
+local function report(q, lane, ms, verdict)
   local state = key('state.' .. q .. '/' .. lane)
   local s = redis.call('HMGET', state, 'share', 'mean', 'peak', 'fitted')
   local share, in_flight = tonumber(s[1]) or {FIRST_WINDOW}, redis.call('ZCARD', key('flight.' .. q .. '/' .. lane))
@@ -24,7 +24,6 @@ local function report(q, lane, ms, verdict, rate, burst)
     set('peak', in_flight)
   end
   set('share', share)
-  set_limit(q, lane, rate, burst)
   redis.call('HSET', state, unpack(changes))
   redis.call('EXPIRE', state, {STATE_KEPT_S})
 end

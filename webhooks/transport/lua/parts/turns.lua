@@ -1,6 +1,13 @@
--- Needs besides: `free`, the threads that have nothing in hand; `threads`, all of them; `held_s`, the longest that a
--- message is in hand.
+-- Needs besides: `free`, the threads that have nothing in hand, of all workers; `holder`, the token of the process that
+-- asks, and `slots`, how many threads it has; `held_s`, the longest that a message is in hand.
 local is_slow, is_tired = false, false  -- of the lane looked at last; whether looking was given up
+
+-- Says whether the process that asks has as many slow ones in hand as it may: a quarter of its threads is for others.
+local function is_crowded(q)
+  local slow = slow_key(q, holder)
+  redis.call('ZREMRANGEBYSCORE', slow, '-inf', now - held_s)
+  return redis.call('ZCARD', slow) >= math.max(1, math.floor(slots * 3 / 4))
+end
 
 -- Returns nothing if a lane may go, else when to look again.
 local function why_not(q, lane, is_bounded)
@@ -31,12 +38,8 @@ local function why_not(q, lane, is_bounded)
     end
     -- Its own messages line it up again when they end.
     if in_flight >= limit then return now + {LOOK_AGAIN_S} end
-    if is_slow then
-      local slow = key('slow.' .. q)
-      redis.call('ZREMRANGEBYSCORE', slow, '-inf', now - held_s)
-      if redis.call('ZCARD', slow) >= math.max(1, math.floor(math.max(threads, free) * 3 / 4)) then
-        return now + {SLOW_LOOK_AGAIN_S} + redis.call('ZCARD', key('later.' .. q)) / {LANES_LOOKED_AT_PER_S}
-      end
+    if is_slow and is_crowded(q) then
+      return now + {SLOW_LOOK_AGAIN_S} + redis.call('ZCARD', key('later.' .. q)) / {LANES_LOOKED_AT_PER_S}
     end
     if in_flight >= (tonumber(s[9]) or 0) then
       redis.call('HSET', state, 'peak', in_flight + 1)
@@ -89,7 +92,10 @@ local function note_flight(q, lane, tag)
   local flight = key('flight.' .. q .. '/' .. lane)
   redis.call('ZADD', flight, now, tag)
   redis.call('EXPIRE', flight, math.ceil(held_s))
-  if is_slow then redis.call('ZADD', key('slow.' .. q), now, tag) end
+  if is_slow then
+    redis.call('ZADD', slow_key(q, holder), now, tag)
+    redis.call('EXPIRE', slow_key(q, holder), math.ceil(held_s))
+  end
 end
 
 -- Notes in whose hands a message is now.

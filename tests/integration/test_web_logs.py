@@ -1,0 +1,146 @@
+"""The list of logs in Flower, against a real MongoDB."""
+
+import re
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from bson import ObjectId
+from pymongo.database import Database
+
+from tests.lab.flower import FlowerThread
+from tests.lab.logs import NOON, WEBHOOK_ID, make_attempt, make_log
+from webhooks.store.logs import LogQuery, LogStore
+from webhooks.store.search import LogSearch
+
+
+def write(database: Database[dict[str, Any]], *logs: Any) -> LogStore:
+    store = LogStore(database)
+    store.ensure_indexes(30)
+    store.write(logs)
+    return store
+
+
+def test_tab_stands_in_flowers_own_navigation(flower: FlowerThread):
+    for path in ("/workers", "/tasks", "/webhooks/logs"):
+        text = flower.get(path).text
+        tabs = re.findall(r'class="nav-link[^>]*>(\w+)</a>', text)
+        assert tabs[:4] == ["Workers", "Tasks", "Broker", "Webhooks"], path
+        assert "/webhooks/static/webhooks.css" in text
+    assert re.search(r'active" aria-current="page" href="/webhooks">', flower.get("/webhooks/logs").text)
+
+
+def test_texts_of_strangers_are_never_markup(database: Database[dict[str, Any]], flower: FlowerThread):
+    hostile = '<script>alert("1")</script>\x1b[2J\u202egnp'
+    attempt = make_attempt(
+        error_kind=None, webhook="<i>code</i>", origin="http://<b>", event_id="<u>", delivery_id="<s>"
+    )
+    write(database, make_log(hostile, attempt=attempt, status=500))
+    answer = flower.get("/webhooks/logs?event=%3Cu%3E&company=%22%3E%3Cimg%3E")
+    assert "&quot;&gt;&lt;img&gt;" in answer.text
+    answer = flower.get("/webhooks/logs?event=%3Cu%3E")
+    assert "&lt;script&gt;alert(&quot;1&quot;)&lt;/script&gt;\\x1b[2J\\u202egnp" in answer.text
+    for mark in ("<script>", "<i>", "<b>", "<u>", "<s>", "\x1b", "\u202e"):
+        assert mark not in answer.text
+    policy = answer.headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert not re.search(r"<[^>]+ (style|on\w+)=", answer.text)
+
+
+def test_pages_go_back_without_gap_or_repetition_over_logs_of_one_instant(database: Database[dict[str, Any]]):
+    ids = [ObjectId() for _ in range(9)]
+    ages = [0, 1, 1, 1, 1, 1, 1, 2, 3]
+    write(
+        database,
+        *(
+            make_log(log_id=i, at=NOON - timedelta(seconds=age), attempt=make_attempt())
+            for i, age in zip(ids, ages, strict=True)
+        ),
+    )
+    search, seen, cursor = LogSearch(database), [], None
+    for _ in range(5):
+        page = search.find_page(LogQuery(), 2, cursor)
+        seen += [row.log_id for row in page.rows]
+        cursor = page.next
+        if cursor is None:
+            break
+    assert sorted(map(str, seen)) == sorted(map(str, ids))
+    assert len(seen) == len(ids)
+
+
+def test_filter_without_index_looks_at_a_bounded_number_of_logs_and_says_how_far(database: Database[dict[str, Any]]):
+    logs = [
+        make_log(
+            at=NOON - timedelta(minutes=age), status=500 if age == 7 else 200, attempt=make_attempt(error_kind=None)
+        )
+        for age in range(10)
+    ]
+    write(database, *logs)
+    search = LogSearch(database, searched_at_most=4)
+    first = search.find_page(LogQuery(statuses=(500, 599)), 5)
+    assert not first.rows
+    assert first.searched_to == NOON - timedelta(minutes=3)
+    found, cursor = [], first.next
+    while cursor is not None:
+        page = search.find_page(LogQuery(statuses=(500, 599)), 5, cursor)
+        found += page.rows
+        cursor = page.next
+    assert [row.status for row in found] == [500]
+
+
+def test_object_of_an_event_finds_its_logs_by_index(database: Database[dict[str, Any]], flower: FlowerThread):
+    logs = [make_log(attempt=make_attempt()).to_bson() for _ in range(3)]
+    logs[1]["event"]["data"] = {"_id": "62742b7562f37034d9399914"}
+    logs[2]["event"]["data"] = {"_id": ObjectId("62742b7562f37034d9399914")}
+    write(database)
+    database["webhooklogs"].insert_many(logs)
+    query = LogQuery(object_id="62742b7562f37034d9399914")
+    assert {row.log_id for row in LogSearch(database).find_page(query, 10).rows} == {log["_id"] for log in logs[1:]}
+    plan = database["webhooklogs"].find(query.to_filter()).sort("createdAt", -1).explain()
+    assert "object_newest" in str(plan["queryPlanner"]["winningPlan"])
+    answer = flower.get("/webhooks/find?id=62742b7562f37034d9399914")
+    assert (answer.status, answer.headers["Location"]) == (302, "/webhooks/logs?object=62742b7562f37034d9399914")
+    assert flower.get(answer.headers["Location"]).text.count("<time") == 2
+
+
+def test_unknown_webhook_is_one_clear_error(flower: FlowerThread):
+    answer = flower.get("/webhooks/logs?webhook=nobody")
+    assert answer.status == 200
+    assert "there is no webhook with this code or id" in answer.text
+
+
+def test_filters_and_pages_are_links(database: Database[dict[str, Any]], flower: FlowerThread):
+    ages = range(60)
+    write(database, *(make_log(at=NOON - timedelta(minutes=age), attempt=make_attempt()) for age in ages))
+    first = flower.get(f"/webhooks/logs?webhook={WEBHOOK_ID}&result=failed").text
+    older = re.search(r'href="([^"]+)" rel="next"', first)
+    assert older
+    assert first.count("<time") == 50
+    second = flower.get("/webhooks/logs" + older[1].replace("&amp;", "&")).text
+    assert second.count("<time") == 10
+    assert 'rel="next"' not in second
+
+
+@pytest.mark.usefixtures("web_settings")
+@pytest.mark.parametrize("path", ["/webhooks/logs", "/webhooks/find?id=x"])
+def test_login_is_flowers(path: str):
+    with FlowerThread({"basic_auth": ["ann:secret"]}) as flower:
+        assert flower.get(path).status == 401
+        wrong = {"Authorization": "Basic YW5uOndyb25n"}
+        assert flower.get(path, wrong).status == 401
+        assert flower.get(path, {"Authorization": "Basic YW5uOnNlY3JldA=="}).status in (200, 302)
+    with FlowerThread({"auth": "ann@example.com"}) as flower:
+        answer = flower.get(path)
+        assert (answer.status, answer.headers["Location"].partition("?")[0]) == (302, "/login")
+
+
+def test_mongodb_away_is_said_in_words_and_does_not_stop_flower(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WEBHOOKS_MONGODB_URL", "mongodb://127.0.0.1:1/webhooks")
+    monkeypatch.setenv("WEBHOOKS_MONGODB_TIMEOUT_S", "1")
+    with FlowerThread() as flower:
+        answer = flower.get("/webhooks/logs")
+        assert answer.status == 503
+        assert "MongoDB is not reachable" in answer.text
+        assert "Traceback" not in answer.text
+        assert flower.get("/tasks").status == 200

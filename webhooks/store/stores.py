@@ -1,0 +1,75 @@
+"""All collections of one database, by way of the settings."""
+
+from functools import cached_property
+
+from pymongo.database import Database
+
+from webhooks.config import get_settings
+from webhooks.store.deadletters import DeadLetterStore
+from webhooks.store.deliveries import DeliveryStore
+from webhooks.store.gates import GateStore
+from webhooks.store.held import HeldDeliveries
+from webhooks.store.logs import LogStore
+from webhooks.store.mongo import Document, open_database
+from webhooks.store.pending_details import PendingDetailsStore
+from webhooks.store.search import LogSearch
+from webhooks.store.statistics import StatisticsStore
+from webhooks.store.webhooks import WebhookStore
+
+
+class Stores:
+    """The collections, for a command or a page: opened when one is first asked for."""
+
+    @cached_property
+    def _database(self) -> Database[Document]:
+        return open_database(get_settings().mongodb_url, get_settings().mongodb_timeout_s)
+
+    @cached_property
+    def webhooks(self) -> WebhookStore:
+        """Who wants which events."""
+        return WebhookStore(self._database)
+
+    @cached_property
+    def logs(self) -> LogStore:
+        """One document per attempt."""
+        return LogStore(self._database)
+
+    @cached_property
+    def search(self) -> LogSearch:
+        """Pages of logs."""
+        return LogSearch(self._database)
+
+    @cached_property
+    def dead_letters(self) -> DeadLetterStore:
+        """One document per message that no worker could handle."""
+        return DeadLetterStore(self._database)
+
+    @cached_property
+    def gates(self) -> GateStore:
+        """What lets each webhook's deliveries through."""
+        return GateStore(self._database)
+
+    @cached_property
+    def deliveries(self) -> DeliveryStore:
+        """What is pending."""
+        return DeliveryStore(self._database, get_settings().claim_s, get_settings().mongodb_timeout_s)
+
+    @cached_property
+    def held(self) -> HeldDeliveries:
+        """Of what is pending, what is held."""
+        return HeldDeliveries(self._database, self.deliveries)
+
+    @cached_property
+    def statistics(self) -> StatisticsStore:
+        """Counts of attempts."""
+        return StatisticsStore(self._database)
+
+    @cached_property
+    def pending(self) -> PendingDetailsStore:
+        """What is pending, for people."""
+        return PendingDetailsStore(self._database)
+
+    def close(self) -> None:
+        """Close the connections, if any was opened."""
+        if "_database" in self.__dict__:
+            self._database.client.close()

@@ -1,0 +1,86 @@
+"""Figures of all webhooks, counted a slice of time after another and remembered.
+
+No page waits for a day of logs to be read: what is counted is shown, and the page says how far back that goes.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from threading import Lock
+
+from bson import ObjectId
+
+from webhooks.rules.figures import Counts, Figures, summarize
+from webhooks.store.statistics import StatisticsStore
+
+#: A slice of time.
+SLICE = timedelta(minutes=5)
+#: Spans that people choose among.
+SPANS: Mapping[str, timedelta] = {"hour": timedelta(hours=1), "day": timedelta(days=1)}
+#: Parts of the small chart.
+STRETCHES: Mapping[str, int] = {"hour": 12, "day": 24}
+#: How late a log may be written: a slice is counted again until it is so old.
+_LATE = timedelta(minutes=10)
+#: Seconds for which a count of such a slice holds.
+_FRESH_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Slice:
+    counts: Mapping[ObjectId, Counts]
+    #: Whether nothing can be added to it any more.
+    is_final: bool
+    counted_at: float
+
+
+class FigureCache:
+    """Counts and remembers."""
+
+    def __init__(self, store: StatisticsStore) -> None:
+        self._store = store
+        self._slices: dict[datetime, _Slice] = {}
+        self._counting = Lock()
+
+    def refresh(self, span: str, present: datetime) -> None:
+        """Count what is missing or old, the newest first; returns at once while another thread does so.
+
+        Raises:
+            StoreUnavailable: MongoDB cannot serve us now; what was counted is remembered.
+        """
+        if not self._counting.acquire(blocking=False):
+            return
+        try:
+            for start in _starts(SPANS[span], present):
+                known = self._slices.get(start)
+                if known is not None and (known.is_final or time.monotonic() - known.counted_at < _FRESH_S):
+                    continue
+                counts = self._store.count(start, start + SLICE)
+                self._slices[start] = _Slice(counts, present > start + SLICE + _LATE, time.monotonic())
+            oldest = present - max(SPANS.values()) - SLICE
+            for start in [one for one in self._slices if one < oldest]:
+                del self._slices[start]
+        finally:
+            self._counting.release()
+
+    def summarize(self, webhook_ids: Sequence[ObjectId], span: str, present: datetime) -> dict[ObjectId, Figures]:
+        """Return the figures of webhooks, of what is counted."""
+        slices = [self._slices.get(start) for start in reversed(_starts(SPANS[span], present))]
+        return {
+            one: summarize([s.counts.get(one) if s is not None else None for s in slices], STRETCHES[span])
+            for one in webhook_ids
+        }
+
+    def counted_since(self, span: str, present: datetime) -> datetime | None:
+        """Return how far back is counted, where that is not the whole span; now, where nothing is."""
+        for start in _starts(SPANS[span], present):
+            if start not in self._slices:
+                return min(start + SLICE, present)
+        return None
+
+
+def _starts(span: timedelta, present: datetime) -> list[datetime]:
+    """Return the slices of a span, the newest first."""
+    seconds = SLICE.total_seconds()
+    newest = datetime.fromtimestamp(present.timestamp() // seconds * seconds, present.tzinfo)
+    return [newest - number * SLICE for number in range(int(span / SLICE))]

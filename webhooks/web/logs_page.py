@@ -1,0 +1,109 @@
+"""``/webhooks/logs``: every attempt, newest first."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from bson import ObjectId
+from tornado.web import authenticated
+
+from webhooks.errors import ErrorKind
+from webhooks.models import COTWebhook
+from webhooks.models.wire import parse_object_id
+from webhooks.rules.retry import Outcome
+from webhooks.store.search import Cursor, LogPage
+from webhooks.store.stores import Stores
+from webhooks.web.base import PageHandler
+from webhooks.web.filters import CLASSES, NAMES, TYPES, LogFilter, read_cursor, read_filter, write_cursor
+
+#: Rows of a page.
+ROWS = 50
+
+
+@dataclass(frozen=True, slots=True)
+class FoundLogs:
+    """A page of logs, and the names of the webhooks in it."""
+
+    page: LogPage
+    names: Mapping[ObjectId, str]
+
+
+class LogsHandler(PageHandler):
+    """The list of logs."""
+
+    @authenticated
+    async def get(self) -> None:
+        """Show the logs that the URL asks for."""
+        now = await self.read(self.stores.deliveries.now)
+        asked = read_filter({name: self.argument(name) for name in NAMES}, now)
+        cursor = read_cursor(self.argument("before"))
+        found: FoundLogs | None = None
+        errors = dict(asked.errors)
+        if not errors:
+            try:
+                found = await self.read(find_logs, self.stores, asked, cursor)
+            except ValueError as error:
+                errors["webhook"] = str(error)
+        self.show(
+            "webhook_logs.html",
+            asked=asked,
+            errors=errors,
+            found=found,
+            is_first=cursor is None,
+            older=asked.to_url(before=write_cursor(found.page.next)) if found and found.page.next else None,
+            choices={"result": list(Outcome), "status": CLASSES, "kind": list(ErrorKind), "type": TYPES},
+        )
+
+
+def find_logs(stores: Stores, asked: LogFilter, cursor: Cursor | None) -> FoundLogs:
+    """Read a page of logs.
+
+    Raises:
+        ValueError: no webhook, or more than one, has the code that is asked for.
+    """
+    query = asked.query
+    if asked.webhook is not None:
+        found = stores.webhooks.find(asked.webhook, query.company)
+        if len(found) > 1:
+            raise ValueError("several companies have a webhook with this code: give a company too, or the webhook's id")
+        if found:
+            query = replace(query, webhook_id=found[0]["_id"])
+        else:
+            # Logs outlive a webhook that was deleted.
+            query = replace(query, webhook_id=_read_id(asked.webhook))
+    page = stores.search.find_page(query, ROWS, cursor)
+    ids = {row.webhook_id for row in page.rows if isinstance(row.webhook_id, ObjectId)}
+    names = {one_id: name_webhook(one) for one_id, one in stores.webhooks.get_many(ids).items()}
+    return FoundLogs(page, names)
+
+
+def name_webhook(webhook: COTWebhook | None) -> str:
+    """Return what people call a webhook; empty for one that is missing or cannot be used."""
+    return "" if webhook is None else webhook.name or webhook.code
+
+
+def _read_id(text: str) -> ObjectId:
+    try:
+        return parse_object_id(text)
+    except ValueError:
+        raise ValueError("there is no webhook with this code or id") from None
+
+
+class FindHandler(PageHandler):
+    """The search box: leads to what an id belongs to."""
+
+    @authenticated
+    async def get(self) -> None:
+        """Go to the page of the delivery, webhook, event or object with the given id."""
+        wanted = self.argument("id").strip()
+        if not wanted:
+            self.redirect(self.reverse_url("webhooks_logs"))
+            return
+        if wanted.startswith("msg_"):
+            self.redirect(self.reverse_url("webhook_delivery", wanted))
+            return
+        if ObjectId.is_valid(wanted):
+            is_webhook = bool(await self.read(self.stores.webhooks.find, wanted))
+            where = self.reverse_url("webhook", wanted) if is_webhook else None
+            self.redirect(where or f"{self.reverse_url('webhooks_logs')}?object={wanted}")
+            return
+        self.redirect(self.reverse_url("webhook_event", wanted))
