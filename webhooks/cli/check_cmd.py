@@ -28,6 +28,8 @@ _SEALED_LIMIT = 1_000
 #: Maximum count of dead letters.
 _COUNT_LIMIT = 10_000
 
+_OK, _WARNING = Cell("ok", "green"), Cell("warning", "yellow")
+_DOWN, _UNKNOWN = Cell("DOWN", "bold red"), Cell("unknown", "dim")
 #: A worker that consumes none of these belongs to another application.
 _OUR_QUEUES = frozenset({"webhooks.deliver", "webhooks.send"})
 
@@ -211,10 +213,8 @@ def _ask_workers(settings: Settings) -> list[Worker]:
 def _print(report: Report) -> None:
     rows: list[list[str | Cell]] = []
     for name, part in (("broker", report.broker), ("database", report.database)):
-        if part.is_ok:
-            rows.append([name, _OK, f"{part.text} at {part.place}"])
-        else:
-            rows.append([name, _DOWN, f"{part.place}: {part.text}"])
+        state, text = (_OK, f"{part.text} at {part.place}") if part.is_ok else (_DOWN, f"{part.place}: {part.text}")
+        rows.append([name, state, text])
         rows.extend([name, _UNKNOWN, text] for text in part.unknown)
         rows.extend([name, _WARNING, warning] for warning in part.warnings)
     if report.database.pending is not None:
@@ -245,24 +245,11 @@ def _count(number: int, one: str, many: str) -> str:
     return f"{number} {one if number == 1 else many}"
 
 
-_OK = Cell("ok", "green")
-_WARNING = Cell("warning", "yellow")
-_DOWN = Cell("DOWN", "bold red")
-_UNKNOWN = Cell("unknown", "dim")
-
-
 def _as_dict(report: Report) -> dict[str, Any]:
-    parts = {
-        name: {
-            "ok": part.is_ok,
-            "at": part.place,
-            "text": part.text,
-            "warnings": part.warnings,
-            "unknown": part.unknown,
-        }
-        for name, part in (("broker", report.broker), ("database", report.database))
-    }
-    workers = [asdict(worker) for worker in report.workers]
-    queued = {length.queue: length.waiting for length in report.queues}
-    counts = {"queued": queued, "unacked": report.unacked, "parked": report.parked}
-    return {"ok": report.is_ok, **parts, "workers": workers, "owed": report.database.pending, **counts}
+    result: dict[str, Any] = {"ok": report.is_ok}
+    for name, part in (("broker", report.broker), ("database", report.database)):
+        result[name] = {"ok": part.is_ok, "at": part.place, "text": part.text}
+        result[name] |= {"warnings": part.warnings, "unknown": part.unknown}
+    result |= {"workers": [asdict(worker) for worker in report.workers], "owed": report.database.pending}
+    result["queued"] = {length.queue: length.waiting for length in report.queues}
+    return {**result, "unacked": report.unacked, "parked": report.parked}

@@ -15,6 +15,7 @@ from webhooks.errors import CannotResend
 from webhooks.models.wire import make_safe, to_wire
 from webhooks.producer.app import app
 from webhooks.store.deadletters import DeadLetter, DeadLetterStore, Reason
+from webhooks.store.mongo import Document
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -23,8 +24,6 @@ _BROKER_TIMEOUT_S = 20.0
 #: Maximum number of characters of a body that are shown.
 _SHOWN_BODY = 2_000
 _HEADER = ("TIME (UTC)", "ID", "REASON", "TASK", "QUEUE", "BYTES", "WHY")
-_RIGHT_ALIGNED = (5,)
-
 _REASON = click.Choice([reason.value for reason in Reason])
 
 
@@ -62,17 +61,14 @@ def list_letters(reason: str | None, limit: int, as_json: bool) -> None:
     if not found:
         print_error("there are no dead letters" + (f" with reason {reason}" if reason else ""))
         return
-    rows: list[Sequence[str | Cell]] = [[Cell(name, "bold") for name in _HEADER]]
-    for document in found:
-        rows.append(
-            [
-                _describe_time(document.get("created_at")),
-                str(document["_id"]),
-                Cell(str(document.get("reason") or "-"), "red"),
-                *(str(document.get(field) or "-") for field in ("task", "queue", "size_bytes", "text")),
-            ]
-        )
-    Table(right=_RIGHT_ALIGNED, cut=True).print(rows)
+    Table(right=(5,), cut=True).print([[Cell(name, "bold") for name in _HEADER], *map(_row, found)])
+
+
+def _row(letter: Document) -> list[str | Cell]:
+    at = letter.get("created_at")
+    time = f"{at:%Y-%m-%d %H:%M:%S}" if isinstance(at, datetime) else str(at or "-")
+    rest = (str(letter.get(field) or "-") for field in ("task", "queue", "size_bytes", "text"))
+    return [time, str(letter["_id"]), Cell(str(letter.get("reason") or "-"), "red"), *rest]
 
 
 @dead.command("show")
@@ -87,7 +83,12 @@ def show_letter(letter_id: ObjectId, as_json: bool) -> None:
         return
     envelope, body = document.pop("envelope"), document.pop("body")
     rows = [[field, _to_text(value)] for field, value in document.items()]
-    rows += [["envelope", envelope[:_SHOWN_BODY]]] if letter.is_cut else _describe(envelope)
+    if letter.is_cut:
+        rows.append(["envelope", envelope[:_SHOWN_BODY]])
+    else:
+        parts = json.loads(envelope)
+        headers = {f"headers.{name}": value for name, value in parts.pop("headers").items()}
+        rows += [[name, _to_text(value)] for name, value in {**parts, **headers}.items()]
     Table().print(rows)
     click.echo("\n" + make_safe(body[:_SHOWN_BODY]) + (" …" if len(body) > _SHOWN_BODY else ""))
 
@@ -136,10 +137,6 @@ def drop(letter_ids: tuple[ObjectId, ...], is_all: bool, reason: str | None, yes
     _end(len(missing))
 
 
-def _describe_time(created_at: object) -> str:
-    return f"{created_at:%Y-%m-%d %H:%M:%S}" if isinstance(created_at, datetime) else str(created_at or "-")
-
-
 def _to_reason(value: str | None) -> Reason | None:
     return None if value is None else Reason(value)
 
@@ -168,15 +165,6 @@ def _none(letter_id: ObjectId) -> str:
 def _end(failures: int) -> None:
     if failures:
         click.get_current_context().exit(1)
-
-
-def _describe(envelope: str) -> list[list[str]]:
-    """Return a row for each part of an envelope and each header."""
-    parts = json.loads(envelope)
-    headers = parts.pop("headers")
-    return [[name, _to_text(value)] for name, value in parts.items()] + [
-        [f"headers.{name}", _to_text(value)] for name, value in headers.items()
-    ]
 
 
 def _to_text(value: object) -> str:

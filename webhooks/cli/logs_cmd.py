@@ -24,7 +24,6 @@ _PAUSE_FACTOR = 5
 #: Maximum delay of a log that is still found. Logs wait in the broker while MongoDB is away, and clocks differ.
 WINDOW = timedelta(minutes=2)
 
-_RIGHT_ALIGNED = (5,)
 _HEADER = ("TIME (UTC)", "RESULT", "RETRY", "EVENT", "WEBHOOK", "MS", "RESPONSE")
 
 
@@ -138,7 +137,7 @@ class LogPrinter:
 
     def __init__(self, *, as_json: bool = False, width: int | None = None) -> None:
         self._as_json = as_json
-        self._table = Table(right=_RIGHT_ALIGNED, cut=True, width=width)
+        self._table = Table(right=(5,), cut=True, width=width)
         self._has_header = False
         self._hinted: set[str] = set()
 
@@ -159,11 +158,6 @@ class LogPrinter:
             if text and kind not in self._hinted:
                 self._hinted.add(kind)
                 print_error(f"note: {kind}: {text}")
-
-
-def print_logs(found: Sequence[COTWebhookLog]) -> None:
-    """Print a table of logs in the given order."""
-    LogPrinter().print(found)
 
 
 def _row(log: COTWebhookLog) -> list[str | Cell]:

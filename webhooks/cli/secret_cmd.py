@@ -188,11 +188,8 @@ def list_secrets(reference: str, company: ObjectId | None, as_json: bool) -> Non
     if not webhook.secrets:
         print_error(f"it has no secret, so requests are not signed; `webhooks secret rotate {reference}` makes one")
         return
-    Table().print([["ID", "SCHEME", "SINCE", "STATE"], *(_row(item) for item in webhook.secrets)])
-
-
-def _row(item: SigningSecret) -> list[str]:
-    return [item.id, item.scheme, format_instant(item.createdAt), _describe_end(item)]
+    rows = [[i.id, i.scheme, format_instant(i.createdAt), _describe_end(i)] for i in webhook.secrets]
+    Table().print([["ID", "SCHEME", "SINCE", "STATE"], *rows])
 
 
 def _describe_end(item: SigningSecret) -> str:
@@ -269,7 +266,7 @@ def reseal() -> None:
 def _reseal_one(document: Document, vault: Vault) -> int:
     if not document.get("secrets") and not document.get("headers"):
         return 0
-    webhook: COTWebhook = read_stored(document)
+    webhook = read_stored(document)
     count = 0
     for field in ("secrets", "headers"):
         items = getattr(webhook, field)

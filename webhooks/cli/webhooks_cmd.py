@@ -12,7 +12,7 @@ import click
 from bson import ObjectId
 
 from webhooks.cli.gate_cmd import let_through
-from webhooks.cli.logs_cmd import first_line, print_logs
+from webhooks.cli.logs_cmd import LogPrinter, first_line
 from webhooks.cli.options import COMPANY_OPTION, ID, JSON_OPTION, ParsedParam, webhook_argument
 from webhooks.cli.output import Cell, Table, document_json, print_error, print_json, without_secrets
 from webhooks.cli.secret_cmd import describe_new, get_vault, make_secret
@@ -267,7 +267,7 @@ def show(reference: str, company: ObjectId | None, as_json: bool) -> None:
         Table().print(describe_notices(status.gate))
     if attempts:
         click.echo("\nLast attempts:")
-        print_logs(attempts)
+        LogPrinter().print(attempts)
         click.echo(f"More: webhooks logs --webhook {document['_id']}")
 
 
