@@ -11,7 +11,8 @@ from click.testing import CliRunner, Result
 from pymongo.database import Database
 
 from tests.lab.logs import COMPANY, make_attempt, make_log
-from webhooks.cli import cli, webhooks_cmd
+from webhooks.cli import cli
+from webhooks.delivery import operate
 from webhooks.models import COTWebhookLog, now
 from webhooks.store.deliveries import Blocked, Claim, Claimed, Delivery, DeliveryStore
 from webhooks.store.gates import By, GateStore, State
@@ -33,7 +34,7 @@ def run(redis_url: str, database: Documents, monkeypatch: pytest.MonkeyPatch) ->
     host, port = database.client.address or ("", 0)
     monkeypatch.setenv("WEBHOOKS_BROKER_URL", redis_url)
     monkeypatch.setenv("WEBHOOKS_MONGODB_URL", f"mongodb://{host}:{port}/{database.name}")
-    monkeypatch.setattr(webhooks_cmd, "_KNOWN_FOR_S", 0.01)
+    monkeypatch.setattr(operate, "_KNOWN_AFTER_S", 0.01)
     database["webhooks"].insert_one(
         {
             "_id": WEBHOOK,

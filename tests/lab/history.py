@@ -15,7 +15,7 @@ from bson import ObjectId
 from pymongo.database import Database
 
 from webhooks.delivery.attempt import make_delivery_id
-from webhooks.models import now
+from webhooks.models import COTEvent, now
 from webhooks.models.wire import format_instant, to_json
 from webhooks.rules.retry import judge, why_failed
 from webhooks.store.deliveries import DeliveryStore
@@ -23,6 +23,7 @@ from webhooks.store.gates import By, GateStore
 from webhooks.store.held import HeldDeliveries
 from webhooks.store.logs import LogStore
 from webhooks.store.mongo import open_database
+from webhooks.store.traces import TraceStore
 from webhooks.store.webhooks import WebhookStore
 
 #: The company of the walk in the documentation.
@@ -72,6 +73,12 @@ def fill(database: Database[dict[str, Any]], count: int, *, end: datetime | None
         pending = [owed for _, owed in chunk if owed is not None]
         if pending:
             database["deliveries"].insert_many(pending, ordered=False)
+    traces = TraceStore(database)
+    traces.ensure_indexes(30)
+    unwanted = {**_make_event(webhooks[1], 9_000_001, end, chance), "company": str(COMPANY)}
+    unwanted |= {"type": "COTProperty", "createdAt": format_instant(unwanted["createdAt"]), "event": "create"}
+    unwanted.pop("diff", None)
+    traces.write([(str(_uuid(9_000_001)), COTEvent.model_validate(unwanted))])
     gates.pause(webhooks[1]["_id"], By.HEALTH, "43 of 43 attempts failed in 12 min", 60)
     gates.note_held([webhooks[1]["_id"]])
     gates.pause(webhooks[6]["_id"], By.OPERATOR, "their migration runs until noon")

@@ -6,7 +6,7 @@ import pytest
 
 from tests.lab.samples_data import read_sample
 from webhooks.models import TRIGGERS, COTEvent, COTWebhook
-from webhooks.rules.matching import is_match, match
+from webhooks.rules.matching import explain_mismatch, is_match, match
 
 OTHER_ID = "0123456789abcdef01234567"
 EVENTS = {
@@ -87,3 +87,28 @@ def test_inactive_and_foreign_webhooks_get_nothing():
         webhook("create-edit-delete-task", _id="4" * 24),
     ]
     assert [str(hook.id)[0] for hook in match(event("event-task-create"), hooks)] == ["1", "4"]
+
+
+@pytest.mark.parametrize("wanted", EVENTS)
+@pytest.mark.parametrize("trigger", TRIGGERS)
+def test_mismatch_is_explained_exactly_where_there_is_none(wanted: str, trigger: str):
+    sample = event(EVENTS[wanted])
+    for one in (webhook(trigger), webhook(trigger, isActive=False), webhook(trigger, company=OTHER_ID)):
+        assert (explain_mismatch(sample, one) is None) is is_match(sample, one)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"company": OTHER_ID}, "it belongs to another company"),
+        ({"trigger": "logout-user"}, "its trigger asks for Auth logout"),
+        ({"isActive": False}, "it is inactive"),
+        (
+            {"context": {"taskGroup": OTHER_ID}},
+            f"its context asks for taskGroup {OTHER_ID}, and the event has 6261612a8f1e99002e5c8cce",
+        ),
+    ],
+)
+def test_mismatch_is_explained_by_what_differs(changes: dict[str, Any], reason: str):
+    found = explain_mismatch(event("event-task-create"), webhook(**{"trigger": "create-edit-delete-task", **changes}))
+    assert found == reason

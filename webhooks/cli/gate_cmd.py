@@ -13,22 +13,20 @@ from webhooks.cli.output import document_json, print_error, print_json
 from webhooks.cli.status import COUNT_LIMIT, count
 from webhooks.cli.stores import find_webhook, get_stores
 from webhooks.config import get_settings
+from webhooks.delivery.operate import go_on_after_skip, let_through, read_usable, skip_first
 from webhooks.delivery.skip import Skipped, skip
-from webhooks.models import COTWebhook, format_instant
+from webhooks.models import format_instant
 from webhooks.models.wire import make_safe
 from webhooks.rules.health import FULL_RATE
 from webhooks.store.gates import By, Gate, State
 from webhooks.store.mongo import Document
 from webhooks.store.stores import Stores
-from webhooks.store.webhooks import read_stored, why_unusable
 from webhooks.transport.holder import BEGIN_WITHIN_S
 
 #: Maximum length of a reason, in characters.
 _MAX_REASON = 500
 #: Deliveries that are skipped in one step.
 _AT_ONCE = 500
-#: Attempts to skip the oldest delivery, which a worker may send first.
-_MAX_TRIES = 5
 
 
 @click.command()
@@ -84,11 +82,9 @@ def skip_deliveries(reference: str, is_all: bool, company: ObjectId | None, as_j
     An ordered webhook continues with the next delivery, also if it has stopped.
     """
     stores, document = _find(reference, company)
-    done = _skip_all(stores, document) if is_all else _skip_first(stores, document)
+    done = _skip_all(stores, document) if is_all else skip_first(stores, document)
     for delivery_id, reason in done.broken.items():
         print_error(f"delivery {delivery_id} cannot be skipped: {reason}")
-    if done.logs and stores.gates.get(document["_id"]).state is State.STOPPED:
-        stores.gates.resume(document["_id"], "an operator skipped what stopped it")
     if as_json:
         for log in done.logs:
             print_json(document_json({"delivery_id": log.details.delivery_id, "log": log.id, "retry": log.retry}))
@@ -105,13 +101,6 @@ def skip_deliveries(reference: str, is_all: bool, company: ObjectId | None, as_j
         )
     if done.broken:
         raise click.exceptions.Exit(1)
-
-
-def let_through(stores: Stores, webhook_id: ObjectId, *, at_full_rate: bool = False) -> bool:
-    """Release a webhook's held deliveries; return False if they were released already."""
-    if stores.gates.get(webhook_id).state is State.STOPPED:
-        stores.held.restart_head(webhook_id)
-    return stores.gates.drain(webhook_id) if at_full_rate else stores.gates.resume(webhook_id)
 
 
 def _find(reference: str, company: ObjectId | None) -> tuple[Stores, Document]:
@@ -154,18 +143,6 @@ def _describe_change(gate: Gate) -> str:
             return f"is {gate.state.value}"
 
 
-def _skip_first(stores: Stores, document: Document) -> Skipped:
-    done = Skipped()
-    for _ in range(_MAX_TRIES):
-        first = stores.held.find_first(document["_id"])
-        if first is None:
-            return done
-        done = skip([first[0]], _usable(document), stores.deliveries, stores.logs)
-        if done.logs or done.busy or done.broken:
-            break
-    return done
-
-
 def _skip_all(stores: Stores, document: Document) -> Skipped:
     """Skip the deliveries that are held now, and none that are added meanwhile."""
     done, left = Skipped(), stores.held.count_held(document["_id"], MAX_LIMIT)
@@ -174,13 +151,10 @@ def _skip_all(stores: Stores, document: Document) -> Skipped:
         found = [one for one in found if one.delivery_id not in {*done.busy, *done.broken}]
         if not found:
             break
-        part = skip(found, _usable(document), stores.deliveries, stores.logs)
+        part = skip(found, read_usable(document), stores.deliveries, stores.logs)
         done.logs.extend(part.logs)
         done.busy.extend(part.busy)
         done.broken.update(part.broken)
         left -= len(found)
+    go_on_after_skip(stores, document["_id"], done)
     return done
-
-
-def _usable(document: Document) -> COTWebhook | None:
-    return None if why_unusable(document) else read_stored(document)

@@ -16,33 +16,17 @@ from rich.console import Console
 from rich.text import Text
 
 from webhooks.models.wire import make_safe, to_wire
-from webhooks.store.mongo import Document
 
 #: Minimum width of a table's last column; a narrower one goes on a line of its own.
 _MIN_LAST_WIDTH = 24
 #: Wider than any line: piped output is never cut.
 _NO_WIDTH = 1_000_000
 _INDENT = "    "
-#: Fields of a webhook's secrets and headers that are not secret.
-_PUBLIC_FIELDS = {"secrets": ("id", "scheme", "public", "createdAt", "expiresAt"), "headers": ("name", "value")}
 
 
 def print_error(text: str) -> None:
     """Print a text to stderr, as one line."""
     click.echo("webhooks: " + make_safe(" ".join(text.split())), err=True)
-
-
-def without_secrets(document: Mapping[str, Any]) -> Document:
-    """Return a stored webhook whose secrets and secret headers have only their public fields."""
-    shown = dict(document)
-    for field, fields in _PUBLIC_FIELDS.items():
-        if field in shown and shown[field] is not None:
-            items = shown[field] if isinstance(shown[field], list) else [None]
-            shown[field] = [
-                {key: item[key] for key in fields if key in item} if isinstance(item, Mapping) else "…"
-                for item in items
-            ]
-    return shown
 
 
 def print_json(json_text: str) -> None:

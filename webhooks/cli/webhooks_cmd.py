@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import timedelta
@@ -11,10 +10,9 @@ from typing import Any, TypeVar, get_args
 import click
 from bson import ObjectId
 
-from webhooks.cli.gate_cmd import let_through
 from webhooks.cli.logs_cmd import LogPrinter, first_line
 from webhooks.cli.options import COMPANY_OPTION, ID, JSON_OPTION, ParsedParam, webhook_argument
-from webhooks.cli.output import Cell, Table, document_json, print_error, print_json, without_secrets
+from webhooks.cli.output import Cell, Table, document_json, print_error, print_json
 from webhooks.cli.secret_cmd import describe_new, get_vault, make_secret
 from webhooks.cli.status import (
     COUNT_LIMIT,
@@ -27,6 +25,8 @@ from webhooks.cli.status import (
 )
 from webhooks.cli.stores import find_webhook, get_stores
 from webhooks.cli.workers import ask_workers, check_key, note_refusal
+from webhooks.delivery import operate
+from webhooks.delivery.operate import change_webhook
 from webhooks.errors import InvalidWebhook
 from webhooks.models import TRIGGERS, COTWebhook, COTWebhookLog, format_instant, now, parse_webhook
 from webhooks.models.webhook import MAX_RATE, MIN_RATE, TriggerName
@@ -35,7 +35,7 @@ from webhooks.rules.retry import Outcome
 from webhooks.rules.signing import new_secret
 from webhooks.store.logs import LogQuery
 from webhooks.store.mongo import Document
-from webhooks.store.webhooks import CACHE_S, read_stored, why_unusable
+from webhooks.store.webhooks import read_stored, why_unusable, without_secrets
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -47,8 +47,6 @@ _SENDING_FIELDS = ("ordered", "on_exhausted", "rate_limit", "rate_burst")
 _ON_EXHAUSTED = {"next": "continues with the next", "stop": "stops"}
 #: Plain decimals; `float` accepts other forms too.
 _NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
-#: Seconds until all workers know of a change: the time of their cache, and of the read that fills it.
-_KNOWN_FOR_S = CACHE_S + 1
 #: Number of attempts, and characters of a response, that `show` prints.
 _SHOWN_ATTEMPTS = 5
 _SHOWN_RESPONSE = 500
@@ -310,7 +308,7 @@ def edit(reference: str, company: ObjectId | None, as_json: bool, **fields: Any)
     if context:
         stored = document.get("context")
         changes["context"] = {**(stored if isinstance(stored, Mapping) else {}), **context}
-    webhook = _change(document, changes)
+    webhook = change_webhook(get_stores(), document, changes)
     _warn_of_idle_context(webhook)
     note_refusal(webhook.url, asked)
     if as_json:
@@ -328,13 +326,7 @@ def deactivate(reference: str, company: ObjectId | None) -> None:
     and its logs stay.
     """
     stores = get_stores()
-    document = to_wire(find_webhook(stores.webhooks, reference, company))
-    webhook = _change(document, {"isActive": False})
-    if document.get("isActive") is not False:
-        if not stores.gates.get(webhook.id).is_open:
-            time.sleep(_KNOWN_FOR_S)  # workers that still consider it active would send released deliveries
-        stores.gates.deactivate(webhook.id, ObjectId(), "an operator deactivated it")
-    _say_active(webhook)
+    _say_active(operate.deactivate(stores, find_webhook(stores.webhooks, reference, company)))
 
 
 @click.command()
@@ -345,31 +337,12 @@ def activate(reference: str, company: ObjectId | None) -> None:
     It gets new events within 5 s, but none of those it missed. If it is paused or has stopped, this also resumes it.
     """
     stores = get_stores()
-    document = to_wire(find_webhook(stores.webhooks, reference, company))
-    webhook = _change(document, {"isActive": True, "deactivated": None})
-    let_through(stores, webhook.id)
-    _say_active(webhook)
+    _say_active(operate.activate(stores, find_webhook(stores.webhooks, reference, company)))
 
 
 def _say_active(webhook: COTWebhook) -> None:
     state = "active" if webhook.isActive else "inactive"
     click.echo(f"{webhook.label} ({webhook.id}) of company {webhook.company} is {state}")
-
-
-def _change(document: Mapping[str, Any], changes: Mapping[str, Any]) -> COTWebhook:
-    """Write changed fields, and return the webhook; raise InvalidWebhook, and write nothing, if it is not valid.
-
-    Args:
-        document: the webhook's wire form, as stored.
-        changes: the new value of each field; None removes the field.
-    """
-    wanted = {field: value for field, value in changes.items() if value is not None}
-    kept = {field: value for field, value in document.items() if field not in changes or field in wanted}
-    webhook = parse_webhook({**kept, **wanted})
-    changed = frozenset(field for field, value in changes.items() if document.get(field) != value)
-    if changed:
-        get_stores().webhooks.change(webhook, changed)
-    return webhook
 
 
 def _read_sending(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -57,6 +57,8 @@ class Accepting:
     makes_attempts: bool = False
     #: The parsed event; None until it is read.
     event: COTEvent | None = None
+    #: Whether no webhook matches it.
+    is_unwanted: bool = False
     #: Its pending deliveries. On redelivery, ended ones are removed once they are found.
     owed: list[Delivery] = field(default_factory=list)
     #: Deliveries that are neither started nor queued yet.
@@ -126,6 +128,8 @@ def accept(services: Services, events: Sequence[Accepting], room: Room | None = 
         deliveries += len(event.owed)
         size_bytes += event.size_bytes
     going = [event for event in events if event.event is not None]
+    # Before an attempt starts: a failure from then on would record interrupted attempts.
+    services.traces.write([(one.event_id, one.event) for one in going if one.is_unwanted and one.event is not None])
     begun = _place(services, going, room)
     for event in going:
         if not event.unplaced:
@@ -159,6 +163,7 @@ def _read(services: Services, one: Accepting) -> DeliverOutcome | None:
     if is_ordered and isinstance(lane, str) and one.is_from_outbox and services.outbox.stand_behind_older(one.event_id):
         return Done("older ones come first; it is queued again behind them")
     one.owed = one.unplaced = fan_out(event, one.event_id, services.webhooks)
+    one.is_unwanted = not one.owed
     # `add_claimed` writes without the journal. An ordered or outbox event needs its deliveries journaled first.
     if is_ordered or one.is_from_outbox or len(one.owed) > MAX_OWN_DELIVERIES:
         one.makes_attempts = False

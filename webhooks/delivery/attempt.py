@@ -27,6 +27,9 @@ logger = logging.getLogger(__name__)
 
 USER_AGENT = f"webhooks/{__version__}"
 
+#: Stands before the number of a resent delivery in its id; no other id has it.
+_RESENT = "~"
+
 
 def make_delivery_id(event_id: str, webhook_id: ObjectId) -> str:
     """Return the id of the delivery of an event to a webhook; receivers get it as ``webhook-id``.
@@ -38,12 +41,27 @@ def make_delivery_id(event_id: str, webhook_id: ObjectId) -> str:
     return f"msg_{digest[:32]}"
 
 
+def make_resent_id(delivery_id: str, number: int) -> str:
+    """Return the id of a delivery that sends another one again.
+
+    Args:
+        delivery_id: of the delivery, or of one that it was resent as.
+        number: 1 for the first time.
+    """
+    return f"{wire_id(delivery_id)}{_RESENT}{number}"
+
+
+def wire_id(delivery_id: str) -> str:
+    """Return what the receiver gets as ``webhook-id``: the same for a delivery and for those that it is resent as."""
+    return delivery_id.partition(_RESENT)[0]
+
+
 def plain_headers(delivery_id: str, started_at: datetime) -> dict[str, str]:
     """Return a request's headers that hold no secret, including those of Standard Webhooks."""
     return {
         "Content-Type": "application/json",
         "User-Agent": USER_AGENT,
-        "webhook-id": delivery_id,
+        "webhook-id": wire_id(delivery_id),
         "webhook-timestamp": str(int(started_at.timestamp())),
     }
 
@@ -96,6 +114,16 @@ def read_rate(webhook: COTWebhook | None) -> tuple[float, int] | None:
     return webhook.rate_limit, webhook.rate_burst
 
 
+def label_delivery(kind: str, webhook: COTWebhook) -> str:
+    """Say which event goes to which webhook, for people.
+
+    Args:
+        kind: as `describe_event` says it.
+        webhook: which.
+    """
+    return f"{kind} → {webhook.label} ({webhook.origin})"
+
+
 def fan_out(event: COTEvent, event_id: str, webhooks: WebhookStore) -> list[Delivery]:
     """Return one delivery for each webhook that matches the event.
 
@@ -114,7 +142,7 @@ def fan_out(event: COTEvent, event_id: str, webhooks: WebhookStore) -> list[Deli
                 event_id=event_id,
                 webhook_id=webhook.id,
                 company=event.company,
-                label=f"{kind} → {webhook.label} ({webhook.origin})",
+                label=label_delivery(kind, webhook),
                 body=body,
                 is_ordered=webhook.ordered,
                 rate=read_rate(webhook),
@@ -286,7 +314,7 @@ class AttemptRunner:
             if not valid:
                 raise SecretUnreadable("all have expired")
             secrets = [self._vault.open(secret.sealed, webhook.id, Use.SIGN) for secret in valid]
-            headers["webhook-signature"] = sign(secrets, delivery_id, int(started_at.timestamp()), body)
+            headers["webhook-signature"] = sign(secrets, wire_id(delivery_id), int(started_at.timestamp()), body)
         for header in webhook.headers:
             headers[header.name] = header.value or self._vault.open(header.sealed or "", webhook.id, Use.HEADER)
         return headers

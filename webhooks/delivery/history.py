@@ -14,11 +14,11 @@ from webhooks.models import COTWebhook
 from webhooks.rules.explain import Explanation, explain_attempt
 from webhooks.rules.retry import Outcome, ends_webhook
 from webhooks.rules.times import describe_span
-from webhooks.store.gates import By, Gate, GateStore, State
-from webhooks.store.logs import LogQuery, LogStore
-from webhooks.store.pending_details import PendingDetails, PendingDetailsStore
-from webhooks.store.search import LogRow, LogSearch
-from webhooks.store.webhooks import WebhookStore
+from webhooks.store.gates import By, Gate, State
+from webhooks.store.logs import LogQuery
+from webhooks.store.pending_details import PendingDetails
+from webhooks.store.search import LogRow
+from webhooks.store.stores import Stores
 
 #: Attempts of a delivery that are read, the newest. A paused endpoint may be probed for days.
 MOST_ATTEMPTS = 50
@@ -102,82 +102,75 @@ class DeliveryHistory:
     others: Sequence[DeliveryState]
 
 
-@dataclass(frozen=True, slots=True)
-class Histories:
-    """Reads histories. Every method raises StoreUnavailable when MongoDB cannot serve us now."""
+def read_delivery(stores: Stores, delivery_id: str, present: datetime) -> DeliveryHistory | None:
+    """Return a delivery's history; None where nothing is known of it."""
+    page = stores.search.find_page(LogQuery(delivery_id=delivery_id), MOST_ATTEMPTS, response_chars=RESPONSE_CHARS)
+    pending = stores.pending.find(delivery_id)
+    rows = page.rows[::-1]
+    if not rows and pending is None:
+        return None
+    webhook_id = rows[-1].webhook_id if pending is None else pending.webhook_id
+    gate, webhook = _read_webhook(stores, webhook_id)
+    if pending is not None:
+        event_id, company, body = pending.event_id, pending.company, stores.pending.find_body(delivery_id)
+    else:
+        details = rows[-1].details
+        event_id, company = "" if details is None else details.event_id, rows[-1].company
+        body = _read_body(stores, rows[-1])
+    states = read_deliveries(stores, event_id, present) if event_id else []
+    return DeliveryHistory(
+        delivery_id=delivery_id,
+        event_id=event_id,
+        company=company,
+        webhook_id=webhook_id,
+        webhook=webhook,
+        gate=gate,
+        attempts=place_attempts(rows, None if pending is None else pending.created_at),
+        has_more=page.next is not None,
+        outlook=explain_outlook(pending, rows[-1] if rows else None, gate, present),
+        body=body,
+        others=[one for one in states if one.delivery_id != delivery_id and one.company == company],
+    )
 
-    search: LogSearch
-    logs: LogStore
-    pending: PendingDetailsStore
-    gates: GateStore
-    webhooks: WebhookStore
 
-    def read_delivery(self, delivery_id: str, present: datetime) -> DeliveryHistory | None:
-        """Return a delivery's history; None where nothing is known of it."""
-        page = self.search.find_page(LogQuery(delivery_id=delivery_id), MOST_ATTEMPTS, response_chars=RESPONSE_CHARS)
-        pending = self.pending.find(delivery_id)
-        rows = page.rows[::-1]
-        if not rows and pending is None:
-            return None
-        webhook_id = rows[-1].webhook_id if pending is None else pending.webhook_id
-        gate, webhook = self._read_webhook(webhook_id)
-        if pending is not None:
-            event_id, company, body = pending.event_id, pending.company, self.pending.find_body(delivery_id)
-        else:
-            details = rows[-1].details
-            event_id, company = "" if details is None else details.event_id, rows[-1].company
-            body = self._read_body(rows[-1])
-        states = self.read_deliveries(event_id, present) if event_id else []
-        return DeliveryHistory(
-            delivery_id=delivery_id,
-            event_id=event_id,
-            company=company,
-            webhook_id=webhook_id,
-            webhook=webhook,
-            gate=gate,
-            attempts=place_attempts(rows, None if pending is None else pending.created_at),
-            has_more=page.next is not None,
-            outlook=explain_outlook(pending, rows[-1] if rows else None, gate, present),
-            body=body,
-            others=[one for one in states if one.delivery_id != delivery_id and one.company == company],
-        )
-
-    def read_deliveries(self, event_id: str, present: datetime) -> list[DeliveryState]:
-        """Return an event's deliveries. A producer may give events of two companies one id: then those of both."""
-        rows = self.search.find_page(LogQuery(event_id=event_id), MOST_LOGS).rows
-        pending = {one.delivery_id: one for one in self.pending.find_of_event(event_id)}
-        by_delivery: dict[str, list[LogRow]] = {}
-        for row in rows:
-            if row.details is not None:
-                by_delivery.setdefault(row.details.delivery_id, []).append(row)
-        gates = self.gates.get_many(_ids([*(one.webhook_id for one in pending.values())]))
-        states = []
-        for delivery_id in sorted({*by_delivery, *pending}):
-            logs, owed = by_delivery.get(delivery_id, []), pending.get(delivery_id)
-            last = logs[0] if logs else None
-            webhook_id = owed.webhook_id if last is None and owed is not None else last.webhook_id if last else None
-            gate = gates.get(webhook_id) if isinstance(webhook_id, ObjectId) else None
-            states.append(
-                DeliveryState(
-                    delivery_id=delivery_id,
-                    webhook_id=webhook_id,
-                    company=last.company if last is not None else owed.company if owed is not None else None,
-                    name=_name(last, owed),
-                    outlook=explain_outlook(owed, last, gate or Gate(ObjectId()), present),
-                    attempts=len(logs),
-                    last=last,
-                )
+def read_deliveries(stores: Stores, event_id: str, present: datetime) -> list[DeliveryState]:
+    """Return an event's deliveries. A producer may give events of two companies one id: then those of both."""
+    rows = stores.search.find_page(LogQuery(event_id=event_id), MOST_LOGS).rows
+    pending = {one.delivery_id: one for one in stores.pending.find_of_event(event_id)}
+    by_delivery: dict[str, list[LogRow]] = {}
+    for row in rows:
+        if row.details is not None:
+            by_delivery.setdefault(row.details.delivery_id, []).append(row)
+    gates = stores.gates.get_many(_ids([*(one.webhook_id for one in pending.values())]))
+    states = []
+    for delivery_id in sorted({*by_delivery, *pending}):
+        logs, owed = by_delivery.get(delivery_id, []), pending.get(delivery_id)
+        last = logs[0] if logs else None
+        webhook_id = owed.webhook_id if last is None and owed is not None else last.webhook_id if last else None
+        gate = gates.get(webhook_id) if isinstance(webhook_id, ObjectId) else None
+        states.append(
+            DeliveryState(
+                delivery_id=delivery_id,
+                webhook_id=webhook_id,
+                company=last.company if last is not None else owed.company if owed is not None else None,
+                name=_name(last, owed),
+                outlook=explain_outlook(owed, last, gate or Gate(ObjectId()), present),
+                attempts=len(logs),
+                last=last,
             )
-        return states
+        )
+    return states
 
-    def _read_webhook(self, webhook_id: object) -> tuple[Gate, COTWebhook | None]:
-        if not isinstance(webhook_id, ObjectId):
-            return Gate(ObjectId()), None
-        return self.gates.get(webhook_id), self.webhooks.get(webhook_id)
 
-    def _read_body(self, row: LogRow) -> str | None:
-        logs = self.logs.get_many([row.log_id]) if isinstance(row.log_id, ObjectId) else []
-        return logs[0].event.to_json() if logs else None
+def _read_webhook(stores: Stores, webhook_id: object) -> tuple[Gate, COTWebhook | None]:
+    if not isinstance(webhook_id, ObjectId):
+        return Gate(ObjectId()), None
+    return stores.gates.get(webhook_id), stores.webhooks.get(webhook_id)
+
+
+def _read_body(stores: Stores, row: LogRow) -> str | None:
+    logs = stores.logs.get_many([row.log_id]) if isinstance(row.log_id, ObjectId) else []
+    return logs[0].event.to_json() if logs and not logs[0].details.event_cut else None
 
 
 def _ids(values: Iterable[object]) -> set[ObjectId]:

@@ -11,6 +11,7 @@ from webhooks.delivery.records import DeliveryRecords
 from webhooks.rules.encryption import Vault
 from webhooks.rules.retry import RetryPolicy
 from webhooks.sender import Sender
+from webhooks.store.actions import ActionStore
 from webhooks.store.deadletters import DeadLetterStore
 from webhooks.store.deliveries import DeliveryStore
 from webhooks.store.gates import GateStore
@@ -20,6 +21,7 @@ from webhooks.store.logs import LogStore
 from webhooks.store.mongo import open_database
 from webhooks.store.notices import NoticeStore
 from webhooks.store.outbox import Outbox
+from webhooks.store.traces import TraceStore
 from webhooks.store.webhooks import WebhookStore
 from webhooks.transport.holder import process_token
 
@@ -48,6 +50,8 @@ class Services:
     gates: GateStore
     notices: NoticeStore
     outbox: Outbox
+    traces: TraceStore
+    actions: ActionStore
     records: DeliveryRecords
     attempt_runner: AttemptRunner
     progress: Progress
@@ -89,6 +93,8 @@ def get_services() -> Services:
         gates=gates,
         notices=NoticeStore(database),
         outbox=Outbox(database),
+        traces=TraceStore(database),
+        actions=ActionStore(database),
         records=DeliveryRecords(ledger, held, logs, gates, webhooks),
         attempt_runner=AttemptRunner(
             sender=sender,

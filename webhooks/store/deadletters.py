@@ -227,6 +227,7 @@ class DeadLetterStore:
         """Make the index, or find it made."""
         with store_errors():
             self._collection.create_index([("created_at", DESCENDING)], name="newest")
+            self._collection.create_index([("message_id", ASCENDING)], name="message")
 
     def write(self, letter: DeadLetter) -> None:
         """Store a letter, acknowledged; of one that is stored already, count that it came again."""
@@ -251,6 +252,12 @@ class DeadLetterStore:
         """
         with store_errors():
             found = self._collection.find(_of(reason), dict.fromkeys(_SUMMARY, 1))
+            return list(found.sort("created_at", DESCENDING).limit(limit))
+
+    def find_of_message(self, message_id: str, limit: int) -> list[Document]:
+        """Return what can be told of a message's letters, without their payloads, the newest first."""
+        with store_errors():
+            found = self._collection.find({"message_id": message_id}, dict.fromkeys(_SUMMARY, 1))
             return list(found.sort("created_at", DESCENDING).limit(limit))
 
     def read_ids(self, reason: Reason | None = None) -> list[ObjectId]:

@@ -14,19 +14,19 @@ from bson import ObjectId
 from pydantic import ValidationError
 from pymongo import ASCENDING, DESCENDING, IndexModel
 from pymongo.database import Database
-from pymongo.errors import OperationFailure, WriteError
+from pymongo.errors import WriteError
 
 from webhooks.errors import ErrorKind
 from webhooks.models import NO_RESPONSE_STATUS, COTWebhookLog
 from webhooks.models.wire import show
 from webhooks.rules.retry import Outcome
+from webhooks.store.expiry import ensure_expiry
 from webhooks.store.mongo import Document, Query, insert_new, store_errors
 
 logger = logging.getLogger(__name__)
 
 #: Name of the index that lets logs expire, and that also answers "the newest logs of all".
 _EXPIRY = "createdAt_ttl"
-_SECONDS_PER_DAY = 86_400
 
 #: One index per question; each ends in `createdAt`, so that the newest come first without a sort.
 _INDEXES = [
@@ -59,9 +59,6 @@ _INDEXES = [
 
 #: Logs that break the contract, and are passed over, before a reading gives up finding as many as were asked for.
 _SPARE = 1_000
-
-_INDEX_OPTIONS_CONFLICT = 85
-_UNAUTHORIZED = 13
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,27 +152,7 @@ class LogStore:
         """
         with store_errors():
             self._collection.create_indexes(_INDEXES)
-            expiry: Document = {"expireAfterSeconds": ttl_days * _SECONDS_PER_DAY} if ttl_days else {}
-            try:
-                self._collection.create_index([("createdAt", DESCENDING)], name=_EXPIRY, **expiry)
-            except OperationFailure as error:
-                if error.code != _INDEX_OPTIONS_CONFLICT:
-                    raise
-                try:
-                    self._change_expiry(expiry)
-                except OperationFailure as refusal:
-                    if refusal.code != _UNAUTHORIZED:
-                        raise
-                    logger.warning("WEBHOOKS_LOG_TTL_DAYS is not in force: changing it once needs the role dbAdmin")
-
-    def _change_expiry(self, expiry: Document) -> None:
-        # collMod can change an expiry and, from MongoDB 5.1 on, add one; taking it away needs a new index.
-        if expiry:
-            index = {"name": _EXPIRY, **expiry}
-            self._collection.database.command("collMod", self._collection.name, index=index)
-        else:
-            self._collection.drop_index(_EXPIRY)
-            self._collection.create_index([("createdAt", DESCENDING)], name=_EXPIRY)
+        ensure_expiry(self._collection, "createdAt", _EXPIRY, ttl_days)
 
     def write(self, logs: Sequence[COTWebhookLog]) -> Mapping[int, WriteError]:
         """Store logs in one write, acknowledged; one that is stored already is left as it is.
@@ -347,6 +324,12 @@ class LogStore:
                 kind = _read_kind(attempt.get("error_kind"))
                 ends.append(Ended(delivery_id, retry, outcome, kind, attempt.get("probe") is True))
         return ends
+
+    def find_deliveries(self, event_id: str) -> set[str]:
+        """Return the ids of an event's deliveries of which there are logs."""
+        with store_errors():
+            found = self._collection.distinct("attempt.delivery_id", {"attempt.event_id": event_id})
+        return {delivery_id for delivery_id in found if isinstance(delivery_id, str)}
 
     def count(self, query: LogQuery, limit: int) -> int:
         """Return how many logs the query asks for; counting ends at the limit."""

@@ -75,6 +75,13 @@ class Outbox:
                 )
         return events
 
+    def find_accepted_at(self, event_id: str) -> datetime | None:
+        """Return when an event was written down that is still here; None for one that is not."""
+        with store_errors():
+            document = self._collection.find_one({"_id": event_id}, {"accepted_at": 1})
+        at = None if document is None else document.get("accepted_at")
+        return at if isinstance(at, datetime) else None
+
     def _quarantine(self, event_id: object, fault: str) -> None:
         """Keep a document that somebody wrote by hand and that is no event, out of the way of all others."""
         logger.error(

@@ -5,15 +5,18 @@ from functools import cached_property
 from pymongo.database import Database
 
 from webhooks.config import get_settings
+from webhooks.store.actions import ActionStore
 from webhooks.store.deadletters import DeadLetterStore
 from webhooks.store.deliveries import DeliveryStore
 from webhooks.store.gates import GateStore
 from webhooks.store.held import HeldDeliveries
 from webhooks.store.logs import LogStore
 from webhooks.store.mongo import Document, open_database
+from webhooks.store.outbox import Outbox
 from webhooks.store.pending_details import PendingDetailsStore
 from webhooks.store.search import LogSearch
 from webhooks.store.statistics import StatisticsStore
+from webhooks.store.traces import TraceStore
 from webhooks.store.webhooks import WebhookStore
 
 
@@ -33,6 +36,21 @@ class Stores:
     def logs(self) -> LogStore:
         """One document per attempt."""
         return LogStore(self._database)
+
+    @cached_property
+    def actions(self) -> ActionStore:
+        """What operators did."""
+        return ActionStore(self._database)
+
+    @cached_property
+    def outbox(self) -> Outbox:
+        """Events that producers wrote down and that are not queued yet."""
+        return Outbox(self._database)
+
+    @cached_property
+    def traces(self) -> TraceStore:
+        """Events that no webhook asked for."""
+        return TraceStore(self._database)
 
     @cached_property
     def search(self) -> LogSearch:

@@ -7,7 +7,7 @@ collection as well, so a document may be anything: one that breaks the contract 
 import logging
 import re
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from threading import Lock
@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 CACHE_S = 2.0
 #: Entries that a worker remembers; past that all are forgotten, as they cost one read each.
 _CACHE_SIZE = 10_000
+#: What of a webhook's secrets and headers is not secret.
+_SHOWN_OF = {"secrets": ("id", "scheme", "public", "createdAt", "expiresAt"), "headers": ("name", "value")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,19 @@ def read_stored(document: Document) -> COTWebhook:
         if field in document and not isinstance(document[field], ObjectId):
             raise InvalidWebhook(f"invalid webhook: {field}: must be stored as an ObjectId")
     return parse_webhook(document)
+
+
+def without_secrets(document: Mapping[str, Any]) -> Document:
+    """Return a stored webhook as people may see it: of what is secret only that it is there, whoever wrote it."""
+    shown = dict(document)
+    for field, fields in _SHOWN_OF.items():
+        if field in shown and shown[field] is not None:
+            items = shown[field] if isinstance(shown[field], list) else [None]
+            shown[field] = [
+                {key: item[key] for key in fields if key in item} if isinstance(item, Mapping) else "…"
+                for item in items
+            ]
+    return shown
 
 
 def why_unusable(document: Document) -> str | None:

@@ -4,10 +4,11 @@ import asyncio
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import pymongo
+from bson import ObjectId
 from flower.urls import settings as flower_settings
 from flower.views import BaseHandler
 from tornado.template import BaseLoader, Loader
@@ -15,6 +16,7 @@ from tornado.web import HTTPError
 
 from webhooks.config import get_settings
 from webhooks.errors import StoreUnavailable
+from webhooks.store.actions import OperatorAction
 from webhooks.store.stores import Stores
 from webhooks.web import show
 from webhooks.web.extension import FOLDER, static_path
@@ -45,6 +47,20 @@ def _executor() -> ThreadPoolExecutor:
 def get_stores() -> Stores:
     """Open this process's stores; no connection is made before something is read."""
     return Stores()
+
+
+async def call_in_thread(function: Callable[[], _T], timeout_s: float) -> _T:
+    """Call what uses MongoDB in a thread.
+
+    Raises:
+        StoreUnavailable: MongoDB did not answer in time.
+    """
+
+    def call() -> _T:
+        with pymongo.timeout(timeout_s):
+            return function()
+
+    return await asyncio.get_running_loop().run_in_executor(_executor(), call)
 
 
 class _PageLoader(Loader):
@@ -96,18 +112,17 @@ class PageHandler(BaseHandler):
         return bool(get_settings().web_readonly or self.application.options.read_only)  # pyright: ignore[reportAttributeAccessIssue]
 
     async def read(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        """Call what reads or writes MongoDB in a thread, as Flower's loop must go on meanwhile.
+        """Call what reads MongoDB in a thread, as Flower's loop must go on meanwhile.
 
         Raises:
             StoreUnavailable: MongoDB did not answer in time.
         """
-        timeout_s = min(_READ_S, get_settings().mongodb_timeout_s)
+        return await call_in_thread(partial(function, *args, **kwargs), min(_READ_S, get_settings().mongodb_timeout_s))
 
-        def call() -> _T:
-            with pymongo.timeout(timeout_s):
-                return function(*args, **kwargs)
-
-        return await asyncio.get_running_loop().run_in_executor(_executor(), call)
+    async def find_done(self) -> OperatorAction | None:
+        """Return the action that the page before has just done; None where it did none."""
+        action_id = self.argument("done")
+        return await self.read(self.stores.actions.get, ObjectId(action_id)) if ObjectId.is_valid(action_id) else None
 
     def show(self, template: str, **values: Any) -> None:
         """Send a page."""

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 from tornado.web import authenticated
 
-from webhooks.delivery.history import DeliveryHistory, Histories, RequestText, describe_request
+from webhooks.delivery.history import DeliveryHistory, RequestText, Stage, describe_request, read_delivery
 from webhooks.models import AttemptDetails
 from webhooks.store.stores import Stores
+from webhooks.web.actions import RESEND, offer
 from webhooks.web.base import PageHandler
 
 #: Units of the time line's bars.
@@ -53,11 +54,6 @@ def draw_phases(details: AttemptDetails | None, longest_ms: float) -> list[Phase
     return phases
 
 
-def histories(stores: Stores) -> Histories:
-    """Return what reads histories."""
-    return Histories(stores.search, stores.logs, stores.pending, stores.gates, stores.webhooks)
-
-
 class DeliveryHandler(PageHandler):
     """One delivery."""
 
@@ -76,7 +72,8 @@ class DeliveryHandler(PageHandler):
             "webhook_delivery.html",
             found=found,
             request_text=describe_latest(found),
-            actions=[],
+            done=await self.find_done(),
+            actions=[offer(self, RESEND, found.webhook_id, delivery_id)] if can_resend(found) else [],
             bars=[draw_phases(attempt.row.details, longest_ms) for attempt in found.attempts],
         )
 
@@ -96,7 +93,13 @@ class BodyHandler(PageHandler):
 
 
 def _read(stores: Stores, delivery_id: str) -> DeliveryHistory | None:
-    return histories(stores).read_delivery(delivery_id, stores.deliveries.now())
+    return read_delivery(stores, delivery_id, stores.deliveries.now())
+
+
+def can_resend(found: DeliveryHistory) -> bool:
+    """Whether the delivery can be sent again: it has ended, and its webhook and its event are there."""
+    has_ended = found.outlook.stage in (Stage.DELIVERED, Stage.FAILED)
+    return has_ended and found.body is not None and found.webhook is not None and found.webhook.isActive
 
 
 def describe_latest(found: DeliveryHistory) -> RequestText | None:

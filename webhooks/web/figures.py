@@ -3,16 +3,25 @@
 No page waits for a day of logs to be read: what is counted is shown, and the page says how far back that goes.
 """
 
+import asyncio
+import logging
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cache
 from threading import Lock
+from typing import Any
 
+import pymongo
 from bson import ObjectId
 
 from webhooks.rules.figures import Counts, Figures, summarize
 from webhooks.store.statistics import StatisticsStore
+from webhooks.web.base import get_stores
+
+logger = logging.getLogger(__name__)
 
 #: A slice of time.
 SLICE = timedelta(minutes=5)
@@ -24,6 +33,9 @@ STRETCHES: Mapping[str, int] = {"hour": 12, "day": 24}
 _LATE = timedelta(minutes=10)
 #: Seconds for which a count of such a slice holds.
 _FRESH_S = 5.0
+#: Seconds that a page waits for figures to be counted, and that one count may take.
+_WAIT_S = 0.08
+_COUNT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,3 +96,32 @@ def _starts(span: timedelta, present: datetime) -> list[datetime]:
     seconds = SLICE.total_seconds()
     newest = datetime.fromtimestamp(present.timestamp() // seconds * seconds, present.tzinfo)
     return [newest - number * SLICE for number in range(int(span / SLICE))]
+
+
+@cache
+def _counter() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix="webhooks-figures")
+
+
+@cache
+def get_figures() -> FigureCache:
+    """Return this process's figures."""
+    return FigureCache(get_stores().statistics)
+
+
+async def count_figures(span: str, present: datetime) -> None:
+    """Have figures counted beside Flower's loop, and wait for them a moment."""
+    figures = get_figures()  # here, as stores are opened by Flower's loop alone
+
+    def count() -> None:
+        with pymongo.timeout(_COUNT_S):
+            figures.refresh(span, present)
+
+    counting = asyncio.get_running_loop().run_in_executor(_counter(), count)
+    counting.add_done_callback(_note_failure)
+    await asyncio.wait([counting], timeout=_WAIT_S)
+
+
+def _note_failure(counting: "asyncio.Future[Any]") -> None:
+    if not counting.cancelled() and (error := counting.exception()) is not None:
+        logger.warning("figures of webhooks are not counted: %s", error)

@@ -1,6 +1,6 @@
 """``/webhooks/logs``: every attempt, newest first."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from bson import ObjectId
@@ -12,11 +12,14 @@ from webhooks.models.wire import parse_object_id
 from webhooks.rules.retry import Outcome
 from webhooks.store.search import Cursor, LogPage
 from webhooks.store.stores import Stores
+from webhooks.store.traces import EventTrace
 from webhooks.web.base import PageHandler
 from webhooks.web.filters import CLASSES, NAMES, TYPES, LogFilter, read_cursor, read_filter, write_cursor
 
 #: Rows of a page.
 ROWS = 50
+#: Events that no webhook asked for, of one object.
+_UNWANTED = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,8 @@ class FoundLogs:
 
     page: LogPage
     names: Mapping[ObjectId, str]
+    #: Where an object's logs are asked for, its events that no webhook asked for.
+    unwanted: Sequence[EventTrace] = ()
 
 
 class LogsHandler(PageHandler):
@@ -73,7 +78,10 @@ def find_logs(stores: Stores, asked: LogFilter, cursor: Cursor | None) -> FoundL
     page = stores.search.find_page(query, ROWS, cursor)
     ids = {row.webhook_id for row in page.rows if isinstance(row.webhook_id, ObjectId)}
     names = {one_id: name_webhook(one) for one_id, one in stores.webhooks.get_many(ids).items()}
-    return FoundLogs(page, names)
+    unwanted = (
+        [] if query.object_id is None or cursor is not None else stores.traces.find_object(query.object_id, _UNWANTED)
+    )
+    return FoundLogs(page, names, unwanted)
 
 
 def name_webhook(webhook: COTWebhook | None) -> str:

@@ -5,13 +5,17 @@ from base64 import b64decode
 from binascii import Error as Base64Error
 from collections.abc import Mapping
 from datetime import datetime
+from typing import Any
 from urllib.parse import urlencode
 
-from webhooks.models.wire import make_safe
+from webhooks.models.wire import make_safe, to_wire
+from webhooks.rules.times import describe_span
 
 #: What may stand in a text of several lines as it is.
 _PLAIN = frozenset("\n\t")
 _MS_PER_S = 1000
+#: Fields of a webhook, in the contract's order of asking for them.
+_CONTRACT = ("name", "code", "url", "description", "trigger", "context", "isActive", "company", "_id")
 
 
 def line(text: object, limit: int = 200) -> str:
@@ -54,6 +58,23 @@ def duration(ms: float | None) -> str:
     if ms < _MS_PER_S:
         return f"{ms:.0f} ms"
     return f"{ms / _MS_PER_S:.2f} s"
+
+
+def span(start: datetime, end: datetime) -> str:
+    """Write the time between two instants."""
+    return describe_span(start, end)
+
+
+def settings(document: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Write a webhook's document, without what is secret, as names and values; the contract's fields first."""
+    wire = to_wire(document)
+    names = [name for name in _CONTRACT if name in wire]
+    names += [name for name in wire if name not in _CONTRACT]
+    return [(name, _value(wire[name])) for name in names]
+
+
+def _value(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def share(rate: float) -> str:

@@ -1,15 +1,10 @@
 """``/webhooks``: all webhooks and how they do, the sick ones first."""
 
-import asyncio
 import math
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import cache
-from typing import Any
 
-import pymongo
 from bson import ObjectId
 from tornado.web import authenticated
 
@@ -20,8 +15,8 @@ from webhooks.store.gates import By, Gate, State
 from webhooks.store.mongo import Document
 from webhooks.store.stores import Stores
 from webhooks.store.webhooks import why_unusable
-from webhooks.web.base import PageHandler, get_stores, logger
-from webhooks.web.figures import SPANS, FigureCache
+from webhooks.web.base import PageHandler
+from webhooks.web.figures import SPANS, count_figures, get_figures
 
 #: Webhooks of a page.
 ROWS = 50
@@ -29,9 +24,6 @@ ROWS = 50
 MOST_WEBHOOKS = 5_000
 #: Where counting of what is pending stops.
 PENDING_LIMIT = 1_000
-#: Seconds that a page waits for figures to be counted, and that one count may take.
-_WAIT_S = 0.08
-_COUNT_S = 60.0
 #: Below this share of successes a webhook counts as sick.
 _SICK_BELOW = 0.9
 
@@ -111,17 +103,6 @@ def _height(count: int, most: int) -> float:
     return round(max(1.0, count / most * 20), 1) if count else 0.0
 
 
-@cache
-def _counter() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(1, thread_name_prefix="webhooks-figures")
-
-
-@cache
-def get_figures() -> FigureCache:
-    """Return this process's figures."""
-    return FigureCache(get_stores().statistics)
-
-
 class WebhooksHandler(PageHandler):
     """The list of webhooks."""
 
@@ -139,7 +120,7 @@ class WebhooksHandler(PageHandler):
         found = None
         if not errors:
             present = await self.read(self.stores.deliveries.now)
-            await self._count(span, present)
+            await count_figures(span, present)
             query = (company, asked["trigger"] or None, asked["text"] or None)
             found = await self.read(find_webhooks, self.stores, query, span, present, max(1, number))
         self.show(
@@ -153,23 +134,6 @@ class WebhooksHandler(PageHandler):
             spans=list(SPANS),
             pending_limit=PENDING_LIMIT,
         )
-
-    async def _count(self, span: str, present: datetime) -> None:
-        """Have the figures counted, and wait for them a moment."""
-
-        def count() -> None:
-            with pymongo.timeout(_COUNT_S):
-                get_figures().refresh(span, present)
-
-        get_figures()  # here, as its store is opened by Flower's loop alone
-        counting = asyncio.get_running_loop().run_in_executor(_counter(), count)
-        counting.add_done_callback(_note_failure)
-        await asyncio.wait([counting], timeout=_WAIT_S)
-
-
-def _note_failure(counting: "asyncio.Future[Any]") -> None:
-    if not counting.cancelled() and (error := counting.exception()) is not None:
-        logger.warning("figures of webhooks are not counted: %s", error)
 
 
 def find_webhooks(

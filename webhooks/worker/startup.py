@@ -131,8 +131,9 @@ def _make_indexes() -> None:
     while not stopping.is_set():
         try:
             services.logs.ensure_indexes(get_settings().log_ttl_days)
-            for store in (*stores, services.dead_letters):
+            for store in (*stores, services.actions, services.dead_letters):
                 store.ensure_indexes()
+            services.traces.ensure_indexes(get_settings().log_ttl_days)
         except StoreUnavailable as error:
             logger.warning("waiting to make the indexes: %s", explain_database(error))
             stopping.wait(5)

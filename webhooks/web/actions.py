@@ -1,0 +1,310 @@
+"""What people may do on the pages: each action with its question, what it does, and the record of it."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from bson import ObjectId
+from tornado.web import HTTPError, RequestHandler, authenticated
+
+from webhooks.delivery import operate
+from webhooks.delivery.skip import Skipped
+from webhooks.errors import InvalidWebhook
+from webhooks.models import COTWebhook
+from webhooks.models.wire import parse_object_id
+from webhooks.rules.health import FULL_RATE
+from webhooks.store.gates import By, Gate, State
+from webhooks.store.logs import LogQuery
+from webhooks.store.mongo import Document
+from webhooks.store.stores import Stores
+from webhooks.web.base import PageHandler, RefusedError, call_in_thread
+
+logger = logging.getLogger(__name__)
+
+#: Characters of a reason.
+_MAX_REASON = 300
+#: Seconds that an action may take: deactivating a shut webhook waits until all workers know of it.
+_ACT_S = 20.0
+
+#: Does it, and says what came of it. Arguments: webhook's document, reason, delivery id.
+Act = Callable[[Stores, Document, str, str], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """Something that people may do to a webhook."""
+
+    name: str
+    #: On the button that asks, and on the one that does it.
+    label: str
+    confirm: str
+    #: What happens, for who is about to do it.
+    question: str
+    act: Act
+    has_reason: bool = False
+    is_grave: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class OfferedAction:
+    """An action on a page."""
+
+    name: str
+    label: str
+    confirm: str
+    question: str
+    has_reason: bool
+    is_grave: bool
+    #: Where its form goes to.
+    address: str
+
+
+class CannotActError(Exception):
+    """An action that cannot be done now; its text says why."""
+
+
+def _pause(stores: Stores, document: Document, reason: str, _: str) -> str:
+    is_changed = stores.gates.pause(document["_id"], By.OPERATOR, reason or "an operator paused it")
+    if not is_changed:
+        raise CannotActError("An operator had paused the webhook already.")
+    return "The webhook is paused. What is pending is held, and no retry is used up."
+
+
+def _resume(stores: Stores, document: Document, _: str, __: str) -> str:
+    if not operate.let_through(stores, document["_id"]):
+        raise CannotActError("The webhook was neither paused nor stopped.")
+    gate = stores.gates.get(document["_id"])
+    return "The webhook is active." if gate.is_open else "Held deliveries are released, slowly at first."
+
+
+def _drain(stores: Stores, document: Document, _: str, __: str) -> str:
+    if not operate.let_through(stores, document["_id"], at_full_rate=True):
+        raise CannotActError("The webhook was not paused, stopped or recovering.")
+    return "Held deliveries are released as fast as the receiver takes them."
+
+
+def _skip(stores: Stores, document: Document, _: str, __: str) -> str:
+    done: Skipped = operate.skip_first(stores, document)
+    if done.logs:
+        return f"Delivery {done.logs[0].details.delivery_id} is given up; its log says so."
+    if done.busy:
+        raise CannotActError("A worker is attempting the oldest delivery now. Try again when the attempt has ended.")
+    for delivery_id, why in done.broken.items():
+        raise CannotActError(f"Delivery {delivery_id} cannot be skipped: {why}.")
+    raise CannotActError("Nothing is pending for the webhook.")
+
+
+def _deactivate(stores: Stores, document: Document, _: str, __: str) -> str:
+    operate.deactivate(stores, document)
+    return "The webhook is inactive. It gets no events, and what is pending ends with a log that says so."
+
+
+def _activate(stores: Stores, document: Document, _: str, __: str) -> str:
+    operate.activate(stores, document)
+    return "The webhook is active and gets new events within 5 s. Events of the time in between are not made up for."
+
+
+def _test(stores: Stores, document: Document, _: str, __: str) -> str:
+    delivery = operate.send_test(stores, _active(document))
+    return f"A test event is on its way as delivery {delivery.delivery_id}."
+
+
+def _resend(stores: Stores, document: Document, _: str, delivery_id: str) -> str:
+    webhook = _active(document)
+    rows = stores.search.find_page(LogQuery(webhook_id=webhook.id, delivery_id=delivery_id), 1).rows
+    logs = stores.logs.get_many([row.log_id for row in rows if isinstance(row.log_id, ObjectId)])
+    if not logs:
+        raise CannotActError("Nothing is known of the delivery any more, so it cannot be resent.")
+    if stores.pending.find(delivery_id) is not None:
+        raise CannotActError("The delivery has not ended yet: its next attempt comes by itself.")
+    details = logs[0].details
+    if details.event_cut:
+        raise CannotActError("The log does not hold the whole event, so the delivery cannot be resent.")
+    delivery = operate.resend(stores, webhook, logs[0].event, details.event_id, delivery_id)
+    return f"It is on its way again as delivery {delivery.delivery_id}."
+
+
+def _active(document: Document) -> COTWebhook:
+    webhook = operate.read_usable(document)
+    if webhook is None:
+        raise CannotActError("The webhook's document breaks the contract. Correct it first.")
+    if not webhook.isActive:
+        raise CannotActError("The webhook is inactive. Activate it first.")
+    return webhook
+
+
+_PAUSE = Action(
+    "pause",
+    "Pause",
+    "Pause the webhook",
+    "Its deliveries are held until somebody resumes it, on all workers at once. An attempt that is being made goes on.",
+    _pause,
+    has_reason=True,
+)
+_RESUME = Action(
+    "resume", "Resume", "Resume the webhook", "Held deliveries are released, slowly at first, then faster.", _resume
+)
+_DRAIN = Action(
+    "drain",
+    "Drain",
+    "Drain the webhook",
+    "Held deliveries are released as fast as the receiver takes them. "
+    "That may overload a receiver that has just come back.",
+    _drain,
+)
+_SKIP = Action(
+    "skip",
+    "Skip the oldest",
+    "Give it up",
+    "The oldest pending delivery is given up. The receiver never gets it, unless it is resent.",
+    _skip,
+    is_grave=True,
+)
+_DEACTIVATE = Action(
+    "deactivate",
+    "Deactivate",
+    "Deactivate the webhook",
+    "It gets no more events, and everything that is pending for it is given up.",
+    _deactivate,
+    is_grave=True,
+)
+_ACTIVATE = Action("activate", "Activate", "Activate the webhook", "It gets new events again, within 5 s.", _activate)
+_TEST = Action(
+    "test",
+    "Send a test event",
+    "Send it",
+    "The webhook alone gets an event of its trigger whose object says that it is a test.",
+    _test,
+)
+RESEND = Action(
+    "resend",
+    "Resend",
+    "Resend the delivery",
+    "The receiver gets the event once more, with the same webhook-id, behind what waits for it. "
+    "One that has it already and does not compare ids processes it twice.",
+    _resend,
+)
+#: By name.
+ACTIONS: Mapping[str, Action] = {
+    one.name: one for one in (_PAUSE, _RESUME, _DRAIN, _SKIP, _DEACTIVATE, _ACTIVATE, _TEST, RESEND)
+}
+
+
+def choose_actions(webhook: COTWebhook | None, gate: Gate, *, has_pending: bool) -> list[Action]:
+    """Return what makes sense to do to a webhook.
+
+    Args:
+        webhook: None for one that breaks the contract.
+        gate: its gate.
+        has_pending: whether anything is pending for it.
+    """
+    is_active = webhook is not None and webhook.isActive
+    is_paused_by_operator = gate.state is State.PAUSED and gate.by is By.OPERATOR
+    offered = {
+        _TEST: is_active,
+        _PAUSE: is_active and not is_paused_by_operator,
+        _RESUME: gate.state in (State.PAUSED, State.STOPPED),
+        _DRAIN: gate.state in (State.PAUSED, State.STOPPED)
+        or (gate.state is State.RECOVERING and gate.rate < FULL_RATE),
+        _SKIP: has_pending,
+        _ACTIVATE: webhook is not None and not is_active,
+        _DEACTIVATE: is_active,
+    }
+    return [action for action, is_offered in offered.items() if is_offered]
+
+
+def offer(handler: RequestHandler, action: Action, webhook_id: object, delivery_id: str = "") -> OfferedAction:
+    """Return an action as a page offers it."""
+    address = handler.reverse_url("webhook_action", webhook_id, action.name)
+    if delivery_id:
+        address = handler.reverse_url("webhook_delivery_action", delivery_id, action.name)
+    return OfferedAction(
+        action.name, action.label, action.confirm, action.question, action.has_reason, action.is_grave, address
+    )
+
+
+class ActionHandler(PageHandler):
+    """Does what a form of a page asks for."""
+
+    def check_xsrf_cookie(self) -> None:
+        """Ask for the form's token always: Flower does not where it asks for no login, or has a basic one."""
+        RequestHandler.check_xsrf_cookie(self)
+        super().check_xsrf_cookie()
+
+    async def act(self, action: Action, webhook_id: ObjectId, delivery_id: str, back: str) -> None:
+        """Do it, on record, and go back to the page that says what came of it."""
+        reason = " ".join((self.get_body_argument("reason", "") or "").split())[:_MAX_REASON]
+        act = partial(_act_on_record, self.stores, self.who, action, webhook_id, delivery_id, reason)
+        action_id, error = await call_in_thread(act, _ACT_S)
+        if error is not None:
+            raise RefusedError(409, "Not done", error)
+        logger.info("%s did %r to webhook %s", self.who or "somebody", action.name, webhook_id)
+        self.redirect(f"{back}?done={action_id}", status=303)
+
+    def prepare(self) -> None:
+        """Refuse who may only look."""
+        super().prepare()
+        if self.is_read_only:
+            raise RefusedError(403, "Not allowed", "These pages are for reading only: WEBHOOKS_WEB_READONLY is set.")
+
+
+class WebhookActionHandler(ActionHandler):
+    """Acts on a webhook."""
+
+    @authenticated
+    async def post(self, webhook_id: str, name: str) -> None:
+        """Do what is asked for."""
+        action = ACTIONS.get(name)
+        if action is None or action is RESEND:
+            raise HTTPError(404)
+        await self.act(action, read_id(webhook_id), "", self.reverse_url("webhook", webhook_id))
+
+
+class DeliveryActionHandler(ActionHandler):
+    """Acts on a delivery."""
+
+    @authenticated
+    async def post(self, delivery_id: str, name: str) -> None:
+        """Do what is asked for."""
+        if name != RESEND.name:
+            raise HTTPError(404)
+        page = await self.read(self.stores.search.find_page, LogQuery(delivery_id=delivery_id), 1)
+        webhook_id = page.rows[0].webhook_id if page.rows else None
+        if not isinstance(webhook_id, ObjectId):
+            self.not_found("No such delivery", "Nothing is known of the delivery any more.")
+        await self.act(RESEND, webhook_id, delivery_id, self.reverse_url("webhook_delivery", delivery_id))
+
+
+def read_id(text: str) -> ObjectId:
+    """Read an id of a URL.
+
+    Raises:
+        RefusedError: it is none.
+    """
+    try:
+        return parse_object_id(text)
+    except ValueError:
+        raise RefusedError(404, "No such webhook", "A webhook's id is 24 hexadecimal digits.") from None
+
+
+def _act_on_record(
+    stores: Stores, who: str, action: Action, webhook_id: ObjectId, delivery_id: str, reason: str
+) -> tuple[ObjectId, str | None]:
+    """Do something, on record before and after.
+
+    Returns:
+        The record's id, and why it was not done; None where it was.
+    """
+    found = [one for one in stores.webhooks.find(str(webhook_id)) if one["_id"] == webhook_id]
+    if not found:
+        raise RefusedError(404, "No such webhook", "There is no webhook with this id any more.")
+    action_id = stores.actions.begin(
+        by=who, action=action.name, webhook_id=webhook_id, delivery_id=delivery_id or None, reason=reason
+    )
+    try:
+        result, error = action.act(stores, found[0], reason, delivery_id), None
+    except (CannotActError, InvalidWebhook) as refusal:
+        result, error = f"Not done. {refusal}", str(refusal)
+    stores.actions.end(action_id, result)
+    return action_id, error
