@@ -147,7 +147,7 @@ def test_request_is_the_event_with_the_contracts_headers():
     _, sender = attempt(answer())
     ((url, headers, body),) = sender.sent
     assert url == WEBHOOK.url
-    assert body == EVENT.to_body()
+    assert body == EVENT.to_json().encode()
     assert headers == {
         "Content-Type": "application/json",
         "User-Agent": USER_AGENT,
