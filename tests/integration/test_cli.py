@@ -456,7 +456,7 @@ def test_follow_survives_an_outage(servers: Servers, tmp_path: Path) -> None:
         logs.write([make_log("before", at=now(), attempt=make_attempt())])
         wait_for("before")
         servers.mongod.kill()
-        wait_for("waiting for it")
+        wait_for("; waiting")
         servers.mongod.start()
         logs.write([make_log("after", at=now(), attempt=make_attempt())])
         out = wait_for("after")
