@@ -179,9 +179,7 @@ class Settings(BaseSettings):
         default=256, ge=1, le=10_000, description="maximum number of attempts in flight per worker process"
     )
 
-    web_readonly: bool = Field(
-        default=False, description="whether the pages in Flower only show, and let nobody act on webhooks"
-    )
+    web_readonly: bool = Field(default=False, description="whether the pages in Flower are read-only")
 
     atomic_transport: bool = Field(
         default=True,

@@ -118,7 +118,10 @@ BROKERS = {
     "no_scripts": (lambda g: g.broker(f"no_scripts:{ENCODED}"), "+@all -@dangerous, with all keys"),
     "other_keys": (lambda g: g.broker(f"other_keys:{ENCODED}"), "+@all -@dangerous, with all keys"),
     "no_such_database": (lambda g: g.broker() + "99", "DB index is out of range; check WEBHOOKS_BROKER_URL"),
-    "not_a_redis": (lambda g: f"redis://127.0.0.1:{g.other}/0", "not a Redis: check host and port"),
+    "not_a_redis": (
+        lambda g: f"redis://127.0.0.1:{g.other}/0",
+        "not a Redis: check host and port in WEBHOOKS_BROKER_URL",
+    ),
     "tls_to_a_server_without": (
         lambda g: g.broker(scheme="rediss"),
         "rediss:// and amqps:// are for a server with TLS",

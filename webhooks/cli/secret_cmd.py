@@ -119,9 +119,9 @@ def make_key() -> None:
 def rotate(
     reference: str, company: ObjectId | None, scheme: str, is_given: bool, expires_at: datetime, as_json: bool
 ) -> None:
-    """Give a webhook a new secret, in addition to those of the other scheme. REF is an id or a code.
+    """Give a webhook a new secret. REF is an id or a code.
 
-    Old secrets of the same scheme continue to sign during the overlap, until the receiver has the new one.
+    Old secrets of the same scheme continue to sign during the overlap, so that the receiver can switch.
     """
     asked = ask_workers()
     document = find_webhook(get_stores().webhooks, reference, company)
@@ -146,7 +146,7 @@ def rotate(
         print_json(json.dumps({**values, "older": [_to_json(item) for item in old]}))
         return
     rows = [["webhook", f"{webhook.label} ({webhook.id})"], *describe_new(made, shown)]
-    rows += [["beside", f"{item.scheme}, secret {item.id}, {_describe_end(item)}"] for item in old]
+    rows += [["also", f"{item.scheme}, secret {item.id}, {_describe_end(item)}"] for item in old]
     Table().print(rows)
 
 

@@ -100,7 +100,7 @@ def _fields(*, is_new: bool) -> Callable[[_F], _F]:
             click.option(
                 "--ordered/--unordered",
                 default=None,
-                help="Send its events in the order in which they were accepted, one at a time; or all at once.",
+                help="Send its events in the order in which they were accepted, one at a time; or in any order.",
             ),
             click.option(
                 "--on-exhausted",
