@@ -104,7 +104,7 @@ class DeliveryHistory:
 
 @dataclass(frozen=True, slots=True)
 class Histories:
-    """Reads histories. Every method raises StoreUnavailable when MongoDB cannot serve us now."""
+    """Reads histories. Every method raises StoreUnavailable when MongoDB is away."""
 
     search: LogSearch
     logs: LogStore

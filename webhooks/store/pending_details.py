@@ -1,4 +1,4 @@
-"""What people are told of pending deliveries. Reads only; the documents are `deliveries`' and are read with care."""
+"""Pending deliveries for people: read only, tolerant of invalid documents."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ class PendingDetails:
 
 
 class PendingDetailsStore:
-    """Reads pending deliveries. Every method raises StoreUnavailable when MongoDB cannot serve us now."""
+    """Reads pending deliveries. Every method raises StoreUnavailable when MongoDB is away."""
 
     def __init__(self, database: Database[Document]) -> None:
         self._deliveries = database["deliveries"]
@@ -83,7 +83,7 @@ class PendingDetailsStore:
 
 
 def read_details(document: Document) -> PendingDetails:
-    """Read a delivery's document, whatever somebody made of it."""
+    """Read a delivery's document; invalid fields become empty."""
     claim = document.get("claim")
     claim = claim if isinstance(claim, dict) else {}
     retry, position = document.get("retry"), document.get("place")

@@ -1,7 +1,7 @@
-"""Pages of logs for people: newest first, a page at a time, without the events' payloads.
+"""Pages of logs for people: newest first, without the events' payloads.
 
-A page costs the same wherever it is in the history: the next one begins at a key and skips nothing. What no index
-serves is looked for among a bounded number of logs, and the page says how far back it looked.
+The next page starts at a key, so all pages cost the same. Filters without an index search a bounded number of logs, and
+the page says how far back.
 """
 
 from collections.abc import Sequence
@@ -96,7 +96,7 @@ class LogPage:
 
 
 class LogSearch:
-    """Reads pages of logs. Every method raises StoreUnavailable when MongoDB cannot serve us now."""
+    """Reads pages of logs. Every method raises StoreUnavailable when MongoDB is away."""
 
     def __init__(self, database: Database[Document], searched_at_most: int = SEARCHED_AT_MOST) -> None:
         self._collection = database["webhooklogs"]
@@ -144,7 +144,7 @@ class LogSearch:
             )
         if not last:
             return LogPage(rows, None)
-        # The next page may repeat logs of that very instant that this one has looked at, and misses none.
+        # The next page may repeat logs of this instant, but misses none.
         return LogPage(rows, Cursor(last[0]["createdAt"], 0), last[0]["createdAt"])
 
 
