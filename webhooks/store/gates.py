@@ -25,8 +25,8 @@ from pymongo.errors import DuplicateKeyError
 
 from webhooks.errors import StoreUnavailable
 from webhooks.rules.health import FULL_RATE, START_RATE
-from webhooks.store.mongo import Document, Query, store_errors
-from webhooks.store.notices import Notice, NoticeType, after, instant, literal, read_notices, with_notice
+from webhooks.store.mongo import Document, Query, instant, store_errors
+from webhooks.store.notices import Notice, NoticeType, after, literal, read_notices, with_notice
 
 #: Minimum seconds between updates of `held_at`, so that a busy line does not write its gate for each event.
 _NOTE_HELD_EVERY_S = 5

@@ -12,7 +12,7 @@ from pymongo import ASCENDING, IndexModel, UpdateOne, WriteConcern
 from pymongo.database import Database
 
 from webhooks.store.deliveries import PENDING_FIELDS, Claimed, DeliveryStore, PendingDelivery
-from webhooks.store.mongo import Document, store_errors
+from webhooks.store.mongo import Document, instant, store_errors
 
 #: The order of a line. Deliveries from before their webhook was ordered have no place and sort first.
 _IN_LINE = [("place", ASCENDING), ("created_at", ASCENDING), ("_id", ASCENDING)]
@@ -131,8 +131,7 @@ class HeldDeliveries:
         if document is None or probe is None:
             return None
         claim: Any = document.get("claim")
-        until = claim.get("until") if isinstance(claim, dict) else None
-        return probe, until if isinstance(until, datetime) else None
+        return probe, instant(claim.get("until")) if isinstance(claim, dict) else None
 
     def find_outstanding(self, webhook_ids: Iterable[ObjectId]) -> set[ObjectId]:
         """Return those webhooks that have pending deliveries which are not held."""
@@ -172,7 +171,7 @@ class HeldDeliveries:
         documents = sorted((one for one in found if one is not None), key=_line_key)
         for document in documents:
             for first in self._ledger.read_sound([document]):
-                return first, at if isinstance(at := document.get("created_at"), datetime) else None
+                return first, instant(document.get("created_at"))
         return None
 
     def restart_head(self, webhook_id: ObjectId) -> PendingDelivery | None:
@@ -186,9 +185,6 @@ class HeldDeliveries:
 
 def _line_key(document: Document) -> tuple[float, datetime, str]:
     """Return the sort key that matches `_IN_LINE`."""
-    place, created_at = document.get("place"), document.get("created_at")
-    return (
-        place if isinstance(place, int) else float("-inf"),
-        created_at if isinstance(created_at, datetime) else _EVER,
-        str(document["_id"]),
-    )
+    place = document.get("place")
+    position = place if isinstance(place, int) else float("-inf")
+    return position, instant(document.get("created_at")) or _EVER, str(document["_id"])

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from bson.errors import BSONError
@@ -256,6 +257,11 @@ def server_version(database: Database[Document]) -> str:
     with store_errors():
         database["webhooks"].find_one({}, {"_id": 1})
         return str(database.client.server_info()["version"])
+
+
+def instant(value: object) -> datetime | None:
+    """Return a stored instant; None for any other value."""
+    return value if isinstance(value, datetime) else None
 
 
 def _name(error: OperationFailure) -> str:

@@ -7,7 +7,7 @@ from enum import StrEnum
 from bson import ObjectId
 from pymongo.database import Database
 
-from webhooks.store.mongo import Document, store_errors
+from webhooks.store.mongo import Document, instant, store_errors
 
 #: Notices that a gate holds; older ones are dropped.
 _MAX_NOTICES = 20
@@ -140,8 +140,3 @@ def after(seconds: float) -> Document:
 def literal(text: str) -> Document:
     """Return the expression for a text, which MongoDB would read as a field's name if it begins with ``$``."""
     return {"$literal": text}
-
-
-def instant(value: object) -> datetime | None:
-    """Return an instant; None for any other value."""
-    return value if isinstance(value, datetime) else None

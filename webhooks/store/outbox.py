@@ -18,7 +18,7 @@ from pymongo import ASCENDING, UpdateOne
 from pymongo.database import Database
 
 from webhooks.models.wire import show
-from webhooks.store.mongo import Document, store_errors
+from webhooks.store.mongo import Document, instant, store_errors
 
 logger = logging.getLogger(__name__)
 
@@ -62,15 +62,10 @@ class Outbox:
             if fault:
                 self._quarantine(document["_id"], fault)
             else:
-                queued, queued_at = document.get("queued"), document.get("queued_at")
-                events.append(
-                    Accepted(
-                        document["_id"],
-                        document["body"],
-                        queued if isinstance(queued, int) and queued > 0 else 0,
-                        queued_at if isinstance(queued_at, datetime) else None,
-                    )
-                )
+                queued = document.get("queued")
+                queued = queued if isinstance(queued, int) and queued > 0 else 0
+                queued_at = instant(document.get("queued_at"))
+                events.append(Accepted(document["_id"], document["body"], queued, queued_at))
         return events
 
     def _quarantine(self, event_id: object, fault: str) -> None:

@@ -7,7 +7,7 @@ from datetime import datetime
 from bson import ObjectId
 
 from webhooks.rules.lanes import lane_of_webhook
-from webhooks.store.mongo import Document
+from webhooks.store.mongo import Document, instant
 from webhooks.transport.holder import BEGIN_WITHIN_S, uptime
 
 #: Required fields of a delivery and their types.
@@ -191,14 +191,14 @@ def read_claimed(
         is_held=document.get("held") is True,
         unusable=unusable if isinstance(unusable := document.get("unusable"), str) else None,
     )
-    due_at, before, created_at = (document.get(name) for name in ("due_at", "interrupted", "created_at"))
+    before = document.get("interrupted")
     interrupted = [_read_interrupted(old) for old in before] if isinstance(before, list) else []
     return Claimed(
         delivery,
-        due_at if isinstance(due_at, datetime) else None,
+        instant(document.get("due_at")),
         tuple(old for old in interrupted if old is not None),
         claim.log_id,
-        created_at if isinstance(created_at, datetime) else None,
+        instant(document.get("created_at")),
         document.get("probe") is True,
     )
 

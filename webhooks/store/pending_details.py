@@ -7,7 +7,7 @@ from datetime import datetime
 from bson import ObjectId
 from pymongo.database import Database
 
-from webhooks.store.mongo import Document, store_errors
+from webhooks.store.mongo import Document, instant, store_errors
 from webhooks.store.pending import shared_id
 
 #: Pending deliveries of one event that are read.
@@ -94,19 +94,15 @@ def read_details(document: Document) -> PendingDetails:
         company=document.get("company"),
         label=_text(document.get("label")),
         retry=retry if isinstance(retry, int) else 0,
-        created_at=_instant(document.get("created_at")),
-        due_at=_instant(document.get("due_at")),
+        created_at=instant(document.get("created_at")),
+        due_at=instant(document.get("due_at")),
         is_held=document.get("held") is True,
         is_probe=document.get("probe") is True,
         position=position if isinstance(position, int) else None,
         worker=_text(claim.get("worker")) or None,
-        claimed_until=_instant(claim.get("until")),
+        claimed_until=instant(claim.get("until")),
     )
 
 
 def _text(value: object) -> str:
     return value if isinstance(value, str) else ""
-
-
-def _instant(value: object) -> datetime | None:
-    return value if isinstance(value, datetime) else None

@@ -17,7 +17,7 @@ from pymongo.database import Database
 from webhooks.models import NO_RESPONSE_STATUS, AttemptDetails
 from webhooks.rules.retry import Outcome, judge
 from webhooks.store.logs import LogQuery
-from webhooks.store.mongo import Document, store_errors
+from webhooks.store.mongo import Document, instant, store_errors
 
 #: Logs that one page looks at where a filter has no index.
 SEARCHED_AT_MOST = 20_000
@@ -163,8 +163,6 @@ def read_row(document: Document) -> LogRow | None:
         return None
     event = _mapping(document.get("event"))
     status, retry, response = (document.get(field) for field in ("status", "retry", "response"))
-    event_at = event.get("createdAt")
-    object_id = _mapping(event.get("data")).get("_id")
     try:
         details = AttemptDetails.model_validate(document.get("attempt"))
     except ValidationError:
@@ -179,8 +177,8 @@ def read_row(document: Document) -> LogRow | None:
         response=response if isinstance(response, str) else "",
         event_type=_text(event.get("type")),
         event_name=_text(event.get("event")),
-        event_at=event_at if isinstance(event_at, datetime) else None,
-        object_id=_text(object_id),
+        event_at=instant(event.get("createdAt")),
+        object_id=_text(_mapping(event.get("data")).get("_id")),
         details=details,
     )
 
