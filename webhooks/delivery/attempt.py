@@ -8,11 +8,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from http import HTTPStatus
+from typing import Any
 
 from bson import ObjectId
 
 from webhooks.errors import ErrorKind, SecretUnreadable, TooLate, trace
-from webhooks.models import NO_RESPONSE_STATUS, AttemptDetails, COTEvent, COTWebhook, COTWebhookLog, describe_event, now
+from webhooks.models import (
+    NO_RESPONSE_STATUS,
+    AttemptDetails,
+    COTEvent,
+    COTWebhook,
+    COTWebhookLog,
+    UnusableWebhook,
+    describe_event,
+    now,
+)
 from webhooks.rules.encryption import Use, Vault
 from webhooks.rules.hints import hint
 from webhooks.rules.matching import match
@@ -135,32 +145,21 @@ def fan_out(event: COTEvent, event_id: str, webhooks: WebhookStore) -> list[Deli
     body, kind = event.to_json(), describe_event(event)
     usable = match(event, webhooks.of_company(event.company))
     unusable = match(event, webhooks.unusable_of_company(event.company))
+
+    def make(webhook: COTWebhook | UnusableWebhook, label: str, **fields: Any) -> Delivery:
+        return Delivery(
+            delivery_id=make_delivery_id(event_id, webhook.id),
+            event_id=event_id,
+            webhook_id=webhook.id,
+            company=event.company,
+            label=label,
+            body=body,
+            **fields,
+        )
+
     return [
-        *(
-            Delivery(
-                delivery_id=make_delivery_id(event_id, webhook.id),
-                event_id=event_id,
-                webhook_id=webhook.id,
-                company=event.company,
-                label=label_delivery(kind, webhook),
-                body=body,
-                is_ordered=webhook.ordered,
-                rate=read_rate(webhook),
-            )
-            for webhook in usable
-        ),
-        *(
-            Delivery(
-                delivery_id=make_delivery_id(event_id, webhook.id),
-                event_id=event_id,
-                webhook_id=webhook.id,
-                company=event.company,
-                label=f"{kind} → {webhook.label} (cannot be used)",
-                body=body,
-                unusable=webhook.reason,
-            )
-            for webhook in unusable
-        ),
+        *(make(one, label_delivery(kind, one), is_ordered=one.ordered, rate=read_rate(one)) for one in usable),
+        *(make(one, f"{kind} → {one.label} (cannot be used)", unusable=one.reason) for one in unusable),
     ]
 
 

@@ -8,7 +8,7 @@ from webhooks.delivery.attempt import describe_interrupted, read_rate, summarize
 from webhooks.delivery.holding import hold, requeue
 from webhooks.delivery.outcomes import Done, Failed, Postponed, SendOutcome, ToAttempt
 from webhooks.delivery.record import store_log
-from webhooks.delivery.records import Held, PostponedClaim
+from webhooks.delivery.records import ClaimResult, Held, PostponedClaim
 from webhooks.delivery.services import Services
 from webhooks.errors import StoreUnavailable, TooLate, WorkersLost
 from webhooks.models import COTWebhook, COTWebhookLog, now
@@ -44,12 +44,7 @@ def claim_all(services: Services, claims: Sequence[Claim]) -> list[SendOutcome |
         raise
 
 
-def _judge(
-    services: Services,
-    claim: Claim,
-    found: Claimed | Blocked | Held | PostponedClaim | Exception | None,
-    webhooks: dict,
-) -> SendOutcome | ToAttempt:
+def _judge(services: Services, claim: Claim, found: ClaimResult, webhooks: dict) -> SendOutcome | ToAttempt:
     if isinstance(found, Claimed) and (webhook := webhooks.get(found.delivery.webhook_id)) and webhook.ordered:
         found = services.records.hold_unless_head(found) or found
     match found:

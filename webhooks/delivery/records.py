@@ -37,6 +37,10 @@ class PostponedClaim:
     seconds: float
 
 
+#: Claimed: attempt it. Blocked: another worker has claimed it. Exception: it is broken. None: nothing is pending.
+ClaimResult = Claimed | Blocked | Held | PostponedClaim | Exception | None
+
+
 class DeliveryRecords:
     """Stores, claims and records many deliveries at a time. Every method raises StoreUnavailable."""
 
@@ -49,9 +53,7 @@ class DeliveryRecords:
         self._gates = gates
         self._webhooks = webhooks
 
-    def accept_claimed(
-        self, claims: Sequence[tuple[Delivery, Claim]]
-    ) -> list[Claimed | Blocked | Held | PostponedClaim | Exception | None]:
+    def accept_claimed(self, claims: Sequence[tuple[Delivery, Claim]]) -> list[ClaimResult]:
         """Store new deliveries together with claims on their first attempts; return as `claim` does.
 
         A delivery that is stored already is Blocked.
@@ -116,13 +118,11 @@ class DeliveryRecords:
         self._held.hold([claimed])
         return Held("earlier deliveries come first")
 
-    def claim(self, claims: Sequence[Claim]) -> list[Claimed | Blocked | Held | PostponedClaim | Exception | None]:
+    def claim(self, claims: Sequence[Claim]) -> list[ClaimResult]:
         """Claim attempts as `DeliveryStore.claim` does, and hold or postpone what may not be sent now."""
         return self._judge_all(self._ledger.claim(claims))
 
-    def _judge_all(
-        self, results: Sequence[Claimed | Blocked | Exception | None]
-    ) -> list[Claimed | Blocked | Held | PostponedClaim | Exception | None]:
+    def _judge_all(self, results: Sequence[Claimed | Blocked | Exception | None]) -> list[ClaimResult]:
         """Apply logs and gates to claimed deliveries."""
         claimed = {one.delivery.delivery_id: one.delivery.webhook_id for one in results if isinstance(one, Claimed)}
         if not claimed:
@@ -135,7 +135,7 @@ class DeliveryRecords:
         if ended:
             self._ledger.forget(ended)
         present = self._ledger.now()
-        judged: list[Claimed | Blocked | Held | PostponedClaim | Exception | None] = []
+        judged: list[ClaimResult] = []
         held = []
         for result in results:
             if not isinstance(result, Claimed):
