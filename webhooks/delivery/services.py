@@ -33,6 +33,8 @@ class Progress:
     def __init__(self) -> None:
         #: Since when the delivery was due that was taken last; None before the first.
         self.taken_due_at: datetime | None = None
+        #: Company with events in hand → deliveries of those that were read.
+        self.served: dict[str, int] = {}
 
 
 @dataclass(frozen=True, slots=True)
