@@ -12,6 +12,7 @@ from tests.lab.samples_data import read_sample
 from webhooks.delivery import accept as accept_module
 from webhooks.delivery.accept import MAX_STEP_DELIVERIES, Accepting, accept
 from webhooks.delivery.attempt import fan_out
+from webhooks.delivery.services import Progress
 from webhooks.errors import StoreUnavailable
 from webhooks.models import COTWebhook, parse_event
 from webhooks.store.deliveries import Blocked, Claim, Claimed, Delivery
@@ -64,7 +65,10 @@ class World:
             accept=self._step("accept", self._write),
         )
         ledger = SimpleNamespace(give_up=self.given_up.append)
-        self.services = cast("Any", SimpleNamespace(webhooks=webhooks, records=records, deliveries=ledger, gates=None))
+        self.services = cast(
+            "Any",
+            SimpleNamespace(webhooks=webhooks, records=records, deliveries=ledger, gates=None, progress=Progress()),
+        )
         monkeypatch.setattr(accept_module, "ask_turns", self._step("ask", self._ask))
         monkeypatch.setattr(
             accept_module, "queue_attempts", self._step("queue", lambda *given: self.queued.extend(given[0]))
@@ -185,8 +189,14 @@ def test_writes_are_bounded_in_bytes(world: World, monkeypatch: pytest.MonkeyPat
 
 
 def test_event_of_another_company_does_not_wait_behind_many_for_many_webhooks(world: World):
-    world.webhooks = many_webhooks(MAX_STEP_DELIVERIES // 2)
-    loud = [event(**{TAKEN_FROM_HEADER: "loud/COTTask/-"}) for _ in range(20)]
-    quiet = event(**{TAKEN_FROM_HEADER: "quiet/COTTask/-"})
-    found = accept(world.services, [*loud, quiet])
-    assert [one.outcome is not None for one in found] == [True, *[False] * 19, True]
+    wide, narrow = many_webhooks(MAX_STEP_DELIVERIES), many_webhooks(10)
+    loud = [event(**{TAKEN_FROM_HEADER: "loud/COTTask/-"}) for _ in range(5)]
+    quiet = [event(**{TAKEN_FROM_HEADER: "quiet/COTTask/-"}) for _ in range(5)]
+    for one in quiet:
+        one.value = {**read_sample("event-task-create"), "company": "b" * 24}
+    world.services.webhooks.of_company = lambda company: narrow if str(company) == "b" * 24 else wide
+    left = [*loud, *quiet]
+    for _ in range(2):
+        found = accept(world.services, left)
+        left = [one for one, accepted in zip(left, found, strict=True) if accepted.outcome is None]
+    assert left == loud[2:]

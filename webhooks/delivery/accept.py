@@ -6,10 +6,10 @@ each. The other deliveries get messages and wait in their lanes.
 
 import logging
 import time
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections import deque
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from operator import itemgetter
+from heapq import heapify, heappop, heapreplace
 from typing import Any, Protocol
 
 from bson import ObjectId
@@ -69,6 +69,11 @@ class Accepting:
     queue_at: float = 0.0
 
     @property
+    def company(self) -> str:
+        """Whose it is, as its lane says before it is read."""
+        return str(self.headers.get(TAKEN_FROM_HEADER)).partition("/")[0]
+
+    @property
     def size_bytes(self) -> int:
         """Bytes that its deliveries take, once it is read: each that is attempted here is stored with the event."""
         return len(self.owed[0].body) * (len(self.owed) if self.makes_attempts else 1) if self.owed else 0
@@ -120,7 +125,7 @@ def accept(services: Services, events: Sequence[Accepting], room: Room | None = 
     """
     ended: dict[int, DeliverOutcome] = {}
     deliveries = size_bytes = 0
-    for event in _take_turns([event for event in events if event.event is None]):
+    for event in _take_turns([event for event in events if event.event is None], services.progress.served):
         if deliveries >= MAX_STEP_DELIVERIES or size_bytes >= MAX_STEP_BYTES:
             break
         if (outcome := _read(services, event)) is not None:
@@ -134,18 +139,35 @@ def accept(services: Services, events: Sequence[Accepting], room: Room | None = 
     for event in going:
         if not event.unplaced:
             ended[id(event)] = _finish(services, event, is_told=bool(begun.get(id(event))))
+            # Celery's request of it is part of a cycle, which lives until Python looks for such.
+            event.owed = []
     return [Accepted(ended.get(id(event)), begun.get(id(event), ())) for event in events]
 
 
-def _take_turns(events: Sequence[Accepting]) -> list[Accepting]:
-    """Order events such that companies take turns: those of one may be for thousands of webhooks each."""
-    before: Counter[str] = Counter()
-    turns = []
+def _take_turns(events: Sequence[Accepting], served: dict[str, int]) -> Iterator[Accepting]:
+    """Give out events such that companies take turns, by their deliveries: one event may be for thousands of webhooks.
+
+    Args:
+        events: in the order in which they came.
+        served: company → deliveries of those that were given out. Companies that have no event here are forgotten.
+    """
+    lines: dict[str, deque[Accepting]] = {}
     for event in events:
-        company = str(event.headers.get(TAKEN_FROM_HEADER)).partition("/")[0]
-        turns.append(before[company])
-        before[company] += 1
-    return [event for _, event in sorted(zip(turns, events, strict=True), key=itemgetter(0))]
+        lines.setdefault(event.company, deque()).append(event)
+    for company in served.keys() - lines.keys():
+        del served[company]
+    least = min(served.values(), default=0)
+    turns = [(served.setdefault(company, least), company) for company in lines]
+    heapify(turns)
+    while turns:
+        count, company = turns[0]
+        event = lines[company].popleft()
+        yield event
+        served[company] = count + max(1, len(event.owed))
+        if lines[company]:
+            heapreplace(turns, (served[company], company))
+        else:
+            heappop(turns)
 
 
 def _read(services: Services, one: Accepting) -> DeliverOutcome | None:

@@ -35,6 +35,8 @@ class Progress:
     def __init__(self) -> None:
         #: Due time of the delivery taken last; None before the first.
         self.taken_due_at: datetime | None = None
+        #: Company with events in hand → deliveries of those that were read.
+        self.served: dict[str, int] = {}
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 #: How often an event is queued before newer ones stop waiting for it.
 _MOST_WAITED_FOR = 10
+#: Bytes of events that one read returns.
+MAX_BYTES = 16 * 1024 * 1024
 #: Events are queued in the order of their acceptance.
 _ORDER = [("queue_at", ASCENDING), ("order", ASCENDING)]
 
@@ -53,9 +55,20 @@ class Outbox:
             self._collection.create_index([("line", ASCENDING), ("accepted_at", ASCENDING)], name="line")
 
     def find_due(self, at: datetime, limit: int) -> list[Accepted]:
-        """Return events that are due for queueing or for a check of their messages, longest due first."""
-        with store_errors():
-            found = list(self._collection.find({"queue_at": {"$lte": at}}).sort(_ORDER).limit(limit))
+        """Return events that are due for queueing or for a check of their messages, longest due first.
+
+        Args:
+            at: the instant.
+            limit: maximum number; large events are fewer.
+        """
+        found: list[Document] = []
+        size = 0
+        with store_errors(), self._collection.find({"queue_at": {"$lte": at}}).sort(_ORDER).limit(limit) as cursor:
+            for document in cursor:
+                found.append(document)
+                size += len(str(document.get("body")))
+                if size >= MAX_BYTES:
+                    break
         events = []
         for document in found:
             fault = _why_unusable(document)
