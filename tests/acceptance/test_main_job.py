@@ -184,6 +184,8 @@ def test_event_that_nobody_wants_is_no_error(stack: Stack):
     wait_until(lambda: f"event {event_id} (Auth logout): 0 deliveries" in worker.log(), "told in the log")
     assert "0 deliveries" in worker.log()
     assert stack.database["webhooklogs"].count_documents({}) == 0
+    (trace,) = stack.database["eventtraces"].find()
+    assert (trace["event_id"], trace["type"], trace["event"]) == (event_id, "Auth", "logout")
 
 
 def test_bad_event_raises_in_the_producer_and_fails_the_task_with_the_same_words(stack: Stack):

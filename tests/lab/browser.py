@@ -91,6 +91,12 @@ class Tab:
             raise RuntimeError(result["exceptionDetails"])
         return result["result"].get("value")
 
+    async def wait_for(self, condition: str) -> None:
+        """Wait until a script gives something true."""
+        async with asyncio.timeout(TIMEOUT_S):
+            while not await self.run(condition):
+                await asyncio.sleep(0.1)
+
     async def shoot(self, path: Path) -> None:
         """Take a picture of what the window shows."""
         path.write_bytes(base64.b64decode((await self.call("Page.captureScreenshot", format="png"))["data"]))

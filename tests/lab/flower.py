@@ -20,6 +20,7 @@ from tornado.netutil import bind_sockets
 from webhooks.producer.app import app
 from webhooks.web.base import get_stores
 from webhooks.web.extension import install
+from webhooks.web.figures import get_figures
 from webhooks.web.pages import HANDLERS
 
 #: Seconds for an answer, on a machine that runs other things beside.
@@ -98,6 +99,7 @@ class FlowerThread:
         if get_stores.cache_info().currsize:
             get_stores().close()
             get_stores.cache_clear()
+            get_figures.cache_clear()
 
     def url(self, path: str) -> str:
         """Return the address of a page."""

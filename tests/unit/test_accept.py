@@ -200,3 +200,14 @@ def test_event_of_another_company_does_not_wait_behind_many_for_many_webhooks(wo
         found = accept(world.services, left)
         left = [one for one, accepted in zip(left, found, strict=True) if accepted.outcome is None]
     assert left == loud[2:]
+
+
+def test_event_that_nobody_asked_for_leaves_a_trace_before_anything_is_begun(world: World):
+    written: list[list[str]] = []
+    world.services.traces = SimpleNamespace(write=lambda events: written.append([event_id for event_id, _ in events]))
+    other = Accepting("e1", read_sample("event-user-logout"), {}, makes_attempts=True)
+    world.fails["ask"] = OperationalError("away")
+    with pytest.raises(OperationalError):
+        accept(world.services, [event(), other], Room(2))
+    del world.fails["ask"]
+    assert written == [["e1"]]

@@ -134,7 +134,8 @@ def accept(services: Services, events: Sequence[Accepting], room: Room | None = 
         size_bytes += event.size_bytes
     going = [event for event in events if event.event is not None]
     # Before an attempt starts: a failure from then on would record interrupted attempts.
-    services.traces.write([(one.event_id, one.event) for one in going if one.is_unwanted and one.event is not None])
+    if unwanted := [(one.event_id, one.event) for one in going if one.is_unwanted and one.event is not None]:
+        services.traces.write(unwanted)
     begun = _place(services, going, room)
     for event in going:
         if not event.unplaced:
