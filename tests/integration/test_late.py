@@ -97,7 +97,7 @@ class Lanes:
 @pytest.fixture
 def lanes(monkeypatch: pytest.MonkeyPatch) -> Lanes:
     made = Lanes()
-    monkeypatch.setattr(accept_module, "ask_turns", lambda asked: lambda: [made.turn] * len(asked))
+    monkeypatch.setattr(accept_module, "ask_turns", lambda asked, *_: lambda: [made.turn] * len(asked))
     monkeypatch.setattr(accept_module, "queue_attempts", lambda *_: None)
     monkeypatch.setattr(accept_module, "leave_lane", lambda *_: None)
     return made
