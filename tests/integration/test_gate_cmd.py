@@ -176,7 +176,7 @@ def test_webhook_that_is_not_there_or_has_no_object_id_is_one_line(run: Run, dat
 def test_skip_gives_up_the_oldest_and_its_log_says_so(run: Run, ledger: DeliveryStore, database: Documents) -> None:
     owe(ledger, "old", "new", age_s=60)
     result = run("skip", "wo_update")
-    assert (result.exit_code, result.stdout) == (0, f"skipped msg_old, owed to {NAME}\n")
+    assert (result.exit_code, result.stdout) == (0, f"skipped msg_old of {NAME}\n")
     assert owed(database) == {"new"}
     [log] = logs(database)
     assert (log.status, log.response, log.retry, log.subscription) == (409, "skipped by an operator", 0, WEBHOOK)

@@ -178,7 +178,7 @@ def test_redis_user_without_dangerous_commands_is_no_outage(run: Run, guarded: G
     assert run("queues", "--json", broker=broker).returncode == 0
     broker_row, unknown, *_ = run("check", broker=broker).stdout.splitlines()
     assert re.match(r"broker +ok +(Valkey|Redis) [0-9.]+ at 127", broker_row)
-    assert re.match(r"broker +unknown +maxmemory-policy and appendonly: .* may not ask \(INFO\)", unknown)
+    assert re.match(r"broker +unknown +maxmemory-policy and appendonly: .* may not read them \(INFO\)", unknown)
 
 
 def test_full_redis_is_told_apart(run: Run, guarded: Guarded):
