@@ -46,6 +46,8 @@ _WEBHOOKS: list[tuple[str, str, str, ObjectId, float, list[tuple[int, str | None
     ("Properties <b>old</b> \u202etset", "properties", "create-edit-delete-property", OTHER_COMPANY, 0.15,
      [(301, None, ""), (404, None, "<script>alert(1)</script>")], 75),
 ]  # fmt: skip
+#: Which of them is paused.
+_PAUSED = 1
 _TYPES = {"task": "COTTask", "survey": "COTSurvey", "user": "COTUser", "note": "COTNote", "property": "COTProperty"}
 
 
@@ -75,12 +77,12 @@ def fill(database: Database[dict[str, Any]], count: int, *, end: datetime | None
             database["deliveries"].insert_many(pending, ordered=False)
     traces = TraceStore(database)
     traces.ensure_indexes(30)
-    unwanted = {**_make_event(webhooks[1], 9_000_001, end, chance), "company": str(COMPANY)}
+    unwanted = {**_make_event(webhooks[_PAUSED], 9_000_001, end, chance), "company": str(COMPANY)}
     unwanted |= {"type": "COTProperty", "createdAt": format_instant(unwanted["createdAt"]), "event": "create"}
     unwanted.pop("diff", None)
     traces.write([(str(_uuid(9_000_001)), COTEvent.model_validate(unwanted))])
-    gates.pause(webhooks[1]["_id"], By.HEALTH, "43 of 43 attempts failed in 12 min", 60)
-    gates.note_held([webhooks[1]["_id"]])
+    gates.pause(webhooks[_PAUSED]["_id"], By.HEALTH, "43 of 43 attempts failed in 12 min", 60)
+    gates.note_held([webhooks[_PAUSED]["_id"]])
     gates.pause(webhooks[6]["_id"], By.OPERATOR, "their migration runs until noon")
 
 
@@ -124,8 +126,9 @@ def _make_logs(
             has_next = is_failed and retry < 3
             next_at = at + timedelta(seconds=120 if status == 429 else 30) if has_next else None
             log = _make_log(webhook, event, event_id, (started, at, next_at), (status, kind, text), retry, total_ms)
-            is_pending = has_next and next_at is not None and next_at > end
-            yield log, _make_pending(log, event, webhook, is_held=place == 1) if is_pending else None
+            is_held = place == _PAUSED and begun > end - timedelta(minutes=12)
+            is_pending = has_next and next_at is not None and (next_at > end or is_held)
+            yield log, _make_pending(log, event, webhook, is_held=is_held) if is_pending else None
             written += 1
             if not has_next or is_pending or next_at is None:
                 break
