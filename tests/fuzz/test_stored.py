@@ -270,6 +270,7 @@ def test_log_that_cannot_be_encoded_is_stored_without_its_event_and_keeps_no_oth
     # What a body holds that somebody put into the ledger by hand: our own parser refuses it.
     logs = [make_log(str(number), attempt=make_attempt()) for number in range(3)]
     logs[1].event.to_wire()["data"] = {"n": 2**70}
+    found: list[dict[str, Any]] = []
     for _ in range(2):  # and once more, as after a lost answer
         assert LogStore(ours).write(logs) == {}
         found = list(ours["webhooklogs"].find().sort("response", 1))
