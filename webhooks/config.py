@@ -112,10 +112,7 @@ class Settings(BaseSettings):
     )
     max_retries: int = Field(default=3, ge=0, le=100, description="how often a failed attempt is repeated")
     max_retry_after_s: float = Field(
-        default=3600,
-        ge=0,
-        le=86_400,
-        description="maximum seconds of a receiver's `Retry-After`; 0 ignores it",
+        default=3600, ge=0, le=86_400, description="maximum seconds of a receiver's `Retry-After`; 0 ignores it"
     )
     pause_after_s: float = Field(
         default=600,
@@ -137,9 +134,7 @@ class Settings(BaseSettings):
         "`https://…`, also in a private network; empty: nowhere",
     )
     operators_secret: str | None = Field(
-        default=None,
-        repr=False,
-        description="secret that signs these notices: `whsec_…`; empty: they are not signed",
+        default=None, repr=False, description="secret that signs these notices: `whsec_…`; empty: they are not signed"
     )
     connect_timeout_s: float = Field(default=5, gt=0, le=300, description="seconds that a TCP connection may take")
     total_timeout_s: float = Field(
@@ -184,9 +179,7 @@ class Settings(BaseSettings):
         default=256, ge=1, le=10_000, description="maximum number of attempts in flight per worker process"
     )
 
-    web_readonly: bool = Field(
-        default=False, description="whether the pages in Flower only show, and let nobody act on webhooks"
-    )
+    web_readonly: bool = Field(default=False, description="whether the pages in Flower are read-only")
 
     atomic_transport: bool = Field(
         default=True,

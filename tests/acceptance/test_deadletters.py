@@ -159,10 +159,11 @@ def fail():
 """
 DEFECT_IN = {
     "deliver": "webhooks.delivery.accept.fan_out = broken(webhooks.delivery.accept.fan_out, fail)",
-    # And in what is asked first of all, so that the attempt gets a message of its own.
+    # No attempt begins with the event, so that each gets a message of its own.
     "send": "from webhooks.delivery.records import DeliveryRecords\n"
+    "from webhooks.worker.pool import _Slots\n"
     "DeliveryRecords.claim = broken(DeliveryRecords.claim, fail)\n"
-    "DeliveryRecords.is_open = lambda *_: False",
+    "_Slots.take = lambda *_: 0",
 }
 
 

@@ -84,7 +84,7 @@ def test_notes_judge_by_the_terminal_where_no_worker_answers(run: Run):
 def test_send_says_that_nobody_wants_the_event(run: Run):
     done = run("send", str(SAMPLE))
     assert done.returncode == 0
-    assert f"no active webhook wants it; `webhooks list --company {COMPANY}`" in done.stderr
+    assert f"no active webhook matches it; `webhooks list --company {COMPANY}`" in done.stderr
 
 
 def test_check_says_which_worker_differs_in_what(stack: Stack, run: Run):
@@ -162,7 +162,7 @@ def test_quick_start_of_the_readme(tmp_path: Path, redis_url: str, mongodb_url: 
         assert done.returncode == 1
         assert "`webhooks up` keeps its key in encryption.key in its data folder" in done.stderr
         terminals.append(start(receiver_script, logs[1]))
-        [secret] = re.findall(r"^secret *(whsec_\S+)", read(logs[1], "is shown this once"), re.MULTILINE)
+        [secret] = re.findall(r"^secret *(whsec_\S+)", read(logs[1], "shown only now"), re.MULTILINE)
         wait_until(lambda: not local_servers.is_free(port), f"listening: {logs[1].read_text()}")
         sent = subprocess.run(
             ["bash", "-e", "-c", send_script], env=env, cwd=tmp_path, capture_output=True, text=True, check=False

@@ -11,6 +11,7 @@ from typing import Any
 import pymongo
 import pytest
 import redis
+from bson import ObjectId
 
 from tests.acceptance.conftest import Stack, body_of
 from tests.lab.receiver import Receiver, reply
@@ -20,7 +21,7 @@ from tests.lab.worker import wait_until
 from webhooks import InvalidEvent, accept, accept_async
 from webhooks.local import servers
 from webhooks.models import now
-from webhooks.store.outbox import Outbox
+from webhooks.store.outbox import MAX_BYTES, Outbox
 
 EVENT = read_sample("event-task-create")
 #: Until it is asked what became of an event's message: what a worker may hold one, by the default settings, and slack.
@@ -249,6 +250,16 @@ def test_events_accepted_within_one_millisecond_are_queued_in_their_order(stack:
     stack.database["outbox"].update_many({}, {"$set": {"queue_at": now()}})
     found = Outbox(stack.database).find_due(now(), 100)
     assert [json.loads(event.body)["data"]["_id"] for event in found] == [f"{number}" for number in numbers]
+
+
+def test_large_events_are_queued_a_few_at_a_time(stack: Stack):
+    """With `WEBHOOKS_MAX_EVENT_BYTES` at its most, one look at the outbox read 2 GB."""
+    outbox = Outbox(stack.database)
+    for number in range(4):
+        stack.database["outbox"].insert_one(
+            {"_id": f"{number}", "body": " " * (MAX_BYTES // 2 - 1), "queue_at": now(), "order": ObjectId()}
+        )
+    assert [event.event_id for event in outbox.find_due(now(), 100)] == ["0", "1", "2"]
 
 
 def test_event_stands_behind_older_ones_whose_messages_were_lost(stack: Stack):

@@ -17,7 +17,7 @@ from tests.bench.report import Report, grids_of, noise_of, verdict_rows_of
 from tests.bench.report import rows_of as figure_rows_of
 from tests.bench.stored import InvalidRun, StoredRun, read_run, read_run_file
 from webhooks.cli import OneLineCommand
-from webhooks.cli.common import Cell, Table, print_json
+from webhooks.cli.output import Cell, Table, print_json
 from webhooks.models.wire import make_safe
 
 #: Columns of the table of figures that hold numbers.

@@ -236,7 +236,7 @@ def test_how_events_are_sent_is_said_in_words(run: Callable[..., Result]) -> Non
     assert "order   in order, one at a time; stops when a delivery fails for good\n" in out
     assert "rate    at most 1 attempt per second\n" in out
     out = run("edit", "a", "--on-exhausted", "next", "--rate-limit", "2.50", "--rate-burst", "10").stdout
-    order = "in order, one at a time; goes on with the next when a delivery fails for good\n"
+    order = "in order, one at a time; continues with the next when a delivery fails for good\n"
     rate = "at most 2.5 attempts per second, bursts of 10\n"
     assert f"order    {order}" in out
     assert f"rate     {rate}" in out
@@ -456,7 +456,7 @@ def test_follow_survives_an_outage(servers: Servers, tmp_path: Path) -> None:
         logs.write([make_log("before", at=now(), attempt=make_attempt())])
         wait_for("before")
         servers.mongod.kill()
-        wait_for("waiting for it")
+        wait_for("; waiting")
         servers.mongod.start()
         logs.write([make_log("after", at=now(), attempt=make_attempt())])
         out = wait_for("after")

@@ -85,27 +85,30 @@ def test_pause_and_resume_say_what_is_so_in_one_line(run: Run, gates: GateStore,
     owe(ledger, "a", "b", held=True)
     gates.note_held([WEBHOOK])
     result = run("pause", "wo_update", "--reason", " too\nslow\x1b[2J ")
-    assert (result.exit_code, result.stdout) == (0, f"{NAME} is paused; 2 kept\n")
+    assert (result.exit_code, result.stdout) == (0, f"{NAME} is paused; 2 held\n")
     gate = gates.get(WEBHOOK)
     assert (gate.state, gate.by, gate.reason) == (State.PAUSED, By.OPERATOR, "too slow\x1b[2J")
-    assert run("pause", "wo_update").stdout == f"{NAME} is paused by an operator already; 2 kept\n"
+    assert run("pause", "wo_update").stdout == f"{NAME} is paused by an operator already; 2 held\n"
     assert gates.get(WEBHOOK).reason == "too slow\x1b[2J"
-    assert run("resume", "wo_update").stdout == f"{NAME} gets what was kept, slowly at first; 2 kept\n"
+    assert run("resume", "wo_update").stdout == f"{NAME} gets its held deliveries, slowly at first; 2 held\n"
     assert gates.get(WEBHOOK).state is State.RECOVERING
-    assert run("resume", "wo_update").stdout == f"{NAME} is not paused; 2 kept\n"
-    assert run("drain", "wo_update").stdout == f"{NAME} gets what was kept, as fast as its endpoint takes it; 2 kept\n"
+    assert run("resume", "wo_update").stdout == f"{NAME} is not paused; 2 held\n"
+    assert (
+        run("drain", "wo_update").stdout
+        == f"{NAME} gets its held deliveries, as fast as its endpoint accepts them; 2 held\n"
+    )
     assert [notice.type.value for notice in gates.get(WEBHOOK).notices] == ["paused", "resumed"]
 
 
 @pytest.mark.parametrize("command", ["resume", "drain"])
 def test_what_is_open_stays_so(run: Run, gates: GateStore, command: str) -> None:
-    assert run(command, str(WEBHOOK)).stdout == f"{NAME} is not paused; 0 kept\n"
+    assert run(command, str(WEBHOOK)).stdout == f"{NAME} is not paused; 0 held\n"
     assert gates.get(WEBHOOK).is_open
 
 
 def test_resume_where_nothing_was_kept_is_active_at_once(run: Run, gates: GateStore) -> None:
     run("pause", "wo_update")
-    assert run("resume", "wo_update").stdout == f"{NAME} is active; 0 kept\n"
+    assert run("resume", "wo_update").stdout == f"{NAME} is active; 0 held\n"
     assert gates.get(WEBHOOK).is_open
 
 
@@ -147,13 +150,17 @@ def test_stopped_webhook_begins_its_head_anew(
 def test_resume_tells_of_a_receiver_that_asked_us_to_wait(run: Run, gates: GateStore) -> None:
     gates.hold(WEBHOOK, 600)
     run("pause", "wo_update")
-    assert "; its receiver asked for nothing before 20" in run("resume", "wo_update").stdout
+    assert "; its receiver asked to wait until 20" in run("resume", "wo_update").stdout
 
 
 @pytest.mark.parametrize("command", ["pause", "resume", "drain", "skip"])
 def test_webhook_that_is_not_there_or_has_no_object_id_is_one_line(run: Run, database: Documents, command: str) -> None:
     database["webhooks"].insert_many([{"_id": "text", "code": "by_hand"}, {"_id": {"a": 1}, "code": "odd"}])
-    for reference, said in (("nobody", "no webhook nobody"), ("by_hand", "is no ObjectId"), ("odd", "is no ObjectId")):
+    for reference, said in (
+        ("nobody", "no webhook nobody"),
+        ("by_hand", "is not an ObjectId"),
+        ("odd", "is not an ObjectId"),
+    ):
         result = run(command, reference)
         assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (1, "", 1)
         assert said in result.stderr
@@ -169,7 +176,7 @@ def test_webhook_that_is_not_there_or_has_no_object_id_is_one_line(run: Run, dat
 def test_skip_gives_up_the_oldest_and_its_log_says_so(run: Run, ledger: DeliveryStore, database: Documents) -> None:
     owe(ledger, "old", "new", age_s=60)
     result = run("skip", "wo_update")
-    assert (result.exit_code, result.stdout) == (0, f"skipped msg_old, owed to {NAME}\n")
+    assert (result.exit_code, result.stdout) == (0, f"skipped msg_old of {NAME}\n")
     assert owed(database) == {"new"}
     [log] = logs(database)
     assert (log.status, log.response, log.retry, log.subscription) == (409, "skipped by an operator", 0, WEBHOOK)
@@ -220,7 +227,7 @@ def test_skip_of_what_a_worker_attempts_changes_nothing(
     before = list(database["deliveries"].find())
     result = run("skip", "wo_update")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert "1 delivery not skipped, as a worker is at it: try again" in result.stderr
+    assert "1 delivery not skipped, because of an attempt in flight: try again" in result.stderr
     assert (list(database["deliveries"].find()), logs(database)) == (before, [])
     assert gates.get(WEBHOOK).state is State.STOPPED
 
@@ -255,7 +262,7 @@ def test_skip_takes_an_attempt_that_is_on_record_for_what_it_was(
     attempt = make_attempt(delivery_id="msg_a", outcome="success", error_kind=None)
     LogStore(database).write([make_log(attempt=attempt, status=200, retry=0, log_id=log_id)])
     result = run("skip", "wo_update")
-    assert result.stdout == f"skipped msg_b, owed to {NAME}\n"
+    assert result.stdout == f"skipped msg_b of {NAME}\n"
     assert owed(database) == set()
     assert [log.details.delivery_id for log in logs(database) if log.details.error_kind] == ["msg_b"]
 
@@ -287,7 +294,7 @@ def test_skip_all_gives_up_what_is_kept_and_nothing_else(
     assert not isinstance(claimed, Blocked)
     result = run("skip", "wo_update", "--all")
     assert result.exit_code == 1
-    assert result.stdout == f"skipped 4 deliveries, kept for {NAME}\n"
+    assert result.stdout == f"skipped 4 deliveries, held for {NAME}\n"
     assert "1 delivery not skipped" in result.stderr
     assert owed(database) == {"b", "out"}
     assert len(logs(database)) == 4
@@ -295,9 +302,9 @@ def test_skip_all_gives_up_what_is_kept_and_nothing_else(
 
 
 def test_skip_of_nothing_says_so(run: Run) -> None:
-    assert run("skip", "wo_update").stdout == f"nothing is owed to {NAME}\n"
+    assert run("skip", "wo_update").stdout == f"no pending deliveries of {NAME}\n"
     result = run("skip", "wo_update", "--all")
-    assert (result.exit_code, result.stdout) == (0, f"nothing is kept for {NAME}\n")
+    assert (result.exit_code, result.stdout) == (0, f"no held deliveries of {NAME}\n")
     assert run("skip", "wo_update", "--json").stdout == ""
 
 
@@ -337,9 +344,9 @@ def test_show_says_how_deliveries_stand(run: Run, gates: GateStore, ledger: Deli
     out = run("show", "wo_update").stdout
     assert "state         paused for " in out
     assert "by its endpoint's failures: 20 of 20 attempts failed\\x1b[2J" in out
-    assert "owed          2 kept, 1 to be sent" in out
-    assert "oldest        msg_a: owed for 1 h 1 min, since 20" in out
-    assert "held back     10 min more, until 20" in out or "held back     9 min 59 s more, until 20" in out
+    assert "pending       2 held, 1 to send" in out
+    assert "oldest        msg_a: pending for 1 h 1 min, since 20" in out
+    assert "held back     for 10 min, until 20" in out or "held back     for 9 min 59 s, until 20" in out
     assert "Last changes:\n20" in out
     assert "  paused  20 of 20 attempts failed\\x1b[2J\n" in out
     standing = json.loads(run("show", "wo_update", "--json").stdout)["standing"]
@@ -351,7 +358,7 @@ def test_show_says_how_deliveries_stand(run: Run, gates: GateStore, ledger: Deli
 def test_show_of_a_webhook_that_is_open_is_short(run: Run) -> None:
     out = run("show", "wo_update").stdout
     assert "state         active\n" in out
-    assert "owed          0 kept, 0 to be sent\n" in out
+    assert "pending       0 held, 0 to send\n" in out
     assert not any(word in out for word in ("oldest", "held back", "Last changes"))
 
 

@@ -1,4 +1,4 @@
-"""What the steward finds and does, on a real MongoDB; what it queues is only noted."""
+"""The health monitor on a real MongoDB; what it queues is only noted."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -13,7 +13,7 @@ from tests.lab.logs import make_attempt, make_log
 from webhooks.config import Settings
 from webhooks.delivery.records import DeliveryRecords
 from webhooks.jobs import health_monitor as module
-from webhooks.jobs.health_monitor import HealthMonitor, find_health_pause_s, tell
+from webhooks.jobs.health_monitor import HealthMonitor, find_health_pause_s, notify
 from webhooks.models import COTWebhook, now
 from webhooks.store.deliveries import Claim, Delivery, DeliveryStore
 from webhooks.store.gates import By, GateStore, State
@@ -38,7 +38,7 @@ class Clock:
 
 
 class World:
-    """The stores, a steward, and what it has queued."""
+    """The stores, a monitor, and what it has queued."""
 
     def __init__(self, database: Documents) -> None:
         self.database = database
@@ -49,7 +49,7 @@ class World:
         self.records = DeliveryRecords(self.deliveries, self.held, self.logs, self.gates, self.webhooks)
         self.operators: Any = None
         self.clock = Clock()
-        self.steward = HealthMonitor(self.clock)
+        self.monitor = HealthMonitor(self.clock)
         self.queued: list[str] = []
         self.written = 0
         self.services: Any = self
@@ -104,13 +104,13 @@ class World:
             self.logs.write([make_log("x", attempt=details, at=at, status=status, webhook_id=str(webhook_id))])
 
     def look(self) -> int:
-        return self.steward.look_at_health(self.services, SETTINGS)
+        return self.monitor.check_health(self.services, SETTINGS)
 
     def drain(self, seconds: float = 0.25) -> list[str]:
-        return self._do(self.steward.drain, seconds)
+        return self._do(self.monitor.drain, seconds)
 
-    def tend(self, seconds: float = 1) -> list[str]:
-        return self._do(self.steward.tend, seconds)
+    def recover(self, seconds: float = 1) -> list[str]:
+        return self._do(self.monitor.recover, seconds)
 
     def _do(self, job: Callable[[Any, Settings], int], seconds: float) -> list[str]:
         self.clock.seconds += seconds
@@ -252,7 +252,7 @@ def test_rate_falls_when_something_fails_and_another_steward_goes_on_with_it(wor
     world.end(webhook_id, fourth, status=500)
     world.drain(1)
     assert world.gates.get(webhook_id).rate == 2
-    world.steward = HealthMonitor(world.clock)
+    world.monitor = HealthMonitor(world.clock)
     assert len(world.drain()) <= 2
 
 
@@ -285,7 +285,7 @@ def test_nothing_is_let_out_before_the_receiver_wants_it(world: World):
     world.gates.pause(webhook_id, By.HEALTH, "fails", probe_in_s=0)
     world.accept(webhook_id, 3)
     world.gates.hold(webhook_id, 100)
-    assert world.tend() == []
+    assert world.recover() == []
     world.gates.drain(webhook_id)
     assert world.drain() == []
 
@@ -296,37 +296,37 @@ def test_nothing_is_let_out_before_the_receiver_wants_it(world: World):
 def test_one_probe_at_a_time_and_the_oldest(world: World):
     webhook_id = world.add_webhook()
     world.gates.pause(webhook_id, By.HEALTH, "fails", probe_in_s=0)
-    assert world.tend() == [], "nothing to try it with"
+    assert world.recover() == [], "nothing to try it with"
     oldest, _ = world.accept(webhook_id, 2)
-    assert world.tend() == [oldest]
-    assert world.tend() == [], "the next one is a minute away"
+    assert world.recover() == [oldest]
+    assert world.recover() == [], "the next one is a minute away"
     soon = {"$set": {"probe_at": now() - timedelta(seconds=1)}}
     world.database["gates"].update_one({"_id": webhook_id}, soon)
     world.records.claim([Claim(oldest, 0, ObjectId())])
-    assert world.tend() == [], "somebody is at it"
+    assert world.recover() == [], "somebody is at it"
     past = {"$set": {"claim.until": now() - timedelta(seconds=1)}}
     world.database["deliveries"].update_one({"_id": oldest}, past)
-    assert world.tend() == [oldest], "its worker died"
+    assert world.recover() == [oldest], "its worker died"
 
 
 def test_line_that_stands_still_is_moved_on(world: World):
     webhook_id = world.add_webhook(ordered=True)
     first, second = world.accept(webhook_id, 2, is_ordered=True)
-    assert world.tend() == [first]
-    assert world.tend() == []
+    assert world.recover() == [first]
+    assert world.recover() == []
     world.end(webhook_id, first)
-    assert world.tend() == [second]
+    assert world.recover() == [second]
 
 
 def test_line_that_recovers_is_opened_as_it_is_slow_enough(world: World):
     webhook_id = world.add_webhook(ordered=True)
     world.gates.pause(webhook_id, By.OPERATOR, "maintenance")
     first, _ = world.accept(webhook_id, 2, is_ordered=True)
-    assert world.tend() == []
+    assert world.recover() == []
     world.gates.resume(webhook_id)
     assert world.drain() == []
     assert world.gates.get(webhook_id).is_open
-    assert world.tend() == [first]
+    assert world.recover() == [first]
 
 
 def test_what_is_kept_although_the_gate_is_open_is_let_out(world: World):
@@ -334,10 +334,10 @@ def test_what_is_kept_although_the_gate_is_open_is_let_out(world: World):
     world.gates.pause(webhook_id, By.OPERATOR, "maintenance")
     names = world.accept(webhook_id, 3)
     world.database["gates"].delete_many({})
-    assert world.tend() == names, "also when somebody deleted the gate"
+    assert world.recover() == names, "also when somebody deleted the gate"
     assert world.gates.get(webhook_id).has_held, "somebody may be about to keep one"
     world.database["gates"].update_one({}, {"$set": {"held_at": now() - timedelta(minutes=5)}})
-    assert world.tend() == []
+    assert world.recover() == []
     assert not world.gates.get(webhook_id).has_held
 
 
@@ -346,8 +346,8 @@ def test_webhook_that_was_deactivated_lets_out_what_was_kept_and_is_told_once(wo
     world.gates.pause(webhook_id, By.HEALTH, "fails", probe_in_s=60)
     names = world.accept(webhook_id, 2)
     world.webhooks.deactivate(webhook_id, "gone")
-    assert world.tend() == names
-    world.tend()
+    assert world.recover() == names
+    world.recover()
     assert [notice.type.value for notice in world.gates.get(webhook_id).notices] == ["paused", "deactivated"]
 
 
@@ -365,12 +365,12 @@ def test_notices_are_logged_and_told_until_they_are_taken(world: World, caplog: 
         return answers.pop(0)
 
     world.operators = SimpleNamespace(tell=take)
-    assert tell(world.services, SETTINGS) == 0
-    assert tell(world.services, SETTINGS) == 0, "not at once"
+    assert notify(world.services, SETTINGS) == 0
+    assert notify(world.services, SETTINGS) == 0, "not at once"
     assert len(told) == 1
     world.database["gates"].update_one({}, {"$set": {"notices.0.tell_at": now() - timedelta(seconds=1)}})
-    assert tell(world.services, SETTINGS) == 1
-    assert tell(world.services, SETTINGS) == 0
+    assert notify(world.services, SETTINGS) == 1
+    assert notify(world.services, SETTINGS) == 0
     assert told[0] == told[1]
     body = told[0][1]
     assert body["type"] == "webhook.paused"
@@ -386,5 +386,5 @@ def test_notices_are_logged_and_told_until_they_are_taken(world: World, caplog: 
 
 def test_notice_without_a_url_is_logged_alone(world: World, caplog: pytest.LogCaptureFixture):
     world.gates.stop(ObjectId(), "used up")
-    assert tell(world.services, SETTINGS) == 1
+    assert notify(world.services, SETTINGS) == 1
     assert "stopped: used up" in caplog.text

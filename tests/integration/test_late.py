@@ -97,7 +97,7 @@ class Lanes:
 @pytest.fixture
 def lanes(monkeypatch: pytest.MonkeyPatch) -> Lanes:
     made = Lanes()
-    monkeypatch.setattr(accept_module, "ask_turns", lambda asked: lambda: [made.turn] * len(asked))
+    monkeypatch.setattr(accept_module, "ask_turns", lambda asked, *_: lambda: [made.turn] * len(asked))
     monkeypatch.setattr(accept_module, "queue_attempts", lambda *_: None)
     monkeypatch.setattr(accept_module, "leave_lane", lambda *_: None)
     return made
@@ -166,7 +166,7 @@ def test_insert_that_arrives_late_is_not_sent(ours: Process, theirs: Process, da
     else:
         theirs.deliveries.add([attempt.delivery], theirs.deliveries.now())
     theirs.lapse()
-    assert ours.claim(late.delivery_id) == Done("nothing is owed any more"), "the sweep's message"
+    assert ours.claim(late.delivery_id) == Done("nothing is pending"), "the sweep's message"
     assert_over(database)
 
 
@@ -192,7 +192,7 @@ def test_late_failure_makes_no_third_request(
     attempted = Attempted(late, result(late, outcome="failed", next_at=now() + timedelta(seconds=30)))
     record(theirs.services, [attempted], [attempted])
     assert [type(retry) for retry in retries] == [Done]
-    assert ours.claim(late.delivery.delivery_id, 1) == Done("nothing is owed any more")
+    assert ours.claim(late.delivery.delivery_id, 1) == Done("nothing is pending")
     assert_over(database, logs=2)
 
 

@@ -118,7 +118,10 @@ BROKERS = {
     "no_scripts": (lambda g: g.broker(f"no_scripts:{ENCODED}"), "+@all -@dangerous, with all keys"),
     "other_keys": (lambda g: g.broker(f"other_keys:{ENCODED}"), "+@all -@dangerous, with all keys"),
     "no_such_database": (lambda g: g.broker() + "99", "DB index is out of range; check WEBHOOKS_BROKER_URL"),
-    "not_a_redis": (lambda g: f"redis://127.0.0.1:{g.other}/0", "no Redis: check host and port in WEBHOOKS_BROKER_URL"),
+    "not_a_redis": (
+        lambda g: f"redis://127.0.0.1:{g.other}/0",
+        "not a Redis: check host and port in WEBHOOKS_BROKER_URL",
+    ),
     "tls_to_a_server_without": (
         lambda g: g.broker(scheme="rediss"),
         "rediss:// and amqps:// are for a server with TLS",
@@ -175,7 +178,7 @@ def test_redis_user_without_dangerous_commands_is_no_outage(run: Run, guarded: G
     assert run("queues", "--json", broker=broker).returncode == 0
     broker_row, unknown, *_ = run("check", broker=broker).stdout.splitlines()
     assert re.match(r"broker +ok +(Valkey|Redis) [0-9.]+ at 127", broker_row)
-    assert re.match(r"broker +unknown +maxmemory-policy and appendonly: .* may not ask \(INFO\)", unknown)
+    assert re.match(r"broker +unknown +maxmemory-policy and appendonly: .* may not read them \(INFO\)", unknown)
 
 
 def test_full_redis_is_told_apart(run: Run, guarded: Guarded):

@@ -158,7 +158,7 @@ def test_command_refuses_what_cannot_be(name: str):
 @pytest.mark.parametrize("kind", range(25))
 def test_event_is_one_of_the_contract_and_as_large_as_said(kind: int, size: int):
     event = events.make_event(ObjectId(), kind, size)
-    assert abs(len(parse_event(event, 10_000).to_body()) - size) < 20
+    assert abs(len(parse_event(event, 10_000).to_json().encode()) - size) < 20
 
 
 def test_lines_go_through_the_webhooks_in_turn():

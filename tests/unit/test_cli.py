@@ -14,8 +14,8 @@ from click.testing import CliRunner, Result
 
 from tests.lab.logs import COMPANY, NOON, make_attempt, make_log
 from webhooks.cli import check_cmd, cli
-from webhooks.cli.common import Table, place_of, print_json
 from webhooks.cli.logs_cmd import WINDOW, Follower, LogPrinter
+from webhooks.cli.output import Table, place_of, print_json
 from webhooks.errors import StoreUnavailable
 from webhooks.models import COTWebhookLog
 from webhooks.models.wire import make_safe
@@ -50,7 +50,7 @@ def run(*args: str, stdin: bytes | None = None, env: dict[str, str] | None = Non
         ([*ADD, "logout-user", "--rate-limit", "none", "--rate-burst", "5"], "goes with a limit only"),
         ([*ADD, "logout-user", "--rate-limit", "5", "--rate-burst", "0"], "0 is not in the range 1<=x<=10000"),
         *(
-            ([*ADD, "logout-user", "--rate-limit", rate], "is no number from 0.001 to 10000, nor none")
+            ([*ADD, "logout-user", "--rate-limit", rate], "is neither a number from 0.001 to 10000 nor none")
             for rate in ("0", "-1", "nan", "inf", "1e3", "1_0", "١", "0.0009", "10000.1", "", " 5", "5/s", "None")
         ),
         (["logs", "--since", "yesterday"], "such as 90s 30m 2h 7d"),

@@ -147,7 +147,7 @@ def test_request_is_the_event_with_the_contracts_headers():
     _, sender = attempt(answer())
     ((url, headers, body),) = sender.sent
     assert url == WEBHOOK.url
-    assert body == EVENT.to_body()
+    assert body == EVENT.to_json().encode()
     assert headers == {
         "Content-Type": "application/json",
         "User-Agent": USER_AGENT,
@@ -232,7 +232,7 @@ def test_last_failure_is_kept_where_an_ordered_webhook_stops(
     webhook = WEBHOOK.model_copy(update={"ordered": ordered, "on_exhausted": on_exhausted})
     log = make(answer(status), retry, webhook)
     assert log.details.kept is kept
-    assert ("kept for an operator" in summarize(log)) is kept
+    assert ("held until an operator" in summarize(log)) is kept
 
 
 def test_no_webhook_no_probe():

@@ -1,8 +1,4 @@
-"""The operators' command ``webhooks``.
-
-Owns what people type and read: each ``…_cmd`` module is one part of it, `common` what they share. Decides nothing about
-deliveries. Exit codes: 0 done, 1 it failed, 2 the command line cannot be understood, 130 stopped by Ctrl-C.
-"""
+"""The command ``webhooks``. Exit codes: 0 success, 1 failure, 2 invalid command line, 130 Ctrl-C."""
 
 import io
 import os
@@ -12,12 +8,12 @@ from typing import Any, NoReturn
 import click
 
 from webhooks.cli.check_cmd import check
-from webhooks.cli.common import print_error
 from webhooks.cli.dead_cmd import dead
 from webhooks.cli.demo_cmd import demo
 from webhooks.cli.gate_cmd import drain, pause, resume, skip_deliveries
 from webhooks.cli.header_cmd import header
 from webhooks.cli.logs_cmd import logs
+from webhooks.cli.output import print_error
 from webhooks.cli.queues_cmd import queues
 from webhooks.cli.secret_cmd import secret
 from webhooks.cli.send_cmd import send
@@ -31,15 +27,15 @@ from webhooks.version import __version__
 
 
 class OneLineCommand(click.Command):
-    """Ends every error in one line and an exit code."""
+    """A command whose errors are one line and an exit code."""
 
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Run the command line and end the process; takes what click takes."""
+        """Run the command line and exit; takes click's arguments."""
         sys.exit(self._run(*args, **{**kwargs, "standalone_mode": False}))
 
     def _run(self, *args: Any, **kwargs: Any) -> int:
         try:
-            # What comes back is the exit code of `ctx.exit`, else a command's own value, which is None in all of ours.
+            # The exit code of `ctx.exit`, or a command's return value, which is None.
             return super().main(*args, **kwargs) or 0
         except click.exceptions.NoArgsIsHelpError as error:
             error.show()
@@ -59,8 +55,8 @@ class OneLineCommand(click.Command):
         except WebhooksError as error:
             print_error(str(error))
             return 1
-        except UnicodeEncodeError:  # half a character on the command line; MongoDB cannot be asked for it
-            print_error("what was typed is not UTF-8")
+        except UnicodeEncodeError:  # MongoDB cannot be queried for invalid UTF-8
+            print_error("the command line is not UTF-8")
             return 2
         except DRIVER_ERRORS as error:
             print_error(f"the broker cannot be used: {explain_broker(error)}")
@@ -68,36 +64,36 @@ class OneLineCommand(click.Command):
 
 
 class OneLineGroup(OneLineCommand, click.Group):
-    """Its commands, in the order in which people come to need them."""
+    """A group that lists its commands in the order of their definition."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Name the commands in the order of their definition, not by the alphabet."""
+        """Return the names in the order of definition."""
         return list(self.commands)
 
 
 @click.group(cls=OneLineGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="webhooks", message="%(prog)s %(version)s")
 def cli() -> None:
-    """Deliver what happens to those who asked for it, and see what came of it.
+    """Manage webhooks, send events and see what happened to each delivery.
 
-    Broker and database are those of WEBHOOKS_BROKER_URL and WEBHOOKS_MONGODB_URL.
+    Uses the broker of WEBHOOKS_BROKER_URL and the database of WEBHOOKS_MONGODB_URL.
     """
     for notice in find_notices(os.environ):
         print_error(notice)
 
 
-for command in (add, list_webhooks, show, edit, secret, header, deactivate, activate):
-    cli.add_command(command)
-for command in (pause, resume, drain, skip_deliveries):
-    cli.add_command(command)
-for command in (send, logs, dead, check, queues, settings, demo, up):
+for command in (
+    *(add, list_webhooks, show, edit, secret, header, deactivate, activate),
+    *(pause, resume, drain, skip_deliveries),
+    *(send, logs, dead, check, queues, settings, demo, up),
+):
     cli.add_command(command)
 
 
 def main() -> NoReturn:
-    """Run the command; the entry point that packaging names."""
+    """Run the command: the entry point of the package."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # In a terminal without Unicode an arrow must not end in a traceback.
+            # A terminal without Unicode must not cause a traceback.
             stream.reconfigure(errors="backslashreplace")
     cli.main(prog_name="webhooks")

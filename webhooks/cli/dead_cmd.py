@@ -1,52 +1,38 @@
-"""``webhooks dead``: messages that no worker could handle; look at them, send them again, or drop them."""
+"""``webhooks dead``: list, show, resend and drop dead letters: messages that no worker could handle."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
 import click
 from bson import ObjectId
-from kombu.connection import Connection
-from kombu.messaging import Producer
 
-from webhooks.cli.common import (
-    MAX_LIMIT,
-    Cell,
-    IdParam,
-    Table,
-    document_json,
-    get_stores,
-    json_option,
-    make_safe,
-    print_error,
-    print_json,
-)
+from webhooks.cli.options import ID, JSON_OPTION, limit_option
+from webhooks.cli.output import Cell, Table, document_json, print_error, print_json
+from webhooks.cli.stores import get_stores
 from webhooks.errors import CannotResend
-from webhooks.models.wire import to_wire
+from webhooks.models.wire import make_safe, to_wire
 from webhooks.producer.app import app
 from webhooks.store.deadletters import DeadLetter, DeadLetterStore, Reason
+from webhooks.store.mongo import Document
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
-#: Seconds for a letter in all. Longer than a producer's call may take: the person at the terminal can wait for a busy
-#: broker.
+#: Seconds for one letter; longer than a producer's call, because the user can wait for a busy broker.
 _BROKER_TIMEOUT_S = 20.0
-#: Characters of a body that are shown.
+#: Maximum number of characters of a body that are shown.
 _SHOWN_BODY = 2_000
 _HEADER = ("TIME (UTC)", "ID", "REASON", "TASK", "QUEUE", "BYTES", "WHY")
-_RIGHT_ALIGNED = (5,)
-
 _REASON = click.Choice([reason.value for reason in Reason])
 
 
 def _which(function: _F) -> _F:
     """Add ``ID…``, ``--all`` and ``--reason``."""
     for decorate in (
-        click.option("--reason", type=_REASON, help="With --all: only those of this reason."),
-        click.option("--all", "is_all", is_flag=True, help="All that there are now."),
-        click.argument("letter_ids", metavar="[ID]...", nargs=-1, type=IdParam()),
+        click.option("--reason", type=_REASON, help="With --all: only with this reason."),
+        click.option("--all", "is_all", is_flag=True, help="All dead letters."),
+        click.argument("letter_ids", metavar="[ID]...", nargs=-1, type=ID),
     ):
         function = decorate(function)
     return function
@@ -54,24 +40,17 @@ def _which(function: _F) -> _F:
 
 @click.group()
 def dead() -> None:
-    """See to messages that no worker could handle: list, show, resend, drop.
+    """List, show, resend and drop messages that no worker could handle.
 
-    Unreadable ones, those of unknown tasks, wrong arguments, events that break the contract, and what our own code
-    fails on at each try. They stay until somebody sends them again or drops them.
+    These are unreadable messages, unknown tasks, wrong arguments, events that break the contract, and messages that
+    meet a defect at each retry. They are stored until you resend or drop them.
     """
 
 
 @dead.command("list")
-@click.option("--reason", type=_REASON, help="Only those of this reason.")
-@click.option(
-    "-n",
-    "limit",
-    type=click.IntRange(1, MAX_LIMIT),
-    default=20,
-    show_default=True,
-    help="How many at most, the newest.",
-)
-@json_option
+@click.option("--reason", type=_REASON, help="Only with this reason.")
+@limit_option(minimum=1)
+@JSON_OPTION
 def list_letters(reason: str | None, limit: int, as_json: bool) -> None:
     """List dead letters, the newest last."""
     found = get_stores().dead_letters.read_newest(limit, _to_reason(reason))[::-1]
@@ -80,26 +59,23 @@ def list_letters(reason: str | None, limit: int, as_json: bool) -> None:
             print_json(document_json(document))
         return
     if not found:
-        print_error("there are no dead letters" + (f" of reason {reason}" if reason else ""))
+        print_error("there are no dead letters" + (f" with reason {reason}" if reason else ""))
         return
-    rows: list[Sequence[str | Cell]] = [[Cell(name, "bold") for name in _HEADER]]
-    for document in found:
-        rows.append(
-            [
-                _describe_time(document.get("created_at")),
-                str(document["_id"]),
-                Cell(str(document.get("reason") or "-"), "red"),
-                *(str(document.get(field) or "-") for field in ("task", "queue", "size_bytes", "text")),
-            ]
-        )
-    Table(right=_RIGHT_ALIGNED, cut=True).print(rows)
+    Table(right=(5,), cut=True).print([[Cell(name, "bold") for name in _HEADER], *map(_row, found)])
+
+
+def _row(letter: Document) -> list[str | Cell]:
+    at = letter.get("created_at")
+    time = f"{at:%Y-%m-%d %H:%M:%S}" if isinstance(at, datetime) else str(at or "-")
+    rest = (str(letter.get(field) or "-") for field in ("task", "queue", "size_bytes", "text"))
+    return [time, str(letter["_id"]), Cell(str(letter.get("reason") or "-"), "red"), *rest]
 
 
 @dead.command("show")
-@click.argument("letter_id", metavar="ID", type=IdParam())
-@json_option
+@click.argument("letter_id", metavar="ID", type=ID)
+@JSON_OPTION
 def show_letter(letter_id: ObjectId, as_json: bool) -> None:
-    """Show a dead letter: why, headers, and the beginning of its body, which is payload. --json has all of it."""
+    """Show a dead letter: reason, headers and the start of its body, which is payload. --json shows all of it."""
     letter = _get(get_stores().dead_letters, letter_id)
     document = letter.to_document()
     if as_json:
@@ -107,7 +83,12 @@ def show_letter(letter_id: ObjectId, as_json: bool) -> None:
         return
     envelope, body = document.pop("envelope"), document.pop("body")
     rows = [[field, _to_text(value)] for field, value in document.items()]
-    rows += [["envelope", envelope[:_SHOWN_BODY]]] if letter.is_cut else _describe(envelope)
+    if letter.is_cut:
+        rows.append(["envelope", envelope[:_SHOWN_BODY]])
+    else:
+        parts = json.loads(envelope)
+        headers = {f"headers.{name}": value for name, value in parts.pop("headers").items()}
+        rows += [[name, _to_text(value)] for name, value in {**parts, **headers}.items()]
     Table().print(rows)
     click.echo("\n" + make_safe(body[:_SHOWN_BODY]) + (" …" if len(body) > _SHOWN_BODY else ""))
 
@@ -115,20 +96,23 @@ def show_letter(letter_id: ObjectId, as_json: bool) -> None:
 @dead.command()
 @_which
 def resend(letter_ids: tuple[ObjectId, ...], is_all: bool, reason: str | None) -> None:
-    """Send dead letters again: the original message, with its task id, to its own queue.
+    """Send dead letters again: the original message, with its task id, to its queue.
 
-    A letter goes once the broker has its message. What nobody has mended comes back as a dead letter.
+    A letter is deleted once the broker has its message. If the cause still exists, the message becomes a dead letter
+    again.
     """
     store = get_stores().dead_letters
     chosen = _choose(store, letter_ids, is_all, reason)
     sent = 0
-    with _open_producer() as (connection, producer):
+    with app.connection_for_write(connect_timeout=_BROKER_TIMEOUT_S) as connection, connection.Producer() as producer:
+        # A broker that refuses connections is an error at once; only one that is silent takes the whole timeout.
+        connection.ensure_connection(max_retries=1, interval_start=0)
         publish = connection.ensure(producer, lambda letter: letter.publish(producer.channel))
         for letter_id in chosen:
             try:
                 letter = _get(store, letter_id)
                 publish(letter)
-            except CannotResend as error:  # the others may be fine
+            except CannotResend as error:  # the others may succeed
                 print_error(str(error))
                 continue
             store.delete_sent(letter)
@@ -139,9 +123,9 @@ def resend(letter_ids: tuple[ObjectId, ...], is_all: bool, reason: str | None) -
 
 @dead.command()
 @_which
-@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask for confirmation.")
 def drop(letter_ids: tuple[ObjectId, ...], is_all: bool, reason: str | None, yes: bool) -> None:
-    """Drop dead letters for good, their messages with them."""
+    """Delete dead letters and their messages."""
     store = get_stores().dead_letters
     chosen = _choose(store, letter_ids, is_all, reason)
     if chosen and not yes:
@@ -153,11 +137,6 @@ def drop(letter_ids: tuple[ObjectId, ...], is_all: bool, reason: str | None, yes
     _end(len(missing))
 
 
-def _describe_time(created_at: object) -> str:
-    """Write when a letter was made; whatever it is where somebody changed it by hand."""
-    return f"{created_at:%Y-%m-%d %H:%M:%S}" if isinstance(created_at, datetime) else str(created_at or "-")
-
-
 def _to_reason(value: str | None) -> Reason | None:
     return None if value is None else Reason(value)
 
@@ -165,11 +144,6 @@ def _to_reason(value: str | None) -> Reason | None:
 def _choose(
     store: DeadLetterStore, letter_ids: Sequence[ObjectId], is_all: bool, reason: str | None
 ) -> Sequence[ObjectId]:
-    """Return the ids of the letters that somebody means.
-
-    Raises:
-        click.UsageError: neither or both of ids and --all; --reason without --all.
-    """
     if bool(letter_ids) == is_all:
         raise click.UsageError("give ids, or --all")
     if reason and not is_all:
@@ -191,29 +165,6 @@ def _none(letter_id: ObjectId) -> str:
 def _end(failures: int) -> None:
     if failures:
         click.get_current_context().exit(1)
-
-
-@contextmanager
-def _open_producer() -> Iterator[tuple[Connection, Producer]]:
-    """Connect to the broker, and give what publishes over a new channel where the first one is lost.
-
-    Raises:
-        kombu.exceptions.OperationalError: the broker cannot be reached.
-    """
-    with app.connection_for_write(connect_timeout=_BROKER_TIMEOUT_S) as connection:
-        # A broker that refuses connections is an error at once; only one that is silent takes all of the time.
-        connection.ensure_connection(max_retries=1, interval_start=0)
-        with connection.Producer() as producer:
-            yield connection, producer
-
-
-def _describe(envelope: str) -> list[list[str]]:
-    """Return a row for each thing that stands around a body; headers one by one."""
-    parts = json.loads(envelope)
-    headers = parts.pop("headers")
-    return [[name, _to_text(value)] for name, value in parts.items()] + [
-        [f"headers.{name}", _to_text(value)] for name, value in headers.items()
-    ]
 
 
 def _to_text(value: object) -> str:

@@ -1,4 +1,4 @@
-"""``webhooks demo``: the main job before one's eyes; see `webhooks.local.demo`."""
+"""``webhooks demo``; see `webhooks.local.demo`."""
 
 import click
 
@@ -7,11 +7,10 @@ from webhooks.local.demo import run_demo
 
 
 @click.command()
-@click.option("--once", is_flag=True, help="End after the show instead of running on until Ctrl-C.")
+@click.option("--once", is_flag=True, help="End after the demo instead of waiting for Ctrl-C.")
 def demo(once: bool) -> None:
-    """Show the main job: events go out, fail, come back and succeed.
+    """Show how events are delivered, fail, are retried and succeed.
 
-    Starts a Valkey, a MongoDB, a worker, Flower and a receiver of its own on free loopback ports, and leaves nothing
-    behind.
+    Starts its own Valkey, MongoDB, worker, Flower and receiver on free loopback ports, and leaves nothing behind.
     """
     run_demo(get_settings(), once=once)

@@ -1,93 +1,60 @@
-"""``webhooks logs``: what came of each attempt, as a table, as JSON, and as it happens."""
+"""``webhooks logs``: show attempts as a table or as JSON, and follow new ones."""
 
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
+from typing import Any
 
 import click
 from bson import ObjectId
 
-from webhooks.cli.common import (
-    MAX_LIMIT,
-    Cell,
-    InstantParam,
-    Table,
-    company_option,
-    document_json,
-    find_webhook,
-    get_stores,
-    json_option,
-    print_error,
-    print_json,
-)
+from webhooks.cli.options import COMPANY_OPTION, INSTANT, JSON_OPTION, limit_option
+from webhooks.cli.output import Cell, Table, document_json, print_error, print_json
+from webhooks.cli.stores import find_webhook, get_stores
 from webhooks.errors import StoreUnavailable
 from webhooks.models import COTWebhookLog, describe_event, now
 from webhooks.rules.hints import hint
 from webhooks.rules.retry import Outcome, judge
 from webhooks.store.logs import LogQuery, LogStore
 
-#: Seconds between two looks for new logs, and by how much more than a look takes the pause is longer, so that
-#: following costs a busy database little.
+#: Minimum seconds between two polls; the pause is also a multiple of a poll's time, to spare a busy database.
 _PAUSE_S = 0.5
 _PAUSE_FACTOR = 5
-#: How late a log may be written and still be noticed. A worker that cannot reach MongoDB passes a log through the
-#: broker, where it waits until one can; clocks of machines differ, too.
+#: Maximum delay of a log that is still found. Logs wait in the broker while MongoDB is away, and clocks differ.
 WINDOW = timedelta(minutes=2)
 
-_RIGHT_ALIGNED = (5,)
 _HEADER = ("TIME (UTC)", "RESULT", "RETRY", "EVENT", "WEBHOOK", "MS", "RESPONSE")
 
 
 @click.command()
-@click.option("--webhook", "reference", metavar="REF", help="Of this webhook: an id or a code.")
-@company_option
-@click.option("--event", "event_id", metavar="ID", help="Of this event: the id that `webhooks send` and Flower show.")
-@click.option("--delivery", "delivery_id", metavar="ID", help="Of this delivery: what receivers get as `webhook-id`.")
+@click.option("--webhook", "reference", metavar="REF", help="Only of this webhook: an id or a code.")
+@COMPANY_OPTION
+@click.option(
+    "--event", "event_id", metavar="ID", help="Only of this event: the id that `webhooks send` and Flower show."
+)
+@click.option("--delivery", "delivery_id", metavar="ID", help="Only of this delivery: the header `webhook-id`.")
 @click.option("--failed", "outcome", flag_value=Outcome.FAILED, type=Outcome, help="Only attempts that failed.")
 @click.option("--success", "outcome", flag_value=Outcome.SUCCESS, type=Outcome, help="Only attempts that succeeded.")
-@click.option("--since", type=InstantParam(), help="From then on: 90s 30m 2h 7d ago, or a date, UTC without a zone.")
-@click.option("--until", type=InstantParam(), help="Before then.")
-@click.option(
-    "-n",
-    "limit",
-    type=click.IntRange(0, MAX_LIMIT),
-    default=20,
-    show_default=True,
-    help="How many at most, the newest.",
-)
-@click.option("--follow", "-f", is_flag=True, help="Go on with new ones as they come, until Ctrl-C.")
-@json_option
+@click.option("--since", type=INSTANT, help="Not before: 90s 30m 2h 7d ago, or a date, in UTC unless it has a zone.")
+@click.option("--until", type=INSTANT, help="Only before.")
+@limit_option(minimum=0)
+@click.option("--follow", "-f", is_flag=True, help="Print new ones until Ctrl-C.")
+@JSON_OPTION
 def logs(
-    reference: str | None,
-    company: ObjectId | None,
-    event_id: str | None,
-    delivery_id: str | None,
-    outcome: Outcome | None,
-    since: datetime | None,
-    until: datetime | None,
-    limit: int,
-    follow: bool,
-    as_json: bool,
+    reference: str | None, company: ObjectId | None, limit: int, follow: bool, as_json: bool, **filters: Any
 ) -> None:
     """Show attempts, the newest last.
 
     A result such as "409 connect_refused" means that no response came; RESPONSE has the reason.
     """
-    if follow and until:
-        raise click.UsageError("--follow goes on without end: it does not go with --until")
+    if follow and filters["until"]:
+        raise click.UsageError("--follow does not go with --until")
     stores = get_stores()
-    query = LogQuery(
-        webhook_id=find_webhook(stores.webhooks, reference, company)["_id"] if reference else None,
-        company=company,
-        outcome=outcome,
-        event_id=event_id,
-        delivery_id=delivery_id,
-        since=since,
-        until=until,
-    )
+    webhook_id = find_webhook(stores.webhooks, reference, company)["_id"] if reference else None
+    query = LogQuery(webhook_id=webhook_id, company=company, **filters)
     printer = LogPrinter(as_json=as_json)
-    # Before the first reading: what is written between the two is in one of them, never in none.
+    # Created before the first read, so that no log between the two is missed.
     follower = Follower(stores.logs, query, now()) if follow else None
     found = stores.logs.read(query, limit)[::-1] if limit else []
     printer.print(found)
@@ -95,35 +62,34 @@ def logs(
         follower.note_shown(found)
         _follow(follower, printer)
     elif not found and not as_json:
-        print_error("there are no such logs")
+        print_error("no logs found")
 
 
 def _follow(follower: "Follower", printer: "LogPrinter") -> None:
-    """Print new logs until Ctrl-C, also past an outage of MongoDB."""
+    """Print new logs until Ctrl-C; wait while MongoDB is unavailable."""
     is_away = False
     try:
         while True:
-            begun = time.monotonic()
+            started = time.monotonic()
             try:
                 printer.print(follower.poll(now()))
             except StoreUnavailable as error:
                 if not is_away:
-                    print_error(f"{error}; waiting for it")
+                    print_error(f"{error}; waiting")
                 is_away = True
             else:
                 if is_away:
                     print_error("MongoDB answers again")
                 is_away = False
-            time.sleep(max(_PAUSE_S, _PAUSE_FACTOR * (time.monotonic() - begun)) if not is_away else _PAUSE_S)
+            time.sleep(_PAUSE_S if is_away else max(_PAUSE_S, _PAUSE_FACTOR * (time.monotonic() - started)))
     except KeyboardInterrupt:
-        return  # how people end it
+        return
 
 
 class Follower:
-    """Finds logs that were not there before.
+    """Finds new logs.
 
-    A log can be written after younger ones, so it is not enough to ask for what is younger than the last: all ids
-    since `WINDOW` ago are read each time, and the whole logs of those that are new.
+    A log may be written after younger ones. So each poll reads all ids of the last `WINDOW`, and the logs of new ids.
     """
 
     def __init__(self, store: LogStore, query: LogQuery, present: datetime) -> None:
@@ -132,19 +98,19 @@ class Follower:
         self._earliest = query.since
         self._seen: dict[ObjectId, datetime] = {}
         self._move_window(present)
-        #: What was written during an outage comes late by as much: the window does not move on until then.
+        #: After an outage the window stays until this time, because logs of the outage are written late.
         self._hold_until = present
         self._seen = store.read_ids(self._query)
 
     def note_shown(self, shown: Sequence[COTWebhookLog]) -> None:
-        """Take note of logs that were printed already."""
+        """Mark logs as printed."""
         self._seen |= {log.id: log.createdAt for log in shown}
 
     def poll(self, present: datetime) -> list[COTWebhookLog]:
         """Return the logs that are new since the last call, oldest first.
 
         Raises:
-            StoreUnavailable: MongoDB cannot be read now; nothing is lost, the next call makes up for it.
+            StoreUnavailable: MongoDB cannot be read now; the next call returns these logs too.
         """
         try:
             ids = self._store.read_ids(self._query)
@@ -171,7 +137,7 @@ class LogPrinter:
 
     def __init__(self, *, as_json: bool = False, width: int | None = None) -> None:
         self._as_json = as_json
-        self._table = Table(right=_RIGHT_ALIGNED, cut=True, width=width)
+        self._table = Table(right=(5,), cut=True, width=width)
         self._has_header = False
         self._hinted: set[str] = set()
 
@@ -194,11 +160,6 @@ class LogPrinter:
                 print_error(f"note: {kind}: {text}")
 
 
-def print_logs(found: Sequence[COTWebhookLog]) -> None:
-    """Print a table of logs in the given order."""
-    LogPrinter().print(found)
-
-
 def _row(log: COTWebhookLog) -> list[str | Cell]:
     attempt = log.attempt  # None in a log that another system wrote
     is_success = (attempt.outcome if attempt else judge(log.status)) == Outcome.SUCCESS
@@ -218,6 +179,6 @@ def _row(log: COTWebhookLog) -> list[str | Cell]:
 
 
 def first_line(response: str) -> str:
-    """Return the first line of a response that says anything, with a sign when there are more."""
+    """Return the first non-empty line of a response, with "…" if it has more."""
     first, *more = response.strip().splitlines() or [""]
     return f"{first} …" if more else first

@@ -1,8 +1,9 @@
-"""Questions to broker, MongoDB and workers that end within seconds, whatever is away, paused or slow."""
+"""Queries to the broker, MongoDB and workers that end within seconds, also when the other side hangs."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 from kombu.connection import Connection
@@ -14,35 +15,33 @@ from webhooks.rules.remedies import BROKER_ERRORS, explain_broker, explain_datab
 _T = TypeVar("_T")
 
 #: Seconds for one answer of the broker.
-BROKER_TIMEOUT_S = 2
-#: Seconds for a part as a whole. Look-ups of host names, for one, have no deadline of their own.
-_PART_TIMEOUT_S = 6
+_BROKER_TIMEOUT_S = 2
+#: Seconds for a whole query; DNS look-ups, for example, have no timeout of their own.
+_QUERY_TIMEOUT_S = 6
 
 
 class NoAnswer(WebhooksError):
-    """A part cannot be asked; the text says why, and what to do about it."""
+    """A query failed; the text has the reason and the remedy."""
 
 
 class Query(Generic[_T]):
-    """A question that is being asked, in a thread that nobody has to wait for."""
+    """A query that runs in a daemon thread, so that the process can end before it does."""
 
     def __init__(self, ask: Callable[[], _T]) -> None:
         self._answer: Future[_T] = Future()
-        threading.Thread(target=self._ask, args=(ask,), daemon=True).start()
+        threading.Thread(target=self._run, args=(ask,), daemon=True).start()
 
-    def _ask(self, ask: Callable[[], _T]) -> None:
+    def _run(self, ask: Callable[[], _T]) -> None:
         try:
             self._answer.set_result(ask())
-        except NoAnswer as error:
-            self._answer.set_exception(error)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the answer says so
+        except Exception as error:  # noqa: BLE001 - `result` raises it
             self._answer.set_exception(_no_answer(error))
 
-    def result(self, timeout_s: float = _PART_TIMEOUT_S) -> _T:
+    def result(self, timeout_s: float = _QUERY_TIMEOUT_S) -> _T:
         """Wait for the answer.
 
         Raises:
-            NoAnswer: there is none, or not in time.
+            NoAnswer: the query failed, or takes too long.
         """
         try:
             return self._answer.result(timeout_s)
@@ -51,11 +50,8 @@ class Query(Generic[_T]):
 
 
 def _no_answer(error: Exception) -> NoAnswer:
-    """Put a foreign error into words.
-
-    Only the texts of errors that are known are repeated: others, such as those about a URL, may hold a password.
-    """
-    if isinstance(error, InvalidSettings):
+    """Explain an error; only known errors are quoted, because others may contain a password."""
+    if isinstance(error, NoAnswer | InvalidSettings):
         return NoAnswer(str(error))
     if isinstance(error, StoreUnavailable):
         return NoAnswer(explain_database(error))
@@ -64,38 +60,41 @@ def _no_answer(error: Exception) -> NoAnswer:
     return NoAnswer(type(error).__name__)
 
 
-def connect(url: str) -> Connection:
-    """Make a connection to the broker that gives up soon.
+@contextmanager
+def connect(url: str) -> Iterator[Connection]:
+    """Connect to the broker with short timeouts.
 
     Raises:
-        NoAnswer: the URL cannot be used.
+        NoAnswer: the URL is not valid.
+        Exception: one of `BROKER_ERRORS`.
     """
-    deadlines = {"socket_connect_timeout": BROKER_TIMEOUT_S, "socket_timeout": BROKER_TIMEOUT_S}
+    timeouts = {"socket_connect_timeout": _BROKER_TIMEOUT_S, "socket_timeout": _BROKER_TIMEOUT_S}
     try:
-        # The app's own kind of connection: it knows what waits in lanes.
+        # The app's connection class knows the lanes.
         connection = app.connection_for_read(
             url,
-            connect_timeout=BROKER_TIMEOUT_S,
-            transport_options=deadlines if url.startswith("redis") else {},
+            connect_timeout=_BROKER_TIMEOUT_S,
+            transport_options=timeouts if url.startswith("redis") else {},
         )
-        connection.transport_cls  # noqa: B018 - finds out whether the scheme is known
+        connection.transport_cls  # noqa: B018 - raises for an unknown scheme
     except (ValueError, KeyError, ImportError):
         raise NoAnswer("WEBHOOKS_BROKER_URL is not a broker URL that can be used here") from None
-    return connection
+    with connection:
+        connection.ensure_connection(max_retries=1, interval_start=0, timeout=_BROKER_TIMEOUT_S)
+        yield connection
 
 
 def inspect_workers(url: str, what: str, timeout_s: float) -> dict[str, Any]:
-    """Ask all workers on the broker; all of the time passes, as nobody knows how many there are.
+    """Send an inspect command to all workers, and wait the whole timeout: their number is not known.
 
     Args:
         url: the broker's.
         what: name of an inspect command, Celery's or ours.
-        timeout_s: seconds in which they have to answer.
+        timeout_s: seconds to wait for answers.
 
     Returns:
-        By worker, what it answered. Workers of other applications may be among them.
+        The answers by worker's name, also those of other applications' workers.
     """
     with connect(url) as connection:
-        connection.ensure_connection(max_retries=1, interval_start=0, timeout=BROKER_TIMEOUT_S)
         inspect: Any = app.control.inspect(timeout=timeout_s, connection=connection)
         return inspect._request(what) or {}

@@ -1,4 +1,4 @@
-"""``webhooks queues``: how much is queued, for people and autoscalers."""
+"""``webhooks queues``: queue lengths, for people and autoscalers."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -7,46 +7,44 @@ from typing import Any, cast
 import click
 from kombu.transport import redis
 
-from webhooks.cli.common import Table, json_option, print_json
+from webhooks.cli.options import JSON_OPTION
+from webhooks.cli.output import Table, print_json
 from webhooks.cli.questions import Query, connect
 from webhooks.config import get_settings
 from webhooks.transport.counts import count_queues
 
-#: Where messages wait.
-QUEUES = ("webhooks.deliver", "webhooks.send", "celery")
+_QUEUES = ("webhooks.deliver", "webhooks.send", "celery")
 _HEADER = ("QUEUE", "WAITING", "UNACKED", "DELAYED", "OLDEST")
-_RIGHT_ALIGNED = (1, 2, 3)
 
 
 @dataclass(frozen=True, slots=True)
 class QueueLength:
-    """How much one queue holds; None where the broker does not say."""
+    """Counts of one queue's messages; None if the broker does not tell."""
 
     queue: str
-    #: Messages that a worker may take.
+    #: Ready for a worker.
     waiting: int
-    #: Messages that workers have in hand.
+    #: Taken by workers and not yet acknowledged.
     unacked: int | None = None
-    #: Messages that wait for their time, such as that of a retry.
+    #: Not due yet, such as retries.
     delayed: int | None = None
-    #: Seconds that the oldest one has waited; None also where none waits.
+    #: Age of the oldest waiting message, in seconds; None also if none waits.
     oldest_s: float | None = None
 
 
 @click.command(short_help="Count the messages of each queue.")
-@json_option
+@JSON_OPTION
 def queues(as_json: bool) -> None:
-    """Count the messages of each queue: waiting, in workers' hands, waiting for their time; and the oldest one's age.
+    """Count the messages of each queue: waiting, unacknowledged, delayed, and the age of the oldest one.
 
-    What a worker makes of an event at once is one message in its hands, of webhooks.deliver. RabbitMQ says how many
-    wait, and no more.
+    RabbitMQ reports only the waiting ones.
     """
     lengths, _ = Query(lambda: count_messages(get_settings().broker_url)).result()
     if as_json:
         for length in lengths:
             print_json(json.dumps(asdict(length)))
         return
-    Table(right=_RIGHT_ALIGNED).print([_HEADER, *map(_row, lengths)])
+    Table(right=(1, 2, 3)).print([_HEADER, *map(_row, lengths)])
 
 
 def _row(length: QueueLength) -> list[str]:
@@ -56,26 +54,18 @@ def _row(length: QueueLength) -> list[str]:
 
 
 def count_messages(url: str) -> tuple[list[QueueLength], int | None]:
-    """Count what each of our queues holds.
-
-    Returns:
-        The queues, and how many messages workers have in hand of all of them; None where the broker does not say.
-
-    Raises:
-        Exception: the broker's own; see `questions`.
-    """
+    """Return the lengths of our queues, and the number of all unacknowledged messages; None if it is not known."""
     with connect(url) as connection:
-        connection.ensure_connection(max_retries=1, interval_start=0, timeout=connection.connect_timeout)
         channel = cast("Any", connection.default_channel)
         if isinstance(channel, redis.Channel):
-            counts = zip(QUEUES, count_queues(channel, QUEUES), strict=True)
+            counts = zip(_QUEUES, count_queues(channel, _QUEUES), strict=True)
             return [QueueLength(name, *count) for name, count in counts], channel.client.hlen(channel.unacked_key)
         lengths = []
-        for name in QUEUES:
+        for name in _QUEUES:
             try:
-                with connection.channel() as own:  # one that is refused closes its channel
+                with connection.channel() as own:  # an error closes the channel
                     count = cast("Any", own).queue_declare(name, passive=True).message_count
             except connection.channel_errors:
-                count = 0  # nobody declared it yet
+                count = 0  # it does not exist yet
             lengths.append(QueueLength(name, count))
         return lengths, None

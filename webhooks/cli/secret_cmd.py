@@ -1,6 +1,6 @@
-"""``webhooks secret``: what requests are signed with, and the key that seals it in MongoDB.
+"""``webhooks secret``: signing secrets, and the key that seals them in MongoDB.
 
-A secret is shown once, when it is made, and never read from the command line: that stands in the process list.
+A secret is printed once, when it is made, and never read from the command line, which other users can see.
 """
 
 import json
@@ -13,15 +13,9 @@ from typing import Any
 import click
 from bson import ObjectId
 
-from webhooks.cli.common import (
-    Table,
-    company_option,
-    find_webhook,
-    get_stores,
-    json_option,
-    print_error,
-    print_json,
-)
+from webhooks.cli.options import COMPANY_OPTION, JSON_OPTION, ParsedParam, webhook_argument
+from webhooks.cli.output import Table, print_error, print_json
+from webhooks.cli.stores import find_webhook, get_stores
 from webhooks.cli.workers import ask_workers, check_key
 from webhooks.config import get_settings
 from webhooks.errors import InvalidWebhook, SecretUnreadable
@@ -33,13 +27,13 @@ from webhooks.rules.times import parse_duration
 from webhooks.store.mongo import Document
 from webhooks.store.webhooks import read_stored
 
-#: How long requests carry the old signature beside the new one, unless it is said otherwise.
+#: Default time for which requests carry the old and the new signature.
 _OVERLAP = "24h"
 _ID_BYTES = 4
 
 
 def get_vault() -> Vault:
-    """Return what seals and opens, with the keys of the settings."""
+    """Return a vault with the keys of the settings."""
     return Vault(get_settings().encryption_key)
 
 
@@ -47,7 +41,7 @@ def make_secret(text: str, webhook_id: ObjectId, vault: Vault) -> SigningSecret:
     """Seal a secret for a webhook.
 
     Raises:
-        InvalidWebhook: it is none.
+        InvalidWebhook: the text is not a secret.
         SecretUnreadable: there is no key.
     """
     scheme = find_scheme(text)
@@ -61,22 +55,29 @@ def make_secret(text: str, webhook_id: ObjectId, vault: Vault) -> SigningSecret:
 
 
 def read_secret(prompt: str) -> str:
-    """Ask for a secret: hidden at a terminal, else a line of standard input."""
+    """Read a secret, hidden on a terminal, otherwise from a line of standard input."""
     if sys.stdin.isatty():
         return click.prompt(prompt, hide_input=True, err=True)
     return sys.stdin.readline().rstrip("\r\n")
 
 
 def change_webhook(document: Document, field: str, value: Sequence[Any]) -> None:
-    """Store one of our own fields of a webhook.
+    """Replace the field ``secrets`` or ``headers`` of a webhook.
 
     Raises:
-        InvalidWebhook: it cannot be stored; or somebody else changed it since it was read.
+        InvalidWebhook: the value is not valid, or the webhook has changed since it was read.
     """
-    # Parsed before it is written: the rules of the whole field are checked there.
     changed = read_stored({**document, field: [item.model_dump(exclude_none=True) for item in value]})
     if not get_stores().webhooks.replace(changed, field, document.get(field)):
-        raise InvalidWebhook("somebody else has changed this webhook just now: look at it, and try again")
+        raise InvalidWebhook("this webhook has changed meanwhile: check it and try again")
+
+
+def _parse_overlap(text: str) -> datetime:
+    """Return when an overlap that starts now ends."""
+    try:
+        return now() + parse_duration(text)
+    except OverflowError:
+        raise ValueError(f"{text!r} is no span of time, such as 90s 30m 2h 7d") from None
 
 
 @click.group(short_help="Sign requests: make, rotate and remove secrets.")
@@ -91,39 +92,37 @@ def secret() -> None:
 def make_key() -> None:
     """Print a new key for WEBHOOKS_ENCRYPTION_KEY.
 
-    To change the key put the new one before the old one (NEW,OLD) everywhere, run `webhooks secret reseal`, then take
-    the old one away.
+    To change the key, put the new one before the old one (NEW,OLD) everywhere, run `webhooks secret reseal`, then
+    remove the old one.
     """
     click.echo(new_key())
 
 
 @secret.command()
-@click.argument("reference", metavar="REF")
-@company_option
+@webhook_argument
 @click.option(
     "--scheme",
     type=click.Choice([scheme.value for scheme in Scheme]),
-    help="v1 (unless given): HMAC-SHA256 with a shared secret; v1a: Ed25519, checked with a public key.",
+    help="v1 (default): HMAC-SHA256 with a shared secret; v1a: Ed25519, verified with a public key.",
 )
-@click.option("--stdin", "is_given", is_flag=True, help="Use a secret of yours: whsec_… or whsk_…, asked for.")
+@click.option("--stdin", "is_given", is_flag=True, help="Prompt for your own secret: whsec_… or whsk_….")
 @click.option(
     "--overlap",
+    "expires_at",
+    type=ParsedParam("time", _parse_overlap),
     default=_OVERLAP,
     show_default=True,
     metavar="TIME",
-    help="How long requests carry the old signature as well, such as 90s 30m 2h 7d; 0s: no longer.",
+    help="For how long requests also carry the old signature, such as 90s 30m 2h 7d; 0s ends it now.",
 )
-@json_option
-def rotate(reference: str, company: ObjectId | None, scheme: str, is_given: bool, overlap: str, as_json: bool) -> None:
-    """Give a webhook a new secret, its first one or another. REF is an id or a code.
+@JSON_OPTION
+def rotate(
+    reference: str, company: ObjectId | None, scheme: str, is_given: bool, expires_at: datetime, as_json: bool
+) -> None:
+    """Give a webhook a new secret. REF is an id or a code.
 
-    The old ones of the same scheme go on signing for the overlap, so that the receiver can change its own in peace.
+    Old secrets of the same scheme continue to sign during the overlap, so that the receiver can switch.
     """
-    try:
-        lasts = parse_duration(overlap)
-        expires_at = now() + lasts
-    except (ValueError, OverflowError):
-        raise click.BadParameter(f"{overlap!r} is no span of time, such as 30m 2h 7d", param_hint="--overlap") from None
     asked = ask_workers()
     document = find_webhook(get_stores().webhooks, reference, company)
     webhook = read_stored(document)
@@ -134,45 +133,41 @@ def rotate(reference: str, company: ObjectId | None, scheme: str, is_given: bool
     if scheme not in (None, made.scheme):
         raise click.UsageError(f"the secret is one of {made.scheme}, not of {scheme}")
     old = [_expire(old, expires_at) if old.scheme == made.scheme else old for old in webhook.secrets]
-    old = [item for item in old if item.is_valid_at(made.createdAt) and (lasts or item.scheme != made.scheme)]
+    old = [item for item in old if item.is_valid_at(made.createdAt)]
     for item in old:
         _check_opens(item, webhook, vault, reference)
     if len(old) >= MAX_SECRETS:
-        raise InvalidWebhook(f"it has {MAX_SECRETS} valid secrets: take one away with `webhooks secret remove`")
+        raise InvalidWebhook(f"it has {MAX_SECRETS} valid secrets: remove one with `webhooks secret remove`")
     change_webhook(document, "secrets", [made, *old])
-    # Who typed it has it, and nobody but us ever needs a private key.
+    # The user has a given secret, and a private key stays here.
     shown = text if not is_given and not made.public else None
     if as_json:
         values = {**_to_json(made), "webhook": str(webhook.id), **({"secret": shown} if shown else {})}
         print_json(json.dumps({**values, "older": [_to_json(item) for item in old]}))
         return
     rows = [["webhook", f"{webhook.label} ({webhook.id})"], *describe_new(made, shown)]
-    rows += [["beside", f"{item.scheme}, secret {item.id}, {_describe_end(item)}"] for item in old]
+    rows += [["also", f"{item.scheme}, secret {item.id}, {_describe_end(item)}"] for item in old]
     Table().print(rows)
 
 
 def describe_new(made: SigningSecret, text: str | None) -> list[list[str]]:
-    """Show a new secret, this once, in rows; ``text`` is None where it is not to be shown."""
+    """Return rows about a new secret; ``text`` is the secret itself, or None to hide it."""
     rows = [["signed", f"{made.scheme}, secret {made.id}"]]
     if made.public:
-        rows += [["key", made.public], ["", "is the public key, with which the receiver checks signatures"]]
+        rows += [["key", made.public], ["", "the public key, with which the receiver verifies signatures"]]
     if text:
-        rows += [["secret", text], ["", "is shown this once; the receiver checks signatures with it"]]
+        rows += [["secret", text], ["", "shown only now; the receiver verifies signatures with it"]]
     return rows
 
 
 def _check_opens(item: SigningSecret, webhook: COTWebhook, vault: Vault, reference: str) -> None:
-    """Make sure that a secret that is to go on signing can be opened: else nothing would be sent.
-
-    Raises:
-        SecretUnreadable: with the remedy.
-    """
+    """Raise SecretUnreadable, with the remedy, if a secret that continues to sign cannot be opened."""
     try:
         vault.open(item.sealed, webhook.id, Use.SIGN)
     except SecretUnreadable as error:
         raise SecretUnreadable(
-            f"secret {item.id} cannot be opened: {error}. Have the workers another key than this? If it is lost, first "
-            f"`webhooks secret remove {reference} {item.id} --unsigned`"
+            f"secret {item.id} cannot be opened: {error}. Do the workers have another key? If that key is lost, run "
+            f"`webhooks secret remove {reference} {item.id} --unsigned` first"
         ) from None
 
 
@@ -181,24 +176,20 @@ def _expire(item: SigningSecret, at: datetime) -> SigningSecret:
 
 
 @secret.command("list")
-@click.argument("reference", metavar="REF")
-@company_option
-@json_option
+@webhook_argument
+@JSON_OPTION
 def list_secrets(reference: str, company: ObjectId | None, as_json: bool) -> None:
-    """List a webhook's secrets, without the secrets themselves. REF is an id or a code."""
+    """List a webhook's secrets, without their values. REF is an id or a code."""
     webhook = read_stored(find_webhook(get_stores().webhooks, reference, company))
     if as_json:
         for item in webhook.secrets:
             print_json(json.dumps(_to_json(item)))
         return
     if not webhook.secrets:
-        print_error(f"it has none, so its requests are not signed; `webhooks secret rotate {reference}` makes one")
+        print_error(f"it has no secret, so requests are not signed; `webhooks secret rotate {reference}` makes one")
         return
-    Table().print([["ID", "SCHEME", "SINCE", "STATE"], *(_row(item) for item in webhook.secrets)])
-
-
-def _row(item: SigningSecret) -> list[str]:
-    return [item.id, item.scheme, format_instant(item.createdAt), _describe_end(item)]
+    rows = [[i.id, i.scheme, format_instant(i.createdAt), _describe_end(i)] for i in webhook.secrets]
+    Table().print([["ID", "SCHEME", "SINCE", "STATE"], *rows])
 
 
 def _describe_end(item: SigningSecret) -> str:
@@ -218,14 +209,13 @@ def _to_json(item: SigningSecret) -> dict[str, Any]:
 
 
 @secret.command("public-key")
-@click.argument("reference", metavar="REF")
-@company_option
+@webhook_argument
 def show_public_key(reference: str, company: ObjectId | None) -> None:
-    """Print the public keys with which a receiver checks v1a signatures, the newest first. REF is an id or a code."""
+    """Print the public keys that verify v1a signatures, the newest first. REF is an id or a code."""
     webhook = read_stored(find_webhook(get_stores().webhooks, reference, company))
     keys = [item.public for item in webhook.secrets if item.public and item.is_valid_at(now())]
     if not keys:
-        raise click.ClickException(f"it has none; `webhooks secret rotate {reference} --scheme v1a` makes one")
+        raise click.ClickException(f"it has no public key; `webhooks secret rotate {reference} --scheme v1a` makes one")
     for key in keys:
         click.echo(key)
 
@@ -233,32 +223,32 @@ def show_public_key(reference: str, company: ObjectId | None) -> None:
 @secret.command()
 @click.argument("reference", metavar="REF")
 @click.argument("secret_id", metavar="SECRET_ID")
-@company_option
-@click.option("--unsigned", is_flag=True, help="Also when it is the last: requests are not signed any more then.")
+@COMPANY_OPTION
+@click.option("--unsigned", is_flag=True, help="Remove the last secret too: requests are no longer signed.")
 def remove(reference: str, secret_id: str, company: ObjectId | None, unsigned: bool) -> None:
-    """Take a secret away at once, such as one that has leaked. REF is an id or a code, SECRET_ID as `list` shows it."""
+    """Remove a secret now, such as one that has leaked. REF is an id or a code, SECRET_ID is from `list`."""
     document = find_webhook(get_stores().webhooks, reference, company)
     webhook = read_stored(document)
     kept = [item for item in webhook.secrets if item.id != secret_id]
     if len(kept) == len(webhook.secrets):
         raise click.ClickException(f"it has no secret {secret_id}; `webhooks secret list {reference}` shows them")
     kept = [item for item in kept if item.is_valid_at(now())]
-    if not any(item.expiresAt is None for item in kept) and not unsigned:
-        left = "the others expire, and then nothing could be sent" if kept else "it is the last that signs"
-        raise click.ClickException(
-            f"{left}: make another one first (`webhooks secret rotate {reference}`), or give --unsigned"
-        )
-    if unsigned and not any(item.expiresAt is None for item in kept):
-        kept = []  # requests go out unsigned from now on, and not from some day on not at all
+    if not any(item.expiresAt is None for item in kept):
+        if not unsigned:
+            left = "the others expire, and then nothing could be sent" if kept else "it is the last that signs"
+            raise click.ClickException(
+                f"{left}: make another one first (`webhooks secret rotate {reference}`), or give --unsigned"
+            )
+        kept = []  # otherwise nothing could be sent after the others expire
     change_webhook(document, "secrets", kept)
     click.echo(f"secret {secret_id} of {webhook.label} ({webhook.id}) is removed")
 
 
 @secret.command()
 def reseal() -> None:
-    """Seal everything anew with the first key of WEBHOOKS_ENCRYPTION_KEY.
+    """Seal all secrets again with the first key of WEBHOOKS_ENCRYPTION_KEY.
 
-    Exits with 1 if something cannot be opened.
+    Exits with 1 if one cannot be opened.
     """
     vault, stores = get_vault(), get_stores()
     done = failed = 0
@@ -267,8 +257,8 @@ def reseal() -> None:
             done += _reseal_one(document, vault)
         except (SecretUnreadable, InvalidWebhook) as error:
             failed += 1
-            print_error(f"webhook {document.get('_id')} is left as it was: {error}")
-    click.echo(f"sealed anew: {done}" + (f"; webhooks left as they were: {failed}" if failed else ""))
+            print_error(f"webhook {document.get('_id')} is unchanged: {error}")
+    click.echo(f"sealed again: {done}" + (f"; webhooks unchanged: {failed}" if failed else ""))
     if failed:
         raise click.exceptions.Exit(1)
 
@@ -276,7 +266,7 @@ def reseal() -> None:
 def _reseal_one(document: Document, vault: Vault) -> int:
     if not document.get("secrets") and not document.get("headers"):
         return 0
-    webhook: COTWebhook = read_stored(document)
+    webhook = read_stored(document)
     count = 0
     for field in ("secrets", "headers"):
         items = getattr(webhook, field)
@@ -289,7 +279,7 @@ def _reseal_one(document: Document, vault: Vault) -> int:
 
 
 def count_unreadable(documents: Iterable[Document], vault: Vault) -> int:
-    """Count webhooks of which something cannot be opened, so that nothing is sent to them."""
+    """Count webhooks with a secret that cannot be opened, to which nothing is sent."""
     count = 0
     for document in documents:
         try:

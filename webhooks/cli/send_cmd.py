@@ -1,11 +1,12 @@
-"""``webhooks send``: hand in an event, as a producer does."""
+"""``webhooks send``: queue an event, as a producer does."""
 
 import json
 from typing import BinaryIO
 
 import click
 
-from webhooks.cli.common import json_option, place_of, print_error, print_json
+from webhooks.cli.options import JSON_OPTION
+from webhooks.cli.output import place_of, print_error, print_json
 from webhooks.cli.questions import NoAnswer, Query
 from webhooks.cli.workers import Digests, ask_workers, note_refusal
 from webhooks.config import get_settings
@@ -16,19 +17,19 @@ from webhooks.rules.matching import match
 from webhooks.store.mongo import open_database
 from webhooks.store.webhooks import WebhookStore
 
-#: Seconds for MongoDB: the event is queued already, and what is said here is only a help.
+#: Seconds for MongoDB, which only the notes need: the event is queued already.
 _MONGODB_TIMEOUT_S = 4.0
-#: Webhooks of which something is said.
-_MOST_NOTED = 20
+#: Maximum number of webhooks that notes are printed about.
+_MAX_NOTES = 20
 
 
 @click.command(short_help="Send an event, from a file or standard input.")
 @click.argument("file", type=click.File("rb"))
-@json_option
+@JSON_OPTION
 def send(file: BinaryIO, as_json: bool) -> None:
     """Send the event in FILE, a COTEvent as JSON; - reads it from standard input.
 
-    The event goes to every webhook that asked for it, exactly as `deliver.delay(event)` would send it.
+    The same as `deliver.delay(event)`: each webhook that matches the event gets it.
     """
     settings, asked = get_settings(), None if as_json else ask_workers()
     try:
@@ -36,7 +37,7 @@ def send(file: BinaryIO, as_json: bool) -> None:
     except UnicodeDecodeError:
         raise InvalidEvent("invalid event: it is not UTF-8") from None
     event = parse_event_text(text, settings.max_event_bytes)
-    # Somebody waits for the answer and can repeat the command, so Celery does not.
+    # No retry: the user waits for the answer and can repeat the command.
     event_id = deliver.apply_async((event,), retry=False).id  # pyright: ignore[reportFunctionMemberAccess]
     if as_json:
         print_json(json.dumps({"event_id": event_id}))
@@ -45,13 +46,13 @@ def send(file: BinaryIO, as_json: bool) -> None:
         f"event {event_id}: {event.type} {event.event} of company {event.company}, queued at "
         f"{place_of(settings.broker_url)}"
     )
-    click.echo(f"See what comes of it: webhooks logs --event {event_id}")
+    click.echo(f"See its deliveries: webhooks logs --event {event_id}")
     if asked is not None:
-        _note_who_gets(event, asked)
+        _print_notes(event, asked)
 
 
-def _note_who_gets(event: COTEvent, asked: Query[Digests]) -> None:
-    """Say early why an event may come nowhere: nobody wants it, or an attempt would be refused."""
+def _print_notes(event: COTEvent, asked: Query[Digests]) -> None:
+    """Print a note if no webhook matches the event, or if attempts would fail."""
     settings = get_settings()
 
     def find() -> list[COTWebhook]:
@@ -62,9 +63,9 @@ def _note_who_gets(event: COTEvent, asked: Query[Digests]) -> None:
     try:
         webhooks = Query(find).result()
     except NoAnswer as error:
-        print_error(f"note: who gets it is not known: {error}")
+        print_error(f"note: its webhooks are not known: {error}")
         return
     if not webhooks:
-        print_error(f"note: no active webhook wants it; `webhooks list --company {event.company}` shows what they want")
-    for webhook in webhooks[:_MOST_NOTED]:
+        print_error(f"note: no active webhook matches it; `webhooks list --company {event.company}` shows all of them")
+    for webhook in webhooks[:_MAX_NOTES]:
         note_refusal(webhook.url, asked, label=f"webhook {webhook.label}")

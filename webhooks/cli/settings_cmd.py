@@ -1,4 +1,4 @@
-"""``webhooks settings``: what is in force here, and where each value comes from. Shows no secret."""
+"""``webhooks settings``: the values in force and where they come from, without secrets."""
 
 import json
 import os
@@ -6,32 +6,35 @@ from typing import Any
 
 import click
 
-from webhooks.cli.common import Cell, Table, json_option, place_of, print_json
+from webhooks.cli.options import JSON_OPTION
+from webhooks.cli.output import Cell, Table, place_of, print_json
 from webhooks.config import PREFIX, Proxy, Settings, get_settings
 from webhooks.rules.encryption import fingerprint
+from webhooks.worker.digest import Digest
 
-#: By the end of a setting's name.
+#: Units by the suffix of a setting's name.
 _UNITS = {"_s": "seconds", "_bytes": "bytes", "_days": "days"}
 
 
-@click.command(short_help="Show the settings in force, and where each comes from.")
-@json_option
+@click.command(short_help="Show the settings in force, and the source of each.")
+@JSON_OPTION
 def settings(as_json: bool) -> None:
-    """Show the settings that are in force in this terminal, and where each value comes from.
+    """Show the settings in force in this terminal, and the source of each value.
 
-    Workers have those of their own environment. Of secrets and keys only a fingerprint is shown, which is the same
-    wherever the key is; of URLs, where they lead.
+    Workers have the settings of their own environment. Secrets and keys are shown as fingerprints, which are the same
+    on all machines. URLs are shown without credentials.
     """
     rows = [_describe(name, get_settings()) for name in Settings.model_fields]
     if as_json:
         for row in rows:
             print_json(json.dumps(row, ensure_ascii=False))
         return
-    shown = [
-        [row["name"], _as_text(row["value"]), row["unit"] or "", Cell(row["from"], _STYLES[row["from"]])]
-        for row in rows
-    ]
-    Table().print(shown)
+    Table().print(
+        [
+            [row["name"], _as_text(row["value"]), row["unit"] or "", Cell(row["from"], _STYLES[row["from"]])]
+            for row in rows
+        ]
+    )
 
 
 _STYLES = {"default": "dim", "environment": ""}
@@ -49,7 +52,7 @@ def _describe(name: str, settings: Settings) -> dict[str, Any]:
 
 
 def _shown(name: str, value: Any) -> Any:
-    """Return what may be shown of a value, as JSON has it; None where nothing is set."""
+    """Return a value for JSON, without secrets; None if it is not set."""
     if value is None or value == ():
         return None
     if name in ("encryption_key", "operators_secret"):
@@ -58,7 +61,7 @@ def _shown(name: str, value: Any) -> Any:
     if isinstance(value, Proxy):
         return place_of(value.to_url())
     if name.endswith("_url"):
-        # Beyond the host, a URL that operators are told at may be a secret as a whole.
+        # The path of a notification URL may be a secret.
         scheme, place = value.partition("://")[0], place_of(value)
         return f"{scheme}://{place.partition('/')[0] if name == 'operators_url' else place}"
     if isinstance(value, tuple | frozenset):
@@ -76,16 +79,6 @@ def _as_text(value: Any) -> str:
     if value is None:
         return "not set"
     if isinstance(value, list):
-        return ",".join(_ranges(value) if isinstance(value[0], int) else value)
+        # A worker's digest has the ports in the form of the setting.
+        return ",".join(value) if isinstance(value[0], str) else str(Digest.of(get_settings()).allowed_ports)
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _ranges(ports: list[int]) -> list[str]:
-    """Write ascending ports as the setting has them, such as ``80`` and ``8000-8999``."""
-    found: list[list[int]] = []
-    for port in ports:
-        if found and found[-1][1] == port - 1:
-            found[-1][1] = port
-        else:
-            found.append([port, port])
-    return [str(first) if first == last else f"{first}-{last}" for first, last in found]

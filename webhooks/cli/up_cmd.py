@@ -1,4 +1,4 @@
-"""``webhooks up``: everything on this machine; see `webhooks.local.up`."""
+"""``webhooks up``; see `webhooks.local.up`."""
 
 from pathlib import Path
 
@@ -22,13 +22,12 @@ from webhooks.local.up import run_up, with_loopback
 @click.option(
     "--allow-loopback",
     is_flag=True,
-    help="Let requests go to this machine as well: 127.0.0.0/8 and ::1 beside WEBHOOKS_ALLOWED_NETWORKS.",
+    help="Allow requests to this machine: 127.0.0.0/8 and ::1 in addition to WEBHOOKS_ALLOWED_NETWORKS.",
 )
 def up(data_dir: Path, flower_port: int, allow_loopback: bool) -> None:
     """Run Valkey, MongoDB, a worker and Flower on this machine, until Ctrl-C.
 
-    They listen on this machine alone. A broker or database that WEBHOOKS_BROKER_URL or WEBHOOKS_MONGODB_URL puts
-    elsewhere is used as it is.
+    They listen only on loopback. If WEBHOOKS_BROKER_URL or WEBHOOKS_MONGODB_URL names another server, that one is used.
     """
     settings = get_settings()
     run_up(data_dir, with_loopback(settings) if allow_loopback else settings, flower_port=flower_port)

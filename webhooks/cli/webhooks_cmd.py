@@ -1,39 +1,39 @@
-"""``webhooks add``, ``list``, ``show``, ``edit``, ``deactivate``, ``activate``: who wants which events."""
+"""``webhooks add``, ``list``, ``show``, ``edit``, ``deactivate``, ``activate``."""
 
 import json
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, TypeVar, get_args
 
 import click
 from bson import ObjectId
 
-from webhooks.cli.common import (
-    Cell,
-    IdParam,
-    Table,
-    company_option,
-    document_json,
-    find_webhook,
-    get_stores,
-    json_option,
-    print_error,
-    print_json,
-)
-from webhooks.cli.logs_cmd import first_line, print_logs
+from webhooks.cli.logs_cmd import LogPrinter, first_line
+from webhooks.cli.options import COMPANY_OPTION, ID, JSON_OPTION, ParsedParam, webhook_argument
+from webhooks.cli.output import Cell, Table, document_json, print_error, print_json
 from webhooks.cli.secret_cmd import describe_new, get_vault, make_secret
-from webhooks.cli.status import describe_notices, describe_state, describe_status, read_gates, read_status
+from webhooks.cli.status import (
+    COUNT_LIMIT,
+    count,
+    describe_notices,
+    describe_state,
+    describe_status,
+    read_gates,
+    read_status,
+)
+from webhooks.cli.stores import find_webhook, get_stores
 from webhooks.cli.workers import ask_workers, check_key, note_refusal
 from webhooks.delivery import operate
 from webhooks.delivery.operate import change_webhook
 from webhooks.errors import InvalidWebhook
-from webhooks.models import TRIGGERS, COTWebhook, format_instant, now, parse_webhook
+from webhooks.models import TRIGGERS, COTWebhook, COTWebhookLog, format_instant, now, parse_webhook
 from webhooks.models.webhook import MAX_RATE, MIN_RATE, TriggerName
-from webhooks.models.wire import to_wire
+from webhooks.models.wire import parse_object_id, to_wire
 from webhooks.rules.retry import Outcome
 from webhooks.rules.signing import new_secret
-from webhooks.store.logs import LogQuery, LogStore
+from webhooks.store.logs import LogQuery
 from webhooks.store.mongo import Document
 from webhooks.store.webhooks import read_stored, why_unusable, without_secrets
 
@@ -41,40 +41,28 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 #: Options that narrow a webhook → the field of its context.
 _CONTEXT_OPTIONS = {"survey": "survey", "group": "group", "task_group": "taskGroup"}
-#: Options that say how its events are sent, and the fields that they set. What is the default is not stored.
+#: Options, and fields, for order and rate. Defaults are not stored.
 _SENDING_FIELDS = ("ordered", "on_exhausted", "rate_limit", "rate_burst")
 #: What an ordered webhook does after a delivery whose retries are used up.
-_THEN = {"next": "goes on with the next", "stop": "stops"}
-#: Decimals as people write them; Python takes much more for a number.
+_ON_EXHAUSTED = {"next": "continues with the next", "stop": "stops"}
+#: Plain decimals; `float` accepts other forms too.
 _NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
-#: How many attempts `show` shows.
+#: Number of attempts, and characters of a response, that `show` prints.
 _SHOWN_ATTEMPTS = 5
-#: Characters of a response that `show` quotes.
 _SHOWN_RESPONSE = 500
-#: Where `show` stops counting: an answer must not cost the database much.
-_COUNT_LIMIT = 100_000
 
 
-class _IdOrNone(IdParam):
-    """An id, or ``""`` for "any"."""
+def _parse_rate(text: str) -> float:
+    """Parse attempts per second; "none" becomes 0, because click uses None for an option that is not given."""
+    if text == "none":
+        return 0
+    if not _NUMBER.fullmatch(text) or not MIN_RATE <= float(text) <= MAX_RATE:
+        raise ValueError(f"{text!r} is neither a number from {MIN_RATE:g} to {MAX_RATE} nor none")
+    return float(text) if "." in text else int(text)
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:  # pyright: ignore[reportIncompatibleMethodOverride] - text here
-        """Read 24 hexadecimal digits or nothing."""
-        return "" if value == "" else str(super().convert(value, param, ctx))
 
-
-class _RateParam(click.ParamType):
-    """Attempts per second; "none" becomes 0, as click takes None for an option that is not there."""
-
-    name = "rate"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Read a number, or ``none``."""
-        if value == "none" or not isinstance(value, str):
-            return 0 if value == "none" else value
-        if not _NUMBER.fullmatch(value) or not MIN_RATE <= float(value) <= MAX_RATE:
-            self.fail(f"{value!r} is no number from {MIN_RATE:g} to {MAX_RATE}, nor none", param, ctx)
-        return float(value) if "." in value else int(value)
+def _flag(option: str) -> str:
+    return "--" + option.replace("_", "-")
 
 
 def _triggers_narrowed_by(field: str) -> list[str]:
@@ -82,7 +70,7 @@ def _triggers_narrowed_by(field: str) -> list[str]:
 
 
 def _fields(*, is_new: bool) -> Callable[[_F], _F]:
-    """Add the options for what a person may set on a webhook."""
+    """Add the options for a webhook's fields."""
 
     def decorate(function: _F) -> _F:
         options = [
@@ -91,7 +79,7 @@ def _fields(*, is_new: bool) -> Callable[[_F], _F]:
                 type=click.Choice(get_args(TriggerName)),
                 required=is_new,
                 metavar="TRIGGER",
-                help=f"What it wants: {', '.join(get_args(TriggerName))}.",
+                help=f"Its events: {', '.join(get_args(TriggerName))}.",
             ),
             click.option("--url", required=is_new, help="Where events are sent: http:// or https://."),
             click.option("--name", help="For people."),
@@ -102,8 +90,8 @@ def _fields(*, is_new: bool) -> Callable[[_F], _F]:
             any_ = "" if is_new else ' "" for any.'
             options.append(
                 click.option(
-                    "--" + option.replace("_", "-"),
-                    type=_IdOrNone(),
+                    _flag(option),
+                    type=ParsedParam("id", lambda text: text and str(parse_object_id(text))),
                     metavar="ID",
                     help=f"Only events of this {option.replace('_', ' ')} ({triggers}).{any_}",
                 )
@@ -112,26 +100,26 @@ def _fields(*, is_new: bool) -> Callable[[_F], _F]:
             click.option(
                 "--ordered/--unordered",
                 default=None,
-                help="Its events arrive in the order in which they were accepted, one at a time; or as they come.",
+                help="Send its events in the order in which they were accepted, one at a time; or in any order.",
             ),
             click.option(
                 "--on-exhausted",
                 type=click.Choice(["next", "stop"]),
-                help="Of an ordered one, when all attempts of a delivery have failed: go on with the next, or stop and "
-                "wait for an operator.",
+                help="With --ordered, after all attempts of a delivery have failed: continue with the next, or stop "
+                "and wait for an operator.",
             ),
             click.option(
                 "--rate-limit",
-                type=_RateParam(),
+                type=ParsedParam("rate", _parse_rate),
                 metavar="N",
-                help="At most so many attempts per second, over all workers; decimals are allowed."
+                help="Maximum attempts per second, over all workers; decimals are allowed."
                 + ("" if is_new else " none: no limit."),
             ),
             click.option(
                 "--rate-burst",
                 type=click.IntRange(1, MAX_RATE),
                 metavar="N",
-                help="Of one with a limit: so many attempts at once, where none was made for a while.",
+                help="With --rate-limit: maximum attempts at once after a pause.",
             ),
         ]
         for option in reversed(options):
@@ -142,17 +130,15 @@ def _fields(*, is_new: bool) -> Callable[[_F], _F]:
 
 
 @click.command()
-@click.option("--company", type=IdParam(), metavar="ID", required=True, help="Whose events it wants.")
-@click.option(
-    "--code", required=True, help="What it is called: a-z, 0-9 and _, unique in its company, never changed again."
-)
+@click.option("--company", type=ID, metavar="ID", required=True, help="The company whose events it gets.")
+@click.option("--code", required=True, help="Its name: a-z, 0-9 and _, unique in its company, never changed.")
 @_fields(is_new=True)
-@click.option("--unsigned", is_flag=True, help="Make no secret: its requests are not signed.")
-@json_option
+@click.option("--unsigned", is_flag=True, help="Make no secret: requests are not signed.")
+@JSON_OPTION
 def add(company: ObjectId, code: str, unsigned: bool, as_json: bool, **fields: Any) -> None:
     """Add a webhook; it gets events within 5 s.
 
-    Its requests are signed with a secret that is made and shown now, if WEBHOOKS_ENCRYPTION_KEY is set.
+    If WEBHOOKS_ENCRYPTION_KEY is set, a new secret is shown, which signs its requests.
     """
     _check_context(fields, str(fields["trigger"]))
     sending = _read_sending(fields)
@@ -180,10 +166,9 @@ def add(company: ObjectId, code: str, unsigned: bool, as_json: bool, **fields: A
         }
     )
     store = get_stores().webhooks
-    # What keeps codes unique; a worker makes it as well, but may never have run here.
+    # The index keeps codes unique, but it cannot exist if two old webhooks have the same code.
     store.ensure_indexes()
     if any(document.get("code") == code for document in store.find(code, company)):
-        # That index cannot exist where two webhooks had one code before.
         raise InvalidWebhook(f"invalid webhook: code: company {company} has {code!r} already")
     store.add(webhook)
     note_refusal(webhook.url, asked)
@@ -191,36 +176,34 @@ def add(company: ObjectId, code: str, unsigned: bool, as_json: bool, **fields: A
         print_json(document_json({**without_secrets(webhook.to_wire()), **({"secret": text} if made else {})}))
         return
     signed = describe_new(made, text) if made else [["signed", "no"]]
-    Table().print([["added", str(webhook.id)], *_describe_wish(webhook), *signed])
+    Table().print([["added", str(webhook.id)], *_describe(webhook), *signed])
     if made is None and not unsigned:
         print_error(
-            "note: WEBHOOKS_ENCRYPTION_KEY is not set, so no secret was made: set it to the workers' key, or to one "
-            f"that `webhooks secret new-key` makes for both, then `webhooks secret rotate {webhook.id}`"
+            "note: WEBHOOKS_ENCRYPTION_KEY is not set, so no secret was made: set it to the workers' key, or to a new "
+            f"one from `webhooks secret new-key` for both, then run `webhooks secret rotate {webhook.id}`"
         )
 
 
 @click.command("list")
-@company_option
-@click.option("--all", "with_inactive", is_flag=True, help="Also those that are not active.")
-@json_option
+@COMPANY_OPTION
+@click.option("--all", "with_inactive", is_flag=True, help="Also inactive ones.")
+@JSON_OPTION
 def list_webhooks(company: ObjectId | None, with_inactive: bool, as_json: bool) -> None:
     """List the active webhooks, by company and code.
 
-    Other services may write webhooks, too: one that breaks the contract is listed with the reason, and gets no events.
+    A webhook that breaks the contract is listed with the reason, and gets no events.
     """
     stores = get_stores()
     documents = stores.webhooks.list_all(company)
     if not with_inactive:
         documents = [document for document in documents if document.get("isActive") is not False]
-    states = [
-        describe_state(document, gate) for document, gate in zip(documents, read_gates(stores, documents), strict=True)
-    ]
+    states = list(map(describe_state, documents, read_gates(stores, documents)))
     if as_json:
         for document, state in zip(documents, states, strict=True):
             print_json(document_json({**without_secrets(_with_reason(document)), "state": state.text}))
         return
     if not documents:
-        print_error("there are none" if with_inactive else "there are no active ones; --all shows the others")
+        print_error("no webhooks" if with_inactive else "no active webhooks; --all shows inactive ones")
         return
     rows: dict[str, list[list[str | Cell]]] = {}
     for document, state in zip(documents, states, strict=True):
@@ -238,22 +221,24 @@ def _list_row(document: Document, state: Cell) -> list[str | Cell]:
 
 
 @click.command()
-@click.argument("reference", metavar="REF")
-@company_option
-@json_option
+@webhook_argument
+@JSON_OPTION
 def show(reference: str, company: ObjectId | None, as_json: bool) -> None:
-    """Show a webhook, all of it, what is owed to it, and how its last attempts went. REF is an id or a code."""
+    """Show a webhook, its pending deliveries and its last attempts. REF is an id or a code."""
     stores = get_stores()
     document = find_webhook(stores.webhooks, reference, company)
-    # A reference finds ids that somebody stored as something else; they have no logs.
     query = LogQuery(webhook_id=document["_id"])
     attempts = stores.logs.read(query, _SHOWN_ATTEMPTS)[::-1]
-    counts = _count_last_day(stores.logs, document["_id"])
-    standing = read_status(stores, document)
+    since = now() - timedelta(days=1)
+    counts = {
+        outcome.value: stores.logs.count(replace(query, outcome=outcome, since=since), COUNT_LIMIT)
+        for outcome in Outcome
+    }
+    status = read_status(stores, document)
     if as_json:
         wire = {
             "webhook": without_secrets(_with_reason(document)),
-            "standing": None if standing is None else standing.to_wire(),
+            "standing": None if status is None else status.to_wire(),
             "last_24_h": counts,
             "logs": [log.to_wire() for log in attempts],
         }
@@ -268,28 +253,29 @@ def show(reference: str, company: ObjectId | None, as_json: bool) -> None:
         ]
     )
     click.echo()
-    last = {outcome: stores.logs.read(LogQuery(webhook_id=document["_id"], outcome=outcome), 1) for outcome in Outcome}
-    summary = [] if standing is None else describe_status(document, standing)
-    summary.append(["last 24 h", _describe_counts(counts)])
+    rows = [] if status is None else describe_status(document, status)
+    successes, failures = counts[Outcome.SUCCESS.value], counts[Outcome.FAILED.value]
+    rows.append(["last 24 h", f"{count(successes)} succeeded, {count(failures)} failed"])
     for name, outcome, style in (("last success", Outcome.SUCCESS, "green"), ("last failure", Outcome.FAILED, "red")):
-        text = "none on record"
-        for log in last[outcome]:
-            text = f"{format_instant(log.createdAt)}, {log.status}, event {log.details.event_id}"
-            if log.response.strip():
-                text += f": {first_line(log.response)[:_SHOWN_RESPONSE]}"
-        summary.append([name, Cell(text, style if last[outcome] else "")])
-    Table().print(summary)
-    if standing is not None and standing.gate.notices:
+        last = stores.logs.read(replace(query, outcome=outcome), 1)
+        rows.append([name, Cell(_describe_log(last[0]), style) if last else "none on record"])
+    Table().print(rows)
+    if status is not None and status.gate.notices:
         click.echo("\nLast changes:")
-        Table().print(describe_notices(standing.gate))
+        Table().print(describe_notices(status.gate))
     if attempts:
         click.echo("\nLast attempts:")
-        print_logs(attempts)
-        click.echo(f"More of them: webhooks logs --webhook {document['_id']}")
+        LogPrinter().print(attempts)
+        click.echo(f"More: webhooks logs --webhook {document['_id']}")
+
+
+def _describe_log(log: COTWebhookLog) -> str:
+    response = f": {first_line(log.response)[:_SHOWN_RESPONSE]}" if log.response.strip() else ""
+    return f"{format_instant(log.createdAt)}, {log.status}, event {log.details.event_id}{response}"
 
 
 def _describe_fields(fields: Mapping[str, Any], prefix: str = "") -> list[list[str]]:
-    """Return a row for each field of a stored webhook, whatever is in it."""
+    """Return a row for each field of a stored webhook, whatever it holds."""
     rows = []
     for key, value in fields.items():
         if isinstance(value, Mapping):
@@ -299,30 +285,14 @@ def _describe_fields(fields: Mapping[str, Any], prefix: str = "") -> list[list[s
     return rows
 
 
-def _count_last_day(logs: LogStore, webhook_id: ObjectId) -> dict[str, int]:
-    since = now() - timedelta(days=1)
-    return {
-        outcome.value: logs.count(LogQuery(webhook_id=webhook_id, outcome=outcome, since=since), _COUNT_LIMIT)
-        for outcome in Outcome
-    }
-
-
-def _describe_counts(counts: Mapping[str, int]) -> str:
-    return ", ".join(
-        f"{count}{'+' if count == _COUNT_LIMIT else ''} {'succeeded' if name == Outcome.SUCCESS else 'failed'}"
-        for name, count in counts.items()
-    )
-
-
 @click.command()
-@click.argument("reference", metavar="REF")
-@company_option
+@webhook_argument
 @_fields(is_new=False)
-@json_option
+@JSON_OPTION
 def edit(reference: str, company: ObjectId | None, as_json: bool, **fields: Any) -> None:
     """Change a webhook. REF is an id or a code.
 
-    Only what is given is written. Company and code never change: receivers and other services know a webhook by them.
+    Only the given fields are written. Company and code never change, because they identify a webhook elsewhere.
     """
     given = {name: value for name, value in fields.items() if value is not None}
     if not given:
@@ -344,30 +314,27 @@ def edit(reference: str, company: ObjectId | None, as_json: bool, **fields: Any)
     if as_json:
         print_json(document_json(without_secrets(webhook.to_wire())))
         return
-    Table().print([["changed", str(webhook.id)], *_describe_wish(webhook)])
+    Table().print([["changed", str(webhook.id)], *_describe(webhook)])
 
 
 @click.command()
-@click.argument("reference", metavar="REF")
-@company_option
+@webhook_argument
 def deactivate(reference: str, company: ObjectId | None) -> None:
     """Stop sending to a webhook. REF is an id or a code.
 
-    It takes effect within 5 s, also for deliveries that wait for their next attempt or are kept: they end, and their
-    logs say so. The webhook and its logs stay.
+    It takes effect within 5 s, and ends deliveries that wait for a retry or are held, with a log for each. The webhook
+    and its logs stay.
     """
     stores = get_stores()
     _say_active(operate.deactivate(stores, find_webhook(stores.webhooks, reference, company)))
 
 
 @click.command()
-@click.argument("reference", metavar="REF")
-@company_option
+@webhook_argument
 def activate(reference: str, company: ObjectId | None) -> None:
     """Send to a webhook again. REF is an id or a code.
 
-    It gets events within 5 s; those of the time in between are not made up for. If it is paused or has stopped, it goes
-    on as with `webhooks resume`.
+    It gets new events within 5 s, but none of those it missed. If it is paused or has stopped, this also resumes it.
     """
     stores = get_stores()
     _say_active(operate.activate(stores, find_webhook(stores.webhooks, reference, company)))
@@ -379,7 +346,7 @@ def _say_active(webhook: COTWebhook) -> None:
 
 
 def _read_sending(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields that say how events are sent, of the options that were given; None for a default."""
+    """Return the given fields of order and rate, with None for defaults."""
     found = {field: given[field] for field in _SENDING_FIELDS if given.get(field) is not None}
     return {
         field: None if value in (0, COTWebhook.model_fields[field].default) else value for field, value in found.items()
@@ -387,15 +354,7 @@ def _read_sending(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_sending(given: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Refuse an option that would be stored and do nothing.
-
-    Args:
-        given: the options.
-        wanted: the fields of the webhook as it would be.
-
-    Raises:
-        click.UsageError: says what it goes with.
-    """
+    """Refuse options of order and rate that have no effect on a webhook with the ``wanted`` fields."""
     if given.get("on_exhausted") is not None and not wanted.get("ordered"):
         raise click.UsageError("--on-exhausted goes with an ordered webhook only: give --ordered")
     if given.get("rate_burst") is not None and wanted.get("rate_limit") is None:
@@ -403,28 +362,23 @@ def _check_sending(given: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
 
 
 def _check_context(given: Mapping[str, str | None], trigger: str) -> None:
-    """Refuse an option that would be stored and do nothing.
-
-    Raises:
-        click.UsageError: says which triggers it narrows.
-    """
+    """Refuse options that do not narrow the trigger."""
     for option, field in _CONTEXT_OPTIONS.items():
         triggers = _triggers_narrowed_by(field)
         if given.get(option) and trigger not in triggers:
-            name = "--" + option.replace("_", "-")
-            raise click.UsageError(f"{name} does not narrow {trigger}, only {' and '.join(triggers)}")
+            raise click.UsageError(f"{_flag(option)} does not narrow {trigger}, only {' and '.join(triggers)}")
 
 
 def _warn_of_idle_context(webhook: COTWebhook) -> None:
     narrowed_by = TRIGGERS[webhook.trigger].narrowed_by
     for option, field in _CONTEXT_OPTIONS.items():
         if getattr(webhook.context, field) and field not in narrowed_by:
-            name = "--" + option.replace("_", "-")
-            print_error(f'note: context.{field} is set, but does not narrow {webhook.trigger}; {name} "" clears it')
+            message = f"note: context.{field} is set, but does not narrow {webhook.trigger}"
+            print_error(f'{message}; {_flag(option)} "" clears it')
 
 
-def _describe_wish(webhook: COTWebhook) -> list[list[str]]:
-    """Say what a webhook will get, in rows."""
+def _describe(webhook: COTWebhook) -> list[list[str]]:
+    """Return rows about the events that a webhook gets, and how they are sent."""
     trigger = TRIGGERS[webhook.trigger]
     events = [event for event in ("create", "edit", "delete", "logout") if event in trigger.events]
     narrowed = [
@@ -432,8 +386,8 @@ def _describe_wish(webhook: COTWebhook) -> list[list[str]]:
         for field, key in trigger.narrowed_by.items()
         if getattr(webhook.context, field)
     ]
-    wish = f"{trigger.type} {', '.join(events)} of company {webhook.company}"
-    rows = [["code", webhook.label], ["gets", " ".join([wish, " and ".join(narrowed)]).strip()], ["at", webhook.url]]
+    gets = f"{trigger.type} {', '.join(events)} of company {webhook.company}"
+    rows = [["code", webhook.label], ["gets", f"{gets} {' and '.join(narrowed)}".strip()], ["at", webhook.url]]
     rows += _describe_sending(webhook)
     if not webhook.isActive:
         rows.append(["but", f"is inactive: webhooks activate {webhook.id}"])
@@ -441,10 +395,10 @@ def _describe_wish(webhook: COTWebhook) -> list[list[str]]:
 
 
 def _describe_sending(webhook: COTWebhook) -> list[list[str]]:
-    """Say how its events are sent, in rows; none where that is as usual."""
+    """Return rows about order and rate; none for defaults."""
     rows = []
     if webhook.ordered:
-        then = _THEN[webhook.on_exhausted]
+        then = _ON_EXHAUSTED[webhook.on_exhausted]
         rows.append(["order", f"in order, one at a time; {then} when a delivery fails for good"])
     if webhook.rate_limit is not None:
         burst = f", bursts of {webhook.rate_burst}" if webhook.rate_burst > 1 else ""
@@ -454,6 +408,6 @@ def _describe_sending(webhook: COTWebhook) -> list[list[str]]:
 
 
 def _with_reason(document: Document) -> Document:
-    """Return a stored document, with the reason where it cannot be used."""
+    """Return a stored webhook, with the reason if it is not valid."""
     reason = why_unusable(document)
     return document if reason is None else {**document, "invalid": reason}

@@ -1,13 +1,15 @@
-"""The step from events to deliveries: read, matched, written down, and handed on to be attempted.
+"""Turn events into deliveries: read, match, store, then attempt or queue.
 
-An event's first attempts need no messages of their own: the worker that took the event makes them itself, as far as
-their lanes let them go at once. What its lane does not let go gets a message, and waits in the lane.
+The worker that received an event makes its first attempts itself where their lanes admit them, without a message for
+each. The other deliveries get messages and wait in their lanes.
 """
 
 import logging
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections import deque
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from heapq import heapify, heappop, heapreplace
 from typing import Any, Protocol
 
 from bson import ObjectId
@@ -29,112 +31,151 @@ from webhooks.transport.settlements import finish
 
 logger = logging.getLogger(__name__)
 
-#: Deliveries of one event whose first attempts the worker makes itself; those of a wider fan-out get messages.
+#: An event with more deliveries than this has all of them queued.
 MAX_OWN_DELIVERIES = 20
-#: Seconds for which a first attempt waits here for its lane's turn before it gets a message of its own. Under load what
-#: is in flight takes some tenths of a second.
+#: Deliveries that one step reads and one write takes, and bytes of their events: what a step needs of memory and time
+#: must not grow with the number of webhooks.
+MAX_STEP_DELIVERIES = 1_000
+MAX_STEP_BYTES = 16 * 1024 * 1024
+#: How long a first attempt waits in the worker for its lane before it is queued. Attempts in flight take some tenths
+#: of a second under load.
 _WAIT_FOR_TURN_S = 1.0
 
 
 @dataclass(slots=True, eq=False)
 class Accepting:
-    """An event on its way from its message into the ledger."""
+    """An event between its message and the ledger."""
 
     event_id: str
     #: A dict, a COTEvent or JSON text; unchecked.
     value: object
     #: Headers of its message; {} where there is none.
     headers: Mapping[str, Any]
-    #: Who accepts it: Celery's node name.
+    #: Celery's node name.
     worker: str | None = None
     #: Whether the caller makes first attempts itself.
     makes_attempts: bool = False
-    #: What it holds, once it has been read.
+    #: The parsed event; None until it is read.
     event: COTEvent | None = None
-    #: Whether no webhook asked for it.
+    #: Whether no webhook matches it.
     is_unwanted: bool = False
-    #: Its deliveries that are owed; those that ended when it was handled before are left out once that is known.
+    #: Its pending deliveries. On redelivery, ended ones are removed once they are found.
     owed: list[Delivery] = field(default_factory=list)
-    #: Those that are neither begun nor queued yet.
+    #: Deliveries that are neither started nor queued yet.
     unplaced: list[Delivery] = field(default_factory=list)
-    #: Whether the broker was asked for its deliveries' turns.
+    #: Whether admission was requested from the broker.
     is_asked: bool = False
-    #: When to queue what its lane did not let go, by `time.monotonic`.
+    #: When to queue deliveries that their lanes did not admit, by `time.monotonic`.
     queue_at: float = 0.0
 
     @property
+    def company(self) -> str:
+        """Whose it is, as its lane says before it is read."""
+        return str(self.headers.get(TAKEN_FROM_HEADER)).partition("/")[0]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes that its deliveries take, once it is read: each that is attempted here is stored with the event."""
+        return len(self.owed[0].body) * (len(self.owed) if self.makes_attempts else 1) if self.owed else 0
+
+    @property
     def is_from_outbox(self) -> bool:
-        """Whether the event is in the outbox, to be taken out once its deliveries are written down."""
+        """Whether the outbox holds the event until its deliveries are stored."""
         return bool(self.headers.get(FROM_OUTBOX))
 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """What became of an event in one step."""
+    """Result of one `accept` step for one event."""
 
-    #: None: some of its deliveries wait for their turn; the step is to be repeated.
+    #: None: it or some of its deliveries wait for their turn; the step is to be repeated.
     outcome: DeliverOutcome | None
-    #: What the caller is to attempt now.
+    #: Attempts for the caller to make now.
     attempts: Sequence[ToAttempt] = ()
 
 
 class Room(Protocol):
-    """How many attempts the caller can make besides those under way."""
+    """The caller's capacity for attempts."""
 
     @property
     def limit(self) -> int:
-        """How many it can make at one time."""
+        """The total capacity."""
         ...
 
     def take(self, most: int) -> int:
-        """Reserve room for attempts, as far as there is some; return for how many."""
+        """Reserve up to `most` free slots; return how many were reserved."""
         ...
 
     def give_back(self, count: int) -> None:
-        """Give back what was reserved."""
+        """Release reserved slots."""
         ...
 
 
 def accept(services: Services, events: Sequence[Accepting], room: Room | None = None) -> list[Accepted]:
-    """Turn events into deliveries that are written down, and either begun or queued.
+    """Store the deliveries of events, then start or queue each.
 
     Args:
-        services: this process's own.
-        events: new ones, and those that the step has left unfinished before.
-        room: for attempts that the caller makes; what is returned to be attempted is reserved. None: it makes none.
-
-    Returns:
-        For each event what became of it.
+        services: the process's services.
+        events: new events, and events that an earlier call left unfinished.
+        room: capacity for first attempts; each returned attempt holds a slot. None: queue all of them.
 
     Raises:
         StoreUnavailable: MongoDB is away; the step can be repeated.
-        kombu.exceptions.OperationalError: the broker is away; likewise.
+        kombu.exceptions.OperationalError: the broker is away; the step can be repeated.
     """
     ended: dict[int, DeliverOutcome] = {}
-    for event in events:
-        if event.event is None and (outcome := _read(services, event)) is not None:
+    deliveries = size_bytes = 0
+    for event in _take_turns([event for event in events if event.event is None], services.progress.served):
+        if deliveries >= MAX_STEP_DELIVERIES or size_bytes >= MAX_STEP_BYTES:
+            break
+        if (outcome := _read(services, event)) is not None:
             ended[id(event)] = outcome
-    going = [event for event in events if id(event) not in ended]
-    # Before anything is begun: from there on nothing may fail.
+        deliveries += len(event.owed)
+        size_bytes += event.size_bytes
+    going = [event for event in events if event.event is not None]
+    # Before an attempt starts: a failure from then on would record interrupted attempts.
     if unwanted := [(one.event_id, one.event) for one in going if one.is_unwanted and one.event is not None]:
         services.traces.write(unwanted)
     begun = _place(services, going, room)
     for event in going:
         if not event.unplaced:
             ended[id(event)] = _finish(services, event, is_told=bool(begun.get(id(event))))
+            # Celery's request of it is part of a cycle, which lives until Python looks for such.
+            event.owed = []
     return [Accepted(ended.get(id(event)), begun.get(id(event), ())) for event in events]
 
 
-def _read(services: Services, one: Accepting) -> DeliverOutcome | None:
-    """Read an event and find who gets it.
+def _take_turns(events: Sequence[Accepting], served: dict[str, int]) -> Iterator[Accepting]:
+    """Give out events such that companies take turns, by their deliveries: one event may be for thousands of webhooks.
 
-    Returns:
-        None where its deliveries are to be placed now.
+    Args:
+        events: in the order in which they came.
+        served: company → deliveries of those that were given out. Companies that have no event here are forgotten.
     """
+    lines: dict[str, deque[Accepting]] = {}
+    for event in events:
+        lines.setdefault(event.company, deque()).append(event)
+    for company in served.keys() - lines.keys():
+        del served[company]
+    least = min(served.values(), default=0)
+    turns = [(served.setdefault(company, least), company) for company in lines]
+    heapify(turns)
+    while turns:
+        count, company = turns[0]
+        event = lines[company].popleft()
+        yield event
+        served[company] = count + max(1, len(event.owed))
+        if lines[company]:
+            heapreplace(turns, (served[company], company))
+        else:
+            heappop(turns)
+
+
+def _read(services: Services, one: Accepting) -> DeliverOutcome | None:
+    """Read an event and make its deliveries; return the outcome where there is nothing to place."""
     try:
         event = read_event(one.value)
     except InvalidEvent as error:
-        # Its producer has gone on; this line, the dead letter and the failed task in Flower are all that tells of it.
         logger.warning("event %s is refused, nothing of it is sent: %s", one.event_id, error)
         return Failed(error)
     webhooks = services.webhooks.of_company(event.company)
@@ -146,8 +187,7 @@ def _read(services: Services, one: Accepting) -> DeliverOutcome | None:
         return Done("older ones come first; it is queued again behind them")
     one.owed = one.unplaced = fan_out(event, one.event_id, services.webhooks)
     one.is_unwanted = not one.owed
-    # Events of a type that somebody wants in order go one at a time; what is in the outbox must not be taken out
-    # before MongoDB's journal has its deliveries.
+    # `add_claimed` writes without the journal. An ordered or outbox event needs its deliveries journaled first.
     if is_ordered or one.is_from_outbox or len(one.owed) > MAX_OWN_DELIVERIES:
         one.makes_attempts = False
     one.queue_at = time.monotonic() + _WAIT_FOR_TURN_S
@@ -156,41 +196,37 @@ def _read(services: Services, one: Accepting) -> DeliverOutcome | None:
 
 
 def _is_its_turn(event_id: str, event: COTEvent, lane: str, *, is_ordered: bool) -> bool:
-    """See to it that events for an ordered webhook go through here one at a time, in the order of acceptance.
+    """Tell whether an event may be accepted now; switch its parent lane to serial or back where needed.
 
-    The transport does so for what it is told of: all events of a company of one type, as which of them a webhook wants
-    is known only here. One that came beside others goes back to its place.
+    Events for ordered webhooks must be accepted one at a time. The transport serializes per company and event type,
+    because only this step knows the webhooks. An event that arrived before the switch goes back to its lane.
     """
-    whole = parent_lane(event.company, event.type)
-    if is_ordered == (lane == whole + SERIAL):
+    parent = parent_lane(event.company, event.type)
+    if is_ordered == (lane == parent + SERIAL):
         return True
-    serialize_lane(whole, is_serial=is_ordered)
+    serialize_lane(parent, is_serial=is_ordered)
     if not is_ordered:
         return True
-    if parent_lane_of(lane) == whole:
+    if parent_lane_of(lane) == parent:
         return False
-    # It would come back from the same lane without end.
-    logger.warning("event %s may be out of order: its message does not say whose it is", event_id)
+    # Requeued, it would return from the same lane without end.
+    logger.warning("event %s may be out of order: its message does not name its company and type", event_id)
     return True
 
 
 def _place(services: Services, events: Sequence[Accepting], room: Room | None) -> dict[int, list[ToAttempt]]:
-    """Begin what may be attempted at once, and queue what has to wait elsewhere.
-
-    Returns:
-        What is to be attempted, by the `id` of its event.
-    """
+    """Start the attempts that may be made now, and queue the others; return the started ones by `id` of their event."""
     pairs = [(event, delivery) for event in events for delivery in event.unplaced]
     asked = [pair for pair in pairs if room is not None and pair[0].makes_attempts and not pair[1].is_ordered]
     places, limit = (0, 0) if room is None else (room.take(len(asked)), room.limit)
-    # Beyond that each is asked for once: whether it is worth waiting here for a place.
+    # Beyond the free slots, each delivery is asked for once: is it worth waiting in this worker?
     asked = [pair for number, pair in enumerate(asked) if number < places or not pair[0].is_asked]
     claims = {
         delivery.delivery_id: Claim(delivery.delivery_id, 0, ObjectId(), event.worker) for event, delivery in asked
     }
     admitted: dict[str, Delivery] = {}
     try:
-        # The broker and MongoDB are asked at one time.
+        # The broker works on the admissions while MongoDB reads the webhooks.
         admissions = [Admission(str(claims[d.delivery_id].log_id), d.lane, d.rate) for _, d in asked]
         wait = ask_turns(admissions, places, limit)
         try:
@@ -201,14 +237,14 @@ def _place(services: Services, events: Sequence[Accepting], room: Room | None) -
         taken, waiting, rest = _sort_out(pairs, turns)
         found = services.records.accept_claimed([(delivery, claims[delivery.delivery_id]) for _, delivery in taken])
         begun = [pair for pair, one in zip(taken, found, strict=True) if isinstance(one, Claimed)]
-        # Those that were written down before, by whomever, are claimed like any other.
+        # Deliveries that were stored before are queued and claimed like any other.
         rest += [pair for pair, one in zip(taken, found, strict=True) if isinstance(one, Blocked | PostponedClaim)]
-        # What another worker, or this one, had begun with is older than all that has come to its lane since.
+        # A redelivered event is older than everything that entered its lanes since.
         again = {delivery.delivery_id for event, delivery in rest if event.headers.get("redelivered")}
         ended = {delivery.delivery_id for (_, delivery), one in zip(taken, found, strict=True) if one is None}
         ended |= _queue(services, rest, again)
     except BaseException:
-        # No attempt was made: without this, the next claimant would record interrupted attempts.
+        # Without this, the next claimant would record interrupted attempts.
         for delivery_id, delivery in admitted.items():
             services.deliveries.give_up(claims[delivery_id])
             leave_lane(delivery, claims[delivery_id])
@@ -236,7 +272,7 @@ _Pairs = list[tuple[Accepting, Delivery]]
 
 
 def _sort_out(pairs: _Pairs, turns: Mapping[str, Turn]) -> tuple[_Pairs, _Pairs, _Pairs]:
-    """Say which deliveries are attempted now, which wait here for their turn, and which are queued."""
+    """Split deliveries into those to attempt now, those to wait in this worker, and those to queue."""
     present = time.monotonic()
     now, waiting, rest = [], [], []
     for event, delivery in pairs:
@@ -251,32 +287,35 @@ def _sort_out(pairs: _Pairs, turns: Mapping[str, Turn]) -> tuple[_Pairs, _Pairs,
 
 
 def _queue(services: Services, pairs: _Pairs, first: Collection[str]) -> set[str]:
-    """Write deliveries down and queue their first attempts; some as the first of their lanes.
+    """Store deliveries and queue their first attempts; return the ids of those that had ended before.
 
-    Returns:
-        The ids of those that had ended before.
+    Args:
+        services: the process's services.
+        pairs: events with their deliveries.
+        first: ids of deliveries that go to the front of their lanes.
     """
-    if not pairs:
-        return set()
-    deliveries = [delivery for _, delivery in pairs]
+    ended: set[str] = set()
     parents = {event.event_id: event.headers for event, _ in pairs}
-    standing = services.records.accept(deliveries)
-    queue_attempts([delivery for delivery in standing if not delivery.is_held], first, parents)
-    for webhook_id in {delivery.webhook_id for delivery in standing if delivery.is_ordered}:
-        queue_next(services, services.webhooks.get(webhook_id))
-    return {delivery.delivery_id for delivery in deliveries} - {delivery.delivery_id for delivery in standing}
+    for start in range(0, len(pairs), MAX_STEP_DELIVERIES):
+        deliveries = [delivery for _, delivery in pairs[start : start + MAX_STEP_DELIVERIES]]
+        standing = services.records.accept(deliveries)
+        queue_attempts([delivery for delivery in standing if not delivery.is_held], first, parents)
+        for webhook_id in {delivery.webhook_id for delivery in standing if delivery.is_ordered}:
+            queue_next(services, services.webhooks.get(webhook_id))
+        ended |= {delivery.delivery_id for delivery in deliveries} - {delivery.delivery_id for delivery in standing}
+    return ended
 
 
 def _finish(services: Services, one: Accepting, *, is_told: bool) -> Done:
-    """Say who gets an event of which all deliveries are placed."""
+    """Finish an event once all its deliveries are placed."""
     if one.is_from_outbox:
         services.outbox.remove(one.event_id)
-    if one.event is not None and not is_told:  # of others their attempts' lines tell
+    if one.event is not None and not is_told:  # started attempts write log lines of their own
         logger.info("event %s (%s): %d deliveries", one.event_id, describe_event(one.event), len(one.owed))
     count = "1 delivery" if len(one.owed) == 1 else f"{len(one.owed)} deliveries"
     return Done(f"{count}: " + ", ".join(owed.label.partition(" → ")[2] for owed in one.owed[:10]))
 
 
 def leave_lane(delivery: Delivery, claim: Claim) -> None:
-    """Tell the broker of the end of an attempt without a message of its own."""
+    """Report to the broker that an attempt without a message has ended."""
     finish(SEND_QUEUE, delivery.lane, str(claim.log_id))

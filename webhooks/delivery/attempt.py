@@ -1,12 +1,4 @@
-"""The main path: an event becomes deliveries, a delivery is attempted, an attempt becomes a log.
-
-    accepting  → fan_out            webhookstore → matching     one delivery per webhook that asked for the event
-    pool       → prepare, sender    signing, vault              one request
-    pool       → conclude           retry                       its answer, judged, as a log
-    hooks      → recording → records  gates, logstore, ledger     all written before the attempt's message is acked
-
-Owns what identifies a delivery, what is sent, and what an answer means. Never sees a socket, and never talks to Celery.
-"""
+"""Fan an event out to deliveries, prepare an attempt's request, and turn its answer into a log."""
 
 import hashlib
 import json
@@ -16,11 +8,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from http import HTTPStatus
+from typing import Any
 
 from bson import ObjectId
 
 from webhooks.errors import ErrorKind, SecretUnreadable, TooLate, trace
-from webhooks.models import NO_RESPONSE_STATUS, AttemptDetails, COTEvent, COTWebhook, COTWebhookLog, describe_event, now
+from webhooks.models import (
+    NO_RESPONSE_STATUS,
+    AttemptDetails,
+    COTEvent,
+    COTWebhook,
+    COTWebhookLog,
+    UnusableWebhook,
+    describe_event,
+    now,
+)
 from webhooks.rules.encryption import Use, Vault
 from webhooks.rules.hints import hint
 from webhooks.rules.matching import match
@@ -40,10 +42,10 @@ _RESENT = "~"
 
 
 def make_delivery_id(event_id: str, webhook_id: ObjectId) -> str:
-    """Return the id of the delivery of an event to a webhook.
+    """Return the id of the delivery of an event to a webhook; receivers get it as ``webhook-id``.
 
-    It follows from those two alone, so that handling a message again makes no second delivery, and the receiver gets
-    the same ``webhook-id`` as before. A hash, because it goes to strangers and Standard Webhooks allows no ``.`` in it.
+    It depends on nothing else, so a redelivered message makes no second delivery. It is a hash because receivers see
+    it, and Standard Webhooks allows no ``.`` in it.
     """
     digest = hashlib.sha256(f"{event_id}\0{webhook_id}".encode()).hexdigest()
     return f"msg_{digest[:32]}"
@@ -65,12 +67,7 @@ def wire_id(delivery_id: str) -> str:
 
 
 def plain_headers(delivery_id: str, started_at: datetime) -> dict[str, str]:
-    """Return the headers of a request of which nothing is secret, those of Standard Webhooks among them.
-
-    Args:
-        delivery_id: of the delivery.
-        started_at: when the attempt began.
-    """
+    """Return a request's headers that hold no secret, including those of Standard Webhooks."""
     return {
         "Content-Type": "application/json",
         "User-Agent": USER_AGENT,
@@ -80,11 +77,7 @@ def plain_headers(delivery_id: str, started_at: datetime) -> dict[str, str]:
 
 
 def describe_input(arguments: Sequence[object]) -> str:
-    """Say in some words which event somebody handed in, whatever it is, without its payload.
-
-    Args:
-        arguments: of a ``webhooks.deliver`` task, unchecked: one dict or JSON text is right, all else possible.
-    """
+    """Describe the arguments of a ``webhooks.deliver`` task without payload; they are unchecked."""
     value = arguments[0] if len(arguments) == 1 else None
     if isinstance(value, str):
         try:
@@ -102,7 +95,7 @@ def _short(value: object) -> str:
 
 
 def summarize(log: COTWebhookLog) -> str:
-    """Say in one line what came of an attempt, without payload or response body: what Flower shows as result."""
+    """Describe an attempt in one line, without payload or response body. Flower shows it as the task's result."""
     attempt = log.details
     came_back = log.response if attempt.error_kind else f"{log.status} {_phrase(log.status)}".strip()
     took = "" if attempt.total_ms is None else f" in {attempt.total_ms:.0f} ms"
@@ -110,7 +103,7 @@ def summarize(log: COTWebhookLog) -> str:
     if attempt.next_at is not None:
         line += f", next at {attempt.next_at:%H:%M:%S}Z"
     elif attempt.kept:
-        line += ", was the last; kept for an operator to decide"
+        line += ", was the last; held until an operator decides"
     elif attempt.outcome == Outcome.FAILED:
         line += ", was the last"
     setting = hint(attempt.error_kind)
@@ -125,7 +118,7 @@ def _phrase(status: int) -> str:
 
 
 def read_rate(webhook: COTWebhook | None) -> tuple[float, int] | None:
-    """Return a webhook's attempts per second with those in a burst; None where it has no limit."""
+    """Return a webhook's attempts per second and burst; None for no limit."""
     if webhook is None or webhook.rate_limit is None:
         return None
     return webhook.rate_limit, webhook.rate_burst
@@ -142,9 +135,9 @@ def label_delivery(kind: str, webhook: COTWebhook) -> str:
 
 
 def fan_out(event: COTEvent, event_id: str, webhooks: WebhookStore) -> list[Delivery]:
-    """Find who asked for the event, and return one delivery for each; none is no error.
+    """Return one delivery for each webhook that matches the event.
 
-    A webhook that cannot be used gets one as well: its only attempt puts the reason on record.
+    An unusable webhook gets one too: its only attempt logs the reason.
 
     Raises:
         StoreUnavailable: the webhooks cannot be read now.
@@ -152,32 +145,21 @@ def fan_out(event: COTEvent, event_id: str, webhooks: WebhookStore) -> list[Deli
     body, kind = event.to_json(), describe_event(event)
     usable = match(event, webhooks.of_company(event.company))
     unusable = match(event, webhooks.unusable_of_company(event.company))
+
+    def make(webhook: COTWebhook | UnusableWebhook, label: str, **fields: Any) -> Delivery:
+        return Delivery(
+            delivery_id=make_delivery_id(event_id, webhook.id),
+            event_id=event_id,
+            webhook_id=webhook.id,
+            company=event.company,
+            label=label,
+            body=body,
+            **fields,
+        )
+
     return [
-        *(
-            Delivery(
-                delivery_id=make_delivery_id(event_id, webhook.id),
-                event_id=event_id,
-                webhook_id=webhook.id,
-                company=event.company,
-                label=label_delivery(kind, webhook),
-                body=body,
-                is_ordered=webhook.ordered,
-                rate=read_rate(webhook),
-            )
-            for webhook in usable
-        ),
-        *(
-            Delivery(
-                delivery_id=make_delivery_id(event_id, webhook.id),
-                event_id=event_id,
-                webhook_id=webhook.id,
-                company=event.company,
-                label=f"{kind} → {webhook.label} (cannot be used)",
-                body=body,
-                unusable=webhook.reason,
-            )
-            for webhook in unusable
-        ),
+        *(make(one, label_delivery(kind, one), is_ordered=one.ordered, rate=read_rate(one)) for one in usable),
+        *(make(one, f"{kind} → {one.label} (cannot be used)", unusable=one.reason) for one in unusable),
     ]
 
 
@@ -209,12 +191,10 @@ class AttemptRunner:
         is_probe: bool = False,
         event: COTEvent | None = None,
     ) -> COTWebhookLog:
-        """Make one attempt of a delivery, start to finish, and return its log; the log is not written yet.
-
-        The arguments are those of `prepare`.
+        """Make one attempt and return its log, which is not stored yet; the arguments are those of `prepare`.
 
         Raises:
-            TooLate: the claim was too old for a request, and none was made.
+            TooLate: the claim was too old, and no request was made.
         """
         prepared = self.prepare(delivery, webhook, claim, event, is_probe=is_probe)
         request = prepared.request
@@ -233,25 +213,25 @@ class AttemptRunner:
 
         Args:
             delivery: what to send.
-            webhook: where to; None when there is no usable one any more.
-            claim: on this attempt.
-            event: what the delivery's body holds, where it has been read; None where it has not.
-            is_probe: whether it is made to try a paused endpoint, and uses up no retry.
+            webhook: None when it is gone or unusable.
+            claim: the claim on this attempt.
+            event: the parsed body of the delivery; None to parse it here.
+            is_probe: whether it probes a paused endpoint; a probe uses up no retry.
 
         Raises:
             ValueError: the delivery's body holds no event.
         """
-        # First of all: a body that cannot be logged must not be sent.
+        # First: a body that cannot be logged must not be sent.
         event = event or read_event(delivery)
         webhook = _own(delivery, webhook)
         started_at = self._clock()
-        # Where there is no webhook to try, it is an attempt like any other.
+        # Without an active webhook there is nothing to probe.
         is_probe = is_probe and webhook is not None and webhook.isActive
         request = self._make_request(webhook, delivery, claim, started_at, is_first=not claim.retry and not is_probe)
         return PreparedAttempt(delivery, event, webhook, claim, started_at, is_probe, request)
 
     def conclude(self, prepared: "PreparedAttempt", answer: Answer) -> COTWebhookLog:
-        """Judge an answer, and return the attempt's log; the log is not written yet."""
+        """Judge an answer and return the attempt's log, which is not stored yet."""
         claim, webhook, is_probe = prepared.claim, prepared.webhook, prepared.is_probe
         if answer.defect is not None:
             logger.error("attempt of %s failed by a defect: %s", prepared.delivery.delivery_id, trace(answer.defect))
@@ -259,8 +239,8 @@ class AttemptRunner:
         next_s = next_delay_s(outcome, claim.retry, self._policy, answer.retry_after_s)
         if is_probe and outcome is Outcome.FAILED:
             next_s = max(self._probe_interval_s, self._bound(answer.retry_after_s) or 0)
-        # Retired for good, by an operator or by its receiver. A webhook that was changed or removed since the event was
-        # accepted may be mended in time; one that could not be used even then is not waited for.
+        # No retry after the webhook was deactivated, or was unusable when the event was accepted. One that became
+        # unusable later may be repaired in time.
         is_retired = (
             answer.error_kind is ErrorKind.WEBHOOK_INACTIVE
             or ends_webhook(answer.status)
@@ -279,13 +259,13 @@ class AttemptRunner:
         return _make_log(prepared.delivery, prepared.event, webhook, claim, answer, made)
 
     def _bound(self, retry_after_s: float | None) -> float | None:
-        """Return how long the receiver asked us to wait, as far as the settings let it."""
+        """Limit ``Retry-After`` to what the settings allow."""
         return None if retry_after_s is None else min(retry_after_s, self._policy.max_retry_after_s)
 
     def _make_request(
         self, webhook: COTWebhook | None, delivery: Delivery, claim: Claim, started_at: datetime, *, is_first: bool
     ) -> OutgoingRequest | Answer:
-        """Return what to send, or the answer that says why nothing is sent."""
+        """Return the request, or the answer that says why none is sent."""
         if webhook is None:
             reason = delivery.unusable
             text = "webhook was removed or made unusable" if reason is None else f"webhook cannot be used: {reason}"
@@ -299,14 +279,14 @@ class AttemptRunner:
             webhook_id = delivery.webhook_id
             logger.error("attempt of %s failed: a secret of webhook %s: %s", delivery.delivery_id, webhook_id, error)  # noqa: TRY400
             return _not_sent(ErrorKind.SECRET_UNREADABLE, "not sent: a secret of the webhook cannot be used")
-        except Exception as error:  # noqa: BLE001 - see `_blame_us`
-            return _blame_us(error)
-        # A connection that is younger than this was opened after the attempt before had failed.
+        except Exception as error:  # noqa: BLE001 - see `_internal_error`
+            return _internal_error(error)
+        # A connection younger than this was opened after the previous attempt failed.
         oldest_s = None if is_first else self._policy.delay_s
         return OutgoingRequest(webhook.url, headers, body, oldest_s, claim.begin_by)
 
     def _send(self, request: OutgoingRequest) -> Answer:
-        """Carry out a request; whatever goes wrong with us is an answer, too."""
+        """Send a request; a defect of ours becomes an answer too."""
         begun = time.monotonic()
         try:
             return self.sender.post(
@@ -318,14 +298,14 @@ class AttemptRunner:
             )
         except TooLate:
             raise
-        except Exception as error:  # noqa: BLE001 - see `_blame_us`
-            return _blame_us(error, (time.monotonic() - begun) * 1000)
+        except Exception as error:  # noqa: BLE001 - see `_internal_error`
+            return _internal_error(error, (time.monotonic() - begun) * 1000)
 
     def _make_headers(self, webhook: COTWebhook, delivery_id: str, body: bytes, started_at: datetime) -> dict[str, str]:
         """Return a request's headers.
 
         Raises:
-            SecretUnreadable: a request must go out with its signatures and headers, or not at all.
+            SecretUnreadable: a secret cannot be opened or all have expired; nothing may be sent without them.
         """
         headers = plain_headers(delivery_id, started_at)
         if webhook.secrets:
@@ -345,35 +325,32 @@ class PreparedAttempt:
 
     delivery: Delivery
     event: COTEvent
-    #: None when there is no usable one any more.
+    #: None when it is gone or unusable.
     webhook: COTWebhook | None
     claim: Claim
     started_at: datetime
     is_probe: bool
-    #: What to send; or, where nothing is sent, the answer that says why.
+    #: The request, or the answer that says why none is sent.
     request: OutgoingRequest | Answer
 
 
 def _own(delivery: Delivery, webhook: COTWebhook | None) -> COTWebhook | None:
-    """Return the webhook, unless somebody has given it to another company since.
-
-    The event is not that company's, nor are the webhook's name and address this one's any more.
-    """
+    """Return the webhook, or None if it now belongs to another company: that one must not get this event."""
     return webhook if webhook is not None and webhook.company == delivery.company else None
 
 
 def read_event(delivery: Delivery) -> COTEvent:
-    """Read what a delivery's body holds.
+    """Parse a delivery's body.
 
     Raises:
-        ValueError: somebody changed it into no event.
+        ValueError: the body holds no event; it was changed by hand.
     """
     return COTEvent.model_validate(json.loads(delivery.body))
 
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    """When an attempt was made, and what comes of it; as in its log's details."""
+    """Times and consequences of an attempt, as in its log's details."""
 
     started_at: datetime
     ended_at: datetime
@@ -386,10 +363,10 @@ class _Made:
 def describe_interrupted(
     delivery: Delivery, webhook: COTWebhook | None, interrupted: Interrupted, at: datetime
 ) -> COTWebhookLog:
-    """Return the log of an attempt whose worker could not write it; it is repeated now.
+    """Return the log of an attempt whose worker died before it could write one.
 
     Raises:
-        ValueError: the event is none.
+        ValueError: the delivery's body holds no event.
     """
     text = "interrupted: the worker died before the end was on record; the receiver may have got it"
     answer, made = _not_sent(ErrorKind.INTERRUPTED, text), _Made(interrupted.started_at, at, at)
@@ -397,10 +374,10 @@ def describe_interrupted(
 
 
 def describe_skipped(delivery: Delivery, webhook: COTWebhook | None, claim: Claim, at: datetime) -> COTWebhookLog:
-    """Return the log of a delivery that an operator gives up.
+    """Return the log of a delivery that an operator skips.
 
     Raises:
-        ValueError: the event is none.
+        ValueError: the delivery's body holds no event.
     """
     answer, made = _not_sent(ErrorKind.SKIPPED, "skipped by an operator"), _Made(at, at, None)
     return _make_log(delivery, read_event(delivery), _own(delivery, webhook), claim, answer, made)
@@ -445,7 +422,7 @@ def _make_log(
             send_ms=timings.send_ms,
             wait_ms=timings.wait_ms,
             read_ms=timings.read_ms,
-            total_ms=None if isinstance(asked, Interrupted) else timings.total_ms,  # nobody saw its end
+            total_ms=None if isinstance(asked, Interrupted) else timings.total_ms,
         ),
     )
 
@@ -457,11 +434,7 @@ def _not_sent(kind: ErrorKind, text: str, total_ms: float = 0.0) -> Answer:
     return Answer(status=None, text=text, error_kind=kind, cut=False, peer=None, timings=timings)
 
 
-def _blame_us(error: Exception, total_ms: float = 0.0) -> Answer:
-    """Return the answer for a defect of ours.
-
-    It must neither lose the delivery nor repeat it for ever: it counts as a failed attempt, which is on record and has
-    its retries.
-    """
+def _internal_error(error: Exception, total_ms: float = 0.0) -> Answer:
+    """Return the answer for a defect of ours: a failed attempt, so that the delivery is neither lost nor endless."""
     answer = _not_sent(ErrorKind.INTERNAL, f"internal error: {type(error).__name__}", total_ms)
     return replace(answer, defect=error)

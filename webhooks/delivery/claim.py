@@ -1,4 +1,4 @@
-"""The step from messages of attempts to attempts that are ours to make."""
+"""Claim the attempts that messages ask for, and log interrupted ones."""
 
 import logging
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from webhooks.delivery.attempt import describe_interrupted, read_rate, summarize
 from webhooks.delivery.holding import hold, requeue
 from webhooks.delivery.outcomes import Done, Failed, Postponed, SendOutcome, ToAttempt
 from webhooks.delivery.record import store_log
-from webhooks.delivery.records import Held, PostponedClaim
+from webhooks.delivery.records import ClaimResult, Held, PostponedClaim
 from webhooks.delivery.services import Services
 from webhooks.errors import StoreUnavailable, TooLate, WorkersLost
 from webhooks.models import COTWebhook, COTWebhookLog, now
@@ -18,16 +18,13 @@ from webhooks.transport.settlements import hold_lane, limit_lane
 
 logger = logging.getLogger(__name__)
 
-#: Attempts of a delivery that may be interrupted in a row. Whatever else a dying worker had in its hands is interrupted
-#: as well, so it is more than it takes to suspect one delivery, and each costs no more than a worker's restart.
+#: Interrupted attempts in a row after which a delivery is quarantined. A dying worker interrupts all its attempts, so a
+#: few interruptions do not prove that this delivery is the cause.
 _MAX_INTERRUPTED = 10
 
 
 def claim_all(services: Services, claims: Sequence[Claim]) -> list[SendOutcome | ToAttempt]:
-    """Claim attempts.
-
-    Returns:
-        For each claim the delivery to attempt, or what became of its message.
+    """Claim attempts; return for each claim the delivery to attempt, or the outcome of its message.
 
     Raises:
         StoreUnavailable: MongoDB is away; the step can be repeated.
@@ -37,7 +34,7 @@ def claim_all(services: Services, claims: Sequence[Claim]) -> list[SendOutcome |
         theirs = [one.delivery for one in found if isinstance(one, Claimed | PostponedClaim)]
         lanes = {delivery.webhook_id: delivery.lane for delivery in theirs}
         webhooks = services.webhooks.get_many(lanes.keys()) if lanes else {}
-        # Here, as webhooks were read just now: an attempt that ends, or a message, may know an older limit.
+        # The webhooks were just read. Messages may carry an older rate limit.
         for webhook_id, lane in lanes.items():
             limit_lane(SEND_QUEUE, lane, read_rate(webhooks.get(webhook_id)))
         return [_judge(services, claim, one, webhooks) for claim, one in zip(claims, found, strict=True)]
@@ -47,29 +44,23 @@ def claim_all(services: Services, claims: Sequence[Claim]) -> list[SendOutcome |
         raise
 
 
-def _judge(
-    services: Services,
-    claim: Claim,
-    found: Claimed | Blocked | Held | PostponedClaim | Exception | None,
-    webhooks: dict,
-) -> SendOutcome | ToAttempt:
+def _judge(services: Services, claim: Claim, found: ClaimResult, webhooks: dict) -> SendOutcome | ToAttempt:
     if isinstance(found, Claimed) and (webhook := webhooks.get(found.delivery.webhook_id)) and webhook.ordered:
-        found = services.records.keep_unless_head(found) or found
+        found = services.records.hold_unless_head(found) or found
     match found:
         case None:
-            return Done("nothing is owed any more")
+            return Done("nothing is pending")
         case Held():
-            return Done(f"kept: {found.reason}")
+            return Done(f"held: {found.reason}")
         case PostponedClaim():
             lane = found.delivery.lane
             hold_lane(SEND_QUEUE, lane, found.seconds)
-            text = f"its receiver asked us to wait; tried again in {found.seconds:.1f} s"
+            text = f"the receiver sent Retry-After; next try in {found.seconds:.1f} s"
             rate = read_rate(webhooks.get(found.delivery.webhook_id))
             return Postponed(text, found.seconds, found.delivery.label, lane, rate)
         case Blocked():
-            # Either a second message of the same attempt, or the worker that held it was killed. When its claim or its
-            # lease has run out the ledger knows which.
-            text = f"another worker is at it; looked at again in {found.again_s:.1f} s"
+            # The message is a duplicate, or the claiming worker was killed: its claim or lease tells when it runs out.
+            text = f"another worker has claimed it; checked again in {found.again_s:.1f} s"
             return Postponed(text, found.again_s)
         case Exception():
             services.deliveries.give_up(claim)
@@ -82,7 +73,7 @@ def _judge(
         services.deliveries.give_up(claim)
         return Failed(error)
     if made_before is not None:
-        hold(lambda: services.deliveries.release([claim]))  # what is owed next is for the log's own claim to say
+        hold(lambda: services.deliveries.release([claim]))  # the log settles by its own claim
         store_log(made_before)
         logger.info("attempt of %s was made before: %s", claim.delivery_id, summarize(made_before))
         return Done(f"was made before: {summarize(made_before)}")
@@ -90,13 +81,13 @@ def _judge(
 
 
 def give_back(services: Services, claim: Claim, error: TooLate) -> Failed:
-    """Give up a claim that was too old for its request to be made, and have the message come again."""
+    """Give up a claim that was too old for its request, and requeue the message."""
     services.deliveries.give_up(claim)
     return requeue(error)
 
 
 def release(services: Services, claims: Sequence[Claim]) -> None:
-    """Undo claims that were given up now, if MongoDB is there; else it is told with the next claims."""
+    """Undo claims that were given up. While MongoDB is away, the next `DeliveryStore.claim` does it."""
     with suppress(StoreUnavailable):
         services.deliveries.release(claims)
 
@@ -104,14 +95,13 @@ def release(services: Services, claims: Sequence[Claim]) -> None:
 def _log_interrupted(
     services: Services, claim: Claim, claimed: Claimed, webhook: COTWebhook | None
 ) -> COTWebhookLog | None:
-    """Log the attempts of this delivery that others could not log.
+    """Log the interrupted attempts of a delivery.
 
     Returns:
-        The log of the attempt that was claimed, if it was made and logged after all: its worker died between the log
-        and the ledger.
+        The log of the claimed attempt, if its worker stored one and died before it updated the ledger.
 
     Raises:
-        WorkersLost: there were too many in a row.
+        WorkersLost: too many attempts in a row were interrupted.
     """
     for interrupted in claimed.interrupted:
         log = hold(lambda log_id=interrupted.log_id: services.logs.find_ended_attempt(log_id))

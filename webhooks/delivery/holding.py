@@ -1,4 +1,4 @@
-"""Steps that wait while a server is away, and in which one bad item does not spoil the others."""
+"""Run batch steps: wait while a server is away, and isolate items that fail."""
 
 import logging
 import time
@@ -19,18 +19,15 @@ logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _Item = TypeVar("_Item")
 
-#: What passes by itself: MongoDB or the broker is away.
+#: Errors of a MongoDB or a broker that is away.
 OUTAGES = (StoreUnavailable, OperationalError, RedisError)
 
 
 def hold(operation: Callable[[], _T]) -> _T:
-    """Carry out what needs MongoDB or the broker, and wait while that is away.
-
-    Returns:
-        What the operation returns.
+    """Call an operation, and again each second while MongoDB or the broker is away.
 
     Raises:
-        Reject: it was away for too long, or the worker is stopping: the messages go back to their queue.
+        Reject: the outage exceeded `mongodb_timeout_s`, or the worker is stopping. The messages are requeued.
     """
     give_up_at = time.monotonic() + get_settings().mongodb_timeout_s
     while True:
@@ -43,26 +40,24 @@ def hold(operation: Callable[[], _T]) -> _T:
 
 
 def requeue(error: Exception) -> Failed:
-    """Return the outcome of a message that goes back to its queue."""
+    """Return the outcome that requeues a message."""
     return Failed(Reject(error, requeue=True))
 
 
 def carry_out(step: Callable[[Sequence[_Item]], Sequence[_T]], items: Sequence[_Item]) -> list[_T | Failed]:
-    """Carry out a step for many items.
+    """Run a step for many items; return for each its result, or the failure of its task.
+
+    After an error other than an outage, the step runs for each item alone, so that only the cause fails.
 
     Args:
-        step: takes items and returns a result for each, in their order. It may be called again for the same items.
-        items: whatever it takes.
-
-    Returns:
-        For each item its result, or what its task is to raise. An error that is no outage is met again by the items
-        one by one, so that it fails only those that cause it.
+        step: returns a result for each item, in order; must be repeatable for the same items.
+        items: the step's input.
     """
     try:
         return list(hold(lambda: step(items)))
     except Reject as error:
         return [Failed(error)] * len(items)
-    except Exception as error:  # noqa: BLE001 - whatever it is, the task says it in Celery's words
+    except Exception as error:  # noqa: BLE001 - the task raises it
         if len(items) == 1:
             return [Failed(error)]
     return [result for item in items for result in carry_out(step, [item])]

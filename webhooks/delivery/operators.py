@@ -1,8 +1,4 @@
-"""Telling operators what became of webhooks: a request to a URL of their own.
-
-Owns what such a request looks like and when it counts as taken. Never decides what is told or when to try again: the
-steward does, which calls this.
-"""
+"""Send notices to operators: a signed request to a URL from the settings."""
 
 from collections.abc import Mapping
 from ipaddress import ip_network
@@ -18,14 +14,13 @@ from webhooks.rules.signing import sign
 from webhooks.sender import Sender
 from webhooks.version import __version__
 
-#: The operator of this service wrote the URL, no customer: it may lead to any address and port, such as a chat server
-#: inside the network. Whatever answers there is read as carefully as any other.
+#: The URL comes from the operator, not from a customer, so it may point to any address, as of an internal chat.
 _ANYWHERE = (ip_network("0.0.0.0/0"), ip_network("::/0"))
 _ANY_PORT = frozenset(range(1, 65536))
 
 
 class Operators:
-    """Where operators are told of things. One per process; its methods are thread-safe."""
+    """Sends notices to operators. One per process; its methods are thread-safe."""
 
     def __init__(
         self,
@@ -37,15 +32,15 @@ class Operators:
         ca_bundle: Path | None = None,
         proxy: Proxy | None = None,
     ) -> None:
-        """Make it. Opens no connection, reads the certificate authorities.
+        """Read the certificate authorities; open no connection. `Sender` documents the other arguments.
 
         Args:
-            url: of the settings.
-            secret: ``whsec_…`` that the requests are signed with; None: they are not signed.
-            connect_timeout_s: as in `Sender`, like all that follow.
-            total_timeout_s: see there.
-            ca_bundle: see there.
-            proxy: see there.
+            url: `WEBHOOKS_OPERATORS_URL`.
+            secret: ``whsec_…`` for the signature; None: requests are not signed.
+            connect_timeout_s: as in `Sender`.
+            total_timeout_s: as in `Sender`.
+            ca_bundle: as in `Sender`.
+            proxy: as in `Sender`.
         """
         self._url = url
         self._secrets = [secret] if secret else []
@@ -61,16 +56,15 @@ class Operators:
         )
 
     def tell(self, notice_id: ObjectId | str, body: Mapping[str, Any]) -> str | None:
-        """POST a notice as JSON, signed as Standard Webhooks has it.
+        """POST a notice as JSON, signed as in Standard Webhooks.
 
         Args:
-            notice_id: what comes as ``webhook-id``: the same each time a notice is told, so that one that comes twice
-                can be told from a new one.
-            body: ids and instants in it are written as in an event.
+            notice_id: sent as ``webhook-id``; the same at each try, so that a receiver can drop repeats.
+            body: ids and instants are written as in an event.
 
         Returns:
-            None when it was taken; else why it was not, for the log. No more of the URL is in it than host and port,
-            and nothing of what came back: paths and queries often hold secrets, and an answer may repeat them.
+            None on success, else the reason for the log. The reason holds neither the URL's path and query nor the
+            response, as both may hold secrets.
         """
         content = to_json(to_wire(body)).encode()
         message_id, timestamp = str(notice_id), int(now().timestamp())
@@ -89,5 +83,5 @@ class Operators:
         return None if reason is None else f"status {answer.status}: {reason}"
 
     def close(self) -> None:
-        """Close all idle connections, and let go of idle threads."""
+        """Close idle connections and threads."""
         self._sender.close()

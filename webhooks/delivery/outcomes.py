@@ -1,4 +1,4 @@
-"""What came of a message: values that the batch steps return, and that the task bodies say in Celery's words."""
+"""Outcomes of messages: values that batch steps return and task bodies translate for Celery."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,19 +9,19 @@ from webhooks.store.deliveries import Claim, Delivery
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """Nothing more is to be done for this message."""
+    """The message is finished."""
 
-    #: What Flower shows as the task's result. Holds no payload.
+    #: The task's result in Flower. Holds no payload.
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Postponed:
-    """No attempt may be made now; the message is queued again, for the same attempt."""
+    """The attempt is not due; the message is queued again for the same attempt."""
 
     text: str
     seconds: float
-    #: As for `queueing.queue_attempt`. None where the message itself has to say it.
+    #: As in `queueing.queue_attempt`; None to use those of the message.
     label: str | None = None
     lane: str | None = None
     rate: Sequence[float] | None = None
@@ -29,33 +29,33 @@ class Postponed:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The task raises this error: an invalid event, a defect, or a `Reject` that gives the message back."""
+    """The task raises this error: an invalid event, a defect, or a `Reject` that requeues the message."""
 
     error: Exception
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ToAttempt:
-    """A claimed delivery whose request is to be made now."""
+    """A claimed delivery to attempt now."""
 
     delivery: Delivery
     claim: Claim
-    #: None where there is no usable one any more.
+    #: None when it is gone or unusable.
     webhook: COTWebhook | None
-    #: What the delivery's body holds, where it has been read; None where it has not.
+    #: The parsed body of the delivery; None where it is not parsed yet.
     event: COTEvent | None = None
-    #: Whether it tries a paused endpoint, and uses up no retry.
+    #: Whether it probes a paused endpoint; a probe uses up no retry.
     is_probe: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Attempted:
-    """An attempt was made; its log is not written yet."""
+    """An attempt was made; its log is not stored yet."""
 
     attempt: ToAttempt
     log: COTWebhookLog
 
 
-#: Of a ``webhooks.deliver`` message, and of a ``webhooks.send`` message.
+#: Outcomes of ``webhooks.deliver`` and of ``webhooks.send`` messages.
 DeliverOutcome = Done | Failed
 SendOutcome = Done | Postponed | Failed | Attempted

@@ -1,7 +1,4 @@
-"""What a worker asks of the broker: queue an attempt or an event, and what lanes have to know or tell.
-
-A broker without lanes (RabbitMQ, plain Redis) has the same functions; there a lane lets everything through.
-"""
+"""Queue attempts and events, and use the broker's lanes; RabbitMQ and plain Redis have none and admit everything."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
@@ -24,11 +21,10 @@ from webhooks.transport.lanes import FIRST_HEADER, RATE_HEADER, TAKEN_FROM_HEADE
 from webhooks.transport.messages import Admission, Turn
 from webhooks.transport.settlements import report
 
-#: Header of a message whose event is in the outbox, and to be taken out when the ledger has its deliveries.
+#: Header of a message whose event is in the outbox.
 FROM_OUTBOX = "webhooks_outbox"
 
-
-#: Keys of a request that are Celery's, kombu's or ours. All others are what the producer or its tracing put there.
+#: Request keys of Celery, kombu and this package. All others come from the producer or its tracing.
 _NOT_INHERITED = frozenset(
     {*vars(Context), "lang", "task", "argsrepr", "kwargsrepr", "compression", "redelivered", "ignore_result"}
     | {LANE_HEADER, RATE_HEADER, TAKEN_FROM_HEADER, FROM_OUTBOX}
@@ -40,24 +36,22 @@ def _task(name: str) -> Task:
 
 
 def lane_headers(lane: str | None, rate: Sequence[float] | None) -> dict[str, Any]:
-    """Return the headers by which the broker knows an attempt's lane and its limit."""
+    """Return the headers that tell the broker an attempt's lane and rate limit."""
     given = {LANE_HEADER: lane, RATE_HEADER: None if rate is None else list(rate)}
     return {name: value for name, value in given.items() if value is not None}
 
 
 def child_headers(parent: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the headers of an attempt's message: its own, and those that the event's producer added.
-
-    So a trace (``traceparent``, ``sentry-trace``) goes on in the attempt and in its retries.
+    """Add the headers that the event's producer set, so that a trace (``traceparent``) continues in its attempts.
 
     Args:
         parent: the request or the headers of the event's task.
-        own: as `lane_headers` makes them.
+        own: from `lane_headers`.
     """
     headers = {**{name: value for name, value in parent.items() if name not in _NOT_INHERITED}, **own}
     nested = parent.get("headers")
     if isinstance(nested, dict):
-        # Where some tracers keep theirs; if it is there, it is all that the task and its retries know of headers.
+        # Some tracers use it. Where it is present, the task and its retries see no other headers.
         headers["headers"] = {**{name: value for name, value in nested.items() if name not in _NOT_INHERITED}, **own}
     return headers
 
@@ -73,13 +67,12 @@ def queue_attempt(
     """Queue an attempt of a delivery.
 
     Args:
-        delivery_id: also the id of the message: Flower and `celery inspect` find it by what the receiver knows.
-        label: what Flower shows as arguments.
+        delivery_id: also used as task id, so that people find the task by what the receiver got.
+        label: shown as arguments in Flower.
         retry: the attempt's number, from 0.
-        lane: `Delivery.lane`; None when it is not known.
+        lane: `Delivery.lane`; None when unknown.
         countdown: seconds to wait; None for none.
-        rate: `read_rate` of its webhook; None for no limit, or when it is not known. For a lane of which the broker
-            knows none.
+        rate: `read_rate` of its webhook; None for no limit or when unknown. Used if the broker has none for the lane.
 
     Raises:
         kombu.exceptions.OperationalError: the broker cannot be reached.
@@ -96,14 +89,14 @@ def queue_attempts(
     """Queue the first attempts of many deliveries, as `queue_attempt` does.
 
     Args:
-        deliveries: all.
-        first: the ids of those that come first in their lanes.
-        parents: by the event's id, the headers of the message that brought it; see `child_headers`.
+        deliveries: what to attempt.
+        first: ids of deliveries that go to the front of their lanes.
+        parents: headers of the events' messages by event id; see `child_headers`.
 
     Raises:
-        kombu.exceptions.OperationalError: the broker cannot be reached; a part of them may be queued.
+        kombu.exceptions.OperationalError: the broker cannot be reached; some may be queued.
     """
-    drafts = [
+    messages = [
         OutgoingMessage(
             delivery.delivery_id,
             (),
@@ -116,27 +109,27 @@ def queue_attempts(
         )
         for delivery in deliveries
     ]
-    publish_many(_task("webhooks.send"), drafts)
+    publish_many(_task("webhooks.send"), messages)
 
 
-def queue_released(owed: PendingDelivery, webhook: COTWebhook | None) -> None:
-    """Queue a delivery that was let out, or whose message is lost.
+def queue_released(pending: PendingDelivery, webhook: COTWebhook | None) -> None:
+    """Queue a delivery that was released or lost its message.
 
     Raises:
         kombu.exceptions.OperationalError: the broker cannot be reached; the sweep finds it.
     """
-    queue_attempt(owed.delivery_id, owed.label, owed.retry, owed.lane, rate=read_rate(webhook))
+    queue_attempt(pending.delivery_id, pending.label, pending.retry, pending.lane, rate=read_rate(webhook))
 
 
 def queue_next(services: Services, webhook: COTWebhook | None) -> bool:
-    """Let out and queue the head of an ordered webhook's line, if nothing of it is out and its gate is open.
+    """Release and queue the head of an ordered webhook's line, if no other is released and its gate is open.
 
     Returns:
         Whether one was queued.
 
     Raises:
         StoreUnavailable: MongoDB is away.
-        kombu.exceptions.OperationalError: the broker cannot be reached; the sweep finds what was let out.
+        kombu.exceptions.OperationalError: the broker cannot be reached; the sweep queues it.
     """
     if webhook is None or not services.gates.get(webhook.id).is_open:
         return False
@@ -150,25 +143,22 @@ def queue_accepted(event_id: str, body: str) -> None:
     """Queue an event of the outbox.
 
     Raises:
-        InvalidEvent: somebody wrote it there by hand.
+        InvalidEvent: the outbox document was changed by hand.
         kombu.exceptions.OperationalError: the broker cannot be reached.
     """
     _task("webhooks.deliver").apply_async((body,), task_id=event_id, headers={FROM_OUTBOX: True})
 
 
-# ── Lanes ───────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 def ask_turns(attempts: Sequence[Admission], room: int, slots: int) -> Callable[[], list[Turn]]:
-    """Ask which first attempts may be made at once, without messages of their own.
+    """Ask the broker to admit first attempts without messages.
 
     Args:
-        attempts: in the order in which they are wanted.
-        room: how many of them this worker can make now.
-        slots: how many attempts it can make at one time.
+        attempts: in order of preference.
+        room: how many this worker can make now.
+        slots: its total capacity.
 
     Returns:
-        What returns the answers. Until it is called the broker is at it, and something else can be done.
+        A function that waits for the answers.
 
     Raises:
         kombu.exceptions.OperationalError: the broker cannot be reached.
@@ -182,8 +172,8 @@ def ask_turns(attempts: Sequence[Admission], room: int, slots: int) -> Callable[
         return channel.admit(SEND_QUEUE, attempts, room, slots)
 
 
-def serialize_lane(whole: str, *, is_serial: bool) -> None:
-    """Have a company's events of one type go through one at a time from now on, or not any more.
+def serialize_lane(parent: str, *, is_serial: bool) -> None:
+    """Switch serial processing of a parent lane (a company's events of one type) on or off.
 
     Raises:
         kombu.exceptions.OperationalError: the broker cannot be reached.
@@ -191,11 +181,11 @@ def serialize_lane(whole: str, *, is_serial: bool) -> None:
     with app.connection_or_acquire() as connection:
         channel = connection.default_channel
         if isinstance(channel, Channel):
-            channel.serialize(whole, is_serial=is_serial)
+            channel.serialize(parent, is_serial=is_serial)
 
 
 def report_attempt(lane: str, log: COTWebhookLog) -> None:
-    """Tell the broker how an attempt went: what the endpoint may have at one time follows from it."""
+    """Report an attempt's result to the broker, which sets the endpoint's concurrency window from it."""
     attempt = log.details
     verdict = judge_endpoint(None if attempt.error_kind else log.status, attempt.error_kind)
     is_good = None if verdict is Verdict.NEUTRAL else verdict is Verdict.GOOD

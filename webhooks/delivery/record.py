@@ -1,4 +1,4 @@
-"""The step from attempts that were made to records: the log, what it means for the webhook, what is owed next."""
+"""Record attempts: the log, its effect on the webhook, and the delivery's next attempt."""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -18,35 +18,34 @@ logger = logging.getLogger(__name__)
 
 
 def record(services: Services, attempted: Sequence[Attempted], first: Iterable[Attempted] = ()) -> set[str]:
-    """Write the logs of attempts, and bring the ledger up to date.
+    """Write the logs of attempts and update the ledger.
 
     Args:
-        services: this process's own.
-        attempted: what was made.
-        first: those of them whose deliveries were written down together with their claims, in a write that a crash of
-            MongoDB may forget.
+        services: the process's services.
+        attempted: the attempts.
+        first: first attempts whose deliveries `add_claimed` stored without the journal.
 
     Returns:
-        The ids of deliveries that MongoDB may have forgotten, so that their event is to be handled again.
+        Ids of deliveries that a crash of MongoDB may lose; their event has to be handled again.
     """
     logs = [one.log for one in attempted]
-    # What is owed further must outlive a crash of MongoDB; what ends does not need to.
+    # A delivery with further attempts must survive a crash of MongoDB; one that ends need not.
     unsafe = [one.attempt.delivery for one in first if one.log.details.next_at or one.log.details.kept]
     forgotten: set[str] = set()
     try:
         services.records.keep_unended(unsafe)
         faults = services.records.record(logs)
-    except Exception:  # noqa: BLE001 - one by one it is held, kept by the broker, or named
+    except Exception:  # noqa: BLE001 - `store_log` handles each log alone
         for log in logs:
             store_log(log)
         forgotten = {delivery.delivery_id for delivery in unsafe}
     else:
         for log, fault in zip(logs, faults, strict=True):
             if fault is not None:
-                _name(log, fault)
+                _log_unstorable(log, fault)
     for one in attempted:
         _log_attempt(one)
-        _let_next_out(services, one)
+        _release_next(services, one)
     return forgotten
 
 
@@ -60,43 +59,40 @@ def _log_attempt(one: Attempted) -> None:
     )
 
 
-def _let_next_out(services: Services, one: Attempted) -> None:
-    """Queue the next delivery of an ordered webhook where one has ended."""
+def _release_next(services: Services, one: Attempted) -> None:
+    """Queue the next delivery of an ordered webhook after one has ended."""
     webhook, details = one.attempt.webhook, one.log.details
     if webhook is None or not webhook.ordered or details.next_at is not None or details.kept:
         return
     try:
         queue_next(services, webhook)
-    except Exception as error:  # noqa: BLE001 - the steward finds a line that stands still
-        logger.warning("the line of webhook %s waits for the steward: %s", webhook.id, type(error).__name__)
+    except Exception as error:  # noqa: BLE001 - the health monitor resumes the line
+        logger.warning("the line of webhook %s waits for the health monitor: %s", webhook.id, type(error).__name__)
 
 
 def store_log(log: COTWebhookLog) -> None:
-    """Store a log now, or have the broker keep it until MongoDB is back: no attempt is repeated for want of a log.
-
-    Returns when one of the two has it. Never raises.
-    """
+    """Store a log, or queue it until MongoDB is back. Blocks until one of the two succeeds; never raises."""
     while True:
         try:
             (fault,) = get_services().records.record([log])
         except StoreUnavailable as error:
             logger.warning("log %s goes through the broker: %s", log.id, error)
-        except Exception as error:  # noqa: BLE001 - whatever it is
-            return _name(log, error)
+        except Exception as error:  # noqa: BLE001 - a result hook must not raise
+            return _log_unstorable(log, error)
         else:
-            return None if fault is None else _name(log, fault)
+            return None if fault is None else _log_unstorable(log, fault)
         try:
             write_log = cast("Any", app.tasks["webhooks.write_log"])
             write_log.apply_async((log.to_json(),), argsrepr=f"log {log.id}")
-        except Exception as error:  # noqa: BLE001 - whatever it is, a hook must not raise, and we try again
+        except Exception as error:  # noqa: BLE001 - likewise; tried again
             logger.warning("log %s is held, neither MongoDB nor the broker takes it: %s", log.id, type(error).__name__)
         else:
             return None
         if stopping.wait(1):
-            # The ack fails as well now, so the broker gives the message out again.
+            # The ack fails too, so the broker redelivers the message.
             logger.error("log %s is dropped at shutdown; its attempt will be repeated: %s", log.id, summarize(log))
             return None
 
 
-def _name(log: COTWebhookLog, error: Exception) -> None:
+def _log_unstorable(log: COTWebhookLog, error: Exception) -> None:
     logger.error("log %s cannot be stored: %s: %s", log.id, summarize(log), trace(error))

@@ -1,12 +1,10 @@
-"""DeliveryStore, gates and logs kept together: what many threads ask for at one time shares a write.
+"""Keep ledger, gates and logs consistent: the order of their writes, and the effect of a gate on each delivery.
 
-Owns the order of the writes, and what a gate means for a delivery that is written down, claimed or attempted. Each
-caller goes on, and its message is acked, only after its own write is confirmed (`mongo.open_database` says by what).
-Used by `tasks`.
+Every method returns after its writes are confirmed (`mongo.open_database` sets how), so messages may be acked then.
 """
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -25,39 +23,40 @@ from webhooks.store.webhooks import WebhookStore
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A delivery that may not be sent now and is kept: its message is to be dropped."""
+    """A delivery that is held: drop its message."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class PostponedClaim:
-    """A delivery whose receiver asked for nothing to be sent now: its message is to be queued again."""
+    """A delivery whose receiver sent ``Retry-After``: queue its message again."""
 
     delivery: Delivery
-    #: From now.
+    #: Seconds from now.
     seconds: float
 
 
+#: Claimed: attempt it. Blocked: another worker has claimed it. Exception: it is broken. None: nothing is pending.
+ClaimResult = Claimed | Blocked | Held | PostponedClaim | Exception | None
+
+
 class DeliveryRecords:
-    """What is owed and what was done, many at a time. Every method raises StoreUnavailable when MongoDB is away."""
+    """Stores, claims and records many deliveries at a time. Every method raises StoreUnavailable."""
 
     def __init__(
-        self, ledger: DeliveryStore, kept: HeldDeliveries, logs: LogStore, gates: GateStore, webhooks: WebhookStore
+        self, ledger: DeliveryStore, held: HeldDeliveries, logs: LogStore, gates: GateStore, webhooks: WebhookStore
     ) -> None:
         self._ledger = ledger
-        self._kept = kept
+        self._held = held
         self._logs = logs
         self._gates = gates
         self._webhooks = webhooks
 
-    def accept_claimed(
-        self, claims: Sequence[tuple[Delivery, Claim]]
-    ) -> list[Claimed | Blocked | Held | PostponedClaim | Exception | None]:
-        """Write down deliveries together with claims on their first attempts, and judge them as `claim` does.
+    def accept_claimed(self, claims: Sequence[tuple[Delivery, Claim]]) -> list[ClaimResult]:
+        """Store new deliveries together with claims on their first attempts; return as `claim` does.
 
-        Returns:
-            For each one what becomes of it; Blocked where it is written down already.
+        A delivery that is stored already is Blocked.
         """
         if not claims:
             return []
@@ -65,23 +64,19 @@ class DeliveryRecords:
         are_new = self._ledger.add_claimed(claims, present)
         return self._judge_all(
             [
-                # Not due: a gate that opens slowly lets out only what was released.
+                # Not due: a recovering gate admits only released deliveries.
                 Claimed(delivery, None, (), claim.log_id, present) if is_new else Blocked(0)
                 for (delivery, claim), is_new in zip(claims, are_new, strict=True)
             ]
         )
 
     def accept(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
-        """Write down deliveries that are to be queued; one that is written down already is left as it is.
+        """Store deliveries that are not stored yet; return those that have not ended.
 
-        Args:
-            deliveries: of one event or several.
-
-        Returns:
-            Those that have not ended; those that are kept say so, and are not to be queued.
+        Returned deliveries with `is_held` must not be queued.
         """
-        # That a gate changes meanwhile does no harm: the claim asks again, and the steward looks for what is kept
-        # although its gate is open.
+        # A gate may change meanwhile: the claim checks it again, and the health monitor finds deliveries that are held
+        # behind an open gate.
         gates = self._gates.get_many(delivery.webhook_id for delivery in deliveries)
         self._gates.note_held(
             delivery.webhook_id
@@ -89,73 +84,58 @@ class DeliveryRecords:
             if not delivery.is_ordered and not gates[delivery.webhook_id].is_open
         )
         in_line = Counter(one.webhook_id for one in deliveries if one.is_ordered)
-        # One that is written down already keeps its place: its new one is taken for nothing.
+        # A delivery that is stored already keeps its position; the new one stays unused.
         places = {webhook_id: self._gates.take_places(webhook_id, count) for webhook_id, count in in_line.items()}
 
-        def stand(delivery: Delivery) -> Delivery:
+        def place(delivery: Delivery) -> Delivery:
             if delivery.is_ordered:
-                place = places[delivery.webhook_id]
                 places[delivery.webhook_id] += 1
-                return replace(delivery, place=place, is_held=True)
+                return replace(delivery, place=places[delivery.webhook_id] - 1, is_held=True)
             return delivery if gates[delivery.webhook_id].is_open else replace(delivery, is_held=True)
 
-        return self.keep_unended([stand(delivery) for delivery in deliveries])
+        return self.keep_unended([place(delivery) for delivery in deliveries])
 
     def keep_unended(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
-        """Write deliveries down so that a crash of MongoDB cannot forget them, but for those that have ended.
+        """Store deliveries with the journal, except ended ones; return those that have not ended.
 
-        Returns:
-            Those that have not. A message may come again (its worker died before the ack, it was queued twice, Redis
-            was put back to an old state), and a worker that was paused may go on: neither brings back what has ended.
+        A message may be redelivered, and a paused worker may continue: neither may bring back an ended delivery.
         """
         if not deliveries:
             return []
-        ended = self._forget_ended(self._ledger.add(deliveries, self._ledger.now()))
-        return [delivery for delivery in deliveries if delivery.delivery_id not in ended]
-
-    def _forget_ended(self, delivery_ids: Collection[str]) -> set[str]:
-        """Take out again those of some deliveries that had ended before they were written down, and return their ids.
-
-        Asked after the write, which may have been carried out late: a delivery ends in the logs first and then in the
-        ledger, so where it was not found in the ledger as it had ended, the logs know.
-        """
-        ended = self._logs.find_ended(delivery_ids) if delivery_ids else set()
+        added = self._ledger.add(deliveries, self._ledger.now())
+        # After the write, which may have been carried out late. A delivery ends in the logs before it ends in the
+        # ledger, so the logs have it if the ledger no longer has.
+        ended = self._logs.find_ended(added) if added else set()
         if ended:
             self._ledger.forget(ended)
-        return ended
+        return [delivery for delivery in deliveries if delivery.delivery_id not in ended]
 
-    def keep_unless_head(self, claimed: Claimed) -> Held | None:
-        """Keep a delivery of an ordered webhook that was claimed and is not the next in line."""
-        if self._kept.is_head(claimed):
+    def hold_unless_head(self, claimed: Claimed) -> Held | None:
+        """Hold a claimed delivery of an ordered webhook that is not the head of its line."""
+        if self._held.is_head(claimed):
             return None
         self._gates.note_held([claimed.delivery.webhook_id])
-        self._kept.keep([claimed])
-        return Held("others are before it")
+        self._held.hold([claimed])
+        return Held("earlier deliveries come first")
 
-    def claim(self, claims: Sequence[Claim]) -> list[Claimed | Blocked | Held | PostponedClaim | Exception | None]:
-        """Ask for attempts, as `DeliveryStore.claim` does, and keep what may not be sent now.
-
-        Returns:
-            For each claim what becomes of it; an error of a single one stands in its place.
-        """
+    def claim(self, claims: Sequence[Claim]) -> list[ClaimResult]:
+        """Claim attempts as `DeliveryStore.claim` does, and hold or postpone what may not be sent now."""
         return self._judge_all(self._ledger.claim(claims))
 
-    def _judge_all(
-        self, results: Sequence[Claimed | Blocked | Exception | None]
-    ) -> list[Claimed | Blocked | Held | PostponedClaim | Exception | None]:
-        """Say what becomes of deliveries that were claimed, and write it down."""
+    def _judge_all(self, results: Sequence[Claimed | Blocked | Exception | None]) -> list[ClaimResult]:
+        """Apply logs and gates to claimed deliveries."""
         claimed = {one.delivery.delivery_id: one.delivery.webhook_id for one in results if isinstance(one, Claimed)}
         if not claimed:
             return list(results)
-        # After the claim and from no cache. A pause holds at once, on all workers; and what was written down late, as
-        # its worker was paused or its way to MongoDB was, is nothing if the delivery had ended by then.
+        # After the claim and without a cache, so that a pause takes effect at once on all workers, and a delivery that
+        # was written late is found to have ended.
         webhook_ids = set(claimed.values())
         logs, found = find_both(self._logs.ask_ended(claimed), self._gates.ask(webhook_ids))
         ended, gates = self._logs.read_ended(logs), self._gates.read(webhook_ids, found)
         if ended:
             self._ledger.forget(ended)
         present = self._ledger.now()
-        judged: list[Claimed | Blocked | Held | PostponedClaim | Exception | None] = []
+        judged: list[ClaimResult] = []
         held = []
         for result in results:
             if not isinstance(result, Claimed):
@@ -170,23 +150,22 @@ class DeliveryRecords:
             if isinstance(verdict, Held):
                 held.append(result)
             elif isinstance(verdict, PostponedClaim):
-                self._kept.postpone([result], gate.hold_until or present)
-        # Noted before it is done: if we die in between, the steward looks for nothing.
+                self._held.postpone([result], gate.hold_until or present)
+        # Noted first: if the worker dies in between, the health monitor finds nothing held, which is harmless.
         self._gates.note_held(result.delivery.webhook_id for result in held)
-        self._kept.keep(held)
+        self._held.hold(held)
         return judged
 
     def record(self, logs: Sequence[COTWebhookLog]) -> list[Exception | None]:
-        """Write attempts' logs, what they mean for their webhooks, and what is owed next.
+        """Write logs, their effects on webhooks and gates, and the deliveries' next attempts.
 
         Returns:
-            For each log why MongoDB cannot hold it, or None; what is owed is written all the same.
+            For each log why MongoDB cannot store it, or None; the ledger is updated in both cases.
         """
-        # First what it means for the webhook: it is not to be lost with us, and does no harm if the attempt is made
-        # again.
+        # First the gates: that is harmless if the attempt is repeated.
         self._note_on_gates(logs)
-        # Then the log. If we die in between, the attempt is made again and leaves a second log with the same
-        # delivery id: a repeat that can be seen. The other way round an attempt could be without a log.
+        # The log before the ledger. If the worker dies in between, the repeated attempt leaves a second log with the
+        # same delivery id. In the reverse order, an attempt could be without a log.
         faults = self._logs.write(logs)
         self._ledger.settle(logs)
         return [faults.get(place) for place in range(len(logs))]
@@ -206,29 +185,29 @@ class DeliveryRecords:
             if attempt.error_kind in (ErrorKind.WEBHOOK_INACTIVE, ErrorKind.WEBHOOK_UNUSABLE):
                 ownerless.add(log.subscription)
             if attempt.retry_after_s:
-                # A log that comes late through the broker asks for what is left of it.
+                # The log may come late, through the broker.
                 passed_s = max(0.0, (self._ledger.now() - log.createdAt).total_seconds())
                 asked[log.subscription] = max(asked.get(log.subscription, 0.0), attempt.retry_after_s - passed_s)
         for webhook_id, seconds in asked.items():
             if seconds > 0:
                 self._gates.hold(webhook_id, seconds)
         for webhook_id in ownerless:
-            # What is kept for it ends with its next attempts, and not one at each probe.
+            # Its held deliveries end with their next attempts, instead of one with each probe.
             self._gates.open(webhook_id, from_state=State.PAUSED)
 
 
 def _judge(claimed: Claimed, gate: Gate, present: datetime) -> Claimed | Held | PostponedClaim:
-    """Say what becomes of a delivery that was claimed."""
+    """Decide whether a claimed delivery is attempted, held or postponed."""
     if not gate.lets_through(is_probe=claimed.is_probe, is_released=claimed.due_at is not None):
         return Held(f"its webhook is {gate.state}")
     if gate.hold_until is not None and gate.is_held_back(present):
         if gate.is_probed:
-            return Held("its receiver asked us to wait")
+            return Held("the receiver sent Retry-After")
         return PostponedClaim(claimed.delivery, (gate.hold_until - present).total_seconds())
-    # A probe of before the webhook was paused no more is an attempt like any other.
+    # If the webhook is no longer paused, a probe is an ordinary attempt.
     return claimed if gate.is_probed else replace(claimed, is_probe=False)
 
 
 def _last(log: COTWebhookLog) -> str:
-    """Say in a word what came of an attempt."""
+    """Return an attempt's error kind or status."""
     return str(log.details.error_kind or log.status)

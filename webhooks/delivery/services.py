@@ -1,4 +1,4 @@
-"""What a worker process opens for itself: its connections and stores, and its sender."""
+"""The connections, stores and sender of a worker process."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -25,21 +25,23 @@ from webhooks.store.traces import TraceStore
 from webhooks.store.webhooks import WebhookStore
 from webhooks.transport.holder import process_token
 
-#: Requests of a process at one time: more than any pool has under way, whose size is what bounds them.
+#: Concurrent requests of a process. The size of the pool is the effective limit.
 _MOST_REQUESTS = 10_000
 
 
 class Progress:
-    """How far this process has come with its queue, which is in the order in which deliveries become due."""
+    """How far this process has advanced in its queue, which is sorted by due time."""
 
     def __init__(self) -> None:
-        #: Since when the delivery was due that was taken last; None before the first.
+        #: Due time of the delivery taken last; None before the first.
         self.taken_due_at: datetime | None = None
+        #: Company with events in hand → deliveries of those that were read.
+        self.served: dict[str, int] = {}
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What the tasks of one process work with."""
+    """Everything that the tasks of a process use."""
 
     webhooks: WebhookStore
     logs: LogStore
@@ -55,16 +57,16 @@ class Services:
     records: DeliveryRecords
     attempt_runner: AttemptRunner
     progress: Progress
-    #: None when no URL is set to tell operators at.
+    #: None when no operators' URL is set.
     operators: Operators | None = None
 
 
 @cache
 def get_services() -> Services:
-    """Open this process's own connections, once; they connect when first used.
+    """Return the services of this process; its connections open on first use.
 
     Raises:
-        InvalidSettings: a setting cannot be used.
+        InvalidSettings: a setting is invalid.
     """
     settings = get_settings()
     database = open_database(settings.mongodb_url, settings.mongodb_timeout_s)
@@ -82,20 +84,20 @@ def get_services() -> Services:
         concurrency=_MOST_REQUESTS,
     )
     policy = RetryPolicy(settings.retry_delay_s, settings.max_retries, settings.max_retry_after_s)
-    kept, gates, webhooks = HeldDeliveries(database, ledger), GateStore(database), WebhookStore(database)
+    held, gates, webhooks = HeldDeliveries(database, ledger), GateStore(database), WebhookStore(database)
     return Services(
         webhooks=webhooks,
         logs=logs,
         dead_letters=DeadLetterStore(database),
         deliveries=ledger,
         leases=leases,
-        held=kept,
+        held=held,
         gates=gates,
         notices=NoticeStore(database),
         outbox=Outbox(database),
         traces=TraceStore(database),
         actions=ActionStore(database),
-        records=DeliveryRecords(ledger, kept, logs, gates, webhooks),
+        records=DeliveryRecords(ledger, held, logs, gates, webhooks),
         attempt_runner=AttemptRunner(
             sender=sender,
             policy=policy,

@@ -1,8 +1,4 @@
-"""Giving deliveries up as an operator wants it: claimed as a worker does, and on record before they are forgotten.
-
-Never decides which deliveries, and never lets another one out: the steward sees a line that stands still. Called by
-`cli`.
-"""
+"""Skip deliveries for an operator: claim them as a worker does, log them, then remove them from the ledger."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,32 +14,34 @@ from webhooks.store.logs import LogStore
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """What became of deliveries that were to be given up."""
+    """Result of `skip`."""
 
-    #: The record of each that is owed no more.
+    #: The logs of skipped deliveries.
     logs: list[COTWebhookLog] = field(default_factory=list)
-    #: Ids of those that somebody else is attempting.
+    #: Ids of deliveries that a worker is attempting.
     busy: list[str] = field(default_factory=list)
-    #: Ids of those that cannot be put on record, and why; they are owed as before.
+    #: Ids of deliveries that cannot be logged, and why; they stay pending.
     broken: dict[str, str] = field(default_factory=dict)
 
 
-def skip(owed: Sequence[PendingDelivery], webhook: COTWebhook | None, ledger: DeliveryStore, logs: LogStore) -> Skipped:
-    """Give deliveries up; one that has ended or gone on meanwhile is passed over.
+def skip(
+    pending: Sequence[PendingDelivery], webhook: COTWebhook | None, ledger: DeliveryStore, logs: LogStore
+) -> Skipped:
+    """Skip deliveries; those that have ended or changed since they were read are ignored.
 
     Args:
-        owed: at least one; all of one webhook, as they were read.
-        webhook: theirs; None when there is no usable one any more.
-        ledger: where they are owed.
-        logs: where they are put on record.
+        pending: at least one; all of one webhook.
+        webhook: None when it is gone or unusable.
+        ledger: where the deliveries are pending.
+        logs: where they are logged.
 
     Raises:
-        StoreUnavailable: MongoDB cannot serve us now. Some may be given up, and those are on record.
+        StoreUnavailable: MongoDB is away. Some may be skipped; those are logged.
     """
     done = Skipped()
     records: list[COTWebhookLog] = []
     ended: dict[str, COTWebhookLog] = {}
-    claims = {one.delivery_id: Claim(one.delivery_id, one.retry, ObjectId()) for one in owed}
+    claims = {one.delivery_id: Claim(one.delivery_id, one.retry, ObjectId()) for one in pending}
     for claim, result in zip(claims.values(), ledger.claim(list(claims.values())), strict=True):
         if isinstance(result, Blocked):
             done.busy.append(claim.delivery_id)
@@ -54,23 +52,23 @@ def skip(owed: Sequence[PendingDelivery], webhook: COTWebhook | None, ledger: De
                 before, is_made = _describe_interrupted(result, webhook, claim, logs)
                 made = describe_skipped(result.delivery, webhook, claim, now())
             except ValueError:
-                done.broken[claim.delivery_id] = "somebody changed its event into none"
+                done.broken[claim.delivery_id] = "its body holds no event; it was changed by hand"
                 continue
             records += before
             if is_made is None:
                 records.append(made)
             else:
                 ended[claim.delivery_id] = is_made
-    # The records first: whatever is owed no more is on record.
+    # The logs first, so that no delivery leaves the ledger without one.
     faults = {records[place].id for place in logs.write(records)} if records else set()
     for record in records:
         if record.details.error_kind is not ErrorKind.SKIPPED:
             continue
         if record.id in faults:
-            done.broken[record.details.delivery_id] = "MongoDB cannot hold its record"
+            done.broken[record.details.delivery_id] = "MongoDB cannot store its log"
         else:
             done.logs.append(record)
-    # What is owed after an attempt that was made is for its own claim to say; and what is broken is owed as before.
+    # An attempt that was made settles by its own claim; a broken delivery stays pending.
     ledger.release(claims[delivery_id] for delivery_id in (*ended, *done.broken))
     ledger.settle([*ended.values(), *done.logs])
     return done
@@ -79,10 +77,10 @@ def skip(owed: Sequence[PendingDelivery], webhook: COTWebhook | None, ledger: De
 def _describe_interrupted(
     claimed: Claimed, webhook: COTWebhook | None, claim: Claim, logs: LogStore
 ) -> tuple[list[COTWebhookLog], COTWebhookLog | None]:
-    """Look for the attempts of a delivery of whose end the ledger does not know.
+    """Find the interrupted attempts of a delivery.
 
     Returns:
-        The logs of those that nobody has logged. The log of the attempt that was claimed, if it was made after all.
+        New logs of those without a log. The stored log of the claimed attempt, if it was made after all.
     """
     found = [(old, logs.find_ended_attempt(old.log_id)) for old in claimed.interrupted]
     missing = [describe_interrupted(claimed.delivery, webhook, old, now()) for old, log in found if log is None]

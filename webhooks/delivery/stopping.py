@@ -1,4 +1,4 @@
-"""Whether this worker was told to stop."""
+"""The event that is set when this worker shuts down."""
 
 import threading
 from typing import Any, cast
@@ -7,10 +7,10 @@ from celery.signals import worker_shutting_down
 
 
 class _SignalEvent(threading.Event):
-    """An event that a signal handler sets.
+    """An event that a signal handler may set.
 
-    A second signal may come while the handler of the first one sets it, and holds its lock: that would wait for itself,
-    and the worker never end.
+    A second signal may interrupt the first handler inside `set`. Without the flag, it would wait for the lock that its
+    own thread holds.
     """
 
     _is_being_set = False
@@ -21,9 +21,9 @@ class _SignalEvent(threading.Event):
             super().set()
 
 
-#: Set when this worker was told to stop: what waits for a server gives its message back instead.
+#: Set at shutdown: steps that wait for a server requeue their messages instead.
 stopping: threading.Event = _SignalEvent()
-# Celery takes this lock while it handles the operating system's signal, so the same holds for it.
+# Celery takes this lock inside the operating system's signal handler, so it must be reentrant too.
 cast("Any", worker_shutting_down).lock = threading.RLock()
 
 

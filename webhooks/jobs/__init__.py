@@ -1,1 +1,1 @@
-"""What runs beside the main path, by the clock."""
+"""Periodic jobs of a worker."""

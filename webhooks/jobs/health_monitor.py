@@ -1,11 +1,7 @@
-"""The steward: pauses webhooks whose endpoints fail for long, tries those, and lets out what was kept for them.
+"""The health monitor: pauses webhooks whose endpoints keep failing, probes them, and releases their held deliveries.
 
-Owns when that is done; `health` decides from what is counted here, `gates` and `kept` hold what is decided. It also
-mends what a worker that died left half done: a line that stands still, a delivery that is kept although its gate is
-open. And it tells operators of what happened. All of it may be done twice, or by two at a time: each change is
-conditional.
-
-Runs as threads in each worker; leases let one of them at a time do it. Started by Celery with the worker.
+It also resumes what a dead worker left unfinished, such as an ordered webhook whose next delivery was not queued, and
+notifies operators. Every change is conditional, so two workers may run the same job at once.
 """
 
 import logging
@@ -42,99 +38,95 @@ from webhooks.store.notices import Notice
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two looks at what is let out, at lines and probes, and at notices.
+#: Intervals of the jobs; that of the health check is a part of ``pause_after_s``, within bounds.
 _DRAIN_EVERY_S = 0.25
-_TEND_EVERY_S = 1.0
-_TELL_EVERY_S = 1.0
-#: Seconds between two looks at health: a part of the time that counts as long, within bounds.
+_RECOVER_EVERY_S = 1.0
+_NOTIFY_EVERY_S = 1.0
 _HEALTH_PART = 10
 _HEALTH_EVERY_S = (1.0, 30.0)
-#: Seconds between two looks at all that is kept, for what no gate knows of.
+#: Interval at which held deliveries are searched for webhooks that have no gate.
 _COUNT_EVERY_S = 60.0
 
-#: Slices of the time that counts as long, and how many are looked at: a little more than it, as the first failure must
-#: be as old as that.
-_SLICES_OF_LONG = 20
+#: ``pause_after_s`` is divided into slices; a few more are counted, as the first failure must be that old.
+_SLICES_PER_PAUSE_AFTER = 20
 _SLICES = 25
-#: Attempts of one webhook, and of all, that are counted in one look.
+#: Maximum number of attempts counted per check, for one webhook and for all.
 _MAX_COUNTED = 100_000
 _MAX_RECENT = 20_000
 
-#: Gates looked at, and deliveries let out for one webhook, in one look.
+#: Maximum number of gates examined per run, and of deliveries released for one webhook.
 _MAX_GATES = 10_000
-_MAX_TENDED = 2_000
+_MAX_RECOVERED = 2_000
 _MAX_RELEASED = 500
-#: Attempts of a recovering endpoint that count when it is judged.
+#: Number of last attempts by which a recovering endpoint is judged.
 _JUDGED = 10
-#: Seconds between two steps of its rate.
+#: Interval at which a recovering endpoint's rate changes.
 _STEP_S = 1.0
-#: Seconds after which nobody can still be writing what is kept.
-_KEPT_FOR_SURE_S = 60.0
+#: Time after which a write of a held delivery must have ended.
+_HELD_WRITTEN_S = 60.0
 
-#: Seconds until operators are told again when that failed: doubled each time, up to a limit.
-_TELL_AGAIN_S = 5.0
-_MAX_TELL_AGAIN_S = 3600.0
+#: Delay before operators are notified again after a failure: doubled each time, up to a limit.
+_NOTIFY_AGAIN_S = 5.0
+_MAX_NOTIFY_AGAIN_S = 3600.0
 _MAX_DOUBLINGS = 10
-_MAX_TOLD = 20
+_MAX_NOTICES = 20
 
 
 @worker_ready.connect
 def _start(**_: object) -> None:
-    settings = get_settings()
-    steward = HealthMonitor()
-    start_job("drain", steward.drain, _DRAIN_EVERY_S)
-    start_job("tend", steward.tend, _TEND_EVERY_S)
-    start_job("health", steward.look_at_health, find_health_pause_s(settings.pause_after_s))
-    start_job("notices", tell, _TELL_EVERY_S)
+    monitor = HealthMonitor()
+    start_job("drain", monitor.drain, _DRAIN_EVERY_S)
+    start_job("recovery", monitor.recover, _RECOVER_EVERY_S)
+    start_job("health", monitor.check_health, find_health_pause_s(get_settings().pause_after_s))
+    start_job("notices", notify, _NOTIFY_EVERY_S)
 
 
 def find_health_pause_s(pause_after_s: float) -> float:
-    """Return the seconds between two looks at the endpoints' health."""
+    """Return the interval of the health check, in seconds."""
     shortest, longest = _HEALTH_EVERY_S
     return min(longest, max(shortest, pause_after_s / _HEALTH_PART))
 
 
 @dataclass(slots=True)
 class _Drain:
-    """How far one webhook's kept deliveries are let out."""
+    """Progress of releasing one webhook's held deliveries."""
 
     gate_since: datetime | None
+    #: Deliveries per second.
     rate: float
+    #: Deliveries that the rate allows now.
     saved: float = 1.0
-    looked_at: float = 0.0
+    saved_at: float = 0.0
     stepped_at: float = 0.0
-    #: Since the last step of the rate.
+    #: Attempts since the last change of the rate.
     succeeded: int = 0
     failed: int = 0
     #: Whether each of the last attempts failed.
     last: deque[bool] = field(default_factory=lambda: deque(maxlen=_JUDGED))
-    #: What was let out and has not ended: the number of its attempt, and when that was.
+    #: Released deliveries that have not ended: id → number of the attempt, time of the release.
     out: dict[str, tuple[int, float]] = field(default_factory=dict)
 
 
 class HealthMonitor:
-    """One process's. What it remembers is only how recoveries go; another one begins at the rate that the gate has."""
+    """The jobs of one process. It keeps only the progress of recoveries; a new one starts at the gate's stored rate."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._drains: dict[ObjectId, _Drain] = {}
         self._counted_at = float("-inf")
-        self._tended_to: ObjectId | None = None
-        self._blamed_us_at = float("-inf")
+        self._recovered_to: ObjectId | None = None
+        self._suspected_at = float("-inf")
 
     # ── Health ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def look_at_health(self, services: Services, settings: Settings) -> int:
-        """Pause the webhooks whose endpoints have failed for long.
-
-        Returns:
-            How many were paused.
+    def check_health(self, services: Services, settings: Settings) -> int:
+        """Pause the webhooks whose endpoints keep failing; return how many.
 
         Raises:
-            StoreUnavailable: MongoDB cannot serve us now.
+            StoreUnavailable: MongoDB is unavailable.
         """
         present = services.deliveries.now()
-        # A little more than since the last look. All of the time that counts as long is looked at where one failed.
+        # A little more than since the last check; `_find_reason` counts over all of ``pause_after_s``.
         since = present - timedelta(seconds=2 * find_health_pause_s(settings.pause_after_s) + 1)
         recent = services.logs.find_webhooks(Outcome.FAILED, since, _MAX_RECENT)
         failing = {
@@ -152,10 +144,10 @@ class HealthMonitor:
         if not reasons:
             return 0
         well = services.logs.find_webhooks(Outcome.SUCCESS, since, _MAX_RECENT)
-        # Who answers at all is reached, whatever the answer.
+        # An endpoint that responds at all is reachable, whatever the response.
         unreached = {webhook_id for webhook_id, kinds in failing.items() if None not in kinds} - set(well)
         if is_fault_ours(len(unreached), len(set(failing) | set(well))):
-            self._blame_us(len(unreached), settings)
+            self._suspect_own_network(len(unreached), settings)
             reasons = {webhook_id: reason for webhook_id, reason in reasons.items() if webhook_id not in unreached}
         paused = [
             webhook_id
@@ -167,14 +159,14 @@ class HealthMonitor:
     def _find_reason(
         self, services: Services, settings: Settings, webhook_id: ObjectId, present: datetime
     ) -> str | None:
-        """Say why a webhook is to be paused; None when it is not."""
-        slice_s = settings.pause_after_s / _SLICES_OF_LONG
+        """Return why a webhook must be paused; None if it must not."""
+        slice_s = settings.pause_after_s / _SLICES_PER_PAUSE_AFTER
         counts = services.logs.count_attempts(webhook_id, present, slice_s, _SLICES, _MAX_COUNTED)
         theirs = [one for one in counts if one.error_kind is None or not is_own_fault(one.error_kind)]
         streak = find_streak([_make_slice(n, theirs, present) for n in range(_SLICES)])
         failing_for_s = streak.failing_for_s
         if sum(one.count for one in counts) == _MAX_COUNTED and streak.total == sum(one.count for one in theirs):
-            failing_for_s = settings.pause_after_s  # more than can be counted, and all of it in the streak
+            failing_for_s = settings.pause_after_s  # the streak has all attempts that could be counted
         if not should_pause(streak.failed, streak.total, failing_for_s, _policy(settings)):
             return None
         last = next(one for one in theirs if one.outcome == Outcome.FAILED)
@@ -183,10 +175,10 @@ class HealthMonitor:
             f"last: {last.error_kind or last.status}"
         )
 
-    def _blame_us(self, unreached: int, settings: Settings) -> None:
-        if self._clock() - self._blamed_us_at < settings.pause_after_s:
+    def _suspect_own_network(self, unreached: int, settings: Settings) -> None:
+        if self._clock() - self._suspected_at < settings.pause_after_s:
             return
-        self._blamed_us_at = self._clock()
+        self._suspected_at = self._clock()
         logger.error(
             "%d endpoints, most of all, are out of reach at one time: that looks like our own network, none is paused",
             unreached,
@@ -195,14 +187,11 @@ class HealthMonitor:
     # ── Recovery ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def drain(self, services: Services, settings: Settings) -> int:
-        """Let out what was kept for webhooks that recover, each at its rate.
-
-        Returns:
-            How many deliveries were let out.
+        """Release held deliveries of recovering webhooks, each at its rate; return how many.
 
         Raises:
-            StoreUnavailable: MongoDB cannot serve us now.
-            kombu.exceptions.OperationalError: the broker cannot be reached; the sweep finds what was let out.
+            StoreUnavailable: MongoDB is unavailable.
+            kombu.exceptions.OperationalError: the broker cannot be reached; the sweep queues what was released.
         """
         gates = services.gates.find_recovering(_MAX_GATES)
         self._drains = {gate.webhook_id: self._resume(gate) for gate in gates}
@@ -212,7 +201,7 @@ class HealthMonitor:
         for gate in gates:
             webhook = webhooks[gate.webhook_id]
             if webhook is not None and webhook.ordered:
-                services.gates.open(gate.webhook_id)  # one at a time is slow enough; `tend` lets it out
+                services.gates.open(gate.webhook_id)  # one at a time is slow enough; `recover` releases the first
             elif not gate.is_held_back(present):
                 done += self._drain(services, settings, gate, webhook, present)
         return done
@@ -222,7 +211,7 @@ class HealthMonitor:
         if known is not None and known.gate_since == gate.since:
             return known
         present = self._clock()
-        return _Drain(gate.since, gate.rate, looked_at=present, stepped_at=present)
+        return _Drain(gate.since, gate.rate, saved_at=present, stepped_at=present)
 
     def _drain(
         self, services: Services, settings: Settings, gate: Gate, webhook: COTWebhook | None, present: datetime
@@ -238,8 +227,8 @@ class HealthMonitor:
             if rate != drain.rate:
                 services.gates.set_rate(gate, rate)
             drain.rate, drain.succeeded, drain.failed, drain.stepped_at = rate, 0, 0, clock
-        drain.saved = save(drain.saved, drain.rate, clock - drain.looked_at)
-        drain.looked_at = clock
+        drain.saved = save(drain.saved, drain.rate, clock - drain.saved_at)
+        drain.saved_at = clock
         count = min(room(drain.saved, drain.rate, len(drain.out)), _MAX_RELEASED)
         if count == 0:
             return 0
@@ -254,12 +243,12 @@ class HealthMonitor:
         return len(found)
 
     def _count_ended(self, services: Services, settings: Settings, drain: _Drain) -> None:
-        """Note what became of the deliveries that were let out: by their logs, whatever the workers' clocks say."""
+        """Count the results of released deliveries from their logs."""
         if not drain.out:
             return
         for end in services.logs.find_ends(list(drain.out)):
             retry, _ = drain.out.get(end.delivery_id, (None, 0.0))
-            # Their earlier attempts are on record, too, and probes have the number that comes next.
+            # Skip earlier attempts, and probes: they have the number of the next attempt.
             if retry is None or end.retry < retry or end.is_probe:
                 continue
             del drain.out[end.delivery_id]
@@ -268,27 +257,24 @@ class HealthMonitor:
             has_failed = end.outcome != Outcome.SUCCESS
             drain.failed, drain.succeeded = drain.failed + has_failed, drain.succeeded + (not has_failed)
             drain.last.append(has_failed)
-        # Their messages are lost: the sweep's.
+        # The messages of the others are lost; the sweep queues them.
         lost_before = self._clock() - settings.visibility_timeout_s
         drain.out = {one: (retry, at) for one, (retry, at) in drain.out.items() if at > lost_before}
 
-    # ── Probes, lines, and what was left half done ──────────────────────────────────────────────────────────────────
+    # ── Probes and unfinished work ──────────────────────────────────────────────────────────────────────────────────
 
-    def tend(self, services: Services, settings: Settings) -> int:
-        """Try paused endpoints, move lines on, let out what is kept for nothing.
-
-        Returns:
-            How many deliveries were let out.
+    def recover(self, services: Services, settings: Settings) -> int:
+        """Probe paused endpoints, and release what is held behind open gates; return how many deliveries.
 
         Raises:
-            StoreUnavailable: MongoDB cannot serve us now.
-            kombu.exceptions.OperationalError: the broker cannot be reached; the sweep finds what was let out.
+            StoreUnavailable: MongoDB is unavailable.
+            kombu.exceptions.OperationalError: the broker cannot be reached; the sweep queues what was released.
         """
-        for deactivated in services.webhooks.list_deactivated(_MAX_TOLD):
+        for deactivated in services.webhooks.list_deactivated(_MAX_NOTICES):
             services.gates.deactivate(deactivated.webhook_id, deactivated.notice_id, deactivated.reason)
             services.webhooks.note_deactivation_told(deactivated)
         if self._clock() - self._counted_at >= _COUNT_EVERY_S:
-            # Of a gate that somebody deleted, say.
+            # For example, a gate was deleted by hand.
             self._counted_at = self._clock()
             services.gates.note_held(services.held.find_webhooks())
         present = services.deliveries.now()
@@ -298,7 +284,7 @@ class HealthMonitor:
         return probes + self._move_on(services, present)
 
     def _probe(self, services: Services, settings: Settings, gate: Gate, present: datetime) -> bool:
-        """Let out the oldest delivery to try a paused endpoint, unless one is being tried."""
+        """Release the oldest held delivery as a probe, unless a probe is running."""
         if gate.is_held_back(present):
             return False
         webhook_id = gate.webhook_id
@@ -309,8 +295,8 @@ class HealthMonitor:
             found, claimed_until = under_way
             if claimed_until is not None and claimed_until > present:
                 return False
-            # Its worker died, or its message is lost.
-        # The next time first: nothing that happens from here on makes for more than one probe at a time.
+            # Otherwise its worker died, or its message is lost.
+        # The time of the next probe is written first, so a failure from here on cannot cause a second probe.
         if found is None or not services.gates.take_probe(gate, settings.probe_interval_s):
             return False
         if under_way is None:
@@ -319,53 +305,50 @@ class HealthMonitor:
         return True
 
     def _move_on(self, services: Services, present: datetime) -> int:
-        """Let out what is kept although its gate is open: lines that stand still, and what nobody wanted kept."""
-        gates = services.gates.find_held(_MAX_TENDED, self._tended_to)
-        # The next look goes on where this one ends, so that any number of lines has its turn.
-        self._tended_to = gates[-1].webhook_id if len(gates) == _MAX_TENDED else None
+        """Release deliveries that are held although their gate is open, of ordered webhooks only the next one."""
+        gates = services.gates.find_held(_MAX_RECOVERED, self._recovered_to)
+        # The next run continues after the last gate, so that every webhook has its turn.
+        self._recovered_to = gates[-1].webhook_id if len(gates) == _MAX_RECOVERED else None
         webhooks = services.webhooks.get_many([gate.webhook_id for gate in gates])
 
-        def is_line(gate: Gate) -> bool:
+        def is_ordered(gate: Gate) -> bool:
             webhook = webhooks[gate.webhook_id]
             return webhook is not None and webhook.ordered
 
-        moving = services.held.find_outstanding(gate.webhook_id for gate in gates if is_line(gate))
+        moving = services.held.find_outstanding(gate.webhook_id for gate in gates if is_ordered(gate))
         done = 0
         for gate in gates:
             webhook = webhooks[gate.webhook_id]
-            if is_line(gate):
+            if is_ordered(gate):
                 if gate.webhook_id in moving or queue_next(services, webhook):
                     done += gate.webhook_id not in moving
                     continue
-                found = services.held.find_held(gate.webhook_id, 1)  # somebody was faster, maybe
+                found = services.held.find_held(gate.webhook_id, 1)  # another worker may have released the head
             else:
                 found = services.held.find_held(gate.webhook_id, _MAX_RELEASED)
                 _release(services, found, webhook, present)
                 done += len(found)
             if not found:
-                services.gates.note_none_held(gate, _KEPT_FOR_SURE_S)
+                services.gates.note_none_held(gate, _HELD_WRITTEN_S)
         return done
 
 
 # ── Notices ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def tell(services: Services, settings: Settings) -> int:
-    """Tell operators of what happened to webhooks: in the log, and at their URL if they have set one.
-
-    Returns:
-        How many notices were told.
+def notify(services: Services, settings: Settings) -> int:
+    """Send notices to operators: to the log, and to their URL if one is set; return how many.
 
     Raises:
-        StoreUnavailable: MongoDB cannot serve us now; a notice may be told once more.
+        StoreUnavailable: MongoDB is unavailable; a notice may be sent again.
     """
-    notices = services.notices.list_untold(services.deliveries.now(), _MAX_TOLD)
+    notices = services.notices.list_untold(services.deliveries.now(), _MAX_NOTICES)
     webhooks = services.webhooks.get_many([notice.webhook_id for notice in notices])
     done = 0
     for notice in notices:
         webhook = webhooks[notice.webhook_id]
-        pause_s = min(_MAX_TELL_AGAIN_S, _TELL_AGAIN_S * 2 ** min(notice.tries, _MAX_DOUBLINGS))
-        # Before it is told: however long that takes, nobody else tells it meanwhile.
+        pause_s = min(_MAX_NOTIFY_AGAIN_S, _NOTIFY_AGAIN_S * 2 ** min(notice.tries, _MAX_DOUBLINGS))
+        # Taken before it is sent, so that no other worker sends it meanwhile.
         if not services.notices.take(notice, pause_s + settings.total_timeout_s):
             continue
         if notice.tries == 0:
@@ -378,12 +361,12 @@ def tell(services: Services, settings: Settings) -> int:
             services.notices.note_told(notice)
             done += 1
         else:
-            logger.warning("operators cannot be told, tried again in some %.0f s: %s", pause_s, fault)
+            logger.warning("operators cannot be notified, next try in about %.0f s: %s", pause_s, fault)
     return done
 
 
 def make_message(notice: Notice, webhook: COTWebhook | None) -> dict[str, object]:
-    """Return what is sent to the operators' URL."""
+    """Return the body of the request to the operators' URL."""
     return {
         "type": f"webhook.{notice.type.value}",
         "timestamp": notice.at,

@@ -1,14 +1,11 @@
-"""The sweep: deliveries that are owed and overdue, but whose message is lost, are queued again; and the outbox's relay.
+"""The sweep queues deliveries whose messages were lost; the relay queues events from the outbox.
 
-Owns the question which message is lost. Redis may have been flushed, put back to an old state or made to evict keys;
-a backlog, however long, is no loss. What tells them apart is the order: a webhook's lane hands out attempts in the
-order in which they became due, so a delivery that was due long before the oldest message in its lane is not there any
-more; nor is one that is overdue while its lane is empty. A broker without lanes has that order over all. What is queued
-again although its message was there is sent once all the same: the ledger lets only one of them make the attempt.
+Redis may lose messages by a flush, an old backup or eviction. Lanes are first in, first out. So a message is lost if
+its delivery was due long before the oldest message in its lane, or if its lane is empty. A broker without lanes has one
+such order for all deliveries. A duplicate does no harm, as the ledger lets one message make the attempt. Events of the
+outbox have lanes by company and type, with the same rule.
 
-The same goes for events of the outbox: each has its lane, by company and type.
-
-Runs as a thread in each worker; a lease lets one of them at a time do it. Started by Celery with the worker.
+Jobs run as threads in each worker; a lease makes one worker at a time run each job.
 """
 
 import logging
@@ -36,66 +33,61 @@ from webhooks.transport.lanes import SERIAL, parent_lane_of
 
 logger = logging.getLogger(__name__)
 
-#: Deliveries queued again in one look; the next look goes on.
+#: Maximum number of deliveries queued, lanes examined and shared events deleted per sweep.
 _MAX_PER_SWEEP = 5_000
-#: Webhooks with something overdue that one look asks about, the longest overdue first.
 _MAX_LANES_PER_SWEEP = 10_000
-#: Seconds between two looks into the outbox, and events queued in one.
+_MAX_EVENTS_PER_SWEEP = 1_000
+#: Interval of the relay, and the maximum number of events per run.
 _RELAY_PAUSE_S = 0.5
 _MAX_PER_RELAY = 500
-#: Added to a lease, as a job takes some time itself.
+#: Added to a job's lease for the runtime of the job.
 _LEASE_SLACK_S = 2.0
-#: Seconds between two looks at a lease at least.
+#: Minimum interval between renewals of a job's lease.
 _LEASE_EVERY_S = 0.5
-#: Shared events looked at for deletion in one look.
-_MAX_EVENTS_PER_SWEEP = 1_000
-#: How long a shared event is kept at least: its deliveries may be about to be written.
+#: Minimum age of a deleted shared event, as its deliveries may not be written yet.
 _EVENT_KEPT = timedelta(minutes=10)
-#: Added to the longest time that a worker may have a message in its hands: clocks of workers differ.
+#: Added to the visibility timeout, as the clocks of workers differ.
 _CLOCK_SLACK_S = 5.0
 
 
 @worker_ready.connect
 def _start(**_: object) -> None:
-    for name, job, pause_s in (("sweep", sweep, get_settings().sweep_interval_s), ("relay", relay, _RELAY_PAUSE_S)):
-        start_job(name, job, pause_s)
+    start_job("sweep", sweep, get_settings().sweep_interval_s)
+    start_job("relay", relay, _RELAY_PAUSE_S)
 
 
 def start_job(name: str, job: Callable[[Services, Settings], int], pause_s: float) -> None:
-    """Do a job again and again with a pause in between, in one worker at a time, in a thread of its own."""
+    """Start a thread that repeats a job, with a pause between runs, while this worker holds the job's lease."""
     threading.Thread(target=_run, args=(name, job, pause_s), name=name, daemon=True).start()
 
 
 def _run(name: str, job: Callable[[Services, Settings], int], pause_s: float) -> None:
     settings = get_settings()
-    # Each look at the lease is a write: a job that is done often is not worth one each time.
+    # Renewing a lease is a write, so a frequent job does not renew it in each run.
     lease_every_s = max(pause_s, _LEASE_EVERY_S)
-    is_ours, look_at = False, 0.0
+    is_ours, renew_at = False, 0.0
     while not stopping.wait(pause_s):
         try:
-            if time.monotonic() >= look_at:
+            if time.monotonic() >= renew_at:
                 is_ours = False
-                # A lease a little longer than the pause: the one who has it keeps it, and a dead one's ends soon.
+                # Little longer than the interval: the holder keeps the lease, and a dead worker's lease ends soon.
                 is_ours = get_services().leases.take_job(name, lease_every_s * 2 + _LEASE_SLACK_S)
-                look_at = time.monotonic() + (lease_every_s if lease_every_s > pause_s else 0)
+                renew_at = time.monotonic() + (lease_every_s if lease_every_s > pause_s else 0)
             if is_ours:
                 job(get_services(), settings)
         except StoreUnavailable as error:
             logger.warning("the %s waits: %s", name, error)
         except OperationalError as error:
             logger.warning("the %s waits: the broker cannot be reached (%s)", name, error)
-        except Exception as error:  # noqa: BLE001 - the next look may go well
+        except Exception as error:  # noqa: BLE001 - the next run may succeed
             logger.error("the %s met a defect; it goes on: %s", name, trace(error))  # noqa: TRY400
 
 
 def relay(services: Services, settings: Settings) -> int:
-    """Queue the events that producers have put into the outbox.
-
-    Returns:
-        How many were queued.
+    """Queue events from the outbox; return how many.
 
     Raises:
-        StoreUnavailable: MongoDB cannot serve us now.
+        StoreUnavailable: MongoDB is unavailable.
         kombu.exceptions.OperationalError: the broker cannot be reached.
     """
     present, in_hand = services.deliveries.now(), timedelta(seconds=settings.visibility_timeout_s + _CLOCK_SLACK_S)
@@ -113,9 +105,9 @@ def relay(services: Services, settings: Settings) -> int:
 
 
 def _find_waiting(due: Sequence[Accepted], present: datetime, in_hand: timedelta) -> list[Accepted]:
-    """Return the events of the outbox that were queued before and may still wait in their lanes.
+    """Return the events that were queued before and may still be in their lanes.
 
-    Without lanes nobody can tell whose messages a queue holds, so all of them may while there are any.
+    Without lanes the messages in a queue cannot be told apart: all events may be there unless the queue is empty.
     """
     queued = [(event, event.queued_at) for event in due if event.queued_at is not None]
     if not queued:
@@ -126,7 +118,7 @@ def _find_waiting(due: Sequence[Accepted], present: datetime, in_hand: timedelta
             return [event for event, _ in queued] if _count_queued(connection, DELIVER_QUEUE) else []
         lanes = [lane_of_text(event.body) for event, _ in queued]
         states = channel.look_at(DELIVER_QUEUE, lanes)
-        # Where order matters, all of a company's events of one type stand in this one instead.
+        # The lane of all of a company's events of one type, if they are ordered.
         serial_states = channel.look_at(DELIVER_QUEUE, [parent_lane_of(lane) + SERIAL for lane in lanes])
     waiting = []
     for (event, at), state, serial in zip(queued, states, serial_states, strict=True):
@@ -137,13 +129,10 @@ def _find_waiting(due: Sequence[Accepted], present: datetime, in_hand: timedelta
 
 
 def sweep(services: Services, settings: Settings) -> int:
-    """Queue again what is owed and lost; forget events of which nothing is owed.
-
-    Returns:
-        How many deliveries were queued.
+    """Queue deliveries whose messages were lost; return how many. Delete shared events without pending deliveries.
 
     Raises:
-        StoreUnavailable: MongoDB cannot serve us now.
+        StoreUnavailable: MongoDB is unavailable.
         kombu.exceptions.OperationalError: the broker cannot be reached.
     """
     present = services.deliveries.now()
@@ -153,19 +142,19 @@ def sweep(services: Services, settings: Settings) -> int:
     for delivery in lost:
         queue_released(delivery, webhooks[delivery.webhook_id])
     if lost:
-        # They stand at the end of the queue now, and so they must in the ledger.
+        # Their messages are last in their lanes now, so their due times must be the latest.
         services.deliveries.postpone([delivery.delivery_id for delivery in lost], present)
         logger.warning("queued %d deliveries again whose messages were lost", len(lost))
     return len(lost)
 
 
 def _find_lost(services: Services, present: datetime, in_hand: timedelta) -> list[PendingDelivery]:
-    """Return deliveries whose message is not in its queue any more.
+    """Return deliveries whose messages are no longer queued.
 
     Args:
-        services: this process's own.
-        present: now, by the ledger.
-        in_hand: the longest that a worker may have a message.
+        services: the services.
+        present: the current time by the ledger's clock.
+        in_hand: the maximum time for which a worker may hold a message.
     """
     with _connect() as connection:
         channel = connection.default_channel
@@ -174,7 +163,6 @@ def _find_lost(services: Services, present: datetime, in_hand: timedelta) -> lis
             reached = find_reached(present, services.progress.taken_due_at, is_queue_empty=waiting == 0)
             return [] if reached is None else services.deliveries.find_overdue(reached - in_hand, _MAX_PER_SWEEP)
         lost: list[PendingDelivery] = []
-        # Each lane has an order of its own, and each webhook a lane.
         oldest = services.deliveries.find_oldest_overdue(present - in_hand, _MAX_LANES_PER_SWEEP)
         lanes = [lane_of_webhook(delivery.company, delivery.webhook_id) for delivery in oldest]
         states = channel.look_at(SEND_QUEUE, lanes) if lanes else []
@@ -187,15 +175,14 @@ def _find_lost(services: Services, present: datetime, in_hand: timedelta) -> lis
 
 
 def find_reached(present: datetime, taken_due_at: datetime | None, *, is_queue_empty: bool) -> datetime | None:
-    """Say how far the queue has been worked off: what was due before is in a worker's hands, or lost.
+    """Return the due time up to which a queue has been consumed; None if unknown.
+
+    Deliveries that were due earlier are held by a worker or lost.
 
     Args:
-        present: now.
-        taken_due_at: since when the delivery was due that was taken last; None when none was taken yet.
-        is_queue_empty: whether no message waits in the queue.
-
-    Returns:
-        An instant; None when it cannot be told.
+        present: the current time.
+        taken_due_at: due time of the delivery that was taken last; None if there was none yet.
+        is_queue_empty: whether the queue has no message.
     """
     if is_queue_empty:
         return present
@@ -213,4 +200,4 @@ def _count_queued(connection: Any, queue: str) -> int:
     try:
         return connection.default_channel.queue_declare(queue=queue, passive=True).message_count
     except connection.channel_errors:
-        return 0  # Redis has no empty lists: such a queue is not there
+        return 0  # an empty queue does not exist in Redis

@@ -1,1 +1,1 @@
-"""Servers from wheels and processes kept running on one machine."""
+"""Embedded servers, supervised processes, and the commands `up` and `demo` built on them."""

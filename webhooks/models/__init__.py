@@ -2,8 +2,8 @@
 
 from webhooks.models.event import COTEvent, describe_event, parse_event, parse_event_text
 from webhooks.models.log import NO_RESPONSE_STATUS, AttemptDetails, COTWebhookLog
-from webhooks.models.webhook import TRIGGERS, Context, COTWebhook, Trigger, UnusableWebhook, parse_webhook
-from webhooks.models.wire import format_instant, now, parse_instant, to_json
+from webhooks.models.webhook import TRIGGERS, Context, COTWebhook, UnusableWebhook, parse_webhook
+from webhooks.models.wire import format_instant, now, parse_instant
 
 __all__ = [
     "NO_RESPONSE_STATUS",
@@ -13,7 +13,6 @@ __all__ = [
     "COTWebhook",
     "COTWebhookLog",
     "Context",
-    "Trigger",
     "UnusableWebhook",
     "describe_event",
     "format_instant",
@@ -22,5 +21,4 @@ __all__ = [
     "parse_event_text",
     "parse_instant",
     "parse_webhook",
-    "to_json",
 ]

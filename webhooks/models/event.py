@@ -80,10 +80,6 @@ class COTEvent(WireModel):
         """Return the event as JSON text, keys in the given order."""
         return super().to_json() if self._text is None else self._text
 
-    def to_body(self) -> bytes:
-        """Return the bytes that every receiver gets."""
-        return self.to_json().encode()
-
     def to_bson(self) -> dict[str, Any]:
         """Return the event as a log holds it in MongoDB."""
         stored = super().to_bson()

@@ -44,7 +44,7 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class Streak:
-    """Counts of the attempts since an endpoint last did well."""
+    """Counts of the attempts since most of an endpoint's attempts last succeeded."""
 
     failed: int
     total: int

@@ -5,6 +5,7 @@ responses, chunk extensions and trailers.
 """
 
 import re
+import sys
 from http import HTTPStatus
 from typing import NamedTuple
 
@@ -21,16 +22,12 @@ MAX_HEADS = 64
 #: Chunk extensions and trailers. As in Node.js.
 MAX_CHUNK_EXTRA_BYTES = 16 * 1024
 
-_STATUS = rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([^\r\n\0]*))?\r?\n"
-_STATUS_LINE = re.compile(_STATUS)
+_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([^\r\n\0]*))?\r?\n")
 _HEADER_LINE = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\r\n\0]*\r?\n"
 #: RFC 9112, 5.2: obsolete, but accepted from servers.
 _FOLDED_LINE = rb"[ \t][^\r\n\0]*\r?\n"
 #: All complete lines. Possessive quantifiers keep this linear.
-_FIRST = rb"(?:%b(?:%b)*+)*+" % (_HEADER_LINE, _FOLDED_LINE)
-_FIRST_LINES = re.compile(_FIRST)
-#: A complete head. Others are read line by line.
-_HEAD = re.compile(rb"%b%b\r?\n" % (_STATUS, _FIRST))
+_FIRST_LINES = re.compile(rb"(?:%b(?:%b)*+)*+" % (_HEADER_LINE, _FOLDED_LINE))
 _FURTHER_LINES = re.compile(rb"(?:%b|%b)*+" % (_HEADER_LINE, _FOLDED_LINE))
 #: The fields that are used.
 _FIELD = re.compile(
@@ -70,7 +67,7 @@ class Head(NamedTuple):
 class ResponseReader:
     """Reads one response."""
 
-    __slots__ = ("_body", "_buffer", "_checked", "_heads_left", "_keeps", "_line_status", "head", "is_over")
+    __slots__ = ("_body", "_buffer", "_checked", "_heads_left", "_line_status", "head", "is_over", "keeps_connection")
 
     def __init__(self) -> None:
         #: None before it has arrived.
@@ -82,13 +79,9 @@ class ResponseReader:
         self._checked = 0
         self._heads_left = MAX_HEADS
         self._line_status: re.Match[bytes] | None = None
-        self._keeps = True
-        self._body: _Counted | _Chunks | _Rest | None = None
-
-    @property
-    def keeps_connection(self) -> bool:
-        """Whether the connection can be reused after the response."""
-        return self._keeps
+        #: Whether the connection can be reused after the response.
+        self.keeps_connection = True
+        self._body: _Counted | _Chunks | None = None
 
     def feed(self, data: bytes) -> bytes:
         """Take received bytes; return the body's part of them. Raises NoResponse (BAD_RESPONSE) if this is not HTTP."""
@@ -116,22 +109,14 @@ class ResponseReader:
         if not self.is_over and (self._body is None or not self._body.may_end):
             raise aborted()
         self.is_over = True
-        self._keeps = False
+        self.keeps_connection = False
 
     def _read_heads(self, *, has_new_line: bool) -> bool:
         """Read up to the end of the final head; return whether it has arrived."""
         # An incomplete line is not parsed.
         while has_new_line:
             if self._line_status is None:
-                head = _HEAD.match(self._buffer, self._checked)
-                if head is not None:
-                    self._count_head()
-                    self._checked = head.end()
-                    self._check_size(self._checked)
-                    if self._take_head(head):
-                        return True
-                    continue
-                self._read_status_line()
+                self._line_status = self._read_status_line()
                 if self._line_status is None:
                     break
             lines = _FIRST_LINES if self._checked == self._line_status.end() else _FURTHER_LINES
@@ -152,21 +137,19 @@ class ResponseReader:
         self._check_size(len(self._buffer))
         return False
 
-    def _read_status_line(self) -> None:
-        self._line_status = _STATUS_LINE.match(self._buffer, self._checked)
-        if self._line_status is None:
+    def _read_status_line(self) -> re.Match[bytes] | None:
+        line = _STATUS_LINE.match(self._buffer, self._checked)
+        if line is None:
             end = self._buffer.find(b"\n", self._checked)
             if end >= 0:
                 self._check_size(end)
                 raise bad_response("Expected HTTP/1.0 or HTTP/1.1")
-            return
-        self._checked = self._line_status.end()
-        self._count_head()
-
-    def _count_head(self) -> None:
+            return None
+        self._checked = line.end()
         self._heads_left -= 1
         if self._heads_left < 0:
             raise bad_response("Header overflow")
+        return line
 
     def _check_size(self, size: int) -> None:
         if size > MAX_HEAD_BYTES:
@@ -193,7 +176,7 @@ class ResponseReader:
     def _frame(self, status: int, headers: dict[str, str], *, is_http_1_0: bool) -> None:
         """Find where the body ends (RFC 9112, 6.3); refuse ambiguous framing."""
         connection = headers.get("connection", "").lower()
-        self._keeps = "keep-alive" in connection if is_http_1_0 else "close" not in connection
+        self.keeps_connection = "keep-alive" in connection if is_http_1_0 else "close" not in connection
         encodings, lengths = headers.get("transfer-encoding"), headers.get("content-length")
         # An application and its server may both send a field; equal values count once.
         if encodings is not None and set(_split(encodings.lower())) != {"chunked"}:
@@ -205,16 +188,16 @@ class ResponseReader:
         if status in _WITHOUT_BODY:
             self._body = _Counted(0)
             if status == HTTPStatus.SWITCHING_PROTOCOLS:
-                self._keeps = False
+                self.keeps_connection = False
         elif encodings is not None:
             self._body = _Chunks()
             if lengths is not None:  # chunks count; later responses cannot be trusted
-                self._keeps = False
+                self.keeps_connection = False
         elif lengths is not None:
             self._body = _Counted(int(lengths))
         else:
-            self._body = _Rest()
-            self._keeps = False
+            self._body = _Counted(None)
+            self.keeps_connection = False
 
     def _read_body(self, data: bytes) -> bytes:
         body = self._body
@@ -224,7 +207,7 @@ class ResponseReader:
         if body.surplus is not None:
             self.is_over = True
             # The next request would get the surplus as its response.
-            self._keeps &= body.surplus == 0
+            self.keeps_connection &= body.surplus == 0
         return found
 
 
@@ -233,15 +216,14 @@ def _split(value: str) -> list[str]:
 
 
 class _Counted:
-    """A body of known length."""
+    """A body of known length, or one that ends with its connection."""
 
-    __slots__ = ("_left", "surplus")
+    __slots__ = ("_left", "may_end", "surplus")
 
-    #: Whether the connection's end ends the body.
-    may_end = False
-
-    def __init__(self, length: int) -> None:
-        self._left = length
+    def __init__(self, length: int | None) -> None:
+        self._left = sys.maxsize if length is None else length
+        #: Whether the connection's end ends the body.
+        self.may_end = length is None
         #: Bytes received after the body; None before its end.
         self.surplus: int | None = None
 
@@ -251,18 +233,6 @@ class _Counted:
         if not self._left:
             self.surplus = len(data) - len(body)
         return body
-
-
-class _Rest:
-    """A body that ends with its connection."""
-
-    __slots__ = ()
-
-    may_end = True
-    surplus = None
-
-    def feed(self, data: bytes) -> bytes:
-        return data
 
 
 class _Chunks:

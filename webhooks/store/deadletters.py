@@ -1,9 +1,6 @@
-"""The collection ``deadletters``: one document per message that no worker could handle.
+"""The collection ``deadletters``: one document per message that no worker could handle. They do not expire.
 
-Owns what such a document holds, and publishing its message again. Decides neither which messages end here (`worker`
-does) nor when one is sent again (an operator does, with ``webhooks dead``). Letters never expire by themselves.
-
-A letter holds the message's payload, as that is its purpose. Logs must not: what may be logged is `DeadLetter.text`.
+A dead letter holds the message's payload, which must not be logged; `DeadLetter.text` may be.
 """
 
 import base64
@@ -27,18 +24,18 @@ from webhooks.models.wire import show
 from webhooks.store.mongo import Document, store_errors
 from webhooks.transport.messages import NO_MESSAGE
 
-#: Bytes of a body that are kept. MongoDB takes 16 MB per document; base64 makes a third more of it.
+#: Bytes of a body that are stored. MongoDB takes 16 MB per document, and base64 adds a third.
 MAX_BODY_BYTES = 8 * 1024 * 1024
-#: Characters of the envelope's JSON that are kept; Celery's own headers have some hundred.
+#: Characters of the envelope's JSON that are stored; Celery's own headers have some hundred.
 MAX_ENVELOPE_CHARS = 1024 * 1024
-#: Characters of anything that is shown in one line.
+#: Characters of a text that is shown in one line.
 _MAX_LINE = 500
 
-#: What is kept of a message's properties: AMQP's own, less those that belong to one transport or to one passage
-#: through it (`delivery_tag`, `delivery_info`, `body_encoding`) and those that stand in the envelope anyway.
+#: Stored properties of a message: those of AMQP, except transport state (`delivery_tag`, `delivery_info`,
+#: `body_encoding`) and those in the envelope.
 _PROPERTIES = ("correlation_id", "reply_to", "delivery_mode", "priority", "message_id", "type", "app_id")
 
-#: Fields that tell about a letter without its payload.
+#: Fields without payload.
 _SUMMARY = ("reason", "text", "task", "message_id", "queue", "created_at", "worker", "size_bytes", "is_cut", "times")
 
 
@@ -50,7 +47,7 @@ def _is_text_or_none(value: object) -> bool:
     return value is None or isinstance(value, str)
 
 
-#: What each field of a document must be; any hand may have changed it.
+#: Valid values of each field; documents may be changed by hand.
 _FIELDS: Mapping[str, Callable[[object], bool]] = {
     "reason": _is_text,
     "text": _is_text,
@@ -71,17 +68,17 @@ _FIELDS: Mapping[str, Callable[[object], bool]] = {
 class Reason(StrEnum):
     """Why no worker could handle a message."""
 
-    #: It cannot be decoded, has a content type that is not accepted, or is no task message.
+    #: It cannot be decoded, has an unaccepted content type, or is no task message.
     UNREADABLE = "unreadable"
-    #: No task has its name; perhaps a newer producer's.
+    #: No task has its name; a newer producer may have sent it.
     UNKNOWN_TASK = "unknown_task"
     #: Its headers or arguments are not those of its task.
     INVALID_TASK = "invalid_task"
     #: The event in it breaks the contract.
     INVALID_EVENT = "invalid_event"
-    #: Our own code failed on it, at each try; the worker's log has the tracebacks.
+    #: Our code failed on it at each try; the worker's log has the tracebacks.
     DEFECT = "defect"
-    #: The pool process that had it died, each time.
+    #: The worker that had it died each time.
     WORKER_LOST = "worker_lost"
 
 
@@ -91,24 +88,24 @@ class DeadLetter:
 
     id: ObjectId
     reason: str
-    #: Why, in one line without payload.
+    #: The reason in one line, without payload.
     text: str
     task: str | None
-    #: Celery's id of the task; of a ``webhooks.deliver`` it is the event's.
+    #: Celery's task id; the event's id for ``webhooks.deliver``.
     message_id: str | None
-    #: The routing key, which is the name of the queue; without one, the queue where our own transport found it.
+    #: The routing key, which is the queue's name; without one, the queue where our transport found it.
     queue: str | None
     created_at: datetime
     worker: str | None
-    #: As it was before anything was cut.
+    #: Size of the uncut body.
     size_bytes: int
     body: bytes
-    #: JSON of what stands around the body: ``content_type``, ``content_encoding``, ``headers``, ``properties``,
-    #: ``exchange``. As text, since headers of strangers may hold what MongoDB cannot store.
+    #: JSON of ``content_type``, ``content_encoding``, ``headers``, ``properties`` and ``exchange``. Text, because
+    #: headers may hold what MongoDB cannot store.
     envelope: str
-    #: Body or envelope was too large and lacks its end, so that the message cannot be sent again.
+    #: Whether body or envelope was too large and was cut; such a message cannot be sent again.
     is_cut: bool
-    #: How often it came, as far as MongoDB knew when the letter was read.
+    #: How often the message came, when the letter was read.
     times: int = 0
 
     @classmethod
@@ -117,9 +114,9 @@ class DeadLetter:
 
         Args:
             reason: the kind.
-            text: why, in words that hold no payload; made one line of bounded length here.
-            message: as kombu handed it out; whatever its parts are.
-            worker: who could not handle it.
+            text: the reason without payload; cut to one line here.
+            message: from kombu; its parts may be anything.
+            worker: the worker that could not handle it.
         """
         headers = dict(message.headers) if isinstance(message.headers, Mapping) else {}
         delivery = message.delivery_info if isinstance(message.delivery_info, Mapping) else {}
@@ -150,7 +147,7 @@ class DeadLetter:
         )
 
     def to_document(self) -> Document:
-        """Return the document that MongoDB keeps; anything that a message may hold can be stored."""
+        """Return the document to store; MongoDB can store any message this way."""
         try:
             body, is_base64 = self.body.decode(), False
         except UnicodeDecodeError:
@@ -165,10 +162,10 @@ class DeadLetter:
 
     @classmethod
     def from_document(cls, document: Document) -> "DeadLetter":
-        """Return the letter that a document keeps.
+        """Read a stored letter.
 
         Raises:
-            CannotResend: somebody has changed it by hand; the text names the field.
+            CannotResend: the document was changed by hand; the text names the field.
         """
         wrong = [field for field, is_right in _FIELDS.items() if not is_right(document.get(field))]
         if not wrong and not document["is_cut"] and not _is_envelope(document["envelope"]):
@@ -181,27 +178,26 @@ class DeadLetter:
             wrong = ["body"]
         if wrong:
             raise CannotResend(
-                f"dead letter {show(document['_id'])} is not as a worker wrote it, and cannot be used: "
+                f"dead letter {show(document['_id'])} was changed by hand and cannot be used: "
                 f"{', '.join(wrong)} was changed or is missing"
             )
         summary: dict[str, Any] = {field: document.get(field) for field in _SUMMARY}
         return cls(id=document["_id"], **summary, body=body, envelope=document["envelope"])
 
     def publish(self, channel: Any) -> None:
-        """Publish the message again as it was: same body, headers and task id, to its own queue.
+        """Publish the message again to its queue, with the same body, headers and task id.
 
         Args:
-            channel: kombu's, of any transport. When this returns the broker has the message, given that it confirms
-                (celeryconfig sees to that).
+            channel: of kombu, with publisher confirms (`celeryconfig` sets them).
 
         Raises:
-            CannotResend: it cannot be published: it was cut, or does not say where to.
+            CannotResend: the message was cut, has no queue, or is no Celery message.
         """
         if self.is_cut:
             raise CannotResend(f"dead letter {self.id} was too large to be kept whole: it cannot be sent again")
         if self.queue is None:
             raise CannotResend(f"dead letter {self.id} does not say which queue it came from: it cannot be sent again")
-        # Not kombu's way of reading JSON, which makes Python objects of some: it goes out again as it is.
+        # Not kombu's `loads`, which turns some JSON into Python objects.
         envelope = json.loads(self.envelope)
         if envelope["content_type"] == NO_MESSAGE:
             raise CannotResend(f"dead letter {self.id} is no message that Celery reads: its producer must send it anew")
@@ -218,19 +214,19 @@ class DeadLetter:
 
 
 class DeadLetterStore:
-    """Writes and reads dead letters. Every method raises StoreUnavailable when MongoDB cannot serve us now."""
+    """Writes and reads dead letters. Every method raises StoreUnavailable when MongoDB is away."""
 
     def __init__(self, database: Database[Document]) -> None:
         self._collection = database["deadletters"]
 
     def ensure_indexes(self) -> None:
-        """Make the index, or find it made."""
+        """Create missing indexes."""
         with store_errors():
             self._collection.create_index([("created_at", DESCENDING)], name="newest")
             self._collection.create_index([("message_id", ASCENDING)], name="message")
 
     def write(self, letter: DeadLetter) -> None:
-        """Store a letter, acknowledged; of one that is stored already, count that it came again."""
+        """Store a letter; if it is stored already, count that it came again."""
         document = letter.to_document()
         del document["times"]
         with store_errors():
@@ -239,17 +235,12 @@ class DeadLetterStore:
             )
 
     def count(self, limit: int) -> int:
-        """Return how many letters there are; counting ends at the limit."""
+        """Count letters up to the limit."""
         with store_errors():
             return self._collection.count_documents({}, limit=limit)
 
     def read_newest(self, limit: int, reason: Reason | None = None) -> list[Document]:
-        """Return what is known of the newest letters, newest first, without their payload.
-
-        Args:
-            limit: how many at most.
-            reason: only these; None for all.
-        """
+        """Return the newest letters without their payload, newest first; None asks for all reasons."""
         with store_errors():
             found = self._collection.find(_of(reason), dict.fromkeys(_SUMMARY, 1))
             return list(found.sort("created_at", DESCENDING).limit(limit))
@@ -261,30 +252,34 @@ class DeadLetterStore:
             return list(found.sort("created_at", DESCENDING).limit(limit))
 
     def read_ids(self, reason: Reason | None = None) -> list[ObjectId]:
-        """Return the ids of all letters that there are now, the oldest first."""
+        """Return the ids of all letters, oldest first."""
         with store_errors():
             found = self._collection.find(_of(reason), {"_id": 1}).sort("created_at", ASCENDING)
             return [document["_id"] for document in found]
 
     def get(self, letter_id: ObjectId) -> DeadLetter | None:
-        """Return a letter; None when there is none of this id."""
+        """Return a letter; None if there is none.
+
+        Raises:
+            CannotResend: the document was changed by hand.
+        """
         with store_errors():
             document = self._collection.find_one({"_id": letter_id})
         return None if document is None else DeadLetter.from_document(document)
 
     def delete(self, letter_id: ObjectId) -> bool:
-        """Delete a letter, and say whether it was there."""
+        """Delete a letter; return whether it existed."""
         with store_errors():
             return bool(self._collection.delete_one({"_id": letter_id}).deleted_count)
 
     def delete_sent(self, letter: DeadLetter) -> None:
-        """Delete a letter whose message was published again, unless that has come back as the same letter since."""
+        """Delete a letter whose message was published again, unless the message has come back since."""
         with store_errors():
             self._collection.delete_one({"_id": letter.id, "times": letter.times})
 
 
 def one_line(text: str) -> str:
-    """Return a text as one printable line of bounded length, so that no stranger writes lines into our log."""
+    """Return a text as one printable line of bounded length, so that input cannot forge log lines."""
     printable = "".join(char if char.isprintable() else " " for char in text[: 2 * _MAX_LINE])
     line = " ".join(printable.split())
     return line if len(line) <= _MAX_LINE else line[: _MAX_LINE - 1] + "…"
@@ -293,9 +288,8 @@ def one_line(text: str) -> str:
 def _make_id(message_id: object, body: bytes) -> ObjectId:
     """Return the id of a message's letter.
 
-    It follows from Celery's id and the body, so that a worker that dies between storing and acking makes no second
-    letter. Brokers have no name of their own for a message that outlives its being given out again. A message without
-    an id gets a letter each time: two of them may be alike and yet be two.
+    It is a hash of task id and body, so that a redelivered message makes no second letter. A message without an id
+    gets a new letter each time, because two equal messages may be two.
     """
     if not isinstance(message_id, str):
         return ObjectId()
@@ -303,24 +297,24 @@ def _make_id(message_id: object, body: bytes) -> ObjectId:
 
 
 def _read_names(headers: Mapping[str, Any], message: Message) -> Mapping[str, Any]:
-    """Return what holds task and id: the headers, or in task protocol 1 the body."""
+    """Return the mapping with task and id: the headers, or the body in task protocol 1."""
     if "task" in headers or message.errors:
         return headers
     try:
         body = message.decode()
-    except Exception:  # noqa: BLE001 - nothing is known of it then
+    except Exception:  # noqa: BLE001 - kombu raises whatever its decoders do
         return headers
     return body if isinstance(body, Mapping) else headers
 
 
 def _as_published(headers: dict[str, Any], *, is_decompressed: bool) -> dict[str, Any]:
-    """Return the headers without what kombu's way of handing a message out changed."""
+    """Return the headers without those that kombu changes when it delivers a message."""
     changed = {"redelivered"} | ({"compression"} if is_decompressed else set())
     return {name: value for name, value in headers.items() if name not in changed}
 
 
 def _to_bytes(body: object) -> bytes:
-    """Return a body as bytes; what is neither bytes nor text was never serialized, and is kept as JSON."""
+    """Return a body as bytes; one that was never serialized becomes JSON."""
     if isinstance(body, bytes | bytearray | memoryview):
         return bytes(body)
     text = body if isinstance(body, str) else "" if body is None else dumps(body)
@@ -336,7 +330,7 @@ def _of(reason: Reason | None) -> Document:
 
 
 def _is_envelope(text: str) -> bool:
-    """Tell whether a text is what `DeadLetter.make` writes: what `publish` needs is there."""
+    """Tell whether a text is an envelope that `publish` can use."""
     try:
         envelope = json.loads(text)
     except (ValueError, RecursionError):

@@ -1,18 +1,16 @@
-"""The collections ``deliveries`` and ``events``: what is still owed.
+"""The collections ``deliveries`` and ``events``: the ledger of pending deliveries.
 
-Owns one document per delivery that has not ended, with its next attempt; it is written before the event's message is
-acked and deleted when the delivery ends. An event that goes to several webhooks is stored once, beside. The ledger is
-the truth: whatever it says is owed and overdue is queued again (`sweeper`), and a message of which it says that
-nothing is owed is dropped, so that what is queued twice is sent once.
+A delivery is stored before its event's message is acked, and deleted when it ends. The ledger decides, not the broker:
+the sweep queues overdue deliveries again, and a message without a pending delivery is dropped.
 
-``deliveries``: ``_id`` (the delivery's id), ``event_id``, ``webhook_id``, ``company``, ``label``, ``body`` (absent
-where the event is stored beside), ``retry`` (number of the next attempt), ``due_at`` (absent where it was set aside or
-is kept), ``held`` (true: it is kept, has no message, and waits to be let out: see `kept`), ``place`` (in the line of an
-ordered webhook), ``probe`` (true: it was let out to try a paused endpoint), ``created_at``, and while an attempt is
-made its ``claim``: ``log_id``, ``retry``, ``worker``, ``at``, ``until``, ``holder`` (token of the process that makes
-it; absent where that has no lease). A claim whose time or whose holder's lease (`leases`) ran out without an end on
-record moves to the list ``interrupted``. ``events``: ``_id`` (the event's id and its company, as a producer may choose
-the ids of its events), ``event_id``, ``body``, ``created_at``. `owed` reads the documents.
+``deliveries``: ``_id`` (the delivery's id), ``event_id``, ``webhook_id``, ``company``, ``label``, ``body`` (absent if
+the event is stored once for several deliveries), ``retry`` (number of the next attempt), ``due_at`` (absent while held
+or quarantined), ``held`` (true: see `held`), ``place`` (position in an ordered webhook's line), ``probe`` (true:
+released to probe a paused endpoint), ``created_at``, and during an attempt its ``claim``: ``log_id``, ``retry``,
+``worker``, ``at``, ``until``, ``holder`` (token of the process; absent without a lease). A claim that expired, or whose
+holder's lease lapsed, moves to the list ``interrupted``.
+
+``events``: ``_id`` (event id and company, as producers may choose event ids), ``event_id``, ``body``, ``created_at``.
 """
 
 import logging
@@ -64,25 +62,25 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _INDEXES = [
-    # The sweep's question: what is overdue?
+    # The sweep: overdue deliveries.
     IndexModel([("due_at", ASCENDING)], name="due"),
-    # The clean-up's question: is anything of this event still owed?
+    # The clean-up: pending deliveries of an event.
     IndexModel([("event_id", ASCENDING)], name="event"),
-    # The operators' question: what waits for this webhook?
+    # Operators: pending deliveries of a webhook.
     IndexModel([("webhook_id", ASCENDING), ("due_at", ASCENDING)], name="webhook_due"),
 ]
 
-#: Seconds between two looks at MongoDB's clock: in that time no two clocks go far apart.
+#: Seconds between readings of MongoDB's clock; clocks drift little in that time.
 _ASK_TIME_EVERY_S = 30.0
 
-#: More than any setting makes of a claim: one that claims to last longer was changed by hand, or the server's clock has
-#: gone back. It is over.
+#: Longer than any setting allows. A claim that lasts longer was changed by hand, or the server's clock went back: it
+#: has expired.
 _LONGEST_CLAIM_S = 3_600
 
-#: How far the clocks of two servers of a replica set may be apart, of which one takes over from the other.
+#: Tolerated difference between the clocks of replica set members.
 _CLOCK_SLACK_MS = 5_000
 
-#: Claims given up that are remembered while MongoDB is away. Those beyond are taken for interrupted attempts.
+#: Given-up claims that are remembered while MongoDB is away. Older ones become interrupted attempts.
 _MAX_GIVEN_UP = 100_000
 
 #: Any webhook.
@@ -90,7 +88,7 @@ _ANY = object()
 
 
 class DeliveryStore:
-    """Keeps what is owed. Every method raises StoreUnavailable when MongoDB cannot serve us now."""
+    """Stores pending deliveries. Every method raises StoreUnavailable when MongoDB is away."""
 
     def __init__(
         self,
@@ -103,42 +101,37 @@ class DeliveryStore:
         """Use a database.
 
         Args:
-            database: where.
-            claim_s: seconds that a claim holds: longer than any attempt with the writing of its log, and shorter than
-                the time after which a dead worker's message comes back.
-            timeout_s: seconds within which MongoDB answers or is given up: what it does later is wanted by nobody.
-            clock: seconds that never jump, and go on while the process is paused.
-            leases: of this process, where it renews one; None: its claims last for `claim_s`, whatever becomes of it,
-                and so do others' for it.
+            database: from `mongo.open_database`.
+            claim_s: seconds that a claim lasts: longer than an attempt and its log's write, shorter than the time
+                after which the broker redelivers a dead worker's message.
+            timeout_s: seconds after which an operation of MongoDB is given up.
+            clock: monotonic seconds that go on while the process is paused.
+            leases: of this process; None: claims last for `claim_s`, even if their process dies.
         """
         self._clock = clock
         self._leases = leases
-        #: MongoDB's time, and ours when we asked for it; None before.
+        #: MongoDB's time, and `clock` at that moment.
         self._asked: tuple[datetime, float] | None = None
         self._deliveries = database["deliveries"]
         self._events = database["events"]
-        # For what a crash of MongoDB may forget, as that is found out or costs one attempt made twice: its journal need
-        # not be waited for.
+        # Not journaled: a crash of MongoDB may lose these writes, which is detected or costs one repeated attempt.
         self._quick = self._deliveries.with_options(write_concern=WriteConcern(w=1))
         self._claim_s = claim_s
         self._timeout = timedelta(seconds=timeout_s)
-        #: Delivery and log id of claims that were given up before an attempt was made.
+        #: Delivery and log ids of claims that were given up before their attempts.
         self._given_up: deque[tuple[str, ObjectId]] = deque(maxlen=_MAX_GIVEN_UP)
 
     def ensure_indexes(self) -> None:
-        """Make the indexes, or find them made."""
+        """Create missing indexes."""
         with store_errors():
             self._deliveries.create_indexes(_INDEXES)
             self._events.create_index([("created_at", ASCENDING)], name="oldest")
 
     def now(self) -> datetime:
-        """Return MongoDB's time, by which all of the ledger runs: clocks of workers may be wrong, or jump.
-
-        Asked for now and then, and counted on from there.
-        """
+        """Return MongoDB's time, which the whole ledger uses; extrapolated from the last reading."""
         asked = self._asked
         if asked is None or self._clock() - asked[1] > _ASK_TIME_EVERY_S:
-            # A command does not take over how its database reads dates: with their zone.
+            # A command does not inherit the database's codec options.
             database = self._deliveries.database
             with store_errors():
                 answer = database.command("hello", codec_options=database.codec_options)
@@ -146,23 +139,15 @@ class DeliveryStore:
         return asked[0] + timedelta(seconds=self._clock() - asked[1])
 
     def add(self, deliveries: Iterable[Delivery], at: datetime) -> set[str]:
-        """Write down deliveries that are owed; one that is written down already is left as it is.
+        """Store deliveries that are not stored yet, due at an instant; return the ids of the new ones.
 
-        An event that several of them share is stored once.
-
-        Args:
-            deliveries: of one event or of several.
-            at: since when, by `now`.
-
-        Returns:
-            The ids of those that were not written down before.
+        An event with several deliveries is stored once.
         """
         by_event: dict[str, list[Delivery]] = {}
         for delivery in deliveries:
             by_event.setdefault(shared_id(delivery.event_id, delivery.company), []).append(delivery)
         shared = [same for same in by_event.values() if len(same) > 1]
-        # The events first: a delivery must never be without its body. One that is there is made new again, so that
-        # the clean-up does not take it away just now.
+        # The events first: a delivery must never be without its body. The new date protects a stored one from clean-up.
         if shared:
             writes = [
                 UpdateOne(
@@ -179,21 +164,17 @@ class DeliveryStore:
         return {document["_id"] for place, document in enumerate(documents) if place not in known}
 
     def forget(self, delivery_ids: Iterable[str]) -> None:
-        """Delete deliveries that are owed no more."""
+        """Delete deliveries that have ended."""
         with store_errors():
             self._deliveries.delete_many({"_id": {"$in": list(delivery_ids)}})
 
     def add_claimed(self, claims: Sequence[tuple[Delivery, Claim]], at: datetime) -> list[bool]:
-        """Write down deliveries together with claims on their first attempts, which are about to be made.
+        """Store new deliveries together with claims on their first attempts.
 
-        Such a write need not survive a crash of MongoDB: the event's message is there until the attempts have ended.
-
-        Args:
-            claims: each delivery with the claim on it.
-            at: since when, by `now`.
+        The write is not journaled: the event's message is not acked before the attempts end.
 
         Returns:
-            For each one whether the attempt is ours to make; it is not where the delivery is written down already.
+            For each delivery whether it was new, so that the attempt is ours.
         """
         until = at + timedelta(seconds=self._claim_s)
         documents = []
@@ -205,15 +186,13 @@ class DeliveryStore:
         return [place not in result.known and place not in result.faults for place in range(len(claims))]
 
     def claim(self, claims: Sequence[Claim]) -> list[Claimed | Blocked | Exception | None]:
-        """Ask for attempts, many at a time.
+        """Claim attempts.
 
-        Whoever holds a claim is the only one to make an attempt of its delivery, for `claim_s` seconds on the
-        server's clock, or until the lease of its process has lapsed. Workers' clocks do not matter.
+        A claim is exclusive for `claim_s` seconds by the server's clock, or until its process's lease lapses.
 
         Returns:
-            For each claim the delivery, if the attempt is ours to make; None, if it was made already or the delivery
-            has ended; Blocked, if another worker is at it; a LookupError, if its event is not stored, or the delivery's
-            document was changed by hand into none.
+            For each claim: Claimed if the attempt is ours; None if it was made already or the delivery has ended;
+            Blocked if another worker has claimed it; a LookupError if its event is missing or its document invalid.
         """
         given_up = [self._given_up.popleft() for _ in range(len(self._given_up))]
         not_after = self.now() + self._timeout
@@ -225,7 +204,7 @@ class DeliveryStore:
         blocked = {place: one for place, one in enumerate(results) if isinstance(one, Blocked) and one.holder}
         if not blocked or self._leases is None:
             return results
-        # Only here a lease is looked at: there is a second message of the same attempt, or its worker is dead.
+        # Leases are read only here: the message is a duplicate, or the claiming worker died.
         left_s = self._leases.find_left({one.holder for one in blocked.values() if one.holder})
         lapsed = []
         for place, one in blocked.items():
@@ -254,22 +233,21 @@ class DeliveryStore:
         return [read_claimed(one, found.get(one.delivery_id), bodies, present, self._claim_s) for one in claims]
 
     def give_up(self, claim: Claim) -> None:
-        """Note that no attempt was made on a claim, whether we have it or not: MongoDB did not say.
+        """Note that a claim, if it was stored at all, led to no attempt; the next call of `claim` undoes it.
 
-        Otherwise whoever comes next would take it for an attempt that was interrupted. MongoDB is told with the next
-        claims.
+        Without this, the next claimant would record an interrupted attempt.
         """
         self._given_up.append((claim.delivery_id, claim.log_id))
 
     def release(self, claims: Iterable[Claim]) -> None:
-        """Undo claims on which no attempt was made, now: as `give_up`, where others are to claim them at once."""
+        """Undo claims without an attempt at once, so that others can claim."""
         writes = _release((claim.delivery_id, claim.log_id) for claim in claims)
         if writes:
             with store_errors():
                 self._quick.bulk_write(writes, ordered=False)
 
     def _holder(self) -> Document:
-        """Return what a claim says of this process."""
+        """Return the claim's field that names this process."""
         token = None if self._leases is None else self._leases.holder()
         return {} if token is None else {"holder": token}
 
@@ -277,18 +255,18 @@ class DeliveryStore:
         """Return the write that makes a claim.
 
         Args:
-            claim: which one.
-            not_after: by the server's clock; later it does nothing.
-            lapsed: log id of a claim that stands in the way, but whose holder's lease has lapsed; None for none.
+            claim: the claim.
+            not_after: the write has no effect after this instant of the server's clock.
+            lapsed: log id of a blocking claim whose holder's lease has lapsed.
         """
-        # Claimed in the future: the server's clock has gone back. A process with a lease has its say by that.
+        # Claimed in the future: the server's clock went back. With a lease, the lease decides.
         is_ahead = {"$gt": ["$claim.at", {"$add": ["$$NOW", _CLOCK_SLACK_MS]}]}
         is_unleased = {"$eq": [{"$type": "$claim.holder"}, "missing"]}
         is_free = {"$or": [is_over("$claim.until", _LONGEST_CLAIM_S), {"$and": [is_ahead, is_unleased]}]}
         if lapsed is not None:
             is_free = {"$or": [is_free, {"$eq": ["$claim.log_id", lapsed]}]}
         is_ours = {"$eq": ["$claim.log_id", claim.log_id]}
-        # Whoever ends an attempt takes its claim away. One that is there still, and is not ours, has run out.
+        # The end of an attempt removes its claim, so a free claim that is not ours was interrupted.
         is_left_over = {"$and": [{"$ne": [{"$type": "$claim"}, "missing"]}, {"$not": is_ours}]}
         moved = {"$concatArrays": [{"$cond": [{"$isArray": "$interrupted"}, "$interrupted", []]}, ["$claim"]]}
         ours = {
@@ -302,9 +280,9 @@ class DeliveryStore:
         return UpdateOne(
             {
                 "_id": claim.delivery_id,
-                # The message of a retry may be faster than the write that says that it is due.
+                # A retry's message may arrive before the write that makes it due.
                 "retry": {"$lte": claim.retry},
-                # A server that was paused must not carry out what we have given up since.
+                # A paused server must not carry out the write after our time-out.
                 "$expr": {"$and": [{"$lte": ["$$NOW", not_after]}, {"$or": [is_free, is_ours]}]},
             },
             [
@@ -321,10 +299,9 @@ class DeliveryStore:
         return {event["_id"]: event["body"] for event in found if isinstance(event.get("body"), str)}
 
     def settle(self, logs: Iterable[COTWebhookLog]) -> None:
-        """Bring the ledger up to date with attempts that were made: what is owed next, or nothing any more.
+        """Update deliveries after attempts: set the next attempt, hold, or delete.
 
-        An attempt that was interrupted changes nothing: the worker that found it is making it again. Nor does one that
-        is not heeded any more.
+        Interrupted attempts change nothing, as they are repeated; nor do attempts that are not heeded (`_heeded`).
         """
         ends: list[DeleteOne] = []
         changes: list[UpdateOne] = []
@@ -340,8 +317,7 @@ class DeliveryStore:
             elif attempt.next_at is None:
                 ends.append(DeleteOne(query))
             elif attempt.probe:
-                # It is kept as before. Only while it is let out: a log that was written late must not take back what
-                # was let out since.
+                # Held as before, if still released as a probe: a late log must not undo a later release.
                 changes.append(UpdateOne({**query, "probe": True}, keep))
             else:
                 next_one = {"retry": log.retry + 1, "due_at": self.now() + (attempt.next_at - log.createdAt)}
@@ -351,26 +327,21 @@ class DeliveryStore:
                 if changes:
                     self._deliveries.bulk_write(changes, ordered=False)
                 if ends:
-                    # What a crash of MongoDB forgets of these is found out: the log says that the attempt was made.
+                    # A lost deletion is detected: the log says that the attempt was made.
                     self._quick.bulk_write(ends, ordered=False)
             except BulkWriteError as error:
                 document_errors(error)
 
     def is_heeded(self, log: COTWebhookLog) -> bool:
-        """Tell whether an attempt may still say what comes of its delivery."""
+        """Tell whether an attempt may still change its delivery."""
         with store_errors():
             return self._deliveries.find_one(_heeded(log), {"_id": 1}) is not None
 
     def find_oldest_overdue(self, before: datetime, limit: int) -> list[Oldest]:
-        """Return, of each webhook to which anything was due before an instant, since when the oldest was.
-
-        Args:
-            before: by `now`.
-            limit: of how many webhooks; which ones is not said.
-        """
+        """Return the oldest delivery due before an instant for each of up to `limit` webhooks, in no order."""
         oldest = []
         with store_errors():
-            # Bounded as if it were not, MongoDB goes from webhook to webhook in the index, whatever is owed to each.
+            # The bound makes MongoDB skip from webhook to webhook in the index.
             query = {"webhook_id": {"$gt": MinKey()}, "due_at": {"$lt": before}}
             webhook_ids = self._deliveries.distinct("webhook_id", query)
             for webhook_id in webhook_ids[:limit]:
@@ -381,44 +352,43 @@ class DeliveryStore:
         return oldest
 
     def find_overdue(self, before: datetime, limit: int, webhook_id: object = _ANY) -> list[PendingDelivery]:
-        """Return deliveries that were due before an instant, the longest overdue first; to one webhook or to all."""
+        """Return deliveries that were due before an instant, longest overdue first, of one webhook or all."""
         query: Document = {"due_at": {"$lt": before}}
-        if webhook_id is not _ANY:  # which may be None, in a document that somebody changed
+        if webhook_id is not _ANY:  # it may be None in a document that was changed by hand
             query["webhook_id"] = webhook_id
         with store_errors():
             documents = list(self._deliveries.find(query, PENDING_FIELDS).sort("due_at", 1).limit(limit))
         return self.read_sound(documents)
 
     def find(self, delivery_id: str) -> PendingDelivery | None:
-        """Return what is owed of a delivery; None when nothing is."""
+        """Return a pending delivery; None if it has ended."""
         with store_errors():
             document = self._deliveries.find_one({"_id": delivery_id}, PENDING_FIELDS)
         return None if document is None else read_pending(document)
 
     def read_sound(self, documents: Iterable[Document]) -> list[PendingDelivery]:
-        """Read deliveries that are to be queued, and set aside those that somebody changed."""
+        """Read deliveries to queue; quarantine invalid ones, so that they do not block the others."""
         sound = []
         for document in documents:
-            overdue = read_pending(document)
-            if overdue is not None:
-                sound.append(overdue)
+            pending = read_pending(document)
+            if pending is not None:
+                sound.append(pending)
             else:
-                # It must not keep the others from being found, now or the next time.
-                logger.error("delivery %s is set aside: somebody changed what it needs", show(document["_id"]))
+                logger.error("delivery %s is quarantined: its document was changed by hand", show(document["_id"]))
                 self.quarantine(document["_id"])
         return sound
 
     def postpone(self, delivery_ids: Sequence[str], due_at: datetime) -> None:
-        """Note that the deliveries were queued again and are due from an instant on."""
+        """Set a later due time for deliveries that were queued again."""
         with store_errors():
-            # One that a worker keeps by now is not due, and one that waits for its retry is due later.
+            # Deliveries that are held or wait for a retry meanwhile stay unchanged.
             query = {"_id": {"$in": list(delivery_ids)}, "due_at": {"$lt": due_at}}
             self._deliveries.update_many(query, {"$set": {"due_at": due_at}})
 
     def quarantine(self, delivery_id: object) -> None:
-        """Keep a delivery that a defect of ours stops, but never queue it by ourselves again.
+        """Keep a delivery, but do not queue it by ourselves again.
 
-        An operator who does so begins anew: no claim stands in the way, and what was interrupted is forgotten.
+        Claim and interrupted attempts are removed, so that an operator can queue it afresh.
         """
         with store_errors():
             self._deliveries.update_one(
@@ -427,26 +397,23 @@ class DeliveryStore:
             )
 
     def forget_events(self, older_than: datetime, limit: int) -> int:
-        """Delete shared events of which nothing is owed any more.
+        """Delete shared events without pending deliveries; return how many.
 
         Args:
-            older_than: younger ones are left, as their deliveries may be about to be written.
-            limit: how many to look at, the oldest first.
-
-        Returns:
-            How many were deleted.
+            older_than: deliveries of younger events may not be stored yet.
+            limit: how many events to check, oldest first.
         """
         with store_errors():
             query = {"created_at": {"$lt": older_than}}
             old = list(self._events.find(query, {"event_id": 1}).sort("created_at", 1).limit(limit))
             event_ids = [event.get("event_id") for event in old]
-            owed = self._deliveries.distinct("event_id", {"event_id": {"$in": event_ids}})
-            forgotten = [event["_id"] for event in old if event.get("event_id") not in owed]
-            # Asked again: one may have been made new since, for deliveries that are about to be written.
-            return self._events.delete_many({"_id": {"$in": forgotten}, **query}).deleted_count
+            pending = self._deliveries.distinct("event_id", {"event_id": {"$in": event_ids}})
+            ended = [event["_id"] for event in old if event.get("event_id") not in pending]
+            # The date is checked again: `add` may have renewed an event meanwhile.
+            return self._events.delete_many({"_id": {"$in": ended}, **query}).deleted_count
 
     def count(self) -> int:
-        """Return how many deliveries are owed, as the collection's own count has it."""
+        """Return the estimated number of pending deliveries."""
         with store_errors():
             return self._deliveries.estimated_document_count()
 
@@ -468,20 +435,19 @@ def _write(delivery: Delivery, at: datetime, *, has_body: bool) -> Document:
 
 
 def _heeded(log: COTWebhookLog) -> Document:
-    """Return what is true of a delivery for as long as an attempt may say what comes of it.
+    """Return the query that matches a delivery while an attempt may change it.
 
-    The one rule for all that is written because of an attempt. A failed one has no say once its claim was taken over,
-    as its process was paused, say: then it is for the new claim to say. One that succeeded has. Neither undoes what
-    came after it, nor brings back a delivery that has ended.
+    A success may always. A failure may not once another process took over the claim: then the new claim decides.
+    Neither undoes a later retry.
     """
     query: Document = {"_id": log.details.delivery_id, "retry": {"$lte": log.retry}}
     if log.details.outcome != Outcome.SUCCESS:
-        query["claim.log_id"] = {"$in": [log.id, None]}  # None: there is no claim
+        query["claim.log_id"] = {"$in": [log.id, None]}  # None matches a missing claim
     return query
 
 
 def _release(given_up: Iterable[tuple[str, ObjectId]]) -> list[UpdateOne]:
-    """Return the writes that undo claims on which no attempt was made."""
+    """Return the writes that undo claims without an attempt."""
     writes = []
     for delivery_id, log_id in given_up:
         writes += [

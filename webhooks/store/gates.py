@@ -1,16 +1,15 @@
-"""The collection ``gates``: what lets a webhook's deliveries through, and what operators are told of it.
+"""The collection ``gates``: what lets a webhook's deliveries through.
 
-Owns one document per webhook that is not simply open, or was not at some time; `notices` reads and changes its notices.
-Workers read it with each claim, so that a change holds at once on all of them; the health monitor, the workers and the
-operators' commands change it. Each change applies only to the states that it is meant for, so that none undoes
-another's, and writes its notice with it, so that neither is without the other. Every time is MongoDB's.
+A webhook without a document has an open gate. Workers read gates with each claim, without a cache. Each change applies
+only to the states that it is meant for, so that concurrent changes do not undo each other, and writes its notice in the
+same update.
 
-Fields: ``_id`` (the webhook's id), ``state``, ``by``, ``reason``, ``since``, ``hold_until`` (nothing is sent before:
-the receiver asked for it), ``probe_at`` (when to try a paused one), ``rate`` (deliveries per second let out while it
-recovers), ``has_held`` with ``held_at`` (deliveries may be kept for it, and when the last one was), ``last_place`` (the
-last place given in an ordered webhook's line), ``notices`` (the last ones: ``id``, ``type``, ``at``, ``reason``,
-``told``, ``tell_at``, ``tries``) with ``has_untold``. A missing field, or one that somebody made into something else,
-means what an open webhook has.
+Fields: ``_id`` (the webhook's id), ``state``, ``by``, ``reason``, ``since``, ``hold_until`` (from ``Retry-After``),
+``probe_at`` (when to probe a paused endpoint), ``rate`` (deliveries per second released while it recovers),
+``has_held`` and ``held_at`` (deliveries may be held, and when the last one was), ``last_place`` (last position given in
+an ordered webhook's line), ``notices`` (the newest: ``id``, ``type``, ``at``, ``reason``, ``told``, ``tell_at``,
+``tries``) and ``has_untold``. Missing or malformed fields fall back to the defaults of an open gate. All times are
+MongoDB's.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,18 +25,18 @@ from pymongo.errors import DuplicateKeyError
 
 from webhooks.errors import StoreUnavailable
 from webhooks.rules.health import FULL_RATE, START_RATE
-from webhooks.store.mongo import Document, Query, store_errors
-from webhooks.store.notices import Notice, NoticeType, after, instant, literal, read_notices, with_notice
+from webhooks.store.mongo import Document, Query, instant, store_errors
+from webhooks.store.notices import Notice, NoticeType, after, literal, read_notices, with_notice
 
-#: Seconds for which what was noted as kept is not noted again: a busy line would write its gate for each event.
+#: Minimum seconds between updates of `held_at`, so that a busy line does not write its gate for each event.
 _NOTE_HELD_EVERY_S = 5
-#: Places in a line for each millisecond that passes: more than are taken in one, on the average.
+#: Positions in a line per millisecond of the clock: more than are taken on average.
 _PLACES_PER_MS = 1_000
 
 _INDEXES = [
-    # The steward's questions: which are paused and to be tried, which recover?
+    # Gates to probe, and recovering gates.
     IndexModel([("state", ASCENDING), ("probe_at", ASCENDING)], name="state_probe"),
-    # For which is something kept? Which have something to tell? Few at any time.
+    # Gates with held deliveries, and gates with notices to send: few at any time.
     IndexModel([("has_held", ASCENDING), ("_id", ASCENDING)], name="held", partialFilterExpression={"has_held": True}),
     IndexModel([("has_untold", ASCENDING)], name="untold", partialFilterExpression={"has_untold": True}),
 ]
@@ -46,18 +45,18 @@ _INDEXES = [
 class State(StrEnum):
     """Where a webhook's gate stands."""
 
-    #: What is owed is sent.
+    #: Deliveries are sent.
     OPEN = "open"
-    #: What is owed is kept. If health paused it, one delivery at a time is sent as a probe.
+    #: Deliveries are held. If health paused it, one delivery at a time is sent as a probe.
     PAUSED = "paused"
-    #: What was kept is let out at a growing rate; what is new stands behind it.
+    #: Held deliveries are released at a growing rate, before new ones.
     RECOVERING = "recovering"
-    #: The retries of an ordered webhook's head are used up, and an operator has to decide.
+    #: The head of an ordered webhook's line has used up its retries; an operator has to decide.
     STOPPED = "stopped"
 
 
 class By(StrEnum):
-    """Who brought a gate into its state."""
+    """Who changed a gate's state."""
 
     HEALTH = "health"
     OPERATOR = "operator"
@@ -71,17 +70,16 @@ class Gate:
     state: State = State.OPEN
     #: None while it is open.
     by: By | None = None
-    #: In words, for people.
     reason: str = ""
     since: datetime | None = None
-    #: Nothing is sent before.
+    #: The receiver asked for no request before.
     hold_until: datetime | None = None
-    #: When to try a paused endpoint.
+    #: When to probe a paused endpoint.
     probe_at: datetime | None = None
-    #: Whether deliveries may be kept for it, and when the last one was noted.
+    #: Whether deliveries may be held, and when the last one was noted.
     has_held: bool = False
     held_at: datetime | None = None
-    #: Deliveries per second let out while it recovers.
+    #: Deliveries per second released while it recovers.
     rate: float = START_RATE
     last_place: int = 0
     #: Oldest first.
@@ -89,7 +87,7 @@ class Gate:
 
     @property
     def is_open(self) -> bool:
-        """Whether what is owed is sent as it comes."""
+        """Whether deliveries are sent."""
         return self.state is State.OPEN
 
     @property
@@ -98,74 +96,68 @@ class Gate:
         return self.state is State.PAUSED and self.by is By.HEALTH
 
     def lets_through(self, *, is_probe: bool, is_released: bool) -> bool:
-        """Say whether an attempt may be made.
+        """Tell whether an attempt may be made.
 
         Args:
-            is_probe: of a delivery that was let out as a probe.
-            is_released: of a delivery that is due, so that nobody keeps it.
+            is_probe: the delivery was released as a probe.
+            is_released: the delivery is due, not held.
         """
         if self.state is State.RECOVERING:
             return is_released
         return self.is_open or (self.is_probed and is_probe)
 
     def is_held_back(self, present: datetime) -> bool:
-        """Whether the receiver asked for nothing to be sent now.
-
-        Args:
-            present: now, by MongoDB's clock.
-        """
+        """Tell whether the receiver's ``Retry-After`` still holds; `present` is MongoDB's time."""
         return self.hold_until is not None and self.hold_until > present
 
 
 class GateStore:
-    """Reads and changes gates. Every method raises StoreUnavailable when MongoDB cannot serve us now."""
+    """Reads and changes gates. Every method raises StoreUnavailable when MongoDB is away."""
 
     def __init__(self, database: Database[Document]) -> None:
         self._collection = database["gates"]
-        # For what a crash of MongoDB may forget: see there.
+        # Not journaled: a crash of MongoDB may lose these writes.
         self._quick = self._collection.with_options(write_concern=WriteConcern(w=1))
 
     def ensure_indexes(self) -> None:
-        """Make the indexes, or find them made."""
+        """Create missing indexes."""
         with store_errors():
             self._collection.create_indexes(_INDEXES)
 
-    # ── Reading ─────────────────────────────────────────────────────────────────────────────────────────────────────
-
     def get(self, webhook_id: ObjectId) -> Gate:
-        """Return a webhook's gate; never from a cache."""
+        """Return a webhook's gate."""
         return self.get_many([webhook_id])[webhook_id]
 
     def get_many(self, webhook_ids: Iterable[ObjectId]) -> dict[ObjectId, Gate]:
-        """Return the gate of each of these webhooks; never from a cache."""
+        """Return the gates of webhooks."""
         wanted = set(webhook_ids)
         with store_errors():
             return self.read(wanted, self._collection.find(self.ask(wanted).filter))
 
     def ask(self, webhook_ids: Iterable[ObjectId]) -> Query:
-        """Return the question for webhooks' gates."""
+        """Return the query for webhooks' gates, for `read`."""
         return Query(self._collection, {"_id": {"$in": list(webhook_ids)}})
 
     def read(self, webhook_ids: Iterable[ObjectId], found: Iterable[Document]) -> dict[ObjectId, Gate]:
-        """Return the gate of each of these webhooks; one that has none stored is open."""
+        """Return the gates of webhooks from the documents that were found."""
         stored = {document["_id"]: document for document in found}
         return {webhook_id: _read(webhook_id, stored.get(webhook_id, {})) for webhook_id in webhook_ids}
 
     def find_due(self, present: datetime, limit: int) -> list[Gate]:
-        """Return the gates that health paused and whose endpoint is to be tried, the longest due first."""
+        """Return the gates whose probe is due, longest due first."""
         query = {"state": State.PAUSED, "by": By.HEALTH, "probe_at": {"$lte": present}}
         return self._find(query, limit, [("probe_at", ASCENDING)])
 
     def find_recovering(self, limit: int) -> list[Gate]:
-        """Return the gates that let out what was kept."""
+        """Return the gates that release held deliveries."""
         return self._find({"state": State.RECOVERING}, limit)
 
     def find_held(self, limit: int, after: ObjectId | None = None) -> list[Gate]:
-        """Return the open gates for which deliveries may be kept, by id: those of ordered webhooks, mostly.
+        """Return a page of open gates with held deliveries, by id; mostly those of ordered webhooks.
 
         Args:
-            limit: how many.
-            after: the last one of the page before; None for the first page.
+            limit: size of the page.
+            after: the last id of the previous page; None for the first page.
         """
         shut = [State.PAUSED, State.RECOVERING, State.STOPPED]
         query: Document = {"has_held": True, "state": {"$nin": shut}}
@@ -177,78 +169,57 @@ class GateStore:
         with store_errors():
             cursor = self._collection.find(query).limit(limit)
             documents = list(cursor.sort(sort) if sort else cursor)
-        # One that somebody put there by hand is no webhook's.
+        # Documents written by hand may have other ids.
         return [_read(document["_id"], document) for document in documents if isinstance(document["_id"], ObjectId)]
 
-    # ── Changes of state ────────────────────────────────────────────────────────────────────────────────────────────
-
     def pause(self, webhook_id: ObjectId, by: By, reason: str, probe_in_s: float | None = None) -> bool:
-        """Keep what is owed to a webhook from now on.
+        """Hold a webhook's deliveries from now on; return whether that changed the gate.
 
-        Health pauses what is open or recovers; an operator pauses whatever it is, but for what an operator has paused.
+        Health pauses open and recovering gates. An operator pauses any gate not paused by an operator yet.
 
         Args:
-            webhook_id: which.
-            by: who wants it.
-            reason: in words.
-            probe_in_s: seconds until its endpoint is tried; None for never.
-
-        Returns:
-            Whether it was paused by this.
+            webhook_id: the webhook.
+            by: who pauses it.
+            reason: for people.
+            probe_in_s: seconds until the first probe; None for no probes.
         """
         is_paused = {"state": State.PAUSED, "by": By.OPERATOR}
-        wanted: Document = (
-            {"state": {"$nin": [State.PAUSED, State.STOPPED]}} if by is By.HEALTH else {"$nor": [is_paused]}
-        )
+        wanted: Document = _NOT_SHUT if by is By.HEALTH else {"$nor": [is_paused]}
         probe_at = "$$REMOVE" if probe_in_s is None else after(probe_in_s)
         change = {"state": State.PAUSED, "by": by, "reason": literal(reason), "probe_at": probe_at}
         return self._change(webhook_id, wanted, change, NoticeType.PAUSED, reason, upsert=True)
 
     def stop(self, webhook_id: ObjectId, reason: str) -> bool:
-        """Keep what is owed to an ordered webhook until an operator decides.
-
-        Returns:
-            Whether it was stopped by this.
-        """
-        wanted = {"state": {"$nin": [State.PAUSED, State.STOPPED]}}
+        """Hold an ordered webhook's deliveries until an operator decides; return whether that changed the gate."""
         change = {"state": State.STOPPED, "by": By.HEALTH, "reason": literal(reason), "probe_at": "$$REMOVE"}
-        return self._change(webhook_id, wanted, change, NoticeType.STOPPED, reason, upsert=True)
+        return self._change(webhook_id, _NOT_SHUT, change, NoticeType.STOPPED, reason, upsert=True)
 
     def recover(self, webhook_id: ObjectId, reason: str) -> bool:
-        """Let out what was kept, slowly at first: a probe of a webhook that health had paused was answered.
-
-        Returns:
-            Whether it was paused by health until now.
-        """
+        """Start recovery after a successful probe; return whether health had paused the gate."""
         wanted = {"state": State.PAUSED, "by": By.HEALTH}
         change = {"state": State.RECOVERING, "reason": literal(reason), "rate": START_RATE, "probe_at": "$$REMOVE"}
         return self._change(webhook_id, wanted, change, NoticeType.RECOVERED, reason)
 
     def resume(self, webhook_id: ObjectId, reason: str = "an operator resumed it") -> bool:
-        """Let out what was kept, slowly at first, as an operator wants it; where nothing is, simply open.
+        """Start recovery for an operator, or open the gate if nothing is held.
 
-        Who resumes a stopped webhook has `DeliveryStore.restart_head` make its head's first attempt anew, before this.
+        For a stopped webhook, call `HeldDeliveries.restart_head` first.
 
         Returns:
-            Whether it was paused or stopped until now.
+            Whether it was paused or stopped.
         """
-        kept = {"$eq": ["$has_held", True]}
+        has_held = {"$eq": ["$has_held", True]}
         change = {
-            "state": {"$cond": [kept, State.RECOVERING, State.OPEN]},
+            "state": {"$cond": [has_held, State.RECOVERING, State.OPEN]},
             "by": By.OPERATOR,
             "reason": literal(reason),
             "rate": START_RATE,
             "probe_at": "$$REMOVE",
         }
-        wanted = {"state": {"$in": [State.PAUSED, State.STOPPED]}}
-        return self._change(webhook_id, wanted, change, NoticeType.RESUMED, reason)
+        return self._change(webhook_id, _SHUT, change, NoticeType.RESUMED, reason)
 
     def drain(self, webhook_id: ObjectId, reason: str = "an operator drains it") -> bool:
-        """Let out what was kept as fast as the endpoint takes it, as an operator wants it.
-
-        Returns:
-            Whether it was paused, stopped or recovering until now.
-        """
+        """Release held deliveries at full rate for an operator; return whether the gate was not open."""
         change = {
             "state": State.RECOVERING,
             "by": By.OPERATOR,
@@ -256,32 +227,26 @@ class GateStore:
             "rate": FULL_RATE,
             "probe_at": "$$REMOVE",
         }
-        shut = {"state": {"$in": [State.PAUSED, State.STOPPED]}}
-        if self._change(webhook_id, shut, change, NoticeType.RESUMED, reason):
-            return True
-        return self._change(webhook_id, {"state": State.RECOVERING}, change)
+        is_resumed = self._change(webhook_id, _SHUT, change, NoticeType.RESUMED, reason)
+        return is_resumed or self._change(webhook_id, {"state": State.RECOVERING}, change)
 
     def open(self, webhook_id: ObjectId, *, from_state: State = State.RECOVERING) -> bool:
-        """Let everything through: nothing is kept any more, or there is nobody left to keep it for.
-
-        Returns:
-            Whether it was in that state until now; a webhook that an operator paused stays so.
-        """
+        """Open a gate that is in a state, unless an operator paused it; return whether it was."""
         wanted: Document = {"state": from_state}
         if from_state is State.PAUSED:
             wanted["by"] = By.HEALTH
         return self._change(webhook_id, wanted, _OPENED)
 
     def deactivate(self, webhook_id: ObjectId, notice_id: ObjectId, reason: str) -> bool:
-        """Let everything through, so that it ends: the webhook was deactivated.
+        """Open the gate of a deactivated webhook, so that its deliveries end.
 
         Args:
-            webhook_id: which.
-            notice_id: of the notice; the same again is none.
-            reason: in words.
+            webhook_id: the webhook.
+            notice_id: of the notice; a repeated one changes nothing.
+            reason: for people.
 
         Returns:
-            Whether it is news.
+            Whether the notice is new.
         """
         wanted = {"notices.id": {"$ne": notice_id}}
         return self._change(
@@ -299,7 +264,7 @@ class GateStore:
         upsert: bool = False,
         notice_id: ObjectId | None = None,
     ) -> bool:
-        """Change a gate that is as wanted, and write the notice of it, in one update."""
+        """Change a gate that matches `wanted` and append the notice, in one update; return whether it matched."""
         fields = {**change, "since": "$$NOW"}
         if notice is not None:
             fields["notices"] = with_notice(notice, reason, notice_id or ObjectId())
@@ -307,18 +272,12 @@ class GateStore:
         with store_errors():
             try:
                 done = self._collection.update_one({"_id": webhook_id, **wanted}, [{"$set": fields}], upsert=upsert)
-            except DuplicateKeyError:  # there is one, and it is not as wanted
+            except DuplicateKeyError:  # it exists and does not match
                 return False
         return done.matched_count == 1 or done.upserted_id is not None
 
-    # ── What does not change the state ──────────────────────────────────────────────────────────────────────────────
-
     def hold(self, webhook_id: ObjectId, seconds: float) -> datetime | None:
-        """Send nothing to a webhook for some time, as its receiver asked for.
-
-        Returns:
-            Until when; None, if somebody changed the document so that it cannot be told.
-        """
+        """Apply a receiver's ``Retry-After``; return until when it holds, None if the gate was changed meanwhile."""
         until = after(seconds)
         later = {"$cond": [{"$eq": [{"$type": "$hold_until"}, "date"]}, {"$max": ["$hold_until", until]}, until]}
         with store_errors():
@@ -331,37 +290,26 @@ class GateStore:
         return None if found is None else instant(found.get("hold_until"))
 
     def note_held(self, webhook_ids: Iterable[ObjectId]) -> None:
-        """Note that deliveries are about to be kept for webhooks; before they are.
-
-        If we die in between, the steward looks and finds none.
-        """
-        not_just_now = {
+        """Note that deliveries are about to be held for webhooks; call this before they are."""
+        is_stale = {
             "$or": [
                 {"$ne": ["$has_held", True]},
                 {"$lt": [{"$ifNull": ["$held_at", 0]}, {"$subtract": ["$$NOW", _NOTE_HELD_EVERY_S * 1000]}]},
             ]
         }
-        pipeline = [
-            {
-                "$set": {
-                    "held_at": {"$cond": [not_just_now, "$$NOW", "$held_at"]},
-                    "has_held": True,
-                }
-            }
-        ]
-        # In the journal of the server before what is kept, which is acknowledged by then.
+        pipeline = [{"$set": {"held_at": {"$cond": [is_stale, "$$NOW", "$held_at"]}, "has_held": True}}]
+        # The journal is sequential: the later, journaled write of the held delivery covers this one.
         writes = [UpdateOne({"_id": webhook_id}, pipeline, upsert=True) for webhook_id in sorted(set(webhook_ids))]
         if writes:
             with store_errors():
                 self._quick.bulk_write(writes, ordered=False)
 
     def note_none_held(self, gate: Gate, older_than_s: float) -> bool:
-        """Note that nothing is kept for a webhook any more.
+        """Note that no deliveries are held for a webhook.
 
         Args:
-            gate: as it was read before it was found that nothing is kept.
-            older_than_s: seconds for which nobody must have noted that something is; longer than a write may take that
-                keeps it.
+            gate: as read before no held delivery was found.
+            older_than_s: minimum age of `held_at`: longer than the write of a held delivery may take.
         """
         is_old = {"$lt": ["$held_at", {"$subtract": ["$$NOW", int(older_than_s * 1000)]}]}
         unchanged = {"_id": gate.webhook_id, "held_at": gate.held_at, "$expr": is_old}
@@ -369,16 +317,10 @@ class GateStore:
             return self._quick.update_one(unchanged, {"$set": {"has_held": False}}).matched_count == 1
 
     def take_places(self, webhook_id: ObjectId, count: int) -> int:
-        """Take places in an ordered webhook's line, and note that deliveries are about to be kept for it.
+        """Reserve consecutive positions in an ordered webhook's line; return the first.
 
-        They grow with the server's clock, so that they stand behind all that were taken before also where the gate was
-        lost, as in a restored backup that lacks it.
-
-        Not waited for until it is in the journal: whatever takes such a place is written after it, and is acknowledged
-        only when both are.
-
-        Returns:
-            The first of them; the others follow it.
+        Positions follow the server's clock, so that they grow even if the gate is lost, as with a restored backup. The
+        write is not journaled: the later, journaled write of the delivery covers it.
         """
         noted = {"$cond": [{"$isNumber": "$last_place"}, {"$toLong": "$last_place"}, 0]}
         last = {"$max": [noted, {"$multiply": [{"$toLong": "$$NOW"}, _PLACES_PER_MS]}]}
@@ -387,33 +329,35 @@ class GateStore:
             found = self._quick.find_one_and_update(
                 {"_id": webhook_id}, [{"$set": change}], upsert=True, return_document=ReturnDocument.AFTER
             )
-        if found is None:  # deleted by hand, just now
-            raise StoreUnavailable("a gate is gone")
+        if found is None:  # deleted by hand just now
+            raise StoreUnavailable("a gate was deleted")
         return int(found["last_place"]) - count + 1
 
     def take_probe(self, gate: Gate, next_in_s: float) -> bool:
-        """Take it on to try a paused endpoint: the next try is some time from now, whatever becomes of this one.
+        """Claim the probe of a paused endpoint and schedule the next one.
 
         Returns:
-            Whether it is ours to do: False when somebody was faster, or the webhook is not paused any more.
+            False if another process claimed it or the webhook is no longer paused.
         """
         query = {"_id": gate.webhook_id, "state": State.PAUSED, "by": By.HEALTH, "probe_at": gate.probe_at}
         with store_errors():
             return self._collection.update_one(query, [{"$set": {"probe_at": after(next_in_s)}}]).matched_count == 1
 
     def set_rate(self, gate: Gate, rate: float) -> None:
-        """Note how fast a recovering webhook's deliveries are let out now, for people and for the next steward."""
+        """Store the release rate of a recovering webhook, for people and for the next health monitor."""
         query = {"_id": gate.webhook_id, "state": State.RECOVERING, "since": gate.since}
         with store_errors():
             self._quick.update_one(query, {"$set": {"rate": rate}})
 
 
-#: What an open gate has.
+_SHUT: Document = {"state": {"$in": [State.PAUSED, State.STOPPED]}}
+_NOT_SHUT: Document = {"state": {"$nin": [State.PAUSED, State.STOPPED]}}
+#: The change that opens a gate.
 _OPENED: Mapping[str, Any] = {"state": State.OPEN, "by": "$$REMOVE", "reason": "", "probe_at": "$$REMOVE"}
 
 
 def _read(webhook_id: ObjectId, document: Document) -> Gate:
-    """Read a gate with care: anybody may have changed it."""
+    """Read a gate; malformed fields get their defaults."""
     state, by, reason, rate, place = (document.get(f) for f in ("state", "by", "reason", "rate", "last_place"))
     instants = {f: instant(document.get(f)) for f in ("since", "hold_until", "probe_at", "held_at")}
     has_rate = isinstance(rate, int | float) and START_RATE <= rate <= FULL_RATE

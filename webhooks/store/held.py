@@ -1,8 +1,6 @@
-"""Deliveries that are kept: written in the ledger and nowhere else, until somebody lets them out.
+"""Held deliveries: stored in the ledger without a message and without ``due_at``, until they are released.
 
-Owns the ledger's fields ``held``, ``place`` and ``probe``. A kept delivery has no message and no ``due_at``; it costs
-nobody anything, and a wiped Redis cannot lose it. Letting one out gives it a ``due_at`` before its message is queued,
-so that the sweep finds it if we die in between. Used by `records`, `tasks` and the steward.
+A release sets ``due_at`` before the message is queued, so that the sweep finds the delivery if the process dies.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,53 +12,47 @@ from pymongo import ASCENDING, IndexModel, UpdateOne, WriteConcern
 from pymongo.database import Database
 
 from webhooks.store.deliveries import PENDING_FIELDS, Claimed, DeliveryStore, PendingDelivery
-from webhooks.store.mongo import Document, store_errors
+from webhooks.store.mongo import Document, instant, store_errors
 
-#: A line's order. Without a place: from before its webhook was ordered, so they come first, as no value is less.
+#: The order of a line. Deliveries from before their webhook was ordered have no place and sort first.
 _IN_LINE = [("place", ASCENDING), ("created_at", ASCENDING), ("_id", ASCENDING)]
 
 _INDEXES = [
-    # The steward's and the line's question: which is the oldest that is kept for this webhook? Costs nothing where
-    # nothing is kept.
+    # The head of a webhook's held deliveries.
     IndexModel(
         [("webhook_id", ASCENDING), ("held", ASCENDING), *_IN_LINE],
         name="webhook_held",
         partialFilterExpression={"held": True},
     ),
-    # The steward's question: is a probe under way?
+    # A probe under way.
     IndexModel([("webhook_id", ASCENDING)], name="webhook_probe", partialFilterExpression={"probe": True}),
 ]
 
-#: Before any time at which a delivery is due: asks for those that have such a time.
+#: Earlier than any `due_at`: matches deliveries that have one.
 _EVER = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class HeldDeliveries:
-    """Keeps deliveries and lets them out. Every method raises StoreUnavailable when MongoDB cannot serve us now."""
+    """Holds and releases deliveries. Every method raises StoreUnavailable when MongoDB is away."""
 
     def __init__(self, database: Database[Document], ledger: DeliveryStore) -> None:
         self._deliveries = database["deliveries"]
-        # What a crash of MongoDB forgets of these is found by the sweep or by the next claim.
+        # Not journaled: after a crash of MongoDB, the sweep or the next claim repairs lost writes.
         self._quick = self._deliveries.with_options(write_concern=WriteConcern(w=1))
         self._ledger = ledger
 
     def ensure_indexes(self) -> None:
-        """Make the indexes, or find them made."""
+        """Create missing indexes."""
         with store_errors():
             self._deliveries.create_indexes(_INDEXES)
 
-    # ── A worker's ──────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def keep(self, claimed: Iterable[Claimed]) -> None:
-        """Keep deliveries that were claimed and may not be sent now; the attempt is still to be made.
-
-        If we die before, the claim runs out and the message comes again.
-        """
+    def hold(self, claimed: Iterable[Claimed]) -> None:
+        """Hold claimed deliveries and undo their claims."""
         undone = {"claim": "", "due_at": "", "probe": ""}
         self._undo(claimed, {"$set": {"held": True}, "$unset": undone})
 
     def postpone(self, claimed: Iterable[Claimed], until: datetime) -> None:
-        """Undo claims on deliveries that are due later; their messages are to be queued after this."""
+        """Make claimed deliveries due later and undo their claims; queue their messages after this."""
         self._undo(claimed, {"$set": {"due_at": until}, "$unset": {"claim": "", "held": ""}})
 
     def _undo(self, claimed: Iterable[Claimed], change: Document) -> None:
@@ -70,10 +62,7 @@ class HeldDeliveries:
                 self._quick.bulk_write(writes, ordered=False)
 
     def is_head(self, claimed: Claimed) -> bool:
-        """Say whether nothing that is owed to its webhook stands before a delivery.
-
-        What was set aside stands in nobody's way.
-        """
+        """Tell whether a delivery is the first in its webhook's line; quarantined ones do not count."""
         delivery = claimed.delivery
         created_at = claimed.created_at or _EVER
         older: list[Document] = [
@@ -89,50 +78,40 @@ class HeldDeliveries:
         others = {"webhook_id": delivery.webhook_id, "_id": {"$ne": delivery.delivery_id}}
         with store_errors():
             return not any(
-                self._deliveries.find_one({"$and": [{**others, **owed}, before]}, {"_id": 1})
-                for owed in ({"held": True}, {"due_at": {"$gte": _EVER}})
+                self._deliveries.find_one({"$and": [{**others, **state}, before]}, {"_id": 1})
+                for state in ({"held": True}, {"due_at": {"$gte": _EVER}})
             )
 
     def release_next(self, webhook_id: ObjectId, at: datetime) -> PendingDelivery | None:
-        """Let out the head of an ordered webhook's line, if nothing of it is let out.
+        """Release the head of an ordered webhook's line, due at an instant, if no other is released.
 
-        Any number may try at the same time. The head is looked for first: whoever lets one out in between is seen by
-        the second look, or has let out the same.
-
-        Args:
-            webhook_id: whose.
-            at: since when it is due, by the ledger's clock.
+        Safe to call concurrently: the head is read before the second check, so a concurrent release is either seen by
+        that check or has released the same head.
 
         Returns:
-            The delivery to queue; None when one is out, nothing is kept, or somebody was faster.
+            The delivery to queue; None if one is released, none is held, or another process was faster.
         """
-        if self._is_any_out(webhook_id):  # mostly: spares the second look
+        if self._is_any_released(webhook_id):  # the common case, without reading the head
             return None
         head = next(iter(self.find_held(webhook_id, 1)), None)
-        if head is None or self._is_any_out(webhook_id) or not self.release([head], at):
+        if head is None or self._is_any_released(webhook_id) or not self.release([head], at):
             return None
         return head
 
-    def _is_any_out(self, webhook_id: ObjectId) -> bool:
+    def _is_any_released(self, webhook_id: ObjectId) -> bool:
         with store_errors():
             query = {"webhook_id": webhook_id, "due_at": {"$gte": _EVER}}
             return self._deliveries.find_one(query, {"_id": 1}) is not None
 
-    # ── The steward's and the operators' ────────────────────────────────────────────────────────────────────────────
-
     def find_held(self, webhook_id: ObjectId, limit: int) -> list[PendingDelivery]:
-        """Return deliveries that are kept for a webhook, the first in line or the oldest first."""
+        """Return held deliveries of a webhook, in the order of their line or age."""
         with store_errors():
             query = {"webhook_id": webhook_id, "held": True}
             documents = list(self._deliveries.find(query, PENDING_FIELDS).sort(_IN_LINE).limit(limit))
         return self._ledger.read_sound(documents)
 
     def release(self, deliveries: Sequence[PendingDelivery], at: datetime, *, as_probe: bool = False) -> bool:
-        """Make kept deliveries due, before their messages are queued.
-
-        Returns:
-            Whether all of them were kept until now.
-        """
+        """Make held deliveries due; queue their messages after this. Return whether all were held."""
         change: Document = {"$set": {"due_at": at}, "$unset": {"held": ""}}
         if as_probe:
             change["$set"]["probe"] = True
@@ -143,7 +122,7 @@ class HeldDeliveries:
             return self._quick.update_many(query, change).matched_count == len(deliveries)
 
     def find_probe(self, webhook_id: ObjectId) -> tuple[PendingDelivery, datetime | None] | None:
-        """Return the delivery that was let out as a probe, and until when somebody has a claim on it; None for none."""
+        """Return the delivery that was released as a probe, and the end of the claim on it; None if there is none."""
         fields = {**PENDING_FIELDS, "claim.until": 1}
         with store_errors():
             query = {"webhook_id": webhook_id, "probe": True, "due_at": {"$gte": _EVER}}
@@ -152,57 +131,51 @@ class HeldDeliveries:
         if document is None or probe is None:
             return None
         claim: Any = document.get("claim")
-        until = claim.get("until") if isinstance(claim, dict) else None
-        return probe, until if isinstance(until, datetime) else None
+        return probe, instant(claim.get("until")) if isinstance(claim, dict) else None
 
     def find_outstanding(self, webhook_ids: Iterable[ObjectId]) -> set[ObjectId]:
-        """Return those of some webhooks to which something is owed that is not kept."""
+        """Return those webhooks that have pending deliveries which are not held."""
         query = {"webhook_id": {"$in": list(webhook_ids)}, "due_at": {"$gte": _EVER}}
         with store_errors():
             return {found for found in self._deliveries.distinct("webhook_id", query) if isinstance(found, ObjectId)}
 
     def find_webhooks(self) -> set[ObjectId]:
-        """Return all webhooks for which something is kept."""
+        """Return all webhooks with held deliveries."""
         with store_errors():
-            # Bounded as if it were not, MongoDB goes from webhook to webhook in the index, whatever is kept for each.
+            # The bound makes MongoDB skip from webhook to webhook in the index.
             found = self._deliveries.distinct("webhook_id", {"webhook_id": {"$gt": MinKey()}, "held": True})
         return {webhook_id for webhook_id in found if isinstance(webhook_id, ObjectId)}
 
     def count_held(self, webhook_id: ObjectId, limit: int) -> int:
-        """Return how many deliveries are kept for a webhook; counting ends at the limit."""
+        """Count held deliveries of a webhook up to the limit."""
         with store_errors():
             return self._deliveries.count_documents({"webhook_id": webhook_id, "held": True}, limit=limit)
 
     def count_outstanding(self, webhook_id: ObjectId, limit: int) -> int:
-        """Return how many deliveries are owed to a webhook and not kept; counting ends at the limit."""
+        """Count pending deliveries of a webhook that are not held, up to the limit."""
         query = {"webhook_id": webhook_id, "due_at": {"$gte": _EVER}}
         with store_errors():
             return self._deliveries.count_documents(query, limit=limit)
 
     def find_first(self, webhook_id: ObjectId) -> tuple[PendingDelivery, datetime | None] | None:
-        """Return the delivery that is first in line or the oldest of those owed to a webhook, kept or not.
+        """Return the first pending delivery of a webhook, held or not, and when it was stored.
 
-        Returns:
-            The delivery, and since when it is owed; None when nothing is. What was set aside does not count.
+        Quarantined deliveries do not count. None if there is none.
         """
         fields = {**PENDING_FIELDS, "place": 1, "created_at": 1}
         with store_errors():
             found = [
-                self._deliveries.find_one({"webhook_id": webhook_id, **owed}, fields, sort=_IN_LINE)
-                for owed in ({"held": True}, {"due_at": {"$gte": _EVER}})
+                self._deliveries.find_one({"webhook_id": webhook_id, **state}, fields, sort=_IN_LINE)
+                for state in ({"held": True}, {"due_at": {"$gte": _EVER}})
             ]
         documents = sorted((one for one in found if one is not None), key=_line_key)
         for document in documents:
             for first in self._ledger.read_sound([document]):
-                return first, at if isinstance(at := document.get("created_at"), datetime) else None
+                return first, instant(document.get("created_at"))
         return None
 
     def restart_head(self, webhook_id: ObjectId) -> PendingDelivery | None:
-        """Have the first attempt of the first delivery that is kept for a webhook made anew; before it is let out.
-
-        Returns:
-            That delivery; None when nothing is kept.
-        """
+        """Reset the retries of a webhook's first held delivery, before its release; None if none is held."""
         head = next(iter(self.find_held(webhook_id, 1)), None)
         if head is not None:
             with store_errors():
@@ -211,10 +184,7 @@ class HeldDeliveries:
 
 
 def _line_key(document: Document) -> tuple[float, datetime, str]:
-    """Return what sorts deliveries as `_IN_LINE` does."""
-    place, created_at = document.get("place"), document.get("created_at")
-    return (
-        place if isinstance(place, int) else float("-inf"),
-        created_at if isinstance(created_at, datetime) else _EVER,
-        str(document["_id"]),
-    )
+    """Return the sort key that matches `_IN_LINE`."""
+    place = document.get("place")
+    position = place if isinstance(place, int) else float("-inf")
+    return position, instant(document.get("created_at")) or _EVER, str(document["_id"])

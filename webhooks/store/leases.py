@@ -1,8 +1,7 @@
-"""The collection ``leases``: which worker processes live, and which of them does a job that one at a time does.
+"""The collection ``leases``: which worker processes are alive, and which one runs each exclusive job.
 
-A process's own: ``_id`` (its token), ``since`` (from when on its renewals came without a gap), ``until``. A job's:
-``_id`` (its name), ``owner`` (a process's token), ``until``. All times are MongoDB's. A process without a lease here is
-none of which anything is known; `holder` says what follows from that, and why its times are as they are.
+A process's lease: ``_id`` (its token), ``since`` (start of renewals without a gap), ``until``. A job's lease: ``_id``
+(its name), ``owner`` (a process's token), ``until``. All times are MongoDB's. `holder` explains the constants.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -15,35 +14,34 @@ from pymongo.errors import DuplicateKeyError
 from webhooks.store.mongo import Document, store_errors
 from webhooks.transport.holder import CLAIM_LEASE_S, MAX_GAP_S, RENEW_AGAIN_S, WITNESS_AFTER_S, uptime
 
-#: Seconds after its end for which a lease is kept: longer than any claim that was made under it lasts.
+#: Seconds after which an expired lease is deleted: longer than any claim under it.
 _KEPT_S = 3_600
 
 
 class Leases:
-    """One process's leases. Methods that ask MongoDB raise StoreUnavailable when it cannot serve us now."""
+    """One process's leases. Methods that use MongoDB raise StoreUnavailable when it is away."""
 
     def __init__(self, database: Database[Document], token: str, clock: Callable[[], float] = uptime) -> None:
         """Use a database.
 
         Args:
-            database: where.
-            token: the process's.
-            clock: seconds that never jump, and go on while the process is paused.
+            database: from `mongo.open_database`.
+            token: of this process.
+            clock: monotonic seconds that go on while the process is paused.
         """
-        # What a crash of MongoDB forgets of these is said again soon.
+        # Not journaled: the next renewal repairs a lost write.
         self._leases = database["leases"].with_options(write_concern=WriteConcern(w=1))
         self._token = token
         self._clock = clock
         self._held_until = float("-inf")
 
     def ensure_indexes(self) -> None:
-        """Make the index that has MongoDB delete leases of old."""
+        """Create the index by which MongoDB deletes expired leases."""
         with store_errors():
             self._leases.create_index([("until", ASCENDING)], name="over", expireAfterSeconds=_KEPT_S)
 
-    # ── The process's own ───────────────────────────────────────────────────────────────────────────────────────────
     def renew(self) -> None:
-        """Say that this process lives, for `CLAIM_LEASE_S` from now."""
+        """Extend this process's lease to `CLAIM_LEASE_S` from now."""
         asked_at = self._clock()
         is_without_gap = {
             "$and": [
@@ -58,7 +56,7 @@ class Leases:
         self._held_until = asked_at + CLAIM_LEASE_S
 
     def release(self) -> None:
-        """Say that this process holds nothing any more, and leave its jobs to others."""
+        """End this process's lease and its jobs."""
         self._held_until = float("-inf")
         with store_errors():
             self._leases.update_many(
@@ -66,17 +64,11 @@ class Leases:
             )
 
     def holder(self) -> str | None:
-        """Return the token to claim things under; None while the process's lease may have lapsed.
-
-        What a process claims that was paused, before it has renewed its lease, is not to be taken from it at once.
-        """
+        """Return the token for claims; None while this process's lease may have lapsed, so that its claims use time."""
         return self._token if self._clock() < self._held_until else None
 
     def find_left(self, tokens: Iterable[str]) -> dict[str, float]:
-        """Return how many seconds processes still hold what they hold, 0 if nothing any more.
-
-        Only for those that have, or had, a lease.
-        """
+        """Return for how many seconds other processes' leases still hold; unknown processes are left out."""
         with store_errors():
             found = self._leases.aggregate(
                 [
@@ -87,14 +79,9 @@ class Leases:
             documents = {document["_id"]: document for document in found}
         return judge_leases(documents, self._token)
 
-    # ── Jobs ────────────────────────────────────────────────────────────────────────────────────────────────────────
     def take_job(self, name: str, seconds: float) -> bool:
-        """Try to be the one process that does a job for some time, by the server's clock.
-
-        Returns:
-            Whether the job's lease is this process's now.
-        """
-        # One that lasts longer than any would that is taken now is of before the server's clock went back.
+        """Try to take or extend the lease of an exclusive job; return whether this process has it."""
+        # A lease that lasts longer than a new one dates from before the server's clock went back.
         is_free = {"$or": [is_over("$until", seconds), {"$eq": ["$owner", self._token]}]}
         taken = {
             "owner": {"$cond": [is_free, self._token, "$owner"]},
@@ -105,22 +92,21 @@ class Leases:
                 lease = self._leases.find_one_and_update(
                     {"_id": name}, [{"$set": taken}], upsert=True, return_document=ReturnDocument.AFTER
                 )
-            except DuplicateKeyError:  # two were the first at the same time; the other one was faster
+            except DuplicateKeyError:  # another process created it at the same time
                 return False
             return bool(lease) and lease.get("owner") == self._token
 
 
 def judge_leases(documents: Mapping[str, Document], witness: str) -> dict[str, float]:
-    """Say of processes how long they still hold what they hold.
+    """Judge how long processes' leases still hold.
 
     Args:
-        documents: by token, each with ``since``, ``until`` and ``present``, the server's time; of the witness as well.
-        witness: token of the process that asks. It says that another's lease lapsed only if its own did not, and has
-            not for some time: otherwise the server was away, and both are about to renew theirs.
+        documents: by token, with ``since``, ``until`` and ``present`` (the server's time); includes the witness.
+        witness: token of the asking process. Only a process with an unbroken lease may judge another's as lapsed:
+            otherwise the server was away, and both are about to renew.
 
     Returns:
-        By token, for how many seconds nothing can be said against it; 0: it holds nothing. Leases that were changed by
-        hand into none are left out.
+        Seconds by token; 0: the lease has lapsed. Invalid documents are left out.
     """
     left = {}
     own = documents.get(witness, {})
@@ -129,26 +115,25 @@ def judge_leases(documents: Mapping[str, Document], witness: str) -> dict[str, f
         if token == witness or not isinstance(until, datetime):
             continue
         left_s = (until - present).total_seconds()
-        # One that is longer than any, by more than what the witness would take for no gap, was renewed before the
-        # server's clock went back, and not since.
+        # A longer lease was renewed before the server's clock went back, and not since.
         is_good = 0 < left_s <= CLAIM_LEASE_S + MAX_GAP_S
         left[token] = left_s if is_good else _seconds_to_witness(own, present)
     return left
 
 
 def _seconds_to_witness(own: Document, present: datetime) -> float:
-    """Return after how many seconds a process may say that another's lease lapsed; 0: now."""
+    """Return after how many seconds a process may judge another's lease as lapsed."""
     since, until = own.get("since"), own.get("until")
     if not isinstance(since, datetime) or not isinstance(until, datetime):
         return WITNESS_AFTER_S
     if not CLAIM_LEASE_S - MAX_GAP_S <= (until - present).total_seconds() <= CLAIM_LEASE_S:
-        return WITNESS_AFTER_S  # it renews just now, after a gap
+        return WITNESS_AFTER_S  # its own renewals have a gap
     watched_s = (present - since).total_seconds()
     return 0.0 if watched_s >= WITNESS_AFTER_S else max(RENEW_AGAIN_S, WITNESS_AFTER_S - watched_s)
 
 
 def is_over(until: str, longest_s: float) -> Document:
-    """Return the expression that says whether an instant is not ahead, or too far ahead to be one of ours."""
+    """Return the expression that tells whether an instant has passed, or is too far ahead to be valid."""
     return {"$or": [{"$lte": [{"$ifNull": [until, "$$NOW"]}, "$$NOW"]}, {"$gt": [until, _from_now(longest_s)]}]}
 
 

@@ -1,7 +1,4 @@
-"""The collection ``webhooklogs``: one document per attempt.
-
-Owns writing logs, the indexes that answer what people ask, and reading them back.
-"""
+"""The collection ``webhooklogs``: one document per attempt."""
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,13 +22,13 @@ from webhooks.store.mongo import Document, Query, insert_new, store_errors
 
 logger = logging.getLogger(__name__)
 
-#: Name of the index that lets logs expire, and that also answers "the newest logs of all".
+#: Name of the index that expires logs; it also sorts all logs by age.
 _EXPIRY = "createdAt_ttl"
 
 #: Any text but the empty one. A partial index by `$type` is not used for a query by value.
 _ANY_TEXT = {"$gt": ""}
 
-#: One index per question; each ends in `createdAt`, so that the newest come first without a sort.
+#: One index per filter; each ends in `createdAt`, so that the newest come first without a sort.
 _INDEXES = [
     IndexModel([("subscription", ASCENDING), ("createdAt", DESCENDING)], name="webhook_newest"),
     IndexModel(
@@ -46,13 +43,13 @@ _INDEXES = [
     IndexModel([("attempt.outcome", ASCENDING), ("createdAt", DESCENDING)], name="outcome_newest"),
     IndexModel([("attempt.event_id", ASCENDING), ("createdAt", DESCENDING)], name="event_newest"),
     IndexModel([("attempt.delivery_id", ASCENDING), ("createdAt", DESCENDING)], name="delivery_newest"),
-    # "What became of task T?" Events without an object, such as logouts, cost nothing here.
+    # Events about an object; those without one, such as logouts, cost nothing here.
     IndexModel(
         [("event.data._id", ASCENDING), ("createdAt", DESCENDING)],
         name="object_newest",
         partialFilterExpression={"event.data._id": {"$exists": True}},
     ),
-    # Only attempts without a response are in it, so that a success costs nothing.
+    # Only attempts without a response, so that successes cost nothing.
     IndexModel(
         [("attempt.error_kind", ASCENDING), ("createdAt", DESCENDING)],
         name="kind_newest",
@@ -60,7 +57,7 @@ _INDEXES = [
     ),
 ]
 
-#: Logs that break the contract, and are passed over, before a reading gives up finding as many as were asked for.
+#: How many invalid logs a read skips before it returns fewer than its limit.
 _SPARE = 1_000
 
 
@@ -75,16 +72,13 @@ class LogQuery:
     delivery_id: str | None = None
     #: `_id` of the event's object: ``event.data._id``.
     object_id: str | None = None
-    #: Why no response came.
     kind: ErrorKind | None = None
-    #: Statuses of responses, both ends included.
+    #: First and last status of responses.
     statuses: tuple[int, int] | None = None
-    #: Whether a response came.
     has_response: bool | None = None
-    #: The event's type, and its name.
     event_type: str | None = None
     event_name: str | None = None
-    #: `createdAt` from this instant on, and before that one; both aware.
+    #: `createdAt` at or after `since` and before `until`; both aware.
     since: datetime | None = None
     until: datetime | None = None
 
@@ -120,7 +114,7 @@ class LogQuery:
     def _kind_filter(self) -> object:
         if self.kind is not None:
             return self.kind.value
-        # A status asks for responses: the contract logs 409 where none came.
+        # The contract logs 409 where no response came; a filter by status means real responses.
         has_response = True if self.statuses is not None and self.has_response is None else self.has_response
         if has_response is None:
             return None
@@ -129,14 +123,14 @@ class LogQuery:
 
 @dataclass(frozen=True, slots=True)
 class AttemptCount:
-    """Attempts of one webhook that ended alike in one slice of time."""
+    """Number of a webhook's attempts with the same result in one time slice."""
 
     #: 0 is the newest.
     slice: int
     outcome: str
     error_kind: ErrorKind | None
     count: int
-    #: When the oldest of them ended, and the newest one's status.
+    #: End of the oldest attempt, and status of the newest.
     oldest_at: datetime
     status: int
 
@@ -153,34 +147,34 @@ class Ended:
 
 
 class LogStore:
-    """Writes and reads logs. Every method raises StoreUnavailable when MongoDB cannot serve us now."""
+    """Writes and reads logs. Every method raises StoreUnavailable when MongoDB is away."""
 
     def __init__(self, database: Database[Document]) -> None:
         self._collection = database["webhooklogs"]
 
     def ensure_indexes(self, ttl_days: int) -> None:
-        """Make the indexes, or find them made.
+        """Create or update the indexes.
 
         Args:
-            ttl_days: days until a log expires; 0 keeps logs for ever. A changed value holds for old logs, too.
+            ttl_days: days until a log expires, also for old logs; 0 keeps logs for ever.
         """
         with store_errors():
             self._collection.create_indexes(_INDEXES)
         ensure_expiry(self._collection, "createdAt", _EXPIRY, ttl_days)
 
     def write(self, logs: Sequence[COTWebhookLog]) -> Mapping[int, WriteError]:
-        """Store logs in one write, acknowledged; one that is stored already is left as it is.
+        """Store logs that are not stored yet.
 
-        One that cannot be stored whole is stored cut: an attempt that no log tells of would be made again.
+        A log that is too large is stored without most of its event, because an attempt without a log is repeated.
 
         Returns:
-            The place in `logs` of each one that cannot be stored at all, and why.
+            By index, why a log cannot be stored at all.
         """
         documents = [log.to_bson() for log in logs]
         result = insert_new(self._collection, documents)
         refused = list(result.faults)
         still_refused = insert_new(self._collection, [_cut(documents[place]) for place in refused]).faults
-        # The log of an attempt that was thought to be interrupted was only slow: it went through the broker, say.
+        # Attempts that were logged as interrupted, whose own logs only came late, as through the broker.
         for document in (documents[place] for place in result.known):
             guess = {"_id": document["_id"], "attempt.error_kind": ErrorKind.INTERRUPTED.value}
             if document["attempt"]["error_kind"] != ErrorKind.INTERRUPTED:
@@ -189,13 +183,13 @@ class LogStore:
         return {place: still_refused[number] for number, place in enumerate(refused) if number in still_refused}
 
     def find_ended(self, delivery_ids: Iterable[str]) -> set[str]:
-        """Return the ids of those deliveries that have ended."""
+        """Return the ids of deliveries that have ended."""
         asked = self.ask_ended(delivery_ids)
         with store_errors():
             return self.read_ended(asked.collection.find(asked.filter, asked.fields))
 
     def ask_ended(self, delivery_ids: Iterable[str]) -> Query:
-        """Return the question which of some deliveries have ended; one that waits for an operator has not."""
+        """Return the query for ended deliveries, for `read_ended`; one that waits for an operator has not ended."""
         wanted: Document = {
             "attempt.delivery_id": {"$in": list(delivery_ids)},
             "attempt.next_at": None,
@@ -204,37 +198,29 @@ class LogStore:
         return Query(self._collection, wanted, {"attempt.delivery_id": 1})
 
     def read_ended(self, found: Iterable[Document]) -> set[str]:
-        """Return the ids of those deliveries."""
-        # A log that somebody else wrote may have anything there, and tells nothing.
+        """Return the delivery ids of documents; invalid ones are ignored."""
         attempts = [document.get("attempt") for document in found]
         ids = (attempt.get("delivery_id") for attempt in attempts if isinstance(attempt, dict))
         return {delivery_id for delivery_id in ids if isinstance(delivery_id, str)}
 
     def find_ended_attempt(self, log_id: ObjectId) -> COTWebhookLog | None:
-        """Return an attempt's own log; None if there is none, or only one that says that it was interrupted."""
+        """Return an attempt's log; None if there is none, or only one of an interrupted attempt."""
         query = {"_id": log_id, "attempt.error_kind": {"$ne": ErrorKind.INTERRUPTED.value}}
         with store_errors():
             document = self._collection.find_one(query)
         return None if document is None else next(iter(_parse([document])), None)
 
     def read(self, query: LogQuery, limit: int) -> list[COTWebhookLog]:
-        """Return the newest logs, newest first.
-
-        Args:
-            query: which ones.
-            limit: how many at most.
-        """
+        """Return the newest valid logs, newest first."""
         with store_errors():
             cursor = self._collection.find(query.to_filter()).sort("createdAt", DESCENDING).limit(limit + _SPARE)
             with cursor.batch_size(min(limit, _SPARE)):
-                # Not past the limit: the rest need not be read.
                 return list(islice(_parse(cursor), limit))
 
     def read_ids(self, query: LogQuery) -> dict[ObjectId, datetime]:
-        """Return id and `createdAt` of every log that the query asks for."""
+        """Return id and `createdAt` of all logs that match; those without a valid date are left out."""
         with store_errors():
             documents = self._collection.find(query.to_filter(), {"createdAt": 1})
-            # Of logs that somebody else wrote also those with a list of dates, or one beyond the calendar.
             return {
                 document["_id"]: document["createdAt"]
                 for document in documents
@@ -248,13 +234,7 @@ class LogStore:
         return list(_parse(documents))
 
     def find_webhooks(self, outcome: Outcome, since: datetime, limit: int) -> dict[ObjectId, set[ErrorKind | None]]:
-        """Return the webhooks that had attempts with this outcome since an instant, and the kinds of error of those.
-
-        Args:
-            outcome: of the attempts.
-            since: when they ended at the earliest.
-            limit: how many logs to look at, the newest first.
-        """
+        """Return the webhooks of the newest `limit` attempts with an outcome, and the error kinds of these."""
         pipeline: list[Document] = [
             {"$match": {"attempt.outcome": outcome.value, "createdAt": {"$gte": since}}},
             {"$sort": {"createdAt": DESCENDING}},
@@ -272,19 +252,19 @@ class LogStore:
     def count_attempts(
         self, webhook_id: ObjectId, until: datetime, slice_s: float, slices: int, limit: int
     ) -> list[AttemptCount]:
-        """Count a webhook's attempts, the newest slice first.
+        """Count a webhook's newest `limit` attempts by time slice, newest slice first.
 
         Args:
-            webhook_id: whose.
-            until: now; logs of a worker whose clock is ahead count as of now.
+            webhook_id: the webhook.
+            until: now; logs from a clock that is ahead count as of now.
             slice_s: seconds of a slice.
-            slices: how many.
-            limit: attempts to count, the newest first.
+            slices: number of slices.
+            limit: maximum number of attempts.
         """
         since = until - timedelta(seconds=slice_s * slices)
         age_ms = {"$max": [0, {"$subtract": [until, "$createdAt"]}]}
         pipeline: list[Document] = [
-            # A list of dates, which only somebody else writes, would fail it all.
+            # Another writer's list of dates would fail the whole pipeline.
             {"$match": {"subscription": webhook_id, "createdAt": {"$gte": since, "$not": {"$type": "array"}}}},
             {"$sort": {"createdAt": DESCENDING}},
             {"$limit": limit},
@@ -318,7 +298,7 @@ class LogStore:
         return sorted(counts, key=lambda one: one.slice)
 
     def find_ends(self, delivery_ids: Sequence[str]) -> list[Ended]:
-        """Return how the attempts of some deliveries ended, whenever that was."""
+        """Return how the attempts of deliveries ended."""
         fields = {
             "retry": 1,
             "attempt.delivery_id": 1,
@@ -346,18 +326,18 @@ class LogStore:
         return {delivery_id for delivery_id in found if isinstance(delivery_id, str)}
 
     def count(self, query: LogQuery, limit: int) -> int:
-        """Return how many logs the query asks for; counting ends at the limit."""
+        """Count matching logs up to the limit."""
         with store_errors():
             return self._collection.count_documents(query.to_filter(), limit=limit)
 
 
 def _spell_id(object_id: str) -> list[object]:
-    """Return an object's id as producers send it, and as another writer may have stored it."""
+    """Return an object's id as text, as producers send it, and as ObjectId, as other writers may store it."""
     return [object_id, ObjectId(object_id)] if ObjectId.is_valid(object_id) else [object_id]
 
 
 def _cut(document: Document) -> Document:
-    """Return a log without what may be too large, or too deep, in its event."""
+    """Return a log without the parts of its event that may be too large or too deep."""
     event = {name: value for name, value in document["event"].items() if name != "diff"}
     cut = {**event, "data": None, "extraData": None}
     return {**document, "event": cut, "attempt": {**document["attempt"], "event_cut": True}}

@@ -1,8 +1,9 @@
-"""The connection to MongoDB, and the one place that sorts its errors. Used by the stores."""
+"""The connection to MongoDB, and the classification of its errors."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from bson.errors import BSONError
@@ -27,14 +28,14 @@ from webhooks.rules.mongodb_url import list_options, read_mongodb_url
 Document = dict[str, Any]
 
 _BAD_URL = f"WEBHOOKS_MONGODB_URL: is not a MongoDB URL, or its options contradict each other; {ENCODE_HINT}"
-#: Where the URL names none.
+#: Used when the URL names no database.
 _DEFAULT_DATABASE = "webhooks"
 
 _DUPLICATE_KEY = 11000
 _BAD_VALUE = 2
-#: What the driver raises for a document that it cannot encode. The words of these may hold what is in it.
+#: The driver's errors for a document that it cannot encode. Their texts may hold the document's content.
 _ENCODING_ERRORS = (BSONError, OverflowError, UnicodeError, RecursionError)
-#: Server errors that concern the one document at hand; all others are the server's state and may pass.
+#: Server errors about a document; all others are about the server's state and may pass.
 _DOCUMENT_ERRORS = frozenset(
     {
         _BAD_VALUE,
@@ -45,25 +46,24 @@ _DOCUMENT_ERRORS = frozenset(
     }
 )
 
-_NOT_LET_IN = "; correct user or password in WEBHOOKS_MONGODB_URL"
+_BAD_LOGIN = "; correct user or password in WEBHOOKS_MONGODB_URL"
 #: By the code of the server's error.
 _REMEDIES = {
     13: "; WEBHOOKS_MONGODB_URL needs a user, with readWrite on its database",  # Unauthorized
-    18: _NOT_LET_IN,  # AuthenticationFailed
-    8000: _NOT_LET_IN,  # AtlasError, which is "bad auth" before all else
+    18: _BAD_LOGIN,  # AuthenticationFailed
+    8000: _BAD_LOGIN,  # AtlasError, mostly "bad auth"
 }
 
 
 def open_database(url: str, timeout_s: float) -> Database[Document]:
-    """Make a client for this process; connects on first use, and again by itself.
+    """Make a client for this process; it connects on first use and reconnects by itself.
 
     Args:
-        url: ``mongodb://…`` with the database as its path; ``webhooks`` where it names none.
-        timeout_s: what one operation may take: one half for a server that is away, the other for its answer, as a
-            paused server keeps connections open and answers nothing.
+        url: ``mongodb://…`` with the database as its path.
+        timeout_s: limit of one operation: half for finding a server, half for its answer.
 
     Raises:
-        InvalidSettings: when the URL cannot be used; the URL is not repeated, as it may hold a password.
+        InvalidSettings: the URL is invalid; the text does not repeat it, as it may hold a password.
     """
     half_ms = max(1, int(timeout_s * 500))  # 0 would be no limit
     try:
@@ -75,22 +75,22 @@ def open_database(url: str, timeout_s: float) -> Database[Document]:
     try:
         client: MongoClient[Document] = MongoClient(
             url,
-            # A name server that is away must not keep a URL with mongodb+srv:// from being opened: see store_errors.
+            # With mongodb+srv://, an unreachable name server is an outage (`store_errors`), not a bad setting.
             connect=False,
             tz_aware=True,
-            # Others write here, too. A date beyond Python's calendar, or a text that is no UTF-8, in one document must
-            # not make all those unreadable that are read with it.
+            # Other services write here too. A date beyond Python's range or invalid UTF-8 in one document must not
+            # make the others unreadable.
             datetime_conversion="DATETIME_AUTO",
             unicode_decode_error_handler="replace",
             serverSelectionTimeoutMS=half_ms,
             connectTimeoutMS=half_ms,
             socketTimeoutMS=half_ms,
-            # What is acknowledged must survive the loss of one server and a crash right after: a majority has it,
-            # in its journal. On a single server this costs the wait for the journal, some milliseconds.
+            # Acknowledged writes must survive the loss of a server and a crash. On a single server this costs some
+            # milliseconds for the journal.
             w="majority",
             journal=True,
             retryWrites=True,
-            # Decisions follow from what is read, whatever the URL prefers: a secondary lags behind.
+            # Decisions depend on reads, and secondaries lag behind.
             readPreference="primary",
             readPreferenceTags="",
             maxStalenessSeconds=-1,
@@ -106,10 +106,10 @@ def open_database(url: str, timeout_s: float) -> Database[Document]:
 
 
 def _check_options(url: str) -> None:
-    """Have the driver check each option by itself, so that the one it does not take can be named.
+    """Check each option with the driver, so that the error can name it.
 
     Raises:
-        ValueError: it does not take one.
+        ValueError: the driver rejects an option.
     """
     for name, value in list_options(url):
         try:
@@ -117,7 +117,7 @@ def _check_options(url: str) -> None:
         except OSError:
             reason = "names a file that cannot be read"
         except (InvalidURI, ConfigurationError, ValueError, TypeError):
-            reason = "is unknown to MongoDB's driver, or has a value that it does not take: correct it or leave it out"
+            reason = "is unknown to MongoDB's driver, or has an invalid value: correct it or leave it out"
         else:
             continue
         raise ValueError(f"the option {name} {reason}")
@@ -125,10 +125,10 @@ def _check_options(url: str) -> None:
 
 @contextmanager
 def store_errors() -> Iterator[None]:
-    """Turn "not now" errors into StoreUnavailable; errors about a document pass as they are.
+    """Turn errors of the server's state into StoreUnavailable; errors about a document pass unchanged.
 
     Raises:
-        StoreUnavailable: the server is away, not primary, out of resources, or does not let us in.
+        StoreUnavailable: the server is away, not primary, out of resources, or refuses the login.
     """
     try:
         yield
@@ -137,9 +137,9 @@ def store_errors() -> Iterator[None]:
     except ConnectionFailure as error:
         raise StoreUnavailable(f"MongoDB is not reachable ({type(error).__name__})") from error
     except ConfigurationError as error:
-        # What the driver finds out when it connects: mongodb+srv:// asks the name server then.
+        # The driver resolves mongodb+srv:// when it connects.
         if error.__cause__ is None:
-            raise StoreUnavailable("MongoDB is one that the driver cannot use") from error
+            raise StoreUnavailable("the driver does not support this MongoDB") from error
         reason = type(error.__cause__).__name__
         raise StoreUnavailable(f"the name server does not say where MongoDB is ({reason})") from error
     except OperationFailure as error:
@@ -151,7 +151,7 @@ def store_errors() -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What to read of one collection."""
+    """A query on one collection."""
 
     collection: Collection[Document]
     filter: Document
@@ -166,9 +166,9 @@ def find_both(first: Query, second: Query) -> tuple[list[Document], list[Documen
         StoreUnavailable: the server is away.
     """
 
-    def stages(question: Query, name: str) -> list[Document]:
-        fields = [] if question.fields is None else [{"$project": question.fields}]
-        return [{"$match": question.filter}, *fields, {"$replaceWith": {name: "$$ROOT"}}]
+    def stages(query: Query, name: str) -> list[Document]:
+        fields = [] if query.fields is None else [{"$project": query.fields}]
+        return [{"$match": query.filter}, *fields, {"$replaceWith": {name: "$$ROOT"}}]
 
     union = {"$unionWith": {"coll": second.collection.name, "pipeline": stages(second, "second")}}
     with store_errors():
@@ -178,22 +178,19 @@ def find_both(first: Query, second: Query) -> tuple[list[Document], list[Documen
 
 @dataclass(frozen=True, slots=True)
 class NotWritten:
-    """The items of one write that changed nothing, by their places."""
+    """Items of a bulk write that were not written, by their index."""
 
-    #: Their ``_id`` was there already.
+    #: Their ``_id`` exists already.
     known: tuple[int, ...] = ()
-    #: They cannot be stored at all, and why.
+    #: They cannot be stored, and why.
     faults: Mapping[int, WriteError] = field(default_factory=dict)
 
 
 def insert_new(collection: Collection[Document], documents: Sequence[Document]) -> NotWritten:
-    """Insert documents in one write, leaving alone those whose `_id` is there already.
-
-    Returns:
-        Which ones were not inserted.
+    """Insert documents whose `_id` does not exist yet; return those that were not inserted.
 
     Raises:
-        StoreUnavailable: the server cannot take them now; some may have been inserted.
+        StoreUnavailable: the server is away; some may have been inserted.
     """
     if not documents:
         return NotWritten()
@@ -203,14 +200,14 @@ def insert_new(collection: Collection[Document], documents: Sequence[Document]) 
         except BulkWriteError as error:
             return document_errors(error)
         except OperationFailure as error:
-            # The server refuses all of them for one that is too large.
+            # The server refuses the whole batch for one document that is too large.
             if error.code not in _DOCUMENT_ERRORS:
                 raise
         except _ENCODING_ERRORS:
             pass
         else:
             return NotWritten()
-        # Nobody says which document it is, nor what became of the others.
+        # The error does not name the document.
         return _insert_each(collection, documents)
 
 
@@ -232,10 +229,10 @@ def _insert_each(collection: Collection[Document], documents: Sequence[Document]
 
 
 def document_errors(error: BulkWriteError) -> NotWritten:
-    """Sort what a bulk write met: the errors of single documents.
+    """Return the errors of single documents in a bulk write.
 
     Raises:
-        StoreUnavailable: the server itself had a fault.
+        StoreUnavailable: there are errors of the server itself.
     """
     faults: dict[int, WriteError] = {}
     known = []
@@ -252,14 +249,19 @@ def document_errors(error: BulkWriteError) -> NotWritten:
 
 
 def server_version(database: Database[Document]) -> str:
-    """Ask for the server's version, and make sure that it lets us read.
+    """Return the server's version after a test read.
 
     Raises:
-        StoreUnavailable: the server is away or does not let us in.
+        StoreUnavailable: the server is away or refuses the read.
     """
     with store_errors():
         database["webhooks"].find_one({}, {"_id": 1})
         return str(database.client.server_info()["version"])
+
+
+def instant(value: object) -> datetime | None:
+    """Return a stored instant; None for any other value."""
+    return value if isinstance(value, datetime) else None
 
 
 def _name(error: OperationFailure) -> str:

@@ -1,4 +1,4 @@
-"""The notices of the collection ``gates``: what operators are told of a webhook, written with what it tells of."""
+"""Notices to operators, stored in the collection ``gates`` with the changes that they report."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -7,14 +7,14 @@ from enum import StrEnum
 from bson import ObjectId
 from pymongo.database import Database
 
-from webhooks.store.mongo import Document, store_errors
+from webhooks.store.mongo import Document, instant, store_errors
 
-#: Notices that a gate keeps.
+#: Notices that a gate holds; older ones are dropped.
 _MAX_NOTICES = 20
 
 
 class NoticeType(StrEnum):
-    """What operators are told of."""
+    """The kinds of notices."""
 
     PAUSED = "paused"
     RECOVERED = "recovered"
@@ -25,48 +25,49 @@ class NoticeType(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """One event of our own."""
+    """A change of a webhook's gate, to report to operators."""
 
     notice_id: ObjectId
     webhook_id: ObjectId
     type: NoticeType
     at: datetime
     reason: str
+    #: Whether operators were notified.
     is_told: bool
-    #: How often telling it has failed.
+    #: Failed notifications.
     tries: int = 0
-    #: When to tell it, or to try again.
+    #: When to notify, or to try again.
     tell_at: datetime | None = None
 
 
 class NoticeStore:
-    """Reads and changes notices. Every method raises StoreUnavailable when MongoDB cannot serve us now."""
+    """Reads and changes notices. Every method raises StoreUnavailable when MongoDB is away."""
 
     def __init__(self, database: Database[Document]) -> None:
         self._collection = database["gates"]
 
     def list_untold(self, present: datetime, limit: int) -> list[Notice]:
-        """Return notices that are to be told by now, or told again, oldest first."""
-        # Those that are not due must not stand before the others.
+        """Return notices that are due for a first or further try, oldest first."""
+        # In the query, so that notices that are not due do not use up the limit.
         is_due: Document = {"$or": [{"tell_at": {"$lte": present}}, {"tell_at": None}]}
         query = {"has_untold": True, "notices": {"$elemMatch": {"told": False, **is_due}}}
         with store_errors():
             found = list(self._collection.find(query, {"notices": 1}).limit(limit))
-        # A document that somebody put there by hand is no webhook's.
+        # Documents written by hand may have other ids.
         ours = (one for one in found if isinstance(one["_id"], ObjectId))
         notices = (notice for one in ours for notice in read_notices(one["_id"], one["notices"]) if not notice.is_told)
         due = [notice for notice in notices if notice.tell_at is None or notice.tell_at <= present]
         return sorted(due, key=lambda notice: notice.at)[:limit]
 
     def note_told(self, notice: Notice) -> None:
-        """Note that operators were told."""
+        """Mark a notice as delivered to operators."""
         self._change_notice(notice, {"told": True})
 
     def take(self, notice: Notice, again_in_s: float) -> bool:
-        """Take it on to tell operators: it is told again some time from now, unless `note_told` comes before.
+        """Claim a notice; it is due again after `again_in_s` unless `note_told` comes first.
 
         Returns:
-            Whether it is ours to do: False when somebody was faster.
+            False if another process claimed it.
         """
         return self._change_notice(notice, {"tries": notice.tries + 1, "tell_at": after(again_in_s)})
 
@@ -92,7 +93,7 @@ class NoticeStore:
 
 
 def with_notice(notice: NoticeType, reason: str, notice_id: ObjectId) -> Document:
-    """Return the expression that is a gate's notices with a new one."""
+    """Return the expression that appends a notice to a gate's notices."""
     entry = {
         "id": notice_id,
         "type": notice.value,
@@ -107,13 +108,13 @@ def with_notice(notice: NoticeType, reason: str, notice_id: ObjectId) -> Documen
 
 
 def read_notices(webhook_id: ObjectId, value: object) -> tuple[Notice, ...]:
-    """Read a gate's notices; what somebody put there by hand is left out."""
+    """Read a gate's notices; invalid ones are left out."""
     read = [_read_notice(webhook_id, one) for one in value] if isinstance(value, list) else []
     return tuple(notice for notice in read if notice is not None)
 
 
 def _read_notice(webhook_id: ObjectId, value: object) -> Notice | None:
-    """Read a notice; None for what somebody put there by hand."""
+    """Read a notice; None if it is invalid."""
     if not isinstance(value, dict):
         return None
     notice_id, kind, at, reason, tries = (value.get(field) for field in ("id", "type", "at", "reason", "tries"))
@@ -132,15 +133,10 @@ def _read_notice(webhook_id: ObjectId, value: object) -> Notice | None:
 
 
 def after(seconds: float) -> Document:
-    """Return the expression that is so many seconds from now, by MongoDB's clock."""
+    """Return the expression for an instant some seconds from now, by MongoDB's clock."""
     return {"$add": ["$$NOW", int(seconds * 1000)]}
 
 
 def literal(text: str) -> Document:
-    """Return the expression that is a text: by itself one that begins with ``$`` names a field."""
+    """Return the expression for a text, which MongoDB would read as a field's name if it begins with ``$``."""
     return {"$literal": text}
-
-
-def instant(value: object) -> datetime | None:
-    """Return an instant; None for anything else that somebody put in its place."""
-    return value if isinstance(value, datetime) else None

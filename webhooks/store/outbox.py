@@ -1,14 +1,12 @@
-"""The collection ``outbox``: events that a producer has accepted in MongoDB, before any broker knows of them.
+"""The collection ``outbox``: the relay's side of the transactional outbox.
 
-Owns the durable way in. A producer that can reach MongoDB writes its event here, inside its own transaction if it has
-one: not even a lost broker loses it, and no event is sent for a transaction that was rolled back. A relay in the
-workers (`sweeper`) queues ``webhooks.deliver`` from it, and ``webhooks.deliver`` takes it out once the ledger has its
-deliveries.
+A producer writes its event here, inside its own transaction if it has one. The relay queues ``webhooks.deliver``, which
+removes the event once its deliveries are stored.
 
-One document per event: ``_id`` (the event's id), ``body``, ``accepted_at``, ``queue_at`` (when it is to be queued, or
-asked for again; absent where it was set aside), ``queued`` (how often it was), ``queued_at`` (when last), ``order`` (a
-Timestamp, of which MongoDB gives out each one once, so it tells the order within a millisecond) and ``line`` (company
-and type: among which order matters). All times are MongoDB's.
+Fields: ``_id`` (the event's id), ``body``, ``accepted_at``, ``queue_at`` (when to queue it or to check its message;
+absent in quarantine), ``queued`` (how often it was queued), ``queued_at`` (when last), ``order`` (a Timestamp, which
+MongoDB gives out once, so it orders events within a millisecond) and ``line`` (company and type, within which order
+matters). All times are MongoDB's.
 """
 
 import logging
@@ -20,13 +18,15 @@ from pymongo import ASCENDING, UpdateOne
 from pymongo.database import Database
 
 from webhooks.models.wire import show
-from webhooks.store.mongo import Document, store_errors
+from webhooks.store.mongo import Document, instant, store_errors
 
 logger = logging.getLogger(__name__)
 
-#: How often an event is queued until newer ones no longer wait for it.
+#: How often an event is queued before newer ones stop waiting for it.
 _MOST_WAITED_FOR = 10
-#: In which events are queued: that of their acceptance.
+#: Bytes of events that one read returns.
+MAX_BYTES = 16 * 1024 * 1024
+#: Events are queued in the order of their acceptance.
 _ORDER = [("queue_at", ASCENDING), ("order", ASCENDING)]
 
 
@@ -38,41 +38,47 @@ class Accepted:
     body: str
     #: How often it was queued before.
     queued: int
-    #: When its message was queued; None: it has none that is known.
+    #: When its message was queued; None if there is no known message.
     queued_at: datetime | None = None
 
 
 class Outbox:
-    """The relay's side. Every method raises StoreUnavailable when MongoDB cannot serve us now."""
+    """The relay's side. Every method raises StoreUnavailable when MongoDB is away."""
 
     def __init__(self, database: Database[Document]) -> None:
         self._collection = database["outbox"]
 
     def ensure_indexes(self) -> None:
-        """Make the index, or find it made."""
+        """Create missing indexes."""
         with store_errors():
             self._collection.create_index(_ORDER, name="queue_order")
             self._collection.create_index([("line", ASCENDING), ("accepted_at", ASCENDING)], name="line")
 
     def find_due(self, at: datetime, limit: int) -> list[Accepted]:
-        """Return events that are to be queued, or asked for, by an instant, the longest due first."""
-        with store_errors():
-            found = list(self._collection.find({"queue_at": {"$lte": at}}).sort(_ORDER).limit(limit))
+        """Return events that are due for queueing or for a check of their messages, longest due first.
+
+        Args:
+            at: the instant.
+            limit: maximum number; large events are fewer.
+        """
+        found: list[Document] = []
+        size = 0
+        with store_errors(), self._collection.find({"queue_at": {"$lte": at}}).sort(_ORDER).limit(limit) as cursor:
+            for document in cursor:
+                found.append(document)
+                size += len(str(document.get("body")))
+                if size >= MAX_BYTES:
+                    break
         events = []
         for document in found:
             fault = _why_unusable(document)
             if fault:
                 self._quarantine(document["_id"], fault)
             else:
-                queued, queued_at = document.get("queued"), document.get("queued_at")
-                events.append(
-                    Accepted(
-                        document["_id"],
-                        document["body"],
-                        queued if isinstance(queued, int) and queued > 0 else 0,
-                        queued_at if isinstance(queued_at, datetime) else None,
-                    )
-                )
+                queued = document.get("queued")
+                queued = queued if isinstance(queued, int) and queued > 0 else 0
+                queued_at = instant(document.get("queued_at"))
+                events.append(Accepted(document["_id"], document["body"], queued, queued_at))
         return events
 
     def find_accepted_at(self, event_id: str) -> datetime | None:
@@ -83,21 +89,15 @@ class Outbox:
         return at if isinstance(at, datetime) else None
 
     def _quarantine(self, event_id: object, fault: str) -> None:
-        """Keep a document that somebody wrote by hand and that is no event, out of the way of all others."""
+        """Take an invalid document, written by hand, out of the queue."""
         logger.error(
-            "event %s in the outbox is set aside until it is mended and has a queue_at: %s", show(event_id), fault
+            "event %s in the outbox is quarantined until it is corrected and has a queue_at: %s", show(event_id), fault
         )
         with store_errors():
             self._collection.update_one({"_id": event_id}, {"$unset": {"queue_at": ""}})
 
     def note_queued(self, events: Sequence[Accepted], at: datetime, pause: timedelta) -> None:
-        """Note that events were queued, and when to ask what became of their messages.
-
-        Args:
-            events: as `find_due` returned them.
-            at: now.
-            pause: from now on.
-        """
+        """Note that events were queued at an instant; their messages are checked after the pause."""
         updates = [
             UpdateOne(
                 {"_id": event.event_id},
@@ -110,22 +110,22 @@ class Outbox:
                 self._collection.bulk_write(updates, ordered=False)
 
     def ask_again(self, events: Sequence[Accepted], at: datetime) -> None:
-        """Note when to ask once more for events whose messages are still waiting."""
+        """Set when to check again the messages of events that still wait."""
         with store_errors():
             if events:
                 ids = [event.event_id for event in events]
-                # One that stands behind older ones by now is to be queued.
+                # An event that `stand_behind_older` has reset is to be queued, not checked.
                 self._collection.update_many(
                     {"_id": {"$in": ids}, "queued_at": {"$exists": True}}, {"$set": {"queue_at": at}}
                 )
 
     def stand_behind_older(self, event_id: str) -> bool:
-        """Have an event that must keep the order queued again behind older ones that are not through yet, if any are.
+        """Queue an ordered event again behind older ones of its line, if there are any.
 
-        Their messages were lost with a Redis that was wiped, and would come again later than this one's.
+        Older events are left when their messages were lost, as in a wiped Redis.
 
         Returns:
-            Whether there are any: this message of the event is to be dropped.
+            Whether there are any; then drop this message of the event.
         """
         with store_errors():
             mine = self._collection.find_one({"_id": event_id}, {"accepted_at": 1, "order": 1, "line": 1})
@@ -133,7 +133,7 @@ class Outbox:
                 return False
             at = mine["accepted_at"]
             is_before = [{"accepted_at": {"$lt": at}}, {"accepted_at": at, "order": {"$lt": mine["order"]}}]
-            # Not for ever: one that never gets through must not stop all others.
+            # Limited, so that an event that always fails does not stop the line.
             is_hoped_for: Document = {"queue_at": {"$exists": True}, "queued": {"$lt": _MOST_WAITED_FOR}}
             older: Document = {"line": mine["line"], "$or": is_before, **is_hoped_for}
             if self._collection.count_documents(older, limit=1) == 0:
@@ -144,13 +144,13 @@ class Outbox:
             return True
 
     def remove(self, event_id: str) -> None:
-        """Take an event out: the ledger has its deliveries."""
+        """Remove an event whose deliveries are stored."""
         with store_errors():
             self._collection.delete_one({"_id": event_id})
 
 
 def _why_unusable(document: Document) -> str | None:
-    """Say why a document cannot be queued; None when it can. Whether its body is an event is not asked here."""
+    """Say why a document cannot be queued; None if it can. The body is not parsed here."""
     if not isinstance(document["_id"], str) or not document["_id"]:
         return "_id: must be text"
     if not isinstance(document.get("body"), str):

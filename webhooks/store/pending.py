@@ -1,7 +1,4 @@
-"""What the ledger's documents say: deliveries, claims on attempts and what became of them. No I/O.
-
-Documents are read with care: one that was changed by hand must not spoil those that are read with it.
-"""
+"""Types of the ledger, and the parsing of its documents, which may be changed by hand."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -10,10 +7,10 @@ from datetime import datetime
 from bson import ObjectId
 
 from webhooks.rules.lanes import lane_of_webhook
-from webhooks.store.mongo import Document
+from webhooks.store.mongo import Document, instant
 from webhooks.transport.holder import BEGIN_WITHIN_S, uptime
 
-#: What a delivery needs to be attempted. Anybody may have written the document.
+#: Required fields of a delivery and their types.
 _FIELDS: Mapping[str, type] = {
     "retry": int,
     "event_id": str,
@@ -22,9 +19,9 @@ _FIELDS: Mapping[str, type] = {
     "label": str,
 }
 
-#: Seconds added to what is left of a claim, so that it is over when it is asked for again.
+#: Seconds added to the rest of a claim, so that it has expired at the next try.
 _AFTER_S = 0.1
-#: Seconds after which to look again for what is about to be written.
+#: Seconds until the next try while the previous attempt's end is being written.
 _WRITTEN_SOON_S = 0.1
 
 
@@ -36,52 +33,52 @@ class Delivery:
     event_id: str
     webhook_id: ObjectId
     company: ObjectId
-    #: What people see of it in Flower and logs: which event goes to which webhook. Holds no payload.
+    #: Event and webhook, for Flower and logs. Holds no payload.
     label: str
-    #: The event's JSON text: what is sent, byte for byte.
+    #: The event's JSON text, sent byte for byte.
     body: str = field(repr=False)
-    #: Whether its webhook's events arrive in order. Not stored: the webhook has it.
+    #: Whether its webhook is ordered. Not stored.
     is_ordered: bool = False
-    #: Its place in the line of an ordered webhook; None: it stands in none.
+    #: Position in the line of an ordered webhook.
     place: int | None = None
-    #: Whether it is written down as one that is kept.
+    #: Whether it is held.
     is_held: bool = False
-    #: Attempts per second of its webhook, and those in a burst; None: no limit, or not known. Not stored likewise.
+    #: Its webhook's attempts per second and burst; None: no limit or unknown. Not stored.
     rate: tuple[float, int] | None = None
-    #: Why its webhook could not be used when the event was accepted, without values; None: it could.
+    #: Why its webhook was unusable when the event was accepted, without values; None: it was usable.
     unusable: str | None = None
 
     @property
     def lane(self) -> str:
-        """What the broker keeps apart from others: one webhook's attempts."""
+        """The broker's lane of the webhook."""
         return lane_of_webhook(self.company, self.webhook_id)
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What a ``webhooks.send`` message asks for: to make one attempt."""
+    """A claim on one attempt of a delivery."""
 
     delivery_id: str
     #: The attempt's number, from 0.
     retry: int
-    #: The ``_id`` that the attempt's log will have. Asking again with it is the same claim.
+    #: The ``_id`` of the attempt's log; it identifies the claim.
     log_id: ObjectId
-    #: Who makes the attempt: Celery's node name; None when it is not known.
+    #: Celery's node name; None when unknown.
     worker: str | None = None
-    #: When it was about to be asked for, by `uptime`.
+    #: When the claim was made, by `uptime`.
     asked_at: float = field(default_factory=uptime, compare=False)
 
     @property
     def begin_by(self) -> float:
-        """When its request must have been begun, by `uptime`: later another may have the claim, or a pause hold."""
+        """Latest start of the request, by `uptime`; later the claim may have expired."""
         return self.asked_at + BEGIN_WITHIN_S
 
 
 @dataclass(frozen=True, slots=True)
 class Interrupted:
-    """An attempt that was begun, and of whose end nothing is known here: its worker died, most likely."""
+    """An attempt whose claim expired without an end; its worker probably died."""
 
-    #: The ``_id`` that its log has, if it was written after all.
+    #: The ``_id`` of its log, if it was stored after all.
     log_id: ObjectId
     retry: int
     worker: str | None
@@ -93,33 +90,33 @@ class Claimed:
     """A delivery whose next attempt is ours to make."""
 
     delivery: Delivery
-    #: Since when; None, if it was set aside.
+    #: None if it is held or quarantined.
     due_at: datetime | None
-    #: Attempts since the last one that ended, oldest first.
+    #: Interrupted attempts since the last one that ended, oldest first.
     interrupted: tuple[Interrupted, ...]
     #: The claim's.
     log_id: ObjectId
-    #: When it was written down; None, if somebody changed that.
+    #: None if the document was changed by hand.
     created_at: datetime | None = None
-    #: Whether it was let out to try a paused endpoint.
+    #: Whether it was released to probe a paused endpoint.
     is_probe: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Blocked:
-    """Another worker has a claim on this delivery, or had one until a moment ago."""
+    """Another worker has claimed this delivery."""
 
-    #: Seconds until it makes sense to ask again.
+    #: Seconds until the next try.
     again_s: float
-    #: Token of the process that has the claim; None where it has no lease, so that the claim lasts as long as it says.
+    #: Token of the claiming process; None if it has no lease, so that only time ends the claim.
     holder: str | None = None
-    #: The claim's; None where it cannot be read.
+    #: The claim's; None if it is invalid.
     log_id: ObjectId | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class PendingDelivery:
-    """A delivery that is to be queued: its message is lost, or it was kept and has none."""
+    """A pending delivery, without its body."""
 
     delivery_id: str
     label: str
@@ -138,7 +135,7 @@ PENDING_FIELDS = {"label": 1, "retry": 1, "company": 1, "webhook_id": 1}
 
 
 def read_pending(document: Document) -> PendingDelivery | None:
-    """Read what is needed to queue a delivery; None when somebody changed it."""
+    """Read a pending delivery; None if its document is invalid."""
     delivery_id, label, retry, company, webhook_id = (
         document.get(field) for field in ("_id", "label", "retry", "company", "webhook_id")
     )
@@ -151,7 +148,7 @@ def read_pending(document: Document) -> PendingDelivery | None:
 
 @dataclass(frozen=True, slots=True)
 class Oldest:
-    """The delivery to a webhook that has been due for the longest time. Its ids may be anything."""
+    """The longest due delivery of a webhook. Its ids are unchecked."""
 
     webhook_id: object
     company: object
@@ -161,17 +158,14 @@ class Oldest:
 def read_claimed(
     claim: Claim, document: Document | None, bodies: Mapping[str, str], present: datetime, claim_s: float
 ) -> Claimed | Blocked | Exception | None:
-    """Read what came of asking for an attempt.
+    """Return the result of a claim, as `DeliveryStore.claim` does.
 
     Args:
-        claim: what was asked for.
-        document: the delivery's, as it is after that; None where there is none.
-        bodies: by `shared_id`, of deliveries whose events are stored beside.
+        claim: the claim.
+        document: the delivery's document after the claim; None if there is none.
+        bodies: bodies of shared events by `shared_id`.
         present: MongoDB's time.
         claim_s: seconds that a claim lasts.
-
-    Returns:
-        As `DeliveryStore.claim` does for each claim.
     """
     if document is None:
         return None
@@ -197,14 +191,14 @@ def read_claimed(
         is_held=document.get("held") is True,
         unusable=unusable if isinstance(unusable := document.get("unusable"), str) else None,
     )
-    due_at, before, created_at = (document.get(name) for name in ("due_at", "interrupted", "created_at"))
+    before = document.get("interrupted")
     interrupted = [_read_interrupted(old) for old in before] if isinstance(before, list) else []
     return Claimed(
         delivery,
-        due_at if isinstance(due_at, datetime) else None,
+        instant(document.get("due_at")),
         tuple(old for old in interrupted if old is not None),
         claim.log_id,
-        created_at if isinstance(created_at, datetime) else None,
+        instant(document.get("created_at")),
         document.get("probe") is True,
     )
 
@@ -213,7 +207,7 @@ def _read_blocked(held: Document, asked: int, present: datetime, claim_s: float)
     until, holder, log_id, retry = (held.get(field) for field in ("until", "holder", "log_id", "retry"))
     left_s = (until - present).total_seconds() if isinstance(until, datetime) else claim_s
     if isinstance(retry, int) and retry < asked:
-        # The attempt before this one is over, and its end is being written down.
+        # The previous attempt has ended, and its end is being written.
         left_s = min(left_s, _WRITTEN_SOON_S)
     return Blocked(
         min(max(left_s, 0.0) + _AFTER_S, claim_s),
@@ -223,17 +217,17 @@ def _read_blocked(held: Document, asked: int, present: datetime, claim_s: float)
 
 
 def shared_ids(documents: Iterable[Document]) -> set[str]:
-    """Return where the events of deliveries are stored that do not have them themselves."""
+    """Return the ids of the shared events of deliveries without a body."""
     return {shared_id(one.get("event_id"), one.get("company")) for one in documents if "body" not in one}
 
 
 def shared_id(event_id: object, company: object) -> str:
-    """Return the ``_id`` of an event that is stored once for many deliveries."""
+    """Return the ``_id`` of an event that is stored once for several deliveries."""
     return f"{event_id}/{company}"
 
 
 def _read_interrupted(old: object) -> Interrupted | None:
-    """Read an entry of the list; None for one that somebody put there by hand."""
+    """Read an entry of ``interrupted``; None if it is invalid."""
     if not isinstance(old, dict):
         return None
     log_id, retry, worker, at = (old.get(field) for field in ("log_id", "retry", "worker", "at"))

@@ -1,4 +1,4 @@
-"""What people are told of pending deliveries. Reads only; the documents are `deliveries`' and are read with care."""
+"""Pending deliveries for people: read only, tolerant of invalid documents."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from datetime import datetime
 from bson import ObjectId
 from pymongo.database import Database
 
-from webhooks.store.mongo import Document, store_errors
+from webhooks.store.mongo import Document, instant, store_errors
 from webhooks.store.pending import shared_id
 
 #: Pending deliveries of one event that are read.
@@ -42,7 +42,7 @@ class PendingDetails:
 
 
 class PendingDetailsStore:
-    """Reads pending deliveries. Every method raises StoreUnavailable when MongoDB cannot serve us now."""
+    """Reads pending deliveries. Every method raises StoreUnavailable when MongoDB is away."""
 
     def __init__(self, database: Database[Document]) -> None:
         self._deliveries = database["deliveries"]
@@ -83,7 +83,7 @@ class PendingDetailsStore:
 
 
 def read_details(document: Document) -> PendingDetails:
-    """Read a delivery's document, whatever somebody made of it."""
+    """Read a delivery's document; invalid fields become empty."""
     claim = document.get("claim")
     claim = claim if isinstance(claim, dict) else {}
     retry, position = document.get("retry"), document.get("place")
@@ -94,19 +94,15 @@ def read_details(document: Document) -> PendingDetails:
         company=document.get("company"),
         label=_text(document.get("label")),
         retry=retry if isinstance(retry, int) else 0,
-        created_at=_instant(document.get("created_at")),
-        due_at=_instant(document.get("due_at")),
+        created_at=instant(document.get("created_at")),
+        due_at=instant(document.get("due_at")),
         is_held=document.get("held") is True,
         is_probe=document.get("probe") is True,
         position=position if isinstance(position, int) else None,
         worker=_text(claim.get("worker")) or None,
-        claimed_until=_instant(claim.get("until")),
+        claimed_until=instant(claim.get("until")),
     )
 
 
 def _text(value: object) -> str:
     return value if isinstance(value, str) else ""
-
-
-def _instant(value: object) -> datetime | None:
-    return value if isinstance(value, datetime) else None

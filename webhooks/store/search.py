@@ -1,7 +1,7 @@
-"""Pages of logs for people: newest first, a page at a time, without the events' payloads.
+"""Pages of logs for people: newest first, without the events' payloads.
 
-A page costs the same wherever it is in the history: the next one begins at a key and skips nothing. What no index
-serves is looked for among a bounded number of logs, and the page says how far back it looked.
+The next page starts at a key, so all pages cost the same. Filters without an index search a bounded number of logs, and
+the page says how far back.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from pymongo.database import Database
 from webhooks.models import NO_RESPONSE_STATUS, AttemptDetails
 from webhooks.rules.retry import Outcome, judge
 from webhooks.store.logs import LogQuery
-from webhooks.store.mongo import Document, store_errors
+from webhooks.store.mongo import Document, instant, store_errors
 
 #: Logs that one page looks at where a filter has no index.
 SEARCHED_AT_MOST = 2_000
@@ -96,7 +96,7 @@ class LogPage:
 
 
 class LogSearch:
-    """Reads pages of logs. Every method raises StoreUnavailable when MongoDB cannot serve us now."""
+    """Reads pages of logs. Every method raises StoreUnavailable when MongoDB is away."""
 
     def __init__(self, database: Database[Document], searched_at_most: int = SEARCHED_AT_MOST) -> None:
         self._collection = database["webhooklogs"]
@@ -144,7 +144,7 @@ class LogSearch:
             )
         if not last:
             return LogPage(rows, None)
-        # The next page may repeat logs of that very instant that this one has looked at, and misses none.
+        # The next page may repeat logs of this instant, but misses none.
         return LogPage(rows, Cursor(last[0]["createdAt"], 0), last[0]["createdAt"])
 
 
@@ -163,8 +163,6 @@ def read_row(document: Document) -> LogRow | None:
         return None
     event = _mapping(document.get("event"))
     status, retry, response = (document.get(field) for field in ("status", "retry", "response"))
-    event_at = event.get("createdAt")
-    object_id = _mapping(event.get("data")).get("_id")
     try:
         details = AttemptDetails.model_validate(document.get("attempt"))
     except ValidationError:
@@ -179,8 +177,8 @@ def read_row(document: Document) -> LogRow | None:
         response=response if isinstance(response, str) else "",
         event_type=_text(event.get("type")),
         event_name=_text(event.get("event")),
-        event_at=event_at if isinstance(event_at, datetime) else None,
-        object_id=_text(object_id),
+        event_at=instant(event.get("createdAt")),
+        object_id=_text(_mapping(event.get("data")).get("_id")),
         details=details,
     )
 

@@ -1,4 +1,4 @@
-"""All collections of one database, by way of the settings."""
+"""The stores of a command or a page, opened on first use."""
 
 from functools import cached_property
 
@@ -21,7 +21,7 @@ from webhooks.store.webhooks import WebhookStore
 
 
 class Stores:
-    """The collections, for a command or a page: opened when one is first asked for."""
+    """Opens each store on first use, with the database of the settings."""
 
     @cached_property
     def _database(self) -> Database[Document]:
@@ -29,12 +29,12 @@ class Stores:
 
     @cached_property
     def webhooks(self) -> WebhookStore:
-        """Who wants which events."""
+        """Webhooks."""
         return WebhookStore(self._database)
 
     @cached_property
     def logs(self) -> LogStore:
-        """One document per attempt."""
+        """Logs."""
         return LogStore(self._database)
 
     @cached_property
@@ -59,22 +59,22 @@ class Stores:
 
     @cached_property
     def dead_letters(self) -> DeadLetterStore:
-        """One document per message that no worker could handle."""
+        """Dead letters."""
         return DeadLetterStore(self._database)
 
     @cached_property
     def gates(self) -> GateStore:
-        """What lets each webhook's deliveries through."""
+        """Gates."""
         return GateStore(self._database)
 
     @cached_property
     def deliveries(self) -> DeliveryStore:
-        """What is pending."""
+        """The ledger."""
         return DeliveryStore(self._database, get_settings().claim_s, get_settings().mongodb_timeout_s)
 
     @cached_property
     def held(self) -> HeldDeliveries:
-        """Of what is pending, what is held."""
+        """Held deliveries."""
         return HeldDeliveries(self._database, self.deliveries)
 
     @cached_property
@@ -84,7 +84,7 @@ class Stores:
 
     @cached_property
     def pending(self) -> PendingDetailsStore:
-        """What is pending, for people."""
+        """Pending deliveries, for people."""
         return PendingDetailsStore(self._database)
 
     def close(self) -> None:

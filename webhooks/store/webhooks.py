@@ -1,7 +1,6 @@
-"""The collection ``webhooks``: who wants which events.
+"""The collection ``webhooks``: cached reads for workers, and changes by operators.
 
-Owns reading it, for workers through a cache of seconds, and the operators' changes. Other services write into the
-collection as well, so a document may be anything: one that breaks the contract is named in the log and gets no events.
+Other services write to it as well. A document that breaks the contract is named in the log and gets no events.
 """
 
 import logging
@@ -25,10 +24,9 @@ from webhooks.store.mongo import Document, store_errors
 
 logger = logging.getLogger(__name__)
 
-#: Seconds that a worker may go on with what it read. A change must take effect within 5 s (design); the rest of
-#: them is for the read itself.
+#: Seconds that a cached webhook is used. A change must take effect within 5 s, which includes the read itself.
 CACHE_S = 2.0
-#: Entries that a worker remembers; past that all are forgotten, as they cost one read each.
+#: Maximum entries of a cache; a full cache is cleared.
 _CACHE_SIZE = 10_000
 #: What of a webhook's secrets and headers is not secret.
 _SHOWN_OF = {"secrets": ("id", "scheme", "public", "createdAt", "expiresAt"), "headers": ("name", "value")}
@@ -36,7 +34,7 @@ _SHOWN_OF = {"secrets": ("id", "scheme", "public", "createdAt", "expiresAt"), "h
 
 @dataclass(frozen=True, slots=True)
 class Deactivated:
-    """A webhook that we have deactivated, and that nobody was told of."""
+    """A webhook that we deactivated and did not report yet."""
 
     webhook_id: ObjectId
     notice_id: ObjectId
@@ -44,10 +42,7 @@ class Deactivated:
 
 
 def read_stored(document: Document) -> COTWebhook:
-    """Check a stored webhook.
-
-    Its ids must be ObjectIds: a webhook is looked up by them, and digits as text could name the webhook of somebody
-    else, who would get the events.
+    """Parse a stored webhook; its ids must be ObjectIds, as lookups by text could match another company's webhook.
 
     Raises:
         InvalidWebhook: names every field and reason.
@@ -81,21 +76,12 @@ def why_unusable(document: Document) -> str | None:
 
 
 def _is_of(company: ObjectId) -> Document:
-    """Return the query for a company's webhooks, with those where another service stored the company as text."""
+    """Return the query for a company's webhooks; other services may store the company as text."""
     return {"company": {"$in": [company, str(company)]}}
 
 
 def _read_unusable(document: Document, company: ObjectId, error: InvalidWebhook) -> UnusableWebhook | None:
-    """Read what matching needs of a webhook that breaks the contract.
-
-    Args:
-        document: as stored.
-        company: whose webhooks are read.
-        error: what is wrong with the document.
-
-    Returns:
-        None where it cannot be told whose it is or which events it asks for, or where a log could not name it.
-    """
+    """Read the fields for matching from a webhook that breaks the contract; None if they are invalid too."""
     webhook_id, trigger, code = (document.get(field) for field in ("_id", "trigger", "code"))
     if not isinstance(webhook_id, ObjectId) or document.get("company") not in (company, str(company)):
         return None
@@ -120,25 +106,25 @@ def _read_unusable(document: Document, company: ObjectId, error: InvalidWebhook)
 
 @dataclass(frozen=True, slots=True)
 class _OfCompany:
-    """What a company has that may ask for events."""
+    """The webhooks of a company that may match events."""
 
     usable: tuple[COTWebhook, ...]
     unusable: tuple[UnusableWebhook, ...]
 
 
 class WebhookStore:
-    """Reads and changes webhooks. Every method raises StoreUnavailable when MongoDB cannot serve us now."""
+    """Reads and changes webhooks. Every method raises StoreUnavailable when MongoDB is away."""
 
     def __init__(self, database: Database[Document], clock: Callable[[], float] = time.monotonic) -> None:
         self._collection = database["webhooks"]
         self._clock = clock
         self._lock = Lock()
         self._by_company: dict[ObjectId, tuple[float, _OfCompany]] = {}
-        self._complaints: set[str] = set()
+        self._warnings: set[str] = set()
         self._by_id: dict[ObjectId, tuple[float, COTWebhook | None]] = {}
 
     def ensure_indexes(self) -> None:
-        """Make the indexes, or find them made."""
+        """Create missing indexes."""
         with store_errors():
             self._collection.create_index([("company", 1), ("isActive", 1)], name="company_active")
             self._collection.create_index(
@@ -156,18 +142,18 @@ class WebhookStore:
                 logger.warning("webhooks: two webhooks of one company have the same code; `webhooks list` shows them")
 
     def of_company(self, company: ObjectId) -> tuple[COTWebhook, ...]:
-        """Return a company's active webhooks, as they were at most `CACHE_S` ago."""
+        """Return a company's active webhooks; cached."""
         return self._read_company(company).usable
 
     def unusable_of_company(self, company: ObjectId) -> tuple[UnusableWebhook, ...]:
-        """Return a company's webhooks that cannot be used but ask for events, as they were at most `CACHE_S` ago."""
+        """Return a company's webhooks that may match events but break the contract; cached."""
         return self._read_company(company).unusable
 
     def _read_company(self, company: ObjectId) -> _OfCompany:
         cached = self._by_company.get(company)
         if cached is not None and cached[0] > self._clock():
             return cached[1]
-        # Also those whose isActive is neither true nor false: they cannot be used.
+        # Includes documents with an invalid isActive, as unusable ones.
         query = {**_is_of(company), "isActive": {"$ne": False}}
         with store_errors():
             documents = list(self._collection.find(query).sort("_id", 1))
@@ -188,18 +174,11 @@ class WebhookStore:
         return read
 
     def get(self, webhook_id: ObjectId) -> COTWebhook | None:
-        """Return a webhook, active or not, as it was at most `CACHE_S` ago; None when there is no usable one."""
-        cached = self._by_id.get(webhook_id)
-        if cached is not None and cached[0] > self._clock():
-            return cached[1]
-        with store_errors():
-            document = self._collection.find_one({"_id": webhook_id})
-        webhook = self._parse(document) if document is not None else None
-        self._remember(self._by_id, webhook_id, webhook)
-        return webhook
+        """Return a webhook, active or not; None if it is gone or unusable. Cached."""
+        return self.get_many([webhook_id])[webhook_id]
 
     def get_many(self, webhook_ids: Collection[ObjectId]) -> dict[ObjectId, COTWebhook | None]:
-        """Return webhooks as `get` does, with one question for all that are not remembered."""
+        """Return webhooks as `get` does, with one read for all that are not cached."""
         found: dict[ObjectId, COTWebhook | None] = {}
         present = self._clock()
         for webhook_id in webhook_ids:
@@ -211,8 +190,8 @@ class WebhookStore:
             with store_errors():
                 documents = {one["_id"]: one for one in self._collection.find({"_id": {"$in": missing}})}
             for webhook_id in missing:
-                document = documents.get(webhook_id)
-                found[webhook_id] = None if document is None else self._parse(document)
+                checked = self._check(documents[webhook_id]) if webhook_id in documents else None
+                found[webhook_id] = checked if isinstance(checked, COTWebhook) else None
                 self._remember(self._by_id, webhook_id, found[webhook_id])
         return found
 
@@ -222,26 +201,22 @@ class WebhookStore:
                 cache.clear()
             cache[key] = (self._clock() + CACHE_S, value)
 
-    def _parse(self, document: Document) -> COTWebhook | None:
-        webhook = self._check(document)
-        return webhook if isinstance(webhook, COTWebhook) else None
-
     def _check(self, document: Document) -> COTWebhook | InvalidWebhook:
-        """Read a stored webhook; return what is wrong with it, once it is named in the log."""
+        """Parse a stored webhook; log and return the error of an invalid one."""
         try:
             return read_stored(document)
         except InvalidWebhook as error:
-            complaint = f"webhook {show(document.get('_id'))} gets no events until it is mended: {error}"
-            if complaint not in self._complaints:  # once per process, not at each read
+            warning = f"webhook {show(document.get('_id'))} gets no events until it is mended: {error}"
+            if warning not in self._warnings:  # once per process, not at each read
                 with self._lock:
-                    if len(self._complaints) >= _CACHE_SIZE:
-                        self._complaints.clear()
-                    self._complaints.add(complaint)
-                logger.warning("%s", complaint)
+                    if len(self._warnings) >= _CACHE_SIZE:
+                        self._warnings.clear()
+                    self._warnings.add(warning)
+                logger.warning("%s", warning)
             return error
 
     def list_all(self, company: ObjectId | None = None) -> list[Document]:
-        """Return the stored documents, of one company or of all, by company and code; never from the cache."""
+        """Return the stored documents of one company or all, by company and code; not cached."""
         with store_errors():
             query = {} if company is None else _is_of(company)
             return list(self._collection.find(query).sort([("company", 1), ("code", 1), ("_id", 1)]))
@@ -265,15 +240,15 @@ class WebhookStore:
             return list(self._collection.find(query).sort("_id", 1).limit(limit))
 
     def list_sealed(self, limit: int) -> list[Document]:
-        """Return stored documents in which something is sealed, at most so many; never from the cache."""
+        """Return up to `limit` stored documents with a sealed value; not cached."""
         sealed: list[Document] = [{f"{field}.sealed": {"$exists": True}} for field in ("secrets", "headers")]
         with store_errors():
             return list(self._collection.find({"$or": sealed}).limit(limit))
 
     def find(self, reference: str, company: ObjectId | None = None) -> list[Document]:
-        """Return the stored documents that a person may mean: by id, or by code (in one company, or in any)."""
+        """Return the stored documents with this id or code, in one company or all."""
         query: Document = {"code": reference}
-        if ObjectId.is_valid(reference):  # which a code of 24 digits is, too
+        if ObjectId.is_valid(reference):  # a code may look like an id
             query = {"$or": [{"_id": ObjectId(reference)}, query]}
         if company is not None:
             query |= _is_of(company)
@@ -284,7 +259,7 @@ class WebhookStore:
         """Store a new webhook.
 
         Raises:
-            InvalidWebhook: when its company has one with this code.
+            InvalidWebhook: its company has a webhook with this code.
         """
         with store_errors():
             try:
@@ -295,15 +270,12 @@ class WebhookStore:
                 ) from None
 
     def replace(self, webhook: COTWebhook, field: str, before: object) -> bool:
-        """Store one field of a webhook, if in MongoDB it still is what it was before.
+        """Store one field of a webhook if its stored value is unchanged; return whether it was.
 
         Args:
-            webhook: with the new value.
-            field: which one.
-            before: as it was read from MongoDB; None for a field that was not there.
-
-        Returns:
-            Whether it was stored: False when somebody else has changed it meanwhile.
+            webhook: holds the new value.
+            field: the field's name.
+            before: the value that was read; None for a missing field.
         """
         with store_errors():
             query = {"_id": webhook.id, field: before}
@@ -311,10 +283,7 @@ class WebhookStore:
             return self._collection.update_one(query, {"$set": {field: stored}}).matched_count == 1
 
     def change(self, webhook: COTWebhook, fields: frozenset[str]) -> None:
-        """Store the given fields of a webhook that exists, and no others: somebody else may be changing those.
-
-        Those of them that the webhook does not have are taken out.
-        """
+        """Store only the given fields of an existing webhook; fields that it does not have are removed."""
         stored = webhook.to_bson()
         update: Document = {}
         for field in sorted(fields):
@@ -324,26 +293,22 @@ class WebhookStore:
             self._collection.update_one({"_id": webhook.id}, update)
 
     def deactivate(self, webhook_id: ObjectId, reason: str) -> bool:
-        """Retire a webhook whose receiver wants nothing more, with the reason on it.
+        """Deactivate a webhook whose receiver wants no more events; return whether it was active.
 
-        Told to operators is what `list_deactivated` returns: it stands in the same document, so neither is without the
-        other.
-
-        Returns:
-            Whether it was active until now.
+        The reason, for `list_deactivated`, is stored in the same write.
         """
         deactivated = {"at": "$$NOW", "reason": {"$literal": reason}, "notice_id": ObjectId(), "told": False}
         with store_errors():
             done = self._collection.update_one(
                 {"_id": webhook_id, "isActive": True},
-                # In two steps: what is there may be no object.
+                # In two steps, as the stored value may be no object.
                 [{"$unset": "deactivated"}, {"$set": {"isActive": False, "deactivated": deactivated}}],
             )
         self._by_id.pop(webhook_id, None)
         return done.matched_count == 1
 
     def list_deactivated(self, limit: int) -> list[Deactivated]:
-        """Return webhooks that `deactivate` retired and that nobody was told of."""
+        """Return deactivated webhooks that operators were not told of."""
         with store_errors():
             documents = list(self._collection.find({"deactivated.told": False}, {"deactivated": 1}).limit(limit))
         found = []
@@ -357,7 +322,7 @@ class WebhookStore:
         return found
 
     def note_deactivation_told(self, deactivated: Deactivated) -> None:
-        """Note that the notice of it is written."""
+        """Note that the notice of a deactivation is stored."""
         query = {"_id": deactivated.webhook_id, "deactivated.notice_id": deactivated.notice_id}
         with store_errors():
             self._collection.update_one(query, {"$set": {"deactivated.told": True}})

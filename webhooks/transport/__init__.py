@@ -1,31 +1,24 @@
-"""kombu's Redis transport, made atomic: a worker killed at any instant loses no message, and waiting costs it nothing.
+"""kombu's Redis transport, made atomic: a killed worker loses no message, and ETA messages wait in Redis.
 
-Owns how messages move inside Redis between producers and workers. Never looks into a message's body. `app` hands its
-``AMQP`` to Celery, and ``broker_transport_options`` choose it (``OPTION``); the broker's URL stays ``redis://…``.
+Celery makes its connections with this package's ``AMQP``; ``OPTION`` in ``broker_transport_options`` enables it.
 
-What is promised, and how:
+* **Taking** is one script (``TAKE``). It moves as many messages as the prefetch allows from the queues to ``unacked``
+  and ``unacked_index``. Queues take turns; priorities are strict, as in kombu. In a queue with lanes (``LANES_OPTION``)
+  the lanes take turns, and priorities are ignored.
+* **Acks** travel with the next take, or alone if none follows (``SETTLE``). Each taking of a message makes a new tag,
+  so a late ack cannot affect another worker's hold. After a lost connection acks use the next one.
+* **ETA messages** wait in a sorted set, scored by Redis's clock. A plain producer's are put there by the first take.
+  The first take after the due time moves them to their queue.
+* **A dead worker's messages** come back when its lease lapses (``LEASE``, ``OVERDUE``); a tag begins with the process's
+  token. Messages held without a lease come back after ``visibility_timeout``. Those of a stopping worker, and rejected
+  ones, come back at once, as the next to be taken.
+* **A lost connection** returns no messages: running tasks finish and ack over the next connection.
+* **Other clients' messages** are taken as by kombu, also without headers (task protocol 1). An unreadable one reaches
+  the consumer as a message that cannot be decoded (`NO_MESSAGE`).
+* **A full Redis** (``maxmemory``) refuses only publishing; taking and acks continue, so it drains.
 
-* **Taking** is one script (``TAKE``): it pops messages off the queues' lists and notes them in ``unacked`` and
-  ``unacked_index``, as many as the prefetch allows. So a message is always in exactly one place of Redis. Queues take
-  turns; among priorities the order is strict, as in kombu. In a queue with **lanes** (`lanes`; ``LANES_OPTION``) the
-  lanes take turns instead, and priorities are not heeded: a producer must not pass the others by.
-* **Acks** are collected, and travel with the next take, or alone when there is none to come (``SETTLE``). Each hold of
-  a message has a tag of its own, made when it is taken: an ack that comes late cannot touch the hold of another
-  worker, and an ack whose connection is gone is sent over the next one.
-* **A message with an ETA** waits in a sorted set, scored by when it is due on Redis's clock, from its publishing on or,
-  from a plain producer, from when it is first taken. The take that comes after its time moves it to its queue.
-* **What a dead worker held** comes back when its lease has lapsed (``LEASE``, ``OVERDUE``): a process renews one, and
-  each tag begins with its token. What is held without a lease comes back ``visibility_timeout`` later. What a stopping
-  worker held, or a task rejected, comes back at once, to be taken next.
-* **A lost connection** gives nothing back: the tasks at work finish, and ack over the next connection.
-* **Messages of other clients** are taken as kombu's own transport takes them, also without headers (task protocol 1).
-  What cannot be read comes to the consumer as a message that cannot be decoded (`NO_MESSAGE`): it neither stops a
-  worker nor is lost.
-* **A full Redis** (``maxmemory``) refuses publishing alone; taking, acks and the rest go on, so it drains.
-
-Keys: kombu's own lists, ``unacked`` and ``unacked_index`` in kombu's format, so plain producers feed it and a plain
-worker takes over (but not what is parked or stands in lanes). Besides those of `lanes`: ``webhooks.parked.<queue>``,
-``webhooks.wake.<queue>`` (a token for one idle worker, for a second) and ``webhooks.restoring`` (one worker at a time
-looks for overdue messages); all behind kombu's ``global_keyprefix``. Needs Redis 7.0 or any Valkey. Not for a cluster,
-as kombu's own.
+Keys: kombu's lists, ``unacked`` and ``unacked_index`` in kombu's format, so plain producers and workers can share them
+(a plain worker does not see parked messages or lanes). Besides the keys of `lanes`: ``webhooks.parked.<queue>``,
+``webhooks.wake.<queue>`` (wakes one idle worker) and ``webhooks.restoring`` (lock of the search for overdue messages),
+all with kombu's ``global_keyprefix``. Needs Redis 7.0 or Valkey, no cluster.
 """

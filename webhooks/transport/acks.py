@@ -1,4 +1,4 @@
-"""Acks, what is given back to its queue, and which messages this channel holds."""
+"""Acks, requeued messages, and the messages that a channel holds."""
 
 import logging
 import threading
@@ -13,63 +13,48 @@ from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps, loads
 
 from webhooks.transport.holder import process_token
-from webhooks.transport.messages import (
-    Message,
-    Settlement,
-    Take,
-    mark_redelivered,
-    split_entry,
-)
+from webhooks.transport.messages import Message, Settlement, Take, mark_redelivered, split_entry
 from webhooks.transport.script_runner import ScriptRunner
-from webhooks.transport.scripts import (
-    BATCH,
-    OVERDUE,
-    RESTORING_KEY,
-    SETTLE,
-    WAKE_KEY,
-)
+from webhooks.transport.scripts import BATCH, OVERDUE, RESTORING_KEY, SETTLE, WAKE_KEY
 from webhooks.transport.settlements import Outbox, outbox_of, take_out
 
 logger = logging.getLogger(__name__)
 
-
-#: Seconds between two looks for overdue messages, at least; otherwise a tenth of the visibility timeout.
+#: Minimum interval between searches for overdue messages; otherwise a tenth of the visibility timeout.
 _RESTORE_EVERY_S = 1.0
-
-
-#: Milliseconds for which one worker's look for overdue messages keeps the others from theirs.
+#: Duration of the lock that keeps other workers from the same search.
 _RESTORING_MS = 900
 
 
 class QoS(plain.QoS):
-    """Notes which messages this channel holds; the noting in Redis is the scripts' work."""
+    """Keeps the messages that this channel holds; the scripts keep them in Redis."""
 
-    _look_again_at = 0.0
+    _restore_at = 0.0
 
     @property
     def _held(self) -> dict[str, Message]:
         return cast("dict[str, Message]", self._delivered)
 
     def append(self, message: Message, delivery_tag: str) -> None:
-        """Note a message that was taken: Redis has noted it already."""
+        """Add a message that was taken; `TAKE` has added it in Redis."""
         virtual.QoS.append(self, message, delivery_tag)
 
     def ack(self, delivery_tag: str) -> None:
-        """Settle a message that is done. Any thread may, also after the connection broke."""
+        """Ack a message; from any thread, also after the connection broke."""
         virtual.QoS.ack(self, delivery_tag)
         self.channel.settle(Settlement(delivery_tag, "ack"))
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        """Give a message back, to be taken next, or drop it."""
+        """Requeue a message as the next to be taken, or drop it."""
         message = self._held.get(delivery_tag)
         virtual.QoS.ack(self, delivery_tag)
         if not requeue:
             self.channel.settle(Settlement(delivery_tag, "ack"))
-        elif message is not None:  # None when it went back already, as its channel was closed
+        elif message is not None:  # None if closing the channel has requeued it
             self.channel.settle(self.channel.giving_back(delivery_tag, message.queue, message._raw))
 
     def restore_unacked(self, client: Any = None) -> None:
-        """Give back all that this channel holds, the oldest to be taken first."""
+        """Requeue all messages that this channel holds; the oldest is taken first."""
         self._flush()
         while self._held:
             tag, message = self._held.popitem()
@@ -77,19 +62,18 @@ class QoS(plain.QoS):
         self.channel.flush()
 
     def restore_visible(self, *_: Any, **__: Any) -> None:
-        """Give back what dead workers held, as often as is worth a look. kombu calls it, and so does each poll."""
+        """Requeue dead workers' messages, at most once per interval."""
         now = time.monotonic()
-        if now < self._look_again_at:
+        if now < self._restore_at:
             return
-        self._look_again_at = now + max(_RESTORE_EVERY_S, self.visibility_timeout / 10)
+        self._restore_at = now + max(_RESTORE_EVERY_S, self.visibility_timeout / 10)
         self.channel.line_up_forgotten()
         self.channel.restore_overdue()
 
 
 class SettlingChannel(ScriptRunner):
-    """Tells Redis what becomes of messages that were taken."""
+    """Settles messages that were taken: acks, requeues or parks them."""
 
-    #: Shared by all channels of this process to one Redis.
     outbox: Outbox
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -99,9 +83,9 @@ class SettlingChannel(ScriptRunner):
         self.outbox = outbox_of(broker)
 
     def settle(self, settlement: Settlement) -> None:
-        """Have Redis told what becomes of a message: within the event loop's turn, or at once where there is none.
+        """Send a settlement, from any thread: in the event loop's next turn, or at once if there is no event loop.
 
-        Any thread may. After the connection broke, the next one tells it.
+        After a lost connection the next one sends it.
         """
         self.outbox.settlements.append(settlement)
         poller = None if self.closed or self._closing else self.connection.cycle
@@ -110,10 +94,10 @@ class SettlingChannel(ScriptRunner):
         if poller.loop is None:
             self.flush()
         elif poller.thread_id != threading.get_ident():
-            poller.take_turn_soon()  # it looks after this channel
+            poller.take_turn_soon()  # which calls this channel's `look_after`
 
     def flush(self) -> None:
-        """Tell Redis all that waits to be told; on an error it goes on waiting."""
+        """Send all waiting settlements; on an error they go on waiting."""
         while settlements := self._next_settlements():
             try:
                 self.run(SETTLE, self._notes, self._flatten(settlements))
@@ -131,14 +115,14 @@ class SettlingChannel(ScriptRunner):
     def giving_back(
         self, tag: str, queue: str, payload: dict[str, Any] | bytes, act: str = "next", seen: str = ""
     ) -> Settlement:
-        """Make the settlement that queues a message again, to be taken next, marked as kombu marks it.
+        """Make the settlement that requeues a message as the next to be taken, marked as redelivered.
 
         Args:
-            tag: of the hold that ends.
-            queue: where it goes.
-            payload: the message; bytes that cannot be read go back as they are.
+            tag: the tag that ends.
+            queue: the queue.
+            payload: the message; unreadable bytes are requeued as they are.
             act: see `SETTLE`.
-            seen: the score that the hold had, for "stale".
+            seen: the tag's score, for "stale".
         """
         mark_redelivered(payload)
         value = payload if isinstance(payload, bytes) else dumps(payload)
@@ -148,16 +132,16 @@ class SettlingChannel(ScriptRunner):
 
     # ── Giving back ─────────────────────────────────────────────────────────────────────────────────────────────────
     def restore_overdue(self) -> None:
-        """Give back what a process whose lease has lapsed holds, and what was taken longer ago than visibility timeout.
+        """Requeue messages whose holder's lease has lapsed, or that were taken longer ago than the visibility timeout.
 
-        Not while another worker is just doing it.
+        Does nothing while another worker does it.
         """
         keys, pause_ms = [*self._notes, RESTORING_KEY], _RESTORING_MS
         while True:
             asked = [self.prefixed(""), self.visibility_timeout, pause_ms, BATCH, process_token()]
             _, *found = self.run(OVERDUE, keys, asked)
             entries = list(zip(found[::3], found[1::3], found[2::3], strict=True))
-            for tag, score, entry in reversed(entries):  # the oldest is to be taken first
+            for tag, score, entry in reversed(entries):  # so that the oldest is taken first
                 self._give_back_entry(bytes_to_str(tag), entry, "stale", bytes_to_str(score))
             self.flush()
             if len(entries) < BATCH:
@@ -175,10 +159,10 @@ class SettlingChannel(ScriptRunner):
             self.outbox.lost_takes.popleft()
 
     def _give_back_entry(self, tag: str, entry: bytes, act: str, seen: str = "") -> None:
-        """Queue again, in the next flush, what an entry of ``unacked`` holds: ours or a plain worker's."""
+        """Requeue the message of an entry of ``unacked``, ours or a plain worker's, with the next flush."""
         try:
             payload, exchange, routing_key = loads(bytes_to_str(entry))
-            # A plain worker's exchange may lead to several queues, or be gone; which queue it was, nobody noted.
+            # A plain worker's entry has no queue, and its exchange may have several or be gone.
             queues = cast("list[str]", self._lookup(exchange, routing_key)) or self.active_queues[:1]
             acts = [act, *("also" for _ in queues[1:])]
             giving_back = [
@@ -186,7 +170,7 @@ class SettlingChannel(ScriptRunner):
             ]
         except (redis.RedisError, OSError):
             raise
-        except Exception:  # noqa: BLE001 - one bad entry must not keep the others; whoever takes it says what is wrong
+        except Exception:  # noqa: BLE001 - a bad entry must not block the others; the consumer reports it
             raw, queue = split_entry(entry, self.active_queues)
             giving_back = [self.giving_back(tag, queue, raw, act, seen)]
         self.outbox.settlements.extend(giving_back)

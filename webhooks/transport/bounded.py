@@ -1,7 +1,7 @@
-"""A connection for publishing that waits for a broker that is away for a limited time in all.
+"""A connection whose publishing has a total timeout.
 
-kombu counts tries instead, and a single one can take as long as a socket's timeout; while it connects for the first
-time it does not count at all. So a call of a service could take half a minute, or several.
+kombu limits the number of tries instead, each up to a socket timeout, and does not limit the first connection at all.
+So a call in a service could block for minutes.
 """
 
 import time
@@ -11,24 +11,24 @@ from typing import Any, ClassVar
 from kombu import connection
 from kombu.exceptions import OperationalError
 
-#: Seconds between two tries: long enough for a broker that restarts, short enough to notice that it is back.
+#: Pause between tries.
 _PAUSE_S = 0.2
-#: Share of the time that a first try may take, so that there is a second one where a server hangs.
+#: Fraction of the timeout for the first try, so that a second one follows if the server hangs.
 _FIRST_TRY = 0.5
-#: Seconds that a try may take at least.
+#: Minimum timeout of a try.
 _MIN_TRY_S = 0.05
 
 
 class BoundedConnection(connection.Connection):
-    """Tries to publish for ``connect_timeout`` seconds in all, however the broker is away."""
+    """Tries to publish for ``connect_timeout`` seconds in total."""
 
-    #: Set in a worker: nobody waits for its calls, and to wait on a socket costs it less than to do things again.
+    #: Set in a worker, which uses kombu's behaviour: for it, waiting is cheaper than publishing again.
     is_patient: ClassVar[bool] = False
 
-    #: By `time.monotonic`; None: ``connect_timeout`` from when `ensure`'s function is called.
+    #: By `time.monotonic`; None: ``connect_timeout`` after the call of `ensure`'s function.
     give_up_at: float | None = None
 
-    #: Whether what is left of a call's time bounds this connection, so that the next call has to make another.
+    #: Whether this connection has a shortened timeout, so that the next call needs a new one.
     _is_hasty = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -39,16 +39,13 @@ class BoundedConnection(connection.Connection):
             self._limit_try(self._timeout_s * _FIRST_TRY)
 
     def ensure(self, obj: Any, fun: Callable[..., Any], *args: Any, **policy: Any) -> Callable[..., Any]:
-        """Return a function that does what another one does, again and again while the broker is away.
+        """Wrap a function so that it is retried while the broker is unavailable; see kombu's `Connection.ensure`.
 
         Args:
             obj: gets ``revive(channel)`` after a new connection.
-            fun: publishes.
-            args: as for kombu's own, which a worker uses.
-            policy: likewise.
-
-        Returns:
-            The function. It raises OperationalError when the time is up.
+            fun: the function; the wrapper raises OperationalError after the timeout.
+            args: for kombu, in a worker.
+            policy: for kombu, in a worker.
         """
         if self.is_patient:
             return super().ensure(obj, fun, *args, **policy)
@@ -81,16 +78,16 @@ class BoundedConnection(connection.Connection):
         return (OperationalError, *self.recoverable_connection_errors, *self.recoverable_channel_errors)
 
     def _extract_failover_opts(self) -> dict[str, Any]:
-        # What connects within `ensured` tries once, as that has the time in view.
+        # One try: `ensured` repeats it within its timeout.
         return super()._extract_failover_opts() if self.is_patient else {"max_retries": 0}
 
     def _drop(self, seconds: float) -> None:
-        """Drop the connection; the next one waits for so long at most."""
+        """Drop the connection and set the timeout of the next one."""
         self.collect()
         self._limit_try(seconds)
 
     def _limit_try(self, seconds: float) -> None:
-        """Bound what the next connection waits for, besides what the app's own options say."""
+        """Set the timeouts of the next connection, at most those of the app's options."""
         self._is_hasty = seconds < self._timeout_s * _FIRST_TRY
         self.connect_timeout = seconds
         names = ("socket_connect_timeout", "socket_timeout")

@@ -1,4 +1,4 @@
-"""kombu's channel, its acks and its poller, each with the parts that `webhooks.transport` promises otherwise."""
+"""The consuming channel: takes messages with `TAKE`, delivers them, and returns them when it closes."""
 
 import itertools
 import logging
@@ -16,52 +16,33 @@ from redis.exceptions import NoScriptError, ResponseError
 from webhooks.transport.acks import QoS
 from webhooks.transport.holder import process_token
 from webhooks.transport.lanes import TAKEN_FROM_HEADER
-from webhooks.transport.messages import (
-    Message,
-    Settlement,
-    Take,
-    due_at,
-    end_of_entry,
-    read_message,
-    without_eta,
-)
+from webhooks.transport.messages import Message, Settlement, Take, due_at, end_of_entry, read_message, without_eta
 from webhooks.transport.publishing import PublishingChannel
 from webhooks.transport.script_runner import as_connection_error, read_reply
-from webhooks.transport.scripts import (
-    ALIVE,
-    BATCH,
-    LEASE,
-    PARKED_KEY,
-    SETTLE,
-    TAKE,
-    WAKE_KEY,
-)
+from webhooks.transport.scripts import ALIVE, BATCH, LEASE, PARKED_KEY, SETTLE, TAKE, WAKE_KEY
 from webhooks.transport.settlements import held_tag
 from webhooks.transport.sorter import sort
 
 logger = logging.getLogger(__name__)
 
-#: Messages of one take: bounds the reply that a worker holds in memory.
+#: Maximum number of messages in one take.
 _MOST_AT_ONCE = 100
-#: Milliseconds that an idle worker waits between two looks, at most, by the request; a Redis with nothing else to do
-#: notices only when something comes or its tenth of a second is over. So a plain producer's message, which wakes nobody
-#: else, mostly is what wakes it; if it comes earlier than this, it is found at the next tick. Ours wakes a worker at
-#: once. Measured: with 50 half of a plain producer's messages to an idle worker waited for the tick.
+#: Maximum idle poll interval in milliseconds. Redis checks blocking timeouts only when a command arrives or every
+#: 100 ms, so the effective wait can be longer. A plain producer pushes no wake-up; its command ends only waits
+#: that have timed out. Measured with 50: half of its messages to an idle worker waited for the 100 ms tick.
 _WAIT_MS = 10
-#: Seconds between two takes of a worker that has its hands full, at least: so a take has many messages, and all that is
-#: done for many at a time costs less for each.
+#: Minimum interval between takes of a busy worker, so that each take has many messages.
 _GATHER_S = 0.025
-#: Seconds between two times that a worker says that it is there, and how many threads it has.
+#: Interval at which a worker reports its number of threads.
 _ALIVE_EVERY_S = 1.0
-#: Seconds between two looks for messages that are in no lane yet, where no take comes to tell of them.
+#: Interval of the search for messages without a lane, if no take reports any.
 _SORT_EVERY_S = 0.1
 
-#: Numbers the channels of this process.
 _channel_numbers = itertools.count(1)
 
 
 class Channel(PublishingChannel):
-    """One channel; see the module for what it promises."""
+    """A channel of the atomic transport; see the package for its guarantees."""
 
     QoS = QoS
     Message = Message
@@ -78,13 +59,13 @@ class Channel(PublishingChannel):
 
     # ── Taking ──────────────────────────────────────────────────────────────────────────────────────────────────────
     def basic_consume(self, queue: str, no_ack: bool, callback: Any, consumer_tag: str, **kwargs: Any) -> None:
-        """Consume a queue, and remember whom to give its messages."""
+        """Consume a queue, and keep its callback."""
         self._consumer_callbacks[queue] = callback, no_ack
         self._wait_ms = 0
         super().basic_consume(queue, no_ack, callback, consumer_tag, **kwargs)
 
     def basic_get(self, queue: str, no_ack: bool = False, **_: Any) -> Message | None:
-        """Take one message; None where there is none."""
+        """Take one message, if there is one."""
         take = self._new_take([queue], 1)
         for message in self._unpack(take, self.run(TAKE, *self._take_arguments(take))):
             self._hold(message, no_ack)
@@ -92,7 +73,7 @@ class Channel(PublishingChannel):
         return None
 
     def _brpop_start(self, timeout: float | None = None) -> None:
-        """Send a take, with the settlements that wait; or, where nothing was found before, wait for a wake-up first."""
+        """Send a take, after the waiting settlements, or after a wait for a wake-up if the last take was empty."""
         queues = self._queue_cycle.consume(len(self.active_queues))
         most = self._room()
         if not queues or not most or self._is_gathering():
@@ -117,7 +98,7 @@ class Channel(PublishingChannel):
 
         Raises:
             Empty: there were none.
-            redis.ConnectionError: Redis refused, or the connection broke; Celery connects anew.
+            redis.ConnectionError: Redis refused, or the connection broke; Celery reconnects.
         """
         link, take = self.client.connection, self._take
         if take is None:
@@ -154,7 +135,7 @@ class Channel(PublishingChannel):
         for queue in take.queues:
             keys += [PARKED_KEY.format(queue), WAKE_KEY.format(queue)]
         keys += [self._q_for_pri(queue, priority) for priority in self.priority_steps for queue in take.queues]
-        # As many in a row as there are, where the user's strategy wants one queue before the other.
+        # With a strict order of queues, one queue may fill the take.
         row = take.most if isinstance(self._queue_cycle, priority_cycle) else 1
         about = [part for queue in take.queues for part in (queue, end_of_entry(queue), self._kind_of(queue))]
         room, held_s = max(take.most, self._room(bound=False)), 2 * self.visibility_timeout
@@ -162,17 +143,17 @@ class Channel(PublishingChannel):
         return keys, [self.prefixed(""), take.id, *numbers, *about, *self.priority_steps]
 
     def _room(self, *, bound: bool = True) -> int:
-        """Say how many messages may be taken now; as one take bounds it, or as it is."""
+        """Return how many more messages the prefetch limit allows, limited to one take if `bound`."""
         room = self.qos.can_consume_max_estimate()
         return _MOST_AT_ONCE if room is None else min(room, _MOST_AT_ONCE) if bound else room
 
     def _is_gathering(self) -> bool:
-        """Say whether to wait until there is room for more than a few messages."""
+        """Return whether to wait until there is room for more than a few messages."""
         most = self.qos.prefetch_count or 0
         return self._room(bound=False) < most // 4 and time.monotonic() < self._gather_until
 
     def _unpack(self, take: Take, reply: list[Any]) -> list[Message]:
-        """Make messages of a take's reply, and park those that are not due."""
+        """Make the messages of a take's reply, and park those that are not due."""
         wall, next_due_ms, found = float(reply[0]), int(reply[1]), reply[3:]
         self._unsorted = int(reply[2]) > 0
         messages = []
@@ -187,7 +168,7 @@ class Channel(PublishingChannel):
                 if lane:
                     payload["headers"][TAKEN_FROM_HEADER] = bytes_to_str(lane)
                 message = self.Message(payload, channel=self)
-            except Exception as error:  # noqa: BLE001 - whatever it is, the next message may be good
+            except Exception as error:  # noqa: BLE001 - one bad message must not affect the others
                 logger.warning("a message of queue %s cannot be read: %r", queue, error)
                 payload, eta, message = {}, None, self.Message.unreadable(raw, tag, self, error)
             if eta is not None and eta > wall and not lane:
@@ -198,22 +179,18 @@ class Channel(PublishingChannel):
             message.queue = queue
             messages.append(message)
         if found:
-            # The one served longest ago comes first next time.
+            # The queue that was served least recently comes first next time.
             for queue_number in reversed(dict.fromkeys(reversed(found[::3]))):
                 self._queue_cycle.rotate(take.queues[int(queue_number) - 1])
         self._choose_wait(len(messages) == take.most, next_due_ms)
         return messages
 
     def _choose_wait(self, is_full: bool, next_due_ms: int) -> None:
-        """Look again at once while there is more; else when something is due, or after a while if nothing wakes us."""
+        """Set the wait before the next take: none while there are more messages, else until the next one is due."""
         self._wait_ms = 0 if is_full else _WAIT_MS if next_due_ms < 0 else min(next_due_ms, _WAIT_MS)
 
     def decode_body(self, body: Any, encoding: Any = None) -> Any:
-        """Decode as kombu does, but name what is wrong.
-
-        Raises:
-            ValueError: nobody knows the encoding.
-        """
+        """Decode as kombu does; raise ValueError for an unknown encoding."""
         if encoding and encoding not in self.codecs and str(encoding).lower() != "utf-8":
             raise ValueError("its body_encoding is not known")
         return super().decode_body(body, encoding)
@@ -224,8 +201,8 @@ class Channel(PublishingChannel):
             self.qos.ack(message.delivery_tag)
 
     def _deliver_all(self, messages: Sequence[Message]) -> bool:
-        """Give messages to their consumers; those whose consumer is gone go back. False when nobody got one."""
-        # All are held before the first is delivered: if that ends in an error, or ends the worker, the others go back.
+        """Deliver messages, and requeue those without a consumer; return whether any was delivered."""
+        # All are held before the first is delivered: if delivering fails or ends the worker, the others are requeued.
         for message in messages:
             _, no_ack = self._consumer_callbacks.get(message.queue, (None, False))
             self._hold(message, no_ack)
@@ -239,9 +216,9 @@ class Channel(PublishingChannel):
             is_delivered = True
         return is_delivered
 
-    # ── Life of a channel ───────────────────────────────────────────────────────────────────────────────────────────
+    # ── Maintenance and closing ─────────────────────────────────────────────────────────────────────────────────────
     def look_after(self) -> None:
-        """Do what is due besides taking: overdue messages, and takes whose reply was lost."""
+        """Do what is due besides taking: overdue messages, lost takes, unsorted messages, the report of threads."""
         if not self.active_queues:
             return
         self.qos.restore_visible()
@@ -257,12 +234,12 @@ class Channel(PublishingChannel):
             self._unsorted = sort(self, queues, self._take_prefix)
 
     def is_about_to_take(self) -> bool:
-        """Say whether a take comes soon, and can carry what waits in the outbox."""
+        """Return whether a take follows soon and can carry the outbox's settlements."""
         is_waiting = self._take is not None and self._take.waits
         return bool(self.active_queues) and not is_waiting and self.qos.can_consume()
 
     def close(self) -> None:
-        """Close in order: give back what is in hand."""
+        """Close, and requeue the messages that this channel holds."""
         if self.closed:
             return
         self._closing = True
@@ -282,7 +259,7 @@ class Channel(PublishingChannel):
         super().close()
 
     def abandon(self) -> None:
-        """Close without a word to Redis, as the connection is broken. What is in hand stays noted there."""
+        """Close a channel whose connection is broken. Redis keeps the messages that it holds."""
         if self.closed:
             return
         self._closing = True
@@ -299,27 +276,27 @@ class Channel(PublishingChannel):
         super()._on_connection_disconnect(connection)
 
     def _purge(self, queue: str) -> int:
-        """Empty a queue, of what is parked as well."""
+        """Empty a queue, its lanes and its parked messages."""
         client, parked = self._script_client, self.global_keyprefix + PARKED_KEY.format(queue)
         count = client.zcard(parked)
         client.delete(parked)
         return super()._purge(queue) + count + self._count_in_lanes(queue, empties=True)
 
     def _delete(self, queue: str, exchange: str, routing_key: str, pattern: str, *args: Any, **kwargs: Any) -> None:
-        """Delete a queue, with what is parked."""
+        """Delete a queue, its lanes and its parked messages."""
         super()._delete(queue, exchange, routing_key, pattern, *args, **kwargs)
         self._script_client.delete(self.global_keyprefix + PARKED_KEY.format(queue))
         self._count_in_lanes(queue, empties=True)
 
     def _say_alive(self, threads: int) -> bool:
-        """Say how many threads this worker has; return whether a process is dead that held something."""
+        """Report this worker's number of threads; return whether any process's lease has lapsed."""
         self._alive_at = time.monotonic() + _ALIVE_EVERY_S
         return int(self.run(ALIVE, [], [self.prefixed(""), self._take_prefix, threads])) > 0
 
     def renew_lease(self) -> None:
-        """Say that this process lives: what it holds stays its own for a while."""
+        """Renew the lease on what this process holds."""
         self.run(LEASE, [], [self.prefixed(""), process_token(), 1])
 
     def end_lease(self) -> None:
-        """Say that this process holds nothing any more."""
+        """End this process's lease, as it holds nothing any more."""
         self.run(LEASE, [], [self.prefixed(""), process_token(), 0])

@@ -1,4 +1,4 @@
-"""The transport, the connections that choose it, and what Celery makes them with."""
+"""The transport, and the connection, pool and AMQP classes that select it."""
 
 from typing import Any
 
@@ -10,12 +10,12 @@ from webhooks.transport.bounded import BoundedConnection
 from webhooks.transport.channel import Channel
 from webhooks.transport.poller import Poller
 
-#: In ``broker_transport_options``: true chooses this transport where the broker is a Redis.
+#: In ``broker_transport_options``: true selects this transport if the broker is Redis.
 OPTION = "webhooks_atomic"
 
 
 class Transport(plain.Transport):
-    """kombu's Redis transport with the channel above."""
+    """kombu's Redis transport with our channel and poller."""
 
     Channel = Channel
 
@@ -29,39 +29,39 @@ class Transport(plain.Transport):
         super().register_with_event_loop(connection, loop)
 
     def _collect(self, connection: Any) -> None:
-        """Drop a broken connection. kombu calls this instead of closing, where a transport has it."""
+        """Drop a broken connection; kombu calls this instead of closing it."""
         for channel in {*(self.channels or ()), *self._avail_channels}:
             channel.abandon()
         self.cycle.close()
 
 
 class _ChoosesTransport(BoundedConnection):
-    """kombu's connection, which takes this transport for a Redis where the options say so.
+    """Selects this transport for Redis if the options say so.
 
-    Not an alias in kombu's table: then the broker's URL would have a scheme of ours, which Flower cannot read, TLS
-    would go by kombu's treatment of ``rediss`` no more, and a second URL to fail over to would bring the plain one.
+    A transport alias in kombu would need a URL scheme of ours, which Flower cannot read, would lose kombu's handling
+    of ``rediss``, and a fail-over URL would select the plain transport.
     """
 
     def get_transport_cls(self) -> Any:
-        """Choose the transport."""
+        """Return the transport's class."""
         chosen = super().get_transport_cls()
         return Transport if chosen is plain.Transport and (self.transport_options or {}).get(OPTION) else chosen
 
 
 class PooledConnection(_ChoosesTransport, connection.PooledConnection):
-    """A connection of a pool: what Celery publishes with, in producers and, for retries, in workers."""
+    """A pool's connection: Celery publishes with it."""
 
 
 class ConnectionPool(connection.ConnectionPool):
-    """A pool of the connections above; kombu's makes its own whatever it is made from."""
+    """A pool of `PooledConnection`; kombu's pool always makes kombu's connections."""
 
     def new(self) -> PooledConnection:
-        """Make one more."""
+        """Make a connection."""
         return PooledConnection(self, **dict(self.connection._info(resolve=False)))
 
 
 class Connection(_ChoosesTransport):
-    """A connection that is no pool's: what a worker consumes with."""
+    """A connection outside a pool: a worker consumes with it."""
 
     def Pool(self, limit: int | None = None, **kwargs: Any) -> ConnectionPool:  # noqa: N802 - kombu's name
         """Make a pool of connections like this one."""
@@ -69,6 +69,6 @@ class Connection(_ChoosesTransport):
 
 
 class AMQP(amqp.AMQP):
-    """What Celery makes connections with; `app` hands it over."""
+    """Makes Celery use our connections."""
 
     Connection = Connection

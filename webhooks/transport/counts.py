@@ -1,7 +1,6 @@
-"""How many messages each queue holds, for people, Flower and autoscalers: in one script, so that they add up.
+"""Counts of the messages in each queue, made by one script so that they are consistent.
 
-`LLEN` of a queue's name counts only what a producer without this transport has just published, as everything else
-stands in lanes, waits for its time or is in a worker's hands.
+``LLEN`` of a queue counts only new messages of producers without this transport.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,29 +12,28 @@ from webhooks.transport.scripts import COUNT_QUEUES, PARKED_KEY
 
 
 class QueueCounts(NamedTuple):
-    """What one queue holds."""
+    """The messages of one queue."""
 
-    #: Messages that a worker may take now, or as soon as their lane lets them go.
+    #: Messages that workers may take now, or when their lane allows it.
     waiting: int
-    #: Messages that workers have taken and not yet acknowledged. 0 for a queue without lanes: see `count_arguments`.
+    #: Messages that workers hold. 0 for a queue without lanes: see `count_arguments`.
     unacked: int
-    #: Messages that wait for their time, such as that of a retry.
+    #: Messages with an ETA, such as retries.
     delayed: int
-    #: Seconds that the oldest message has waited in its lane; None where none does.
+    #: Seconds for which the oldest message has waited in its lane; None if none is waiting.
     oldest_s: float | None
 
 
 def count_arguments(queues: Iterable[str], prefix: str, priority_steps: Sequence[int], sep: str) -> tuple[Any, ...]:
-    """Return what `eval` of any Redis client takes to count the messages of queues; `read_counts` reads its reply.
+    """Return the arguments for a Redis client's `eval` that count queues' messages; `read_counts` reads the reply.
 
-    Messages in workers' hands are counted by the lane that they came out of. Without this transport
-    (``WEBHOOKS_ATOMIC_TRANSPORT=false``) nobody notes which queue those are of.
+    The queue of an unacked message is known only for messages from lanes.
 
     Args:
-        queues: names.
-        prefix: of all keys, kombu's ``global_keyprefix``.
-        priority_steps: kombu's; a queue has a list for each.
-        sep: what kombu puts between a queue's name and its priority.
+        queues: names of the queues.
+        prefix: kombu's ``global_keyprefix``.
+        priority_steps: kombu's; a queue has one list per step.
+        sep: kombu's separator of queue name and priority.
     """
     names = list(queues)
     keys = [f"{prefix}webhooks.taken"]
@@ -46,13 +44,13 @@ def count_arguments(queues: Iterable[str], prefix: str, priority_steps: Sequence
 
 
 def read_counts(reply: Sequence[Any]) -> list[QueueCounts]:
-    """Read the reply to `count_arguments`: a queue's counts each, in their order."""
+    """Read the reply to `count_arguments`, in the order of the queues."""
     rows = zip(reply[::4], reply[1::4], reply[2::4], reply[3::4], strict=True)
     return [QueueCounts(int(row[0]), int(row[1]), int(row[2]), float(row[3]) if row[3] else None) for row in rows]
 
 
 def count_queues(channel: Channel, queues: Iterable[str]) -> list[QueueCounts]:
-    """Count the messages of queues over a channel of kombu's Redis transport, ours or not."""
+    """Count queues' messages over any channel of kombu's Redis transport."""
     made: Any = channel
     arguments = count_arguments(queues, made.global_keyprefix, made.priority_steps, made.sep)
     with made.conn_or_acquire() as client:

@@ -1,6 +1,6 @@
-"""Names in a message's headers that a producer shares with the transport, which is loaded when it first publishes."""
+"""Header names that producers use without loading the transport."""
 
-#: The lane that the message belongs to.
+#: The message's lane.
 LANE_HEADER = "webhooks_lane"
-#: The lane of what has none of its own, such as a log on its way to MongoDB. Is never bounded.
+#: The lane of messages without a lane, such as late logs. Its concurrency is never limited.
 OTHERS = "-"

@@ -1,8 +1,7 @@
-"""Who holds what was taken: one token per process, and for how long a lease on it is good.
+"""The token of this process, and the durations of the leases on what it holds.
 
-A worker renews a lease in Redis, where its messages and lane slots are (`transport`), and one in MongoDB, where its
-claims are (`leases`). What is held under a lapsed lease is free. What is held under a token without a lease, such as
-that of a worker of an older version, is free after the time-outs of before.
+A worker renews a lease in Redis for its messages and one in MongoDB for its claims. When a lease lapses, others may
+take what its process held. What is held without a lease, as by workers of older versions, is free after a timeout.
 """
 
 import os
@@ -10,41 +9,38 @@ import secrets
 import time
 from functools import partial
 
-#: Seconds between two renewals, and after one that failed.
+#: Interval of renewals, and the delay after one that failed.
 RENEW_EVERY_S = 3.0
 RENEW_AGAIN_S = 1.0
-#: Seconds that a lease in Redis is good for from its last renewal. So a dead worker's messages come back after 9 to
-#: 13 s: workers look once a second. A live worker loses nothing until three renewals in a row have failed or are late:
-#: more than threads that want the interpreter, a full collection of garbage or a slow fsync take.
+#: Duration of a lease in Redis from its last renewal. A dead worker's messages come back after 9 to 13 s, as workers
+#: check once a second. A live worker loses its lease only after three failed or late renewals.
 LEASE_S = 12.0
-#: The same of a lease in MongoDB. Shorter by a renewal, so that a message that comes back finds its claim free. A live
-#: worker whose lease lapses here alone loses nothing, unless there is a second message of the same attempt.
+#: Duration of a lease in MongoDB: shorter by one renewal, so that a message that comes back finds its claim free.
 CLAIM_LEASE_S = LEASE_S - RENEW_EVERY_S
-#: When the server was away or paused, all leases lapse together and none of their workers is dead. So only a process
-#: says of others that their leases lapsed whose own renewals came without a longer gap than this, in seconds: then the
-#: others' could come as well, the latest of them `RENEW_EVERY_S` earlier, which is less than a lease.
+#: After a server outage all leases have lapsed though their workers live. So only a process whose own renewals had no
+#: gap longer than this, for `WITNESS_AFTER_S`, may declare other leases lapsed: live processes could renew then too.
 MAX_GAP_S = 5.0
-#: ... and that for so many seconds: time for two renewals of everyone else.
+#: Time for two renewals of every other process.
 WITNESS_AFTER_S = 6.0
 
-#: Seconds from a claim, after which its webhook's gate is read, until its request is begun, at most: if the process was
-#: paused since, another one may have the claim, or the webhook be paused. Less than is left of a lease, at least, that
-#: is renewed; far more than goes by under load. A pause waits so long, and holds from then on.
+#: Maximum time from a claim, after which the gate is read, to the start of its request. After a longer pause of the
+#: process another worker may have the claim, or the webhook may be paused. Shorter than the rest of a renewed lease.
+#: Pausing a webhook waits this long.
 BEGIN_WITHIN_S = 2.0
 
-#: Seconds that go on while the process is paused, and while its machine is suspended where the system counts that.
+#: A monotonic clock that also counts while the machine is suspended, where the system supports that.
 uptime = partial(time.clock_gettime, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 _token = secrets.token_hex(8)
 
 
 def process_token() -> str:
-    """Return what this process holds things under; another one in each process and after each start."""
+    """Return the random token of this process; a forked child gets a new one."""
     return _token
 
 
 def _take_new_token() -> None:
-    global _token  # noqa: PLW0603 - a process has one, and a forked child is another process
+    global _token  # noqa: PLW0603 - one per process
     _token = secrets.token_hex(8)
 
 

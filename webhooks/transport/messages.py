@@ -1,4 +1,4 @@
-"""What goes to and fro between a channel and Redis, and what is read of a message on its way."""
+"""Values that channel and scripts exchange, and reading of messages."""
 
 import json
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from kombu.utils.json import dumps, loads
 
 
 class Settlement(NamedTuple):
-    """What becomes of one message that was taken: `SETTLE` says what each field is."""
+    """The arguments of `SETTLE` for one message or report."""
 
     tag: str
     act: str
@@ -25,58 +25,52 @@ class Settlement(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Take:
-    """One `TAKE` on its way, and what travels with it."""
+    """A `TAKE` that was sent, and the settlements sent with it."""
 
     id: str
     queues: Sequence[str]
     most: int
-    #: Replies before the take's own.
+    #: Number of replies before the take's.
     ahead: int = 0
-    #: Whether it waits for a wake-up first.
+    #: Whether a wait for a wake-up precedes it.
     waits: bool = False
     settlements: Sequence[Settlement] = ()
 
     @property
     def tags(self) -> list[str]:
-        """The tags that its messages can have."""
+        """The tags that its messages may have."""
         return [f"{self.id}:{number}" for number in range(1, self.most + 1)]
 
 
 class Admission(NamedTuple):
-    """An attempt that might be made without a message of its own."""
+    """A request to make an attempt without a message."""
 
-    #: Names the attempt among all that are in hand, of all workers.
+    #: Unique among all workers' attempts in flight.
     tag: str
     lane: str
-    #: The lane's limit, attempts per second and burst; None for none.
+    #: The lane's rate limit, attempts per second and burst, if any.
     rate: tuple[float, int] | None
 
 
 class Turn(IntEnum):
-    """Whether an attempt may be made without a message of its own."""
+    """Whether an attempt may be made without a message."""
 
-    #: Not now, and nobody knows when.
     LATER = 0
     NOW = 1
-    #: Not now, but at any moment.
+    #: Not now, but in a moment.
     SOON = 2
 
 
 class LaneState(NamedTuple):
-    """How it stands with one lane."""
+    """The state of one lane."""
 
-    #: Messages in it.
+    #: Messages in the lane.
     waiting: int
-    #: Messages of it in workers' hands.
     in_flight: int
-    #: How many may be in hand at one time, if threads are free.
+    #: The concurrency window.
     share: int
-    #: Seconds that the oldest one has waited; None where none does.
+    #: Seconds for which the oldest message has waited; None if there is none.
     waited_s: float | None
-
-
-#: Reports that wait to be told: in a process that never tells them, as a child of the prefork pool, no more than this.
-_MAX_REPORTS = 10_000
 
 
 #: Content type of a `Message.unreadable`.
@@ -84,16 +78,13 @@ NO_MESSAGE = "application/x-no-message"
 
 
 class Message(virtual.Message):
-    """A message that knows the queue that it was taken from."""
+    """A message that has the name of its queue."""
 
     queue = ""
 
     @classmethod
     def unreadable(cls, raw: bytes, tag: str, channel: Any, error: Exception) -> "Message":
-        """Wrap what a queue held and kombu cannot read, so that its consumer gets it as a message it cannot decode.
-
-        Its body is what the queue held; kombu hands the error to the consumer's ``on_decode_error``.
-        """
+        """Wrap bytes that kombu cannot read; kombu passes the error to the consumer's ``on_decode_error``."""
         message = cls({"content-type": NO_MESSAGE, "properties": {"delivery_tag": tag}}, channel=channel)
         message.body = message._raw = raw
         message.errors = [(type(error), error, error.__traceback__)]
@@ -101,26 +92,26 @@ class Message(virtual.Message):
 
 
 def end_of_entry(queue: str) -> str:
-    """Give what follows a message in ``unacked``: exchange and routing key, such that it goes back whence it came."""
+    """Return the end of a message's entry in ``unacked``: exchange and routing key that lead back to its queue."""
     return f', "", {dumps(queue)}]'
 
 
 def due_at(message: dict[str, Any]) -> float | None:
-    """Give a task message's ETA in seconds since 1970; None where it has none that can be read."""
+    """Return a task message's ETA as a Unix time; None if it has no valid one."""
     eta = (message.get("headers") or {}).get("eta")
     if not isinstance(eta, str):
         return None
     try:
         at = datetime.fromisoformat(eta)
-    except ValueError:  # Celery refuses it with words of its own
+    except ValueError:  # Celery reports it
         return None
     return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
 
 
 def without_eta(message: dict[str, Any]) -> dict[str, Any]:
-    """Give the message as it is to be run: with an ETA Celery would hold it in the worker's memory until then.
+    """Return a message without its ETA, which would make Celery hold it in the worker's memory.
 
-    The message itself stays as it is: where publishing is tried again, it is used again.
+    The original is unchanged, as a retried publishing uses it again.
     """
     if due_at(message) is None:
         return message
@@ -128,15 +119,13 @@ def without_eta(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_message(raw: bytes) -> dict[str, Any]:
-    """Read a message as a queue holds it, and add the parts that clients other than Celery leave out.
-
-    kombu takes messages without headers (as task protocol 1 has none); without properties it would be lost.
+    """Read a queue's message, and add empty headers or properties, which clients other than Celery may omit.
 
     Raises:
         ValueError: it is no message.
     """
     text = bytes_to_str(raw)
-    # kombu looks at each object for types that Python has and JSON does not; most messages have none.
+    # kombu's `loads` checks each object for an encoded Python type, which most messages do not have.
     payload = loads(text) if "__type__" in text or "\\" in text else json.loads(text)
     if not isinstance(payload, dict):
         raise ValueError("it is not an object")  # noqa: TRY004 - of the data, not of the code
@@ -148,7 +137,7 @@ def read_message(raw: bytes) -> dict[str, Any]:
 
 
 def mark_redelivered(payload: Any) -> None:
-    """Say in a message that it was taken before, as kombu says it; a part that is not there is left out."""
+    """Mark a message as redelivered in each part where kombu does so, if the part exists."""
     if not isinstance(payload, dict):
         return
     properties = payload.get("properties")
@@ -159,10 +148,7 @@ def mark_redelivered(payload: Any) -> None:
 
 
 def split_entry(entry: bytes, queues: Sequence[str]) -> tuple[bytes, str]:
-    """Take an entry of ``unacked`` that is not JSON apart: the message in it, and its queue.
-
-    An entry that `TAKE` did not make counts as a message of the first queue.
-    """
+    """Split an entry of ``unacked`` that is not JSON into message and queue; the first queue if it is not `TAKE`'s."""
     for queue in queues:
         ending = end_of_entry(queue).encode()
         if entry.startswith(b"[") and entry.endswith(ending):

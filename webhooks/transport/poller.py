@@ -1,4 +1,4 @@
-"""Waits for several channels."""
+"""The poller: waits for the channels of a connection."""
 
 import threading
 from typing import Any
@@ -8,32 +8,32 @@ from redis.exceptions import ResponseError
 
 from webhooks.transport.script_runner import as_connection_error
 
-#: Seconds between two turns of the event loop, at most: acks come from other threads, which cannot wake it.
+#: Maximum interval between turns of the event loop, as acks from other threads do not wake it.
 _TURN_S = 0.01
 
 
 class Poller(plain.MultiChannelPoller):
-    """Waits for several channels, within Celery's event loop or without one."""
+    """Waits for several channels, with or without Celery's event loop."""
 
-    #: Celery's event loop; None where there is none, as with the gevent pool.
+    #: Celery's event loop, if any.
     loop: Any = None
-    #: The thread that polls.
+    #: The polling thread.
     thread_id: int | None = None
     _turns: Any = None
 
     def turn_with(self, loop: Any) -> None:
-        """Take part in Celery's event loop."""
+        """Join Celery's event loop."""
         self.loop = loop
-        if self._turns is not None:  # of the connection before
+        if self._turns is not None:  # of the previous connection
             self._turns.cancel()
         self._turns = loop.call_repeatedly(_TURN_S, _nothing)
 
     def take_turn_soon(self) -> None:
-        """Have Celery's event loop take a turn. Any thread may."""
+        """Make Celery's event loop take a turn; from any thread."""
         self.loop.call_soon(_nothing)
 
     def on_poll_start(self) -> None:
-        """Do what is due before waiting. Comes before each wait in both modes; kombu's timers come in one alone."""
+        """Do what is due before each wait. kombu's timers run only with an event loop."""
         self.thread_id = threading.get_ident()
         channels = tuple(self._channels)
         try:

@@ -1,4 +1,4 @@
-"""A channel that queues messages: in lanes where the queue has them, parked where they have an ETA."""
+"""The publishing channel: puts messages into lanes, parks those with an ETA, and reads the state of lanes."""
 
 import re
 import time
@@ -12,29 +12,17 @@ from kombu.utils.json import dumps
 from webhooks.transport.acks import SettlingChannel
 from webhooks.transport.headers import LANE_HEADER, OTHERS
 from webhooks.transport.lanes import FIRST_HEADER, LANES_OPTION, RATE_HEADER, Lanes, parent_lane_of
-from webhooks.transport.messages import (
-    Admission,
-    LaneState,
-    Turn,
-    due_at,
-    without_eta,
-)
-from webhooks.transport.scripts import (
-    ADMIT,
-    COUNT,
-    LOOK,
-    PUT,
-    SERIALIZE,
-)
+from webhooks.transport.messages import Admission, LaneState, Turn, due_at, without_eta
+from webhooks.transport.scripts import ADMIT, COUNT, LOOK, PUT, SERIALIZE
 from webhooks.transport.settlements import finish, held_tag
 
-#: The name of a lane: no more than this, and nothing that would end it in a key.
+#: Valid lane names.
 _LANE = re.compile(r"[\w.-]+(?:/[\w.-]+)*", re.ASCII)
 _MAX_LANE = 200
 
 
 class PublishingChannel(SettlingChannel):
-    """Queues messages, and asks how it stands with their lanes."""
+    """Queues messages and reads the state of their lanes."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -47,7 +35,7 @@ class PublishingChannel(SettlingChannel):
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
         """Queue a message, or park it until its ETA.
 
-        One of a batch, or to a queue that expires, goes the plain way; whoever takes it parks it.
+        kombu queues those of its own batches and of expiring queues; their ETA is handled by the take.
         """
         if kwargs.get("_publish_batch") is not None or queue in getattr(
             self, "_expires", ()
@@ -62,26 +50,26 @@ class PublishingChannel(SettlingChannel):
         messages: Sequence[dict[str, Any]],
         write: Callable[[dict[str, Any]], str | bytes] = dumps,
     ) -> Callable[[], object]:
-        """Queue messages in one step, in their order, or park those with an ETA until then.
+        """Start to queue messages in one step, in order, or to park those with an ETA.
 
         Args:
-            queue: where, by its name.
-            messages: as `prepare_message` makes them, of the first priority; some hundreds at most, as Redis serves
-                nobody else meanwhile.
-            write: makes JSON of one; kombu's own knows types that JSON does not have.
+            queue: the queue's name.
+            messages: as from `prepare_message`, of the first priority; a few hundred at most, as the script blocks
+                Redis.
+            write: makes a message's JSON; kombu's default also encodes Python types.
 
         Returns:
-            What waits until they are queued, and is to be called once; until then something else can be done.
+            A function that waits for the end; call it once.
         """
         return self.begin(PUT, *self._put_arguments(queue, messages, 0, write))
 
     def make_message(self, producer: Producer, body: object, options: dict[str, Any]) -> dict[str, Any]:
-        """Make the message that kombu would put into a queue, for `put_all`.
+        """Make a message for `put_all`, as kombu's `Producer.publish` does for the anonymous exchange.
 
         Args:
-            producer: one of this channel.
-            body: as for `kombu.Producer.publish`, to the anonymous exchange.
-            options: likewise.
+            producer: a producer of this channel.
+            body: the body for `publish`.
+            options: the options for `publish`.
         """
         options = dict(options)
         headers = options.pop("headers")
@@ -127,39 +115,39 @@ class PublishingChannel(SettlingChannel):
         return "bounded" if self._lanes[queue] else "lanes"
 
     def lane_of(self, message: dict[str, Any]) -> str:
-        """Say which lane a message belongs to: by its header, else as the user's options say."""
+        """Return a message's lane: that of its header, else that of the `lane_of` option."""
         lane = (message.get("headers") or {}).get(LANE_HEADER)
         if not isinstance(lane, str):
             lane = self._lane_of(message)
         return lane if isinstance(lane, str) and len(lane) <= _MAX_LANE and _LANE.fullmatch(lane) else OTHERS
 
     def joined_to(self, queue: str) -> str:
-        """Name the queue in whose lanes messages of a queue stand."""
+        """Return the queue whose lanes a queue's messages use."""
         return self._joined.get(queue, queue)
 
     def list_of(self, queue: str, priority: int) -> str:
-        """Name the list of a queue for a priority."""
+        """Return the name of a queue's list for a priority."""
         return self._q_for_pri(queue, priority)
 
-    def serialize(self, whole: str, *, is_serial: bool = True) -> None:
-        """Have all lanes that are parts of something be one serial lane from now on, or not any more."""
+    def serialize(self, parent: str, *, is_serial: bool = True) -> None:
+        """Make all lanes of a parent one serial lane from now on, or no longer."""
         if self._lanes:
-            self.run(SERIALIZE, [], [self.prefixed(""), whole, int(is_serial), *self._lanes])
+            self.run(SERIALIZE, [], [self.prefixed(""), parent, int(is_serial), *self._lanes])
 
     def admit(self, queue: str, attempts: Sequence[Admission], room: int, slots: int) -> Callable[[], list[Turn]]:
-        """Ask which attempts may be made at once, without a message of their own, by the rules of their lanes.
+        """Start to ask which attempts may be made now without a message, by the rules of their lanes.
 
-        Those that may count as in hand until `finish` tells of their end, or this process's lease has lapsed; without
-        a lease for twice the visibility timeout.
+        Those with `Turn.NOW` are in flight until `finish`, or until this process's lease lapses; without a lease, for
+        twice the visibility timeout.
 
         Args:
-            queue: in which the others will wait.
-            attempts: in the order in which they are wanted.
-            room: how many of them this worker has free threads for.
-            slots: all its threads.
+            queue: the queue for the messages of the others.
+            attempts: the attempts, the most urgent first.
+            room: free threads of this worker.
+            slots: all threads of this worker.
 
         Returns:
-            What returns the answers. Until it is called Redis is at it, and something else can be done.
+            A function that waits for the answers; call it once.
         """
         held_s = 2 * self.visibility_timeout
         arguments: list[Any] = [self.prefixed(""), queue, room, slots, held_s]
@@ -171,7 +159,7 @@ class PublishingChannel(SettlingChannel):
             try:
                 return [Turn(reply) for reply in wait()]
             except BaseException:
-                # Redis may have let them go: nobody makes them, so nobody would tell of their end.
+                # Redis may have admitted them, and they will not be made.
                 for attempt in attempts:
                     finish(queue, attempt.lane, attempt.tag)
                 raise
@@ -179,7 +167,7 @@ class PublishingChannel(SettlingChannel):
         return read
 
     def look_at(self, queue: str, lanes: Sequence[str]) -> list[LaneState]:
-        """Say how it stands with lanes of a queue, in their order."""
+        """Return the state of a queue's lanes, in their order."""
         found = self.run(LOOK, [], [self.prefixed(""), queue, *lanes])
         rows = zip(found[::4], found[1::4], found[2::4], found[3::4], strict=True)
         return [LaneState(int(row[0]), int(row[1]), int(row[2]), float(row[3]) if row[3] else None) for row in rows]
@@ -188,21 +176,19 @@ class PublishingChannel(SettlingChannel):
         return int(self.run(COUNT, [], [self.prefixed(""), queue, int(empties)])) if self._has_lanes(queue) else 0
 
     def line_up_forgotten(self) -> None:
-        """Line up the lanes that Redis forgot, if it evicts keys."""
+        """Restore the turns of lanes, as Redis may have evicted them."""
         for queue in self.active_queues:
             self._count_in_lanes(queue)
 
     def _size(self, queue: str) -> Any:
-        """Count what waits in a queue, in lanes as well."""
         return cast("int", super()._size(queue)) + self._count_in_lanes(queue)
 
     def _has_queue(self, queue: str, **kwargs: Any) -> bool:
-        """Say whether there is anything in a queue: Redis knows no empty ones."""
         return super()._has_queue(queue, **kwargs) or self._count_in_lanes(queue) > 0
 
 
 def _rate_of(message: dict[str, Any]) -> tuple[float | str, float | str]:
-    """Read the limit that a message's lane has: attempts per second, burst; or two empty ones."""
+    """Return the rate limit in a message's header, attempts per second and burst; or two empty texts."""
     limit = (message.get("headers") or {}).get(RATE_HEADER)
     if isinstance(limit, list | tuple) and len(limit) == 2 and all(isinstance(n, int | float) and n > 0 for n in limit):
         return limit[0], limit[1]
@@ -210,7 +196,7 @@ def _rate_of(message: dict[str, Any]) -> tuple[float | str, float | str]:
 
 
 def _without_first(message: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-    """Return a message as it is stored, and whether it comes first in its lane."""
+    """Return a message without `FIRST_HEADER`, and whether it comes first in its lane."""
     headers = message.get("headers") or {}
     if FIRST_HEADER not in headers:
         return message, False

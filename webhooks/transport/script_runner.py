@@ -1,4 +1,4 @@
-"""A channel that runs our scripts, and says so when its Redis is too old for them."""
+"""A channel that runs our scripts and refuses a Redis that is too old for them."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -8,11 +8,9 @@ from kombu.transport import redis as plain
 from redis.exceptions import NoScriptError, ResponseError
 
 from webhooks.errors import BrokerTooOld
-from webhooks.transport.scripts import (
-    SHAS,
-)
+from webhooks.transport.scripts import SHAS
 
-#: Major version of the first Redis that knows the flags of a script.
+#: Major version of the first Redis with script flags.
 _OLDEST_REDIS = 7
 
 
@@ -25,7 +23,7 @@ class ScriptRunner(plain.Channel):
         try:
             super().__init__(*args, **kwargs)
         except redis.AuthenticationError as error:
-            # The same type: Celery goes on trying, as the password may be changed meanwhile.
+            # The same type, so that Celery retries: the password may be changed meanwhile.
             raise type(error)(f"{error}; check user and password in WEBHOOKS_BROKER_URL") from error
         except ResponseError as error:
             self._refuse_old_redis(error)
@@ -36,7 +34,7 @@ class ScriptRunner(plain.Channel):
         return [self.unacked_key, self.unacked_index_key]
 
     def _create_client(self, asynchronous: bool = False) -> Any:
-        """Give the client of kombu's own commands: one for a pool's life, where kombu makes one per command."""
+        """Return the client for kombu's commands, one per pool; kombu makes one per command."""
         if asynchronous:
             return super()._create_client(asynchronous=True)
         pool, client = self._kept
@@ -47,7 +45,7 @@ class ScriptRunner(plain.Channel):
 
     @property
     def _script_client(self) -> Any:
-        """A client that leaves keys as they are: kombu's prefixes a script's first key and no other."""
+        """A client that does not prefix keys: kombu's prefixes only a script's first key."""
         pool, client = self._kept_plain
         if pool is not self.pool:
             client = redis.Redis(connection_pool=self.pool)
@@ -58,7 +56,7 @@ class ScriptRunner(plain.Channel):
         return "EVALSHA", SHAS[script], len(keys), *(self.global_keyprefix + key for key in keys), *arguments
 
     def run(self, script: str, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
-        """Run a script, now; keys get the user's prefix."""
+        """Run a script; its keys get the user's prefix."""
         command = self._evalsha(script, keys, arguments)
         try:
             return self._script_client.execute_command(*command)
@@ -67,7 +65,7 @@ class ScriptRunner(plain.Channel):
             return self._script_client.execute_command(*command)
 
     def begin(self, script: str, keys: Sequence[str], arguments: Sequence[Any]) -> Callable[[], Any]:
-        """Send a script; return what waits for its reply, and is to be called once."""
+        """Send a script; return a function that waits for its reply. Call it once."""
         pool, command = self.pool, self._evalsha(script, keys, arguments)
         link = _get_connection(pool)
         try:
@@ -95,21 +93,17 @@ class ScriptRunner(plain.Channel):
         try:
             for script in SHAS:
                 self._script_client.script_load(script)
-        except ResponseError as error:  # the line with which they begin is one of Redis 7.0
+        except ResponseError as error:  # their first line needs Redis 7.0
             self._refuse_old_redis(error)
             raise
 
     def _refuse_old_redis(self, error: ResponseError) -> None:
-        """Find out whether an error is for want of a newer Redis.
-
-        Raises:
-            BrokerTooOld: it is.
-        """
+        """Raise BrokerTooOld if the error's cause is an old Redis."""
         try:
-            # Redis 5 does not know the protocol that the driver begins with.
+            # Redis 5 does not know the driver's default protocol.
             with redis.Redis(connection_pool=redis.ConnectionPool(**{**self._connparams(), "protocol": 2})) as client:
                 facts = cast("dict[str, Any]", client.info("server"))
-        except redis.RedisError:  # INFO is among what an ACL with -@dangerous refuses
+        except redis.RedisError:  # an ACL with -@dangerous refuses INFO
             return
         version = str(facts.get("redis_version", ""))
         major = version.partition(".")[0]
@@ -120,12 +114,12 @@ class ScriptRunner(plain.Channel):
             ) from error
 
     def prefixed(self, key: str) -> str:
-        """Put the user's prefix before a key."""
+        """Return a key with the user's prefix."""
         return self.global_keyprefix + key
 
 
 def read_reply(link: Any) -> Any:
-    """Read one reply; an error that Redis replied is returned, as the replies behind it must be read, too."""
+    """Read one reply. Redis's errors are returned, as the replies after them must be read too."""
     try:
         return link.read_response(disable_decoding=True)
     except ResponseError as error:
@@ -135,16 +129,16 @@ def read_reply(link: Any) -> Any:
 def _get_connection(pool: Any) -> Any:
     try:
         return pool.get_connection()
-    except TypeError:  # redis before 5.3 wants to be told a command, of which later ones warn
+    except TypeError:  # redis before 5.3 requires a command; later versions warn of it
         return pool.get_connection("EVALSHA")
 
 
 def _drop(pool: Any, link: Any) -> None:
-    """Give back a connection on which a reply may still come."""
+    """Close a connection on which a reply may still come."""
     link.disconnect()
     pool.release(link)
 
 
 def as_connection_error(error: ResponseError) -> redis.ConnectionError:
-    """Make of Redis's refusal, such as that of a master that became a replica, what Celery tries again without end."""
+    """Convert a refusal, such as that of a new replica, to an error after which Celery reconnects."""
     return redis.ConnectionError(f"Redis refuses: {error}")

@@ -1,11 +1,9 @@
-"""The scripts that run inside Redis, each of which does one step as a whole, and the names of our keys.
+"""The Lua scripts that run in Redis, and the names of keys.
 
-A script is a file of the folder ``lua`` and says in its head what KEYS and ARGV are. No script decodes a message: Lua's
-JSON would change numbers and empty arrays, so what is stored is what came, byte for byte. Most have the flag
-``allow-oom``: they only move what Redis holds already, and a full Redis must be able to drain.
+Each file in ``lua`` describes its KEYS and ARGV in a comment. No script decodes a message, as Lua's JSON would change
+numbers and empty arrays. Most have the flag ``allow-oom``: they only move stored data, and a full Redis must drain.
 
-Two things in a file are not Lua. A line ``--#include NAME`` stands for the file ``parts/NAME.lua``. ``{NAME}`` stands
-for a number or a name of `_CONSTANTS`.
+A line ``--#include NAME`` is replaced by ``parts/NAME.lua``, and ``{NAME}`` by a value of `_CONSTANTS`.
 """
 
 import re
@@ -21,11 +19,10 @@ PARKED_KEY = "webhooks.parked.{}"
 WAKE_KEY = "webhooks.wake.{}"
 RESTORING_KEY = "webhooks.restoring"
 
-#: Parked messages of one queue that one take moves, and settlements of one script: bounds how long Redis is busy.
+#: Maximum number of parked messages of a queue that one take moves, and of settlements in one script.
 BATCH = 500
 
-#: Messages put into lanes in one turn of the worker's event loop: what it takes must not hold up the rest of it. So few
-#: are in their lanes soon.
+#: Maximum number of messages sorted into lanes per turn of the worker's event loop.
 FEW = 250
 
 _CONSTANTS: Mapping[str, float | str] = {
@@ -35,30 +32,29 @@ _CONSTANTS: Mapping[str, float | str] = {
     "FIRST_WINDOW": FIRST_WINDOW,
     "LEASE_S": LEASE_S,
     "WITNESS_AFTER_S": WITNESS_AFTER_S,
-    #: Seconds that a lease must have left when it is renewed, so that there is no gap in it.
+    #: Remaining time of a lease at its renewal, below which there was a gap.
     "RENEWED_IN_TIME_S": LEASE_S - MAX_GAP_S,
-    #: Seconds that its attempts may take on the average before an endpoint counts as slow.
+    #: Mean duration of attempts from which an endpoint counts as slow.
     "SLOW_S": 1.0,
-    #: Seconds that an attempt may be in hand before nobody waits in a worker for it to end.
+    #: Duration of an attempt in flight from which no other attempt of its lane waits in a worker.
     "STUCK_S": 0.5,
-    #: Seconds that the messages before an attempt may take, by what its endpoint takes on the average, before the
-    #: attempt gets a message as well; and that average where it is not known.
+    #: Estimated wait from which an attempt gets a message; and the mean duration of attempts if unknown.
     "SOON_S": 0.5,
     "MEAN_S": 0.1,
-    #: What an endpoint may take of the free threads: if it is quick, so much for each one that it leaves.
+    #: Maximum number of messages in flight of a lane per idle thread.
     "QUICK_FACTOR": 4,
-    #: Seconds after which a lane's share is fitted to what it used.
+    #: Interval at which a lane's window shrinks to its use.
     "FIT_EVERY_S": 5,
-    #: Seconds until a lane that waits for its own messages is looked at again, should nothing else wake it.
+    #: Delay until a lane whose window is full is checked again, if nothing else wakes it.
     "LOOK_AGAIN_S": 5,
-    #: The same of a slow one while too many slow ones are in hand; and how many such lanes are looked at per second.
+    #: The same for a slow lane while slow lanes use all threads that they may, plus the checks per second.
     "SLOW_LOOK_AGAIN_S": 0.25,
     "LANES_LOOKED_AT_PER_S": 2_000,
-    #: Seconds for which what is known of an endpoint is kept after its last attempt.
+    #: Time for which a lane's state is kept after its last attempt.
     "STATE_KEPT_S": 86_400,
-    #: Lanes that one message looks into before it gives up; the next one goes on with those behind them.
+    #: Maximum number of lanes examined for one message; the next take continues after them.
     "MOST_LOOKS": 64,
-    #: Seconds after which a worker that was not heard of is gone.
+    #: Time after its last report from which a worker counts as gone.
     "WORKER_GONE_S": 5,
 }
 
@@ -66,7 +62,7 @@ _LUA = files("webhooks.transport") / "lua"
 
 
 def _load(name: str) -> str:
-    """Read a script, put in its parts and its constants."""
+    """Read a script and insert its parts and constants."""
     text = (_LUA / f"{name}.lua").read_text(encoding="utf-8")
     text = re.sub(r"^--#include (\w+)\n", lambda include: _load(f"parts/{include[1]}"), text, flags=re.MULTILINE)
     return re.sub(r"\{([A-Z][A-Z_]*)\}", lambda constant: str(_CONSTANTS[constant[1]]), text)
@@ -75,10 +71,10 @@ def _load(name: str) -> str:
 PUT, ADMIT, TAKE, SETTLE, OVERDUE = map(_load, ("put", "admit", "take", "settle", "overdue"))
 UNSORTED, SORT, SERIALIZE = map(_load, ("find_unsorted", "sort", "serialize"))
 LOOK, COUNT, ALIVE, LEASE = map(_load, ("look", "count_lanes", "alive", "lease"))
-#: Sent as it is, by any client: Flower's has none of the others loaded.
+#: Run with EVAL by any client, such as Flower's.
 COUNT_QUEUES = _load("count_queues")
 
-#: What Redis knows each script by.
+#: Script → its hash for EVALSHA.
 SHAS = {
     script: sha1(script.encode(), usedforsecurity=False).hexdigest()
     for script in (PUT, ADMIT, TAKE, SETTLE, OVERDUE, UNSORTED, SORT, SERIALIZE, LOOK, COUNT, ALIVE, LEASE)

@@ -1,4 +1,4 @@
-"""What waits to be told to a Redis: the settlements and reports of all channels of this process."""
+"""The outbox of settlements and reports that all channels of this process share."""
 
 from collections import deque
 from dataclasses import dataclass, field
@@ -6,79 +6,81 @@ from dataclasses import dataclass, field
 from webhooks.transport.holder import process_token
 from webhooks.transport.messages import Settlement, Take
 
-#: Reports that wait to be told: in a process that never tells them, as a child of the prefork pool, no more than this.
+#: Limit for processes that never send their reports, such as children of the prefork pool.
 _MAX_REPORTS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class Outbox:
-    """What this process has yet to tell one Redis. It outlives connections, so that nothing of it is lost with one."""
+    """What this process still has to send to one Redis; it outlives connections."""
 
     settlements: deque[Settlement] = field(default_factory=deque)
-    #: Takes whose reply never came: Redis may have done them.
+    #: Takes whose reply was lost: Redis may have run them.
     lost_takes: deque[Take] = field(default_factory=deque)
-    #: What attempts tell of their endpoints. Of these it does no harm to lose one.
+    #: Reports, limits and holds of lanes. They may be lost.
     reports: deque[Settlement] = field(default_factory=lambda: deque(maxlen=_MAX_REPORTS))
 
 
 def take_out(waiting: deque[Settlement], most: int) -> list[Settlement]:
-    """Take out the first of what waits; several threads may at one time."""
+    """Remove and return up to this many of the first settlements; thread-safe."""
     batch: list[Settlement] = []
     try:
         while len(batch) < most:
             batch.append(waiting.popleft())
-    except IndexError:  # another thread may have been quicker, so asking first would be no use
+    except IndexError:
         pass
     return batch
 
 
-#: By broker: all channels of this process to one Redis share one.
 _outboxes: dict[object, Outbox] = {}
 
 
 def outbox_of(broker: object) -> Outbox:
-    """Return what all channels of this process to one Redis share."""
+    """Return the outbox that all channels of this process to one Redis share."""
     return _outboxes.setdefault(broker, Outbox())
 
 
+# What follows is sent with the next settlements.
+
+
 def report(queue: str, lane: str, *, ms: float | None, is_good: bool | None) -> None:
-    """Tell of an attempt, with the next settlements: what its endpoint may have at one time follows from it.
+    """Report an attempt, which changes its lane's concurrency window.
 
     Args:
-        queue: of the attempt's message.
-        lane: of it.
-        ms: milliseconds that the attempt took; None: that says nothing.
-        is_good: False has the lane's share halved; None: the endpoint is not to blame, nor to praise.
+        queue: the queue of the attempt's message.
+        lane: the message's lane.
+        ms: duration in milliseconds; None does not change the mean.
+        is_good: True may grow the window, False halves it, None leaves it.
     """
     verdict = "" if is_good is None else "good" if is_good else "bad"
-    _tell(Settlement(lane, "report", "" if ms is None else f"{ms:.3f}", verdict, "", queue))
+    _report(Settlement(lane, "report", "" if ms is None else f"{ms:.3f}", verdict, "", queue))
 
 
 def limit_lane(queue: str, lane: str, rate: tuple[float, int] | None) -> None:
-    """Tell a lane's limit as it is now, attempts per second and burst, or that it has none; with the next settlements.
+    """Set a lane's current rate limit, attempts per second and burst, or remove it.
 
-    Not what a message or an attempt was begun with: that may be older than what another worker has told.
+    Do not pass the limit of a message: another worker may have set a newer one.
     """
     per_s, burst = rate or ("", "")
-    _tell(Settlement(lane, "limit", str(per_s), str(burst), "", queue))
+    _report(Settlement(lane, "limit", str(per_s), str(burst), "", queue))
 
 
 def hold_lane(queue: str, lane: str, seconds: float) -> None:
-    """Have a lane give out nothing for so long; told with the next settlements. A later call counts instead."""
-    _tell(Settlement(lane, "hold", f"{seconds:.3f}", "", "", queue))
+    """Hold a lane for this time from now on; replaces an earlier hold."""
+    _report(Settlement(lane, "hold", f"{seconds:.3f}", "", "", queue))
 
 
 def finish(queue: str, lane: str, tag: str) -> None:
-    """Tell of the end of an attempt that `Channel.admit` let go; told with the next settlements."""
+    """End an attempt that `Channel.admit` admitted."""
     for outbox in list(_outboxes.values()):
         outbox.settlements.append(Settlement(held_tag(tag), "done", "", lane, "", queue))
 
 
 def held_tag(tag: str) -> str:
-    """Return a tag that says which process holds what it stands for: `lua/parts/leases.lua` reads it."""
+    """Return a tag with this process's token, which `lua/parts/leases.lua` reads."""
     return f"{process_token()}/{tag}"
 
 
-def _tell(settlement: Settlement) -> None:
+def _report(settlement: Settlement) -> None:
     for outbox in list(_outboxes.values()):  # a worker has one broker
         outbox.reports.append(settlement)

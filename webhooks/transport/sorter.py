@@ -1,7 +1,6 @@
-"""Puts messages of plain producers into lanes: they come as one line, which a loud one of them would fill.
+"""Sorts messages of plain producers, which share one list per queue, into lanes.
 
-Owns reading the oldest of such messages and saying to which lane each belongs. A message is in exactly one place all
-the time: it is read where it stands, and one script moves it, if it still is there.
+Messages are read in the list, and one script moves those that are still there. So a message is always in one place.
 """
 
 from collections.abc import Sequence
@@ -15,14 +14,14 @@ from webhooks.transport.lanes import parent_lane_of
 from webhooks.transport.messages import due_at, read_message, without_eta
 from webhooks.transport.scripts import FEW, SORT, UNSORTED
 
-#: Of a long line also so many of the newest: what has just come is not to wait until all of it is sorted.
+#: Number of newest messages of a long list that are sorted as well, so that they do not wait for all older ones.
 _NEWEST = 50
-#: Milliseconds for which nobody else sorts: long enough for one turn, short if its worker dies.
+#: Duration of the lock that keeps other workers from sorting.
 _SORTING_MS = 2000
 
 
 class Sorts(Protocol):
-    """What of a channel is needed here."""
+    """The methods of a channel that sorting uses."""
 
     @property
     def priority_steps(self) -> Sequence[int]: ...  # noqa: D102
@@ -39,12 +38,8 @@ class Sorts(Protocol):
 
 
 def sort(channel: Sorts, queues: Sequence[str], who: str) -> bool:
-    """Put some messages of these queues into their lanes, unless another worker is just doing it.
-
-    Returns:
-        Whether there may be more.
-    """
-    # What stands in a list of the queue that others are joined to came first: see `put.lua`.
+    """Sort some messages of queues into lanes, unless another worker does; return whether there may be more."""
+    # Messages in a list of the queue that others are joined to are older: see `put.lua`.
     by_age = sorted(queues, key=lambda queue: channel.joined_to(queue) != queue)
     lists = [(queue, priority) for queue in by_age for priority in channel.priority_steps]
     keys = [channel.list_of(queue, priority) for queue, priority in lists]
@@ -55,11 +50,11 @@ def sort(channel: Sorts, queues: Sequence[str], who: str) -> bool:
     filing: list[Any] = []
     present, end = float(found[2]), 3 + int(found[1])
     newest, oldest = found[3:end], found[end:]
-    # The newest first: an oldest one that is not as it was ends it.
+    # The newest first, as the script stops at an oldest message that has changed.
     for raw in reversed(newest):
-        lane, whole, how, _, filed = _file(channel, queue, priority, raw, present)
+        lane, parent, how, _, filed = _file(channel, queue, priority, raw, present)
         if how == "lane" and not filed:
-            filing += [raw, lane, whole, "newest", 0, ""]
+            filing += [raw, lane, parent, "newest", 0, ""]
     for raw in reversed(oldest):
         filing += [sha1(raw, usedforsecurity=False).hexdigest(), *_file(channel, queue, priority, raw, present)]
     about = [channel.prefixed(""), who, queue, channel.joined_to(queue)]
@@ -67,11 +62,11 @@ def sort(channel: Sorts, queues: Sequence[str], who: str) -> bool:
 
 
 def _file(channel: Sorts, queue: str, priority: int, raw: bytes, present: float) -> tuple[str, str, str, float, str]:
-    """Say where a message goes, as `SORT` wants it: lane, what that is a part of, how, seconds, what stands for it."""
+    """Return a message's arguments for `SORT`: lane, parent, "lane" or "park", seconds, the text that replaces it."""
     try:
         message = read_message(raw)
         lane, eta = channel.lane_of(message), due_at(message)
-    except Exception:  # noqa: BLE001 - whatever it is: whoever takes it says so
+    except Exception:  # noqa: BLE001 - the consumer reports it
         return OTHERS, "", "lane", 0, ""
     if eta is None:
         return lane, parent_lane_of(lane), "lane", 0, ""

@@ -1,9 +1,8 @@
-"""What the jobs of one batch share while Celery's tracer runs them: their outcomes, retries and logs.
+"""State that the jobs of one batch share while Celery's tracer runs them: outcomes, retries to publish, logs.
 
-The pool runs the tracer once for each job and writes once for all of them. So within a batch a task's body finds the
-outcome that the steps came to, a published retry waits for the others' (`MessageBatch`), and a hook hands its log over
-instead of writing it. Outside of a batch (a task called as a function, eagerly, or in Celery's solo pool) there is
-none, and everything is done at once.
+The pool runs the tracer once per job and writes once per batch. Within a batch, the task body returns the known
+outcome, retries are collected, and hooks hand over their logs. Outside a batch (eager tasks, the solo pool) each task
+does all of this by itself.
 """
 
 import threading
@@ -20,10 +19,10 @@ from webhooks.producer.publishing import MessageBatch
 
 @dataclass(slots=True)
 class Batch:
-    """The jobs that are traced one after the other."""
+    """The jobs that one thread traces in sequence."""
 
     messages: MessageBatch
-    #: What came of the job that is traced now.
+    #: Outcome of the job that is traced now.
     outcome: DeliverOutcome | SendOutcome | None = None
     #: Attempts whose logs the result hook has handed over.
     attempted: list[Attempted] = field(default_factory=list)
@@ -37,7 +36,7 @@ _current = _Current()
 
 
 def current_batch() -> Batch | None:
-    """Return the batch that this thread traces; None where it traces none."""
+    """Return the batch of this thread, if any."""
     return _current.batch
 
 
@@ -52,5 +51,5 @@ def new_batch() -> Iterator[Batch]:
 
 
 def gathering_producer() -> Producer | None:
-    """Return what gathers this batch's messages; None outside of a batch: Celery takes a producer of its own."""
+    """Return the producer that collects this batch's messages. None outside a batch: Celery then uses its own."""
     return None if _current.batch is None else cast("Producer", _current.batch.messages)

@@ -1,6 +1,6 @@
-"""Takes away bindings that earlier versions left on the broker, where they outlive the worker that made them.
+"""Removes bindings of earlier versions from the broker.
 
-Those bound all our queues to exchange ``celery`` with key ``celery``, so that a message published there came into each.
+They bound every queue to exchange ``celery`` with key ``celery``, so a message published there reached all queues.
 """
 
 import logging
@@ -33,7 +33,7 @@ def _unbind(channel: Any, queue: str) -> None:
     if not isinstance(channel, plain.Channel):
         channel.queue_unbind(queue, _EXCHANGE, _KEY)
         return
-    # kombu's `queue_unbind` takes a binding out of this process alone.
+    # kombu's `queue_unbind` removes the binding only from this process's memory.
     member = channel.sep.join([_KEY, "", queue])
     with channel.conn_or_acquire() as client:
         client.srem(channel.keyprefix_queue % _EXCHANGE, member)

@@ -1,4 +1,4 @@
-"""Writes dead letters, each before its message is acked: Celery would ack and forget the message."""
+"""Writes each dead letter to MongoDB before its message is acked."""
 
 import logging
 import queue
@@ -18,21 +18,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _PendingLetter:
-    """A letter on its way to MongoDB, and what becomes of its message then."""
-
     letter: DeadLetter
-    #: Acks the message.
     finish: Callable[[], object]
-    #: Gives the message back to the broker.
     give_back: Callable[[], object]
+    #: By `time.monotonic`.
     give_up_at: float
 
 
 class DeadLetterWriter:
-    """Stores dead letters, each before its message is acked, in a thread: the consumer's must not wait for MongoDB.
+    """Writes dead letters in a thread of its own, as the consumer's thread must not wait for MongoDB.
 
-    Messages on their way are unacked, so the prefetch limit bounds how many there are, and whatever happens to this
-    process the broker gives them out again.
+    The messages of pending letters are unacked. So the prefetch limit bounds the queue, and the broker redelivers them
+    if this process dies.
     """
 
     def __init__(self) -> None:
@@ -41,12 +38,12 @@ class DeadLetterWriter:
         self._thread: threading.Thread | None = None
 
     def write(self, letter: DeadLetter, finish: Callable[[], object], give_back: Callable[[], object]) -> None:
-        """Store a letter soon, and then do away with its message.
+        """Store a letter in the background.
 
         Args:
-            letter: what to store.
+            letter: the letter.
             finish: acks the message; called once the letter is stored.
-            give_back: returns the message to its queue; called instead when MongoDB stays away.
+            give_back: returns the message to its queue; called instead if MongoDB stays unavailable.
         """
         self._pending.put(
             _PendingLetter(letter, finish, give_back, time.monotonic() + get_settings().mongodb_timeout_s)
@@ -60,12 +57,12 @@ class DeadLetterWriter:
         while True:
             pending = self._pending.get()
             try:
-                self._carry_out(pending)
+                self._write(pending)
             except Exception as error:  # noqa: BLE001
-                # Such as an ack after the connection was lost: the message comes back, and its letter is the same.
+                # For example an ack on a lost connection: the message comes back and makes the same letter.
                 logger.error("dead letter %s: its message stays unacked: %s", pending.letter.id, trace(error))  # noqa: TRY400
 
-    def _carry_out(self, pending: _PendingLetter) -> None:
+    def _write(self, pending: _PendingLetter) -> None:
         letter = pending.letter
         while time.monotonic() < pending.give_up_at:
             try:
@@ -73,7 +70,7 @@ class DeadLetterWriter:
             except StoreUnavailable as error:
                 logger.warning("holding a dead letter: %s", error)
                 if stopping.wait(1):
-                    return  # unacked, so it goes back when the worker closes its connection
+                    return  # the message goes back when the worker closes its connection
             else:
                 logger.error(
                     "dead letter %s: %s, task=%s message=%s queue=%s: %s",
@@ -84,5 +81,4 @@ class DeadLetterWriter:
         pending.give_back()
 
 
-#: The writer of this process.
 dead_letters = DeadLetterWriter()

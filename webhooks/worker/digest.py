@@ -1,7 +1,6 @@
-"""What a worker tells of its settings, so that `webhooks check` and the notes of other commands can judge by them.
+"""The digest of its settings that a worker sends to `webhooks check` and other commands, for comparison.
 
-Owns which settings those are, and how two processes' are compared. No secret is among them: a key is told by its
-fingerprint. A worker answers with it to the inspect command of `inspection`.
+It holds no secret: encryption keys appear as fingerprints.
 """
 
 import hashlib
@@ -14,21 +13,21 @@ from typing import Any, Self
 from webhooks.config import Network, Settings
 from webhooks.version import __version__
 
-#: Name of the inspect command that a worker answers with its digest.
+#: Name of the inspect command to which a worker replies with its digest.
 SETTINGS_COMMAND = "webhooks_settings"
 _FINGERPRINT_DIGITS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Digest:
-    """Settings of one process, in a form that JSON knows."""
+    """Settings of one process, as JSON values."""
 
     version: str
     #: CIDRs.
     allowed_networks: list[str]
-    #: As the setting has it, such as ``80,443,8000-8999``; None where it is not set.
+    #: In the setting's syntax, such as ``80,443,8000-8999``; None if not set.
     allowed_ports: str | None
-    #: Fingerprints of the keys, in their order.
+    #: Fingerprints of the keys, in the setting's order.
     encryption_key: list[str]
     retry_delay_s: float
     max_retries: int
@@ -36,7 +35,7 @@ class Digest:
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
-        """Tell of settings."""
+        """Make the digest of settings."""
         return cls(
             version=__version__,
             allowed_networks=sorted(map(str, settings.allowed_networks)),
@@ -49,7 +48,7 @@ class Digest:
 
     @classmethod
     def read(cls, reply: Any) -> Self | None:
-        """Read what a worker told; None where that is none: it may be of another version, or of another application."""
+        """Read a worker's reply; None if it is no digest, as from another version or application."""
         try:
             made = cls(**reply)
             made.networks()
@@ -62,25 +61,24 @@ class Digest:
         return made if keys_are_text else None
 
     def to_wire(self) -> dict[str, Any]:
-        """Return what `read` reads."""
+        """Return the form that `read` reads."""
         return asdict(self)
 
     def networks(self) -> tuple[Network, ...]:
-        """Return the networks that requests may go to besides public addresses."""
+        """Return the networks that are allowed besides public addresses."""
         return tuple(map(ip_network, self.allowed_networks))
 
     def ports(self) -> frozenset[int] | None:
-        """Return the ports that requests may go to; None where the setting is not set."""
+        """Return the allowed ports; None if the setting is not set."""
         if self.allowed_ports is None:
             return None
         bounds = [part.partition("-") for part in self.allowed_ports.split(",") if part]
         return frozenset(port for first, _, last in bounds for port in range(int(first), int(last or first) + 1))
 
     def compare(self, other: "Digest") -> list[str]:
-        """Say in which settings this process, a worker, differs from another one, the terminal.
+        """Return a line for each setting in which this worker differs from the calling process.
 
-        Returns:
-            A line each, such as ``WEBHOOKS_MAX_RETRIES is 3 there, 5 here``.
+        Such as ``WEBHOOKS_MAX_RETRIES is 3 there, 5 here``.
         """
         here = other.to_wire()
         return [
@@ -92,7 +90,7 @@ class Digest:
 
 
 def fingerprint(key: str) -> str:
-    """Return what tells one encryption key from another, and tells nothing else of it."""
+    """Return a short one-way fingerprint of an encryption key."""
     digest = hashlib.sha256(b"webhooks encryption key\0" + urlsafe_b64decode(key))
     return digest.hexdigest()[:_FINGERPRINT_DIGITS]
 
@@ -105,7 +103,7 @@ def _show(name: str, value: Any) -> str:
 
 
 def _ranges(ports: Iterable[int]) -> str:
-    """Write ports as the setting does."""
+    """Write ports in the setting's syntax."""
     found: list[list[int]] = []
     for port in sorted(ports):
         if found and found[-1][1] == port - 1:
@@ -116,5 +114,5 @@ def _ranges(ports: Iterable[int]) -> str:
 
 
 def open_missing(workers: Mapping[str, Digest], key: str) -> list[str]:
-    """Return the names of the workers that cannot open what this key seals."""
+    """Return the names of the workers that do not have this encryption key."""
     return [name for name, worker in workers.items() if fingerprint(key) not in worker.encryption_key]

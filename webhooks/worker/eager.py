@@ -1,10 +1,10 @@
-"""Tasks that run in the process that calls them: eagerly, or called as functions."""
+"""Precondition of tasks that run in the calling process: eagerly, or called as functions."""
 
 from webhooks.config import get_settings
 from webhooks.errors import StoreUnavailable
 from webhooks.store.mongo import open_database, server_version
 
-#: Seconds that MongoDB may take here. A worker waits longer for one that is away; the caller here is mostly a test.
+#: Timeout for MongoDB. Shorter than a worker's, as the caller is usually a test.
 _TIMEOUT_S = 2.0
 
 
@@ -12,7 +12,7 @@ def check() -> None:
     """Make sure that MongoDB answers.
 
     Raises:
-        StoreUnavailable: it does not; the text says what else a test can do.
+        StoreUnavailable: it does not; the text names the alternative for tests.
     """
     database = open_database(get_settings().mongodb_url, _TIMEOUT_S)
     try:

@@ -1,4 +1,4 @@
-"""A ``webhooks.send`` message that no broker carries: for first attempts that the event's own worker makes."""
+"""A ``webhooks.send`` message that no broker carries: for first attempts made by the worker that accepted the event."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from webhooks.store.deliveries import Claim, Delivery
 
 
 class InPlaceMessage:
-    """What Celery's strategy and `Request` need of a kombu message."""
+    """The part of kombu's message interface that Celery's strategy and `Request` use."""
 
     content_type = "application/json"
     content_encoding = "utf-8"
@@ -25,19 +25,19 @@ class InPlaceMessage:
         on_end: Callable[[], object],
         on_give_back: Callable[[str], object],
     ) -> None:
-        """Make one.
+        """Make the message of an attempt.
 
         Args:
-            delivery: what to attempt.
-            claim: on the attempt.
-            parent: the request of the event's task.
-            on_end: called when Celery acks it.
-            on_give_back: called when Celery gives it back; gets the reason.
+            delivery: the delivery to attempt.
+            claim: the claim on the attempt.
+            parent: headers of the event's task.
+            on_end: called when Celery acks or drops the message.
+            on_give_back: called with the reason when Celery requeues the message.
         """
         self.claim = claim
         self._on_end = on_end
         self._on_give_back = on_give_back
-        #: What the pool made of it; None where Celery did not hand it on, as it was revoked.
+        #: The pool's job; None if the task was revoked, as Celery then does not apply it.
         self.job: Any = None
         self.acknowledged = False
         self.payload = ((), {"delivery_id": delivery.delivery_id}, None)
@@ -58,13 +58,13 @@ class InPlaceMessage:
         }
 
     def ack(self, *_: object) -> None:
-        """End it, as Celery's ``on_ack``."""
+        """Ack it, as Celery's ``on_ack``."""
         if not self.acknowledged:
             self.acknowledged = True
             self._on_end()
 
     def reject(self, logger: object, errors: object, requeue: bool = False) -> None:
-        """Drop it or give it back, as Celery's ``on_reject``."""
+        """Drop or requeue it, as Celery's ``on_reject``."""
         if not requeue:
             self.ack()
         elif not self.acknowledged:

@@ -1,14 +1,14 @@
-"""The worker's pool: Celery's extension point (`worker_pool`), through which all of its work is done in batches.
+"""The worker's pool (Celery's `worker_pool`), which processes jobs in batches.
 
-Celery's consumer, its `Request` and its tracer stay as they are. A job that Celery applies goes through steps, each of
-which takes what has gathered since it was last carried out and returns an outcome for each item:
+Celery's consumer, `Request` and tracer are used unchanged. Each job passes through steps. A step takes the jobs that
+have gathered since its last run and returns one outcome per job:
 
-    webhooks.deliver   accept → its first attempts become `webhooks.send` jobs in place
+    webhooks.deliver   accept → its first attempts become `webhooks.send` jobs in this worker
     webhooks.send      claim → attempt → record
-    any other task     run in a thread, as Celery's own pool of threads does
+    any other task     runs in a thread, as in Celery's thread pool
 
-When the outcome of a job is known, Celery's tracer runs its task: the body says the outcome in Celery's words, signals
-and hooks fire, retries are published. Celery is told of its end (`callback`: ack, event) after its log is written.
+Once the outcome is known, Celery's tracer runs the task: the body returns or raises the outcome, signals and hooks
+fire, retries are published. Celery gets the result (`callback`: ack, event) after the log is written.
 """
 
 import logging
@@ -45,33 +45,33 @@ from webhooks.worker.inplace import InPlaceMessage
 
 logger = logging.getLogger(__name__)
 
-#: Items that share a step. Under load they gather while the step before is carried out.
+#: Maximum number of jobs in one step.
 _MAX_BATCH = 100
-#: Seconds between two looks whether first attempts that wait for their turn may be made.
-_LOOK_AGAIN_S = 0.003
-#: Threads for tasks that are not steps: logs that come late through the broker, and a service's own tasks.
+#: Interval at which events whose first attempts wait for their turn are accepted again.
+_ACCEPT_AGAIN_S = 0.003
+#: Threads for other tasks: late logs, and a service's own tasks.
 _OTHER_THREADS = 8
-#: Put into a line to end its thread.
+#: Ends the thread that reads it from its queue.
 _END = None
 
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """One application of a task, from Celery's `Request` to its end."""
+    """One application of a task."""
 
     target: Callable[..., Any]
     args: Sequence[Any]
     callback: Callable[..., Any]
     accept_callback: Callable[..., Any]
     outcome: DeliverOutcome | SendOutcome | None = None
-    #: Seconds that the attempt took, for Celery's task events; None: as long as the tracer says.
+    #: The attempt's runtime for Celery's task events, in seconds; None: use the tracer's.
     took_s: float | None = None
-    #: What Celery's tracer returned.
+    #: Celery's tracer's return value: failed, value, runtime.
     result: Any = None
 
     @property
     def task_id(self) -> str:
-        """Celery's: of an attempt the delivery's id, of an event its own."""
+        """The task's id: of an attempt the delivery's id, of an event its own."""
         return self.args[1]
 
     @property
@@ -80,42 +80,42 @@ class Job:
         return self.args[2]
 
     def begin(self) -> None:
-        """Tell Celery that work on it begins."""
+        """Report the start of the task to Celery."""
         self.accept_callback(os.getpid(), time.monotonic())
 
     def trace(self) -> None:
-        """Have Celery's tracer run the task; within a batch that knows the outcome."""
+        """Run the task with Celery's tracer, within a batch that knows the outcome."""
         try:
             self.result = self.target(*self.args)
-        except Exception as error:  # noqa: BLE001 - the tracer lets a few pass; Celery's pools hand them on as well
+        except Exception as error:  # noqa: BLE001 - the tracer lets a few pass; Celery's pools report them as failures
             logger.error("job %s: %s", self.task_id, trace(error))  # noqa: TRY400
             self.result = 1, ExceptionInfo(), 0.0
 
     def reject(self, reason: str) -> None:
-        """Have its message go back to its queue, whatever came of it before."""
+        """Requeue its message, whatever its result was."""
         try:
-            raise Reject(reason, requeue=True)  # noqa: TRY301 - Celery reads what is raised
+            raise Reject(reason, requeue=True)  # noqa: TRY301 - `ExceptionInfo` reads the exception in flight
         except Reject:
             self.result = 1, ExceptionInfo(), 0.0
 
     def finish(self) -> None:
-        """Tell Celery of its end."""
+        """Report the result to Celery."""
         failed, value, runtime = self.result
         try:
             self.callback((failed, value, runtime if self.took_s is None else self.took_s))
-        except Exception as error:  # noqa: BLE001 - such as an ack on a connection that is gone: the message comes back
+        except Exception as error:  # noqa: BLE001 - for example an ack on a lost connection: the message comes back
             logger.warning("message %s stays unacked: %s", self.task_id, trace(error))
 
 
 @dataclass(slots=True, eq=False)
 class _Event:
-    """A ``webhooks.deliver`` job; Celery is told of its end after all that it began has ended."""
+    """A ``webhooks.deliver`` job. It ends after all attempts that it started."""
 
     job: Job
     accepting: Accepting
-    #: Attempts under way, and one for the accepting itself.
+    #: Running attempts, plus one for accepting the event.
     left: int = 1
-    #: Why its message goes back to its queue; None: it does not.
+    #: Why its message is requeued; None if it is not.
     given_up: str | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -124,7 +124,7 @@ class _Event:
             self.left += attempts
 
     def end_one(self) -> None:
-        """Note that an attempt, or the accepting, has ended."""
+        """Count the end of an attempt, or of accepting the event."""
         with self._lock:
             self.left -= 1
             is_last = not self.left
@@ -135,7 +135,7 @@ class _Event:
         self.job.finish()
 
     def give_up_one(self, reason: str) -> None:
-        """Note that an attempt could not be brought to its end, so that the event is to be handled again."""
+        """Count the end of an attempt that could not be finished; the event's message is requeued."""
         self.given_up = reason
         self.end_one()
 
@@ -145,29 +145,29 @@ class _Send:
     """A ``webhooks.send`` job."""
 
     job: Job
-    #: Where it was made in place: what it came from. None where it has a message of its own.
+    #: The event whose first attempt this is, if no broker carried the message.
     event: _Event | None = None
     attempt: ToAttempt | None = None
 
     @property
     def is_given_back(self) -> bool:
-        """Whether no request was made, and the message is to come again."""
+        """Whether no request was made and the message is requeued."""
         outcome = self.job.outcome
         return isinstance(outcome, Failed) and isinstance(outcome.error, Reject)
 
 
 class BatchPool(BasePool):
-    """Carries out what Celery applies, many jobs at a time."""
+    """Processes jobs in batches."""
 
     body_can_be_buffer = True
-    #: It waits for what it has begun, which a signal handler must not.
+    #: Stopping waits for running jobs, which a signal handler must not do.
     signal_safe = False
 
     limit: int
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        #: Celery's consumer; None before it is made.
+        #: Celery's consumer; None until `DurableConsumer` sets it.
         self.consumer: Any = None
         self._events: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._sends: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
@@ -195,19 +195,21 @@ class BatchPool(BasePool):
         accept_callback: Callable[..., Any] | None = None,
         **_: Any,
     ) -> None:
-        """Take a job."""
+        """Accept a job."""
+        if args[0] not in {"webhooks.deliver", "webhooks.send"}:
+            self._others.submit(apply_target, target, args, kwargs, callback, accept_callback)
+            return
+        job = Job(target, args, cast("Any", callback), cast("Any", accept_callback))
         message = getattr(getattr(callback, "__self__", None), "message", None)
         if args[0] == "webhooks.deliver":
-            self._events.put(Job(target, args, cast("Any", callback), cast("Any", accept_callback)))
-        elif args[0] != "webhooks.send":
-            self._others.submit(apply_target, target, args, kwargs, callback, accept_callback)
+            self._events.put(job)
         elif isinstance(message, InPlaceMessage):
-            message.job = Job(target, args, cast("Any", callback), cast("Any", accept_callback))
+            message.job = job
         else:
-            self._sends.put(Job(target, args, cast("Any", callback), cast("Any", accept_callback)))
+            self._sends.put(job)
 
     def drain(self) -> None:
-        """End what was begun and leave the rest, whose messages go back with the connection."""
+        """Finish running jobs. The messages of the others are requeued when the connection closes."""
         if self._closing.is_set():
             return
         self._closing.set()
@@ -221,16 +223,16 @@ class BatchPool(BasePool):
         self._others.shutdown(cancel_futures=True)
 
     def on_stop(self) -> None:
-        """End; Celery's consumer has drained it already, while acks had a connection."""
+        """Stop. `DurableConsumer` has usually drained the pool already, while acks had a connection."""
         self.drain()
 
     def grow(self, n: int = 1) -> None:
-        """Make room for more attempts at one time: `celery control pool_grow`, and ``--autoscale``."""
+        """Allow more concurrent attempts: `celery control pool_grow`, and ``--autoscale``."""
         self.limit += n
         self._slots.resize(self.limit)
 
     def shrink(self, n: int = 1) -> None:
-        """Make room for fewer; what is under way goes on."""
+        """Allow fewer concurrent attempts; running ones continue."""
         self.limit = max(1, self.limit - n)
         self._slots.resize(self.limit)
 
@@ -241,7 +243,7 @@ class BatchPool(BasePool):
     def _accept_all(self) -> None:
         waiting: list[_Event] = []
         while True:
-            batch = _take_batch(self._events, _LOOK_AGAIN_S if waiting else None)
+            batch = _take_batch(self._events, _ACCEPT_AGAIN_S if waiting else None)
             if self._closing.is_set():
                 return
             for job in batch:
@@ -253,7 +255,7 @@ class BatchPool(BasePool):
         return _Event(job, Accepting(job.task_id, arguments[0], job.request, self._node, makes_attempts=True))
 
     def _accept(self, events: list[_Event]) -> list[_Event]:
-        """Accept events; return those that wait for their turn."""
+        """Accept events; return those whose first attempts wait for their turn."""
         services = get_services()
 
         def step(some: Sequence[_Event]) -> list[Accepted]:
@@ -283,7 +285,7 @@ class BatchPool(BasePool):
         return waiting
 
     def _begin_in_place(self, event: _Event, attempts: Sequence[ToAttempt]) -> list[_Send]:
-        """Have Celery make a ``webhooks.send`` request of each first attempt, without a message from the broker."""
+        """Have Celery make a ``webhooks.send`` request for each first attempt, without a broker message."""
         sends = []
         event.add(len(attempts))
         for attempt in attempts:
@@ -291,7 +293,7 @@ class BatchPool(BasePool):
                 attempt.delivery, attempt.claim, event.job.request, event.end_one, event.give_up_one
             )
             self.consumer.strategies["webhooks.send"](message, None, message.ack, message.reject, ())
-            if message.job is None:  # it was revoked: see `worker.SendRequest`
+            if message.job is None:  # revoked: see `request.SendRequest`
                 self._slots.give_back(1)
                 leave_lane(attempt.delivery, attempt.claim)
                 continue
@@ -334,14 +336,14 @@ class BatchPool(BasePool):
 
     # ── Attempt ─────────────────────────────────────────────────────────────────────────────────────────────────────
     def _attempt(self, sends: Iterable[_Send]) -> None:
-        """Have requests made; their answers come to `_conclude`."""
+        """Start the requests; `_conclude` gets their answers."""
         runner = get_services().attempt_runner
         requests: list[tuple[OutgoingRequest, Callable[[Answer], None]]] = []
         for send in sends:
             one = cast("ToAttempt", send.attempt)
             try:
                 prepared = runner.prepare(one.delivery, one.webhook, one.claim, one.event, is_probe=one.is_probe)
-            except Exception as error:  # noqa: BLE001 - such as a body that was changed into no event
+            except Exception as error:  # noqa: BLE001 - for example a stored event that is no longer valid
                 get_services().deliveries.give_up(one.claim)
                 self._end(send, Failed(error))
                 continue
@@ -353,7 +355,7 @@ class BatchPool(BasePool):
         runner.sender.submit_many(requests)
 
     def _conclude(self, send: _Send, prepared: PreparedAttempt, answer: Answer) -> None:
-        """Judge an answer; called by one of the sender's threads, among others."""
+        """Evaluate an answer. Usually runs in one of the sender's threads."""
         one = cast("ToAttempt", send.attempt)
         if isinstance(answer.defect, TooLate):
             self._end(send, give_back(get_services(), one.claim, answer.defect))
@@ -362,8 +364,8 @@ class BatchPool(BasePool):
             log = get_services().attempt_runner.conclude(prepared, answer)
             send.job.took_s = (log.details.total_ms or 0) / 1000
             report_attempt(one.delivery.lane, log)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the task says it in Celery's words
-            # The claim stays: when it has run out, the next claimant puts an interrupted attempt on record.
+        except Exception as error:  # noqa: BLE001 - the task raises it
+            # The claim stays. Once it has expired, the next claimant records an interrupted attempt.
             self._end(send, Failed(error))
         else:
             self._end(send, Attempted(one, log))
@@ -390,7 +392,7 @@ class BatchPool(BasePool):
                 batch.outcome = send.job.outcome
                 send.job.trace()
             self._publish(batch)
-        # Before their messages go back: any worker may be the next to claim.
+        # Before their messages are requeued, as any worker may claim them next.
         release(services, [send.attempt.claim for send in ended if send.attempt and send.is_given_back])
         first = {send.attempt for send in ended if send.event is not None}
         forgotten = record(services, batch.attempted, [one for one in batch.attempted if one.attempt in first])
@@ -406,7 +408,7 @@ class BatchPool(BasePool):
     def _publish(batch: Any) -> None:
         try:
             batch.messages.publish_all()
-        except Exception as error:  # noqa: BLE001 - the ledger says that they are due, and the sweep queues them
+        except Exception as error:  # noqa: BLE001 - the ledger has their due times, and the sweep queues them
             logger.warning("retries wait for the sweep: %s", type(error).__name__)
 
     @property
@@ -415,7 +417,7 @@ class BatchPool(BasePool):
 
 
 class _SharedWeakSet(weakref.WeakSet[Any]):
-    """A set that one thread can read while others change it; Celery's `inspect` reads the worker's own as they are."""
+    """A weak set that can be iterated while other threads change it, as Celery's `inspect` does."""
 
     def __iter__(self) -> Iterator[Any]:
         references: Any = self.data  # pyright: ignore[reportAttributeAccessIssue]
@@ -423,7 +425,7 @@ class _SharedWeakSet(weakref.WeakSet[Any]):
 
 
 class _Slots:
-    """How many attempts are under way, and how many may be."""
+    """Limits the number of concurrent attempts."""
 
     def __init__(self, limit: int) -> None:
         self.taken = 0
@@ -440,20 +442,19 @@ class _Slots:
             self._changed.notify_all()
 
     def take(self, most: int) -> int:
-        """Take slots, as many as are free; return how many."""
+        """Take up to this many free slots; return the number taken."""
         with self._changed:
             taken = min(most, self._free)
             self.taken += taken
             return taken
 
     def give_back(self, count: int) -> None:
-        """Give slots back."""
         with self._changed:
             self.taken -= count
             self._changed.notify_all()
 
     def wait(self, most: int, closing: threading.Event) -> int:
-        """Take slots as soon as one is free; return how many. 0 when the pool closes."""
+        """Wait for a free slot, then take up to this many; return the number taken, 0 when the pool closes."""
         with self._changed:
             while not (taken := min(most, self._free)):
                 if closing.is_set():
@@ -463,13 +464,13 @@ class _Slots:
             return taken
 
 
-def _take_batch(line: "queue.SimpleQueue[Any]", timeout_s: float | None = None) -> list[Any]:
-    """Wait for one item, and take those that are there by then, up to `_END`; none when time is up."""
+def _take_batch(source: "queue.SimpleQueue[Any]", timeout_s: float | None = None) -> list[Any]:
+    """Wait for one item, then take all queued items up to `_END`; empty after the timeout."""
     batch: list[Any] = []
     try:
-        batch.append(line.get(timeout=timeout_s) if timeout_s != 0 else line.get_nowait())
+        batch.append(source.get(timeout=timeout_s) if timeout_s != 0 else source.get_nowait())
         while len(batch) < _MAX_BATCH and batch[-1] is not _END:
-            batch.append(line.get_nowait())
+            batch.append(source.get_nowait())
     except queue.Empty:
         pass
     return batch

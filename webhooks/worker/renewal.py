@@ -1,7 +1,7 @@
-"""Threads that renew this process's leases, one for each server: while one is away, the other's goes on.
+"""Threads that renew this process's leases: one thread per server, so an outage of one does not affect the other.
 
-They share nothing with what a worker does: not its connections, locks or event loop. Started by Celery with the worker,
-before it takes anything, and ended with it, after it has given everything back.
+They share no connections, locks or event loop with the worker. They start before the worker takes its first message
+and end after it has returned its last.
 """
 
 import logging
@@ -22,10 +22,10 @@ from webhooks.transport.holder import RENEW_AGAIN_S, RENEW_EVERY_S
 
 logger = logging.getLogger(__name__)
 
-#: Seconds after which a Redis that does not answer is asked again, over a new connection.
-_ANSWER_S = 2.0
-#: Seconds that ending the leases may take at shutdown; they lapse by themselves.
-_END_S = 3.0
+#: Timeout for Redis; the next try uses a new connection.
+_REDIS_TIMEOUT_S = 2.0
+#: Timeout for ending the leases at shutdown. Otherwise they lapse.
+_END_TIMEOUT_S = 3.0
 
 _OUTAGES = (StoreUnavailable, OperationalError, RedisError, OSError)
 
@@ -34,12 +34,12 @@ class Renewal:
     """Renews one lease until it is ended."""
 
     def __init__(self, name: str, renew: Callable[[], object], end: Callable[[], object]) -> None:
-        """Make one.
+        """Make the renewal of one lease.
 
         Args:
-            name: of the server, for the log.
-            renew: says that this process lives. May raise whatever it likes.
-            end: says that it holds nothing any more; likewise.
+            name: the server's name, for the log.
+            renew: renews the lease; may raise any error.
+            end: ends the lease; may raise any error.
         """
         self._name = name
         self._renew = renew
@@ -52,30 +52,30 @@ class Renewal:
         self._thread.start()
 
     def end(self) -> None:
-        """Have the lease ended."""
+        """Ask the thread to end the lease and itself."""
         self._is_ending.set()
 
     def join(self, timeout_s: float) -> None:
-        """Wait until it is."""
+        """Wait for the thread to end."""
         self._thread.join(timeout_s)
 
     def _run(self) -> None:
         is_good = True
         while True:
-            was_good, is_good = is_good, self._try(self._renew, is_told=is_good)
+            was_good, is_good = is_good, self._try(self._renew, is_logged=is_good)
             if is_good and not was_good:
                 logger.info("the lease in %s is renewed again", self._name)
             if self._is_ending.wait(RENEW_EVERY_S if is_good else RENEW_AGAIN_S):
-                self._try(self._end, is_told=True)
+                self._try(self._end, is_logged=True)
                 return
 
-    def _try(self, action: Callable[[], object], *, is_told: bool) -> bool:
+    def _try(self, action: Callable[[], object], *, is_logged: bool) -> bool:
         try:
             action()
         except _OUTAGES as error:
-            if is_told:
+            if is_logged:
                 logger.warning("the lease in %s is not renewed: %s", self._name, error)
-        except Exception as error:  # noqa: BLE001 - the thread must go on, and the next time may go well
+        except Exception as error:  # noqa: BLE001 - the thread must go on; the next renewal may succeed
             logger.error("renewing the lease in %s met a defect: %s", self._name, trace(error))  # noqa: TRY400
         else:
             return True
@@ -83,8 +83,7 @@ class Renewal:
 
 
 def _renew_in_mongodb() -> None:
-    # Looked up each time: Celery's solo pool has the services opened anew.
-    get_services().leases.renew()
+    get_services().leases.renew()  # looked up each time: Celery's solo pool opens the services anew
 
 
 def _end_in_mongodb() -> None:
@@ -92,31 +91,31 @@ def _end_in_mongodb() -> None:
 
 
 class RedisLease:
-    """The lease of this process in Redis, over a connection of its own."""
+    """The lease of this process in Redis, over its own connection."""
 
     def __init__(self) -> None:
         self._connection: Any = None
 
     def renew(self) -> None:
-        """Say that this process lives.
+        """Renew the lease.
 
         Raises:
             kombu.exceptions.OperationalError: Redis cannot be reached.
-            redis.RedisError: likewise, or it refuses.
+            redis.RedisError: Redis cannot be reached or refuses.
         """
         self._run(Channel.renew_lease)
 
     def end(self) -> None:
-        """Say that it holds nothing any more; raises as `renew` does."""
+        """End the lease, as this process holds nothing any more; raises as `renew` does."""
         self._run(Channel.end_lease)
         self._close()
 
     def _run(self, action: Callable[[Channel], None]) -> None:
         try:
             if self._connection is None:
-                options = {"socket_timeout": _ANSWER_S, "socket_connect_timeout": _ANSWER_S}
+                options = {"socket_timeout": _REDIS_TIMEOUT_S, "socket_connect_timeout": _REDIS_TIMEOUT_S}
                 self._connection = app.connection_for_read(transport_options=options)
-                self._connection.ensure_connection(max_retries=1, timeout=_ANSWER_S)
+                self._connection.ensure_connection(max_retries=1, timeout=_REDIS_TIMEOUT_S)
             action(self._connection.default_channel)
         except BaseException:
             self._close()
@@ -133,7 +132,7 @@ _renewals: list[Renewal] = []
 
 @worker_init.connect
 def _start(sender: Any, **_: object) -> None:
-    if sender.app is not app:  # a service's own worker, which hands events in
+    if sender.app is not app:  # a service's own worker, which only produces events
         return
     _renewals.append(Renewal("MongoDB", _renew_in_mongodb, _end_in_mongodb))
     if app.connection_for_read().get_transport_cls() is Transport:
@@ -148,4 +147,4 @@ def _end(**_: object) -> None:
     for renewal in _renewals:
         renewal.end()
     for renewal in _renewals:
-        renewal.join(_END_S)
+        renewal.join(_END_TIMEOUT_S)

@@ -1,6 +1,6 @@
-"""The requests of our tasks: dead-letter each message whose task fails, and keep payloads out of logs and Flower.
+"""Request classes: dead-letter each message whose task fails, and keep payloads out of logs and Flower.
 
-Celery shows arguments as the producer described them; for a producer with nothing but Celery that is the payload.
+Celery shows the arguments as the producer described them. A producer without this package describes the payload.
 """
 
 import logging
@@ -28,42 +28,41 @@ from webhooks.worker.inplace import InPlaceMessage
 
 logger = logging.getLogger(__name__)
 
-#: Characters of a task's id; AMQP has no more room for one either.
+#: Maximum length of a task's id, as in AMQP.
 _MAX_NAME = 255
-#: More than any setting allows; a number beyond MongoDB's would fail the write that many others share.
+#: More than any setting allows. A number beyond MongoDB's range would fail the write of a whole batch.
 _MAX_RETRIES = 1_000_000
-#: Puts on record what was revoked: the consumer's thread must not wait for MongoDB.
+#: Records revoked deliveries, as the consumer's thread must not wait for MongoDB.
 _revoked = ThreadPoolExecutor(1, "revoked")
 
 
 class DurableRequest(Request):
-    """A received message of one of our tasks. Celery drops it when its task fails; this keeps it as a dead letter."""
+    """A message of one of our tasks. If the task fails, it becomes a dead letter; Celery would drop it."""
 
-    #: What the task raised; None before it did.
+    #: The exception that the task raised, if any.
     _error: object = None
-    #: Whether Celery's listeners were told that the task has started.
-    is_told_started = False
+    _is_started_sent = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if self._request_dict.get("retries") is None:  # clients in other languages send null for what they leave out
+        if self._request_dict.get("retries") is None:  # clients in other languages send null
             self._request_dict["retries"] = 0
         fault = None if isinstance(self.message, InPlaceMessage) else self._find_fault()
         if fault:
             raise InvalidTaskError(fault)
-        # Celery's tracer would decode the body once more.
+        # So that Celery's tracer does not decode the body again.
         self._body, self._content_type, self._content_encoding = self._decoded_body, None, None
 
     @property
     def _decoded_body(self) -> Any:
-        # Celery's `_payload` is this behind a lock that all requests share, and costs as much as all the rest.
+        # Celery's `_payload` adds a lock that all requests share, which costs as much as the rest of this class.
         return self._Request__payload  # pyright: ignore[reportAttributeAccessIssue]
 
     def _find_fault(self) -> str | None:
-        """Say what is wrong with headers or arguments; None when nothing is.
+        """Return what is wrong with headers or arguments, if anything.
 
-        Celery does not look at these before a pool thread trips over them, where some errors count as success and
-        others leave the message unacked for ever.
+        Celery finds such faults only in the pool, where some errors count as success and others leave the message
+        unacked forever.
         """
         headers, (args, kwargs, embed) = self._request_dict, self._decoded_body
         shadow, limits, eta = headers.get("shadow"), self.time_limits, self.eta
@@ -88,15 +87,15 @@ class DurableRequest(Request):
         return None if self._can_take(*args, *kwargs.values()) else "an argument is no text that can be stored"
 
     def _can_take(self, *arguments: object) -> bool:
-        """Tell whether arguments are what our tasks give each other: text.
+        """Return whether all arguments are text that MongoDB can store.
 
-        Anything else would reach MongoDB as part of a query, where an object is an operator and where what cannot be
-        encoded fails the write that many others share.
+        They become part of queries: there an object would be an operator, and text that cannot be encoded would fail
+        the write of a whole batch.
         """
         return all(isinstance(argument, str) and _is_utf8(argument) for argument in arguments)
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:
-        """Take note that the task failed; acks the message, unless it goes back to its queue."""
+        """Handle the task's failure; acks the message, unless it is requeued."""
         self._error = error = _unwrap(exc_info.exception)
         finish = partial(super().on_failure, exc_info, send_failed_event, return_ok)
         if isinstance(error, InvalidEvent):
@@ -108,37 +107,36 @@ class DurableRequest(Request):
         elif isinstance(error, (AttemptFailed, TaskPredicate, Terminated, MemoryError)) or not isinstance(
             error, Exception
         ):
-            finish()  # it is on record, goes on elsewhere, was revoked by an operator, or is Celery's to survive
+            finish()  # recorded, retried, revoked by an operator, or handled by Celery
         else:
             self._write_dead_letter(Reason.DEFECT, f"internal error: {type(error).__name__}", finish)
 
     def on_retry(self, exc_info: Any) -> None:
-        """Take note that the task is retried; acks the message."""
+        """Handle the task's retry; acks the message."""
         self._error = getattr(_unwrap(exc_info.exception), "exc", None)
         super().on_retry(exc_info)
 
     def send_event(self, type: str, **fields: Any) -> None:  # noqa: A002 - Celery's name
-        """Send one of Celery's task events, in words that people can read in Flower."""
-        if type == "task-started" and not self.is_told_started:
-            # Of a task that is over in milliseconds it tells nothing, and costs Flower as much as the others do.
-            # `DurableConsumer` sends it for those that take longer.
+        """Send one of Celery's task events, with texts that are readable in Flower."""
+        if type == "task-started" and not self._is_started_sent:
+            # `DurableConsumer` sends it, only for tasks that take long: each event costs Flower the same.
             return
         if type in {"task-retried", "task-failed"} and isinstance(self._error, AttemptFailed | InvalidEvent):
             fields.update(exception=str(self._error), result=str(self._error), traceback="")
         super().send_event(type, **fields)
 
-    def tell_started(self) -> None:
-        """Tell Celery's listeners that the task has started, once."""
-        if not self.is_told_started:
-            self.is_told_started = True
+    def send_started(self) -> None:
+        """Send ``task-started``, once."""
+        if not self._is_started_sent:
+            self._is_started_sent = True
             self.send_event("task-started")
 
     def info(self, safe: bool = False) -> dict[str, Any]:
-        """Return what `celery inspect` shows: with what stands for the arguments, which may be payload."""
+        """Return what `celery inspect` shows: the description of the arguments, which may be payload."""
         return {**super().info(safe=safe), "args": self.argsrepr, "kwargs": self.kwargsrepr}
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
-        """Take note of a time limit. A hard one comes to `on_failure` as well, and Celery would ack it here."""
+        """Handle a soft time limit. A hard one also reaches `on_failure`; Celery would ack the message here."""
         if soft:
             super().on_timeout(soft, timeout)
 
@@ -155,7 +153,7 @@ def _unwrap(error: object) -> object:
 
 
 def _is_name(value: object) -> bool:
-    """Tell whether a header is a name that can stand in logs, MongoDB and Flower as it is."""
+    """Return whether a header can be shown unescaped in logs, MongoDB and Flower."""
     return isinstance(value, str) and 0 < len(value) <= _MAX_NAME and value.isprintable()
 
 
@@ -172,10 +170,10 @@ def _is_limit(value: object) -> bool:
 
 
 class SendRequest(DurableRequest):
-    """A received ``webhooks.send`` message, or one that stands for a first attempt in place."""
+    """A ``webhooks.send`` message, from the broker or an `InPlaceMessage`."""
 
     def _announce_revoked(self, reason: str, terminated: bool, signum: object, expired: bool) -> None:
-        """Give the delivery up before its message is acked: what was only dropped would be queued again."""
+        """Give the delivery up before its message is acked; otherwise the sweep would queue it again."""
         self._already_revoked = True
         if isinstance(self.message, InPlaceMessage):
             get_services().deliveries.give_up(self.message.claim)
@@ -187,7 +185,7 @@ class SendRequest(DurableRequest):
             hold(lambda: skip_one(self.id))
         except Reject:
             self._give_back()
-        except Exception as error:  # noqa: BLE001 - the ledger keeps it, and the sweep queues it again
+        except Exception as error:  # noqa: BLE001 - it stays in the ledger, and the sweep queues it again
             logger.error("revoked delivery %s is not given up: %s", self.id, trace(error))  # noqa: TRY400
             finish()
         else:
@@ -196,7 +194,7 @@ class SendRequest(DurableRequest):
 
 
 def skip_one(delivery_id: str) -> None:
-    """Put on record that a delivery is given up, if it is still owed and nobody is attempting it."""
+    """Record that a delivery is given up, if it is pending and no worker is attempting it."""
     services = get_services()
     owed = services.deliveries.find(delivery_id)
     if owed is not None:
@@ -204,26 +202,26 @@ def skip_one(delivery_id: str) -> None:
 
 
 class DeliverRequest(DurableRequest):
-    """A received ``webhooks.deliver`` message whose payload is not shown."""
+    """A ``webhooks.deliver`` message whose payload is not shown."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if LANE_HEADER not in self._request_dict:
-            # What the log of a task reads. Constant, as describing an event costs more than most messages need.
+            # Celery logs these. Constant, as describing each event would cost too much.
             self._request_dict["argsrepr"] = self._request_dict["kwargsrepr"] = "…"
 
     def _can_take(self, *arguments: object) -> bool:
-        """Take anything: an event is checked, and refused in words, by its task."""
+        """Accept anything: the task validates the event and names what is wrong."""
         return True
 
     @property
     def argsrepr(self) -> str:
-        """What Flower and `celery inspect` show as arguments."""
-        if LANE_HEADER in self._request_dict:  # a producer with this package has described them
+        """The description of the arguments that Flower and `celery inspect` show."""
+        if LANE_HEADER in self._request_dict:  # from a producer with this package
             return self._argsrepr
         return describe_input([*self._args, *self._kwargs.values()])
 
     @property
     def kwargsrepr(self) -> str:
-        """Nothing: an event given by keyword is described with the arguments."""
+        """Empty: `argsrepr` describes keyword arguments as well."""
         return ""

@@ -1,4 +1,4 @@
-"""What a worker does and says when it starts, before its first message. Loaded in workers alone: `app` includes it."""
+"""Start-up of a worker: configuration warnings, process-wide settings, MongoDB indexes."""
 
 import gc
 import json
@@ -26,20 +26,19 @@ from webhooks.transport.bounded import BoundedConnection
 
 logger = logging.getLogger(__name__)
 
-#: Objects made and not freed, until the youngest are looked at; and of how often that is done, how often the older are.
+#: See `gc.set_threshold` and `_collect_less_often`.
 _GC_THRESHOLDS = (20_000, 20, 50)
 
 
 @celeryd_after_setup.connect
 def _warn(**_: object) -> None:
-    """Log a warning for each; the signal is sent once logging is set up."""
     for notice in [*find_notices(os.environ), *find_overruled(os.environ, worker)]:
         logger.warning("%s", notice)
 
 
 @worker_init.connect
 def _prepare_worker(sender: Any, **_: object) -> None:
-    if sender.app is not app:  # a service's own worker, which hands events in
+    if sender.app is not app:  # a service's own worker, which only produces events
         return
     _check_pool(get_implementation(sender.pool_cls))
     _read_json_as_it_is()
@@ -48,15 +47,15 @@ def _prepare_worker(sender: Any, **_: object) -> None:
     BoundedConnection.is_patient = True
     _allow_many_connections()
     _collect_less_often()
-    get_services()  # before there are threads: two that ask at one time would each open their own
+    get_services()  # before there are threads, which would each open their own
     threading.Thread(target=_make_indexes, name="make-indexes", daemon=True).start()
 
 
 def _collect_less_often() -> None:
-    """Have Python's garbage collector look at what a delivery leaves behind once in some hundred deliveries.
+    """Run Python's garbage collector once per some hundred deliveries.
 
-    Celery's requests hold themselves in cycles, so by default it runs several times per batch, over all that the worker
-    has loaded as well. Measured: 745 µs of CPU time per delivery before, 637 after.
+    Celery's requests form reference cycles, so by default it runs several times per batch, also over all loaded
+    modules. Measured: 745 µs of CPU time per delivery before, 637 after.
     """
     gc.collect()
     gc.freeze()
@@ -64,7 +63,7 @@ def _collect_less_often() -> None:
 
 
 def _check_pool(pool: Any) -> None:
-    """Refuse pools that cannot do this worker's work; Celery's solo pool can, one task at a time."""
+    """Refuse other pools, except Celery's solo pool, which runs one task at a time."""
     if pool.__module__ not in {"webhooks.worker.pool", "celery.concurrency.solo"}:
         # Celery's signals let no other error through.
         raise SystemExit(
@@ -74,37 +73,37 @@ def _check_pool(pool: Any) -> None:
 
 
 def _keep_payloads_out_of_logs() -> None:
-    """Silence the loggers that at DEBUG write what they are given: pymongo each command, Celery's pool arguments.
+    """Silence the loggers that write payloads at DEBUG: pymongo logs commands, Celery's pool logs arguments.
 
-    Here and not at import: the log of a producer that imports this package is its own affair.
+    Not at import: a producer that imports this package configures its own logging.
     """
     for name in ("pymongo", "celery.pool"):
         logging.getLogger(name).setLevel(logging.INFO)
 
 
 def _log_one_line_per_attempt() -> None:
-    """Silence Celery's lines of each task that was received and that ended: one line of ours tells of each attempt."""
+    """Silence Celery's two lines per task: each attempt has one line of ours."""
     for name in ("celery.worker.strategy", "celery.app.trace"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _allow_many_connections() -> None:
-    """Raise the limit of open files as far as the system lets us: idle connections to many endpoints add up."""
+    """Raise the limit of open files to its maximum, for idle connections to many endpoints."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _read_json_as_it_is() -> None:
-    """Make the worker read JSON without kombu's extension of it.
+    """Read JSON without kombu's extension.
 
-    kombu turns ``{"__type__": …, "__value__": …}`` into Python objects, and drops a message in which that fails. An
-    event of a producer with nothing but Celery may hold just that, typed in by a customer; it is sent as it came.
+    kombu turns ``{"__type__": …, "__value__": …}`` into Python objects and drops a message in which that fails. An
+    event may contain such an object, entered by a customer, and must be sent as it came.
     """
     serialization.register("json", dumps, _loads, content_type="application/json", content_encoding="utf-8")
 
 
 def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    # Python takes the last one, other readers the first: what the producer meant cannot be told.
+    # Python uses the last value, other readers the first: the intended one is unknown.
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("a key stands twice in one object")
@@ -112,12 +111,12 @@ def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _parse_int(digits: str) -> int | float:
-    # Python refuses to read a number of thousands of digits, which would drop the message. Any number beyond 64 bits
-    # is refused later, with words; infinity stands for it until then.
+    # Python refuses numbers with thousands of digits, which would drop the message. As infinity the number reaches the
+    # event's validation, which refuses all beyond 64 bits with a clear error.
     return int(digits) if len(digits) <= 20 else math.inf
 
 
-#: Made once: `json.loads` makes one for each text, when it is given hooks.
+#: `json.loads` would make a decoder per text when given hooks.
 _DECODER = json.JSONDecoder(parse_int=cast("Any", _parse_int), object_pairs_hook=_no_key_twice)
 
 
@@ -126,20 +125,15 @@ def _loads(text: str | bytes) -> Any:
 
 
 def _make_indexes() -> None:
-    """Make the indexes as soon as MongoDB answers; deliveries do not wait for it."""
+    """Make the indexes as soon as MongoDB answers; deliveries do not wait for them."""
     services = get_services()
+    stores = [services.webhooks, services.deliveries, services.leases, services.held, services.gates, services.outbox]
     while not stopping.is_set():
         try:
-            services.webhooks.ensure_indexes()
             services.logs.ensure_indexes(get_settings().log_ttl_days)
-            services.deliveries.ensure_indexes()
-            services.leases.ensure_indexes()
-            services.held.ensure_indexes()
-            services.gates.ensure_indexes()
-            services.outbox.ensure_indexes()
+            for store in (*stores, services.actions, services.dead_letters):
+                store.ensure_indexes()
             services.traces.ensure_indexes(get_settings().log_ttl_days)
-            services.actions.ensure_indexes()
-            services.dead_letters.ensure_indexes()
         except StoreUnavailable as error:
             logger.warning("waiting to make the indexes: %s", explain_database(error))
             stopping.wait(5)

@@ -1,8 +1,4 @@
-"""The worker's tasks: they carry out in Celery's terms what `delivery` decides.
-
-``webhooks.deliver``, whose task `producer` has, turns an event into deliveries; ``webhooks.send`` makes one attempt;
-``webhooks.write_log`` stores a log that could not be stored when it was made.
-"""
+"""The worker's tasks: they translate outcomes of `delivery` into Celery's return values, exceptions and retries."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -35,18 +31,17 @@ logger = logging.getLogger(__name__)
 
 
 class SendTask(DurableTask):
-    """Hands over the log of each attempt, from Celery's hooks: they run before the message is acked."""
+    """Hands over the log of each attempt in Celery's hooks, which run before the message is acked."""
 
-    #: In the worker: puts on record what an operator revokes.
     Request = "webhooks.worker.request:SendRequest"
 
-    #: A failed attempt is no defect: a line in the log, no traceback.
+    #: Celery logs no traceback for these: a failed attempt is no defect.
     throws = (AttemptFailed,)
 
     def apply_async(  # pyright: ignore[reportIncompatibleMethodOverride] - the rest are options
         self, args: Sequence[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
     ) -> Any:
-        """Queue an attempt; also called by Celery for each retry, which keeps no description by itself."""
+        """Queue an attempt. Celery also calls this for each retry, without the description of the arguments."""
         options.setdefault("argsrepr", str((kwargs or {}).get("delivery_id")))
         options.setdefault("kwargsrepr", f"retry {options.get('retries', 0)}")
         producer = gathering_producer()
@@ -59,23 +54,23 @@ class SendTask(DurableTask):
         self._hand_over()
 
     def on_retry(self, exc: object, task_id: str, args: object, kwargs: object, einfo: object) -> None:
-        """Hand over the log of a failed attempt; its retry is published already, or with the batch's."""
+        """Hand over the log of a failed attempt that has a retry."""
         self._hand_over()
 
     def on_failure(self, exc: object, task_id: str, args: object, kwargs: object, einfo: object) -> None:
-        """Hand over the log of the last attempt; or keep the sweep from a delivery that is a dead letter."""
+        """Hand over the log of the last attempt, or quarantine a delivery that became a dead letter."""
         self._hand_over()
         if isinstance(exc, TaskDefect):
             try:
                 get_services().deliveries.quarantine(self.request.id)
-            except Exception as error:  # noqa: BLE001 - the sweep queues it again then, and it ends here once more
-                logger.warning("delivery %s cannot be set aside: %s", self.request.id, type(error).__name__)
+            except Exception as error:  # noqa: BLE001 - the sweep queues it again, and it ends here again
+                logger.warning("delivery %s cannot be quarantined: %s", self.request.id, type(error).__name__)
 
     def _hand_over(self) -> None:
-        """Have the log of this request's attempt written. Never raises: Celery would ack, and lose it."""
+        """Record this request's attempt, or add it to the batch. Must not raise: Celery would ack and lose the log."""
         batch = current_batch()
         outcome = getattr(self.request, "outcome", None) if batch is None else batch.outcome
-        if not isinstance(outcome, Attempted):  # nothing was attempted
+        if not isinstance(outcome, Attempted):
             return
         if batch is None:
             record(get_services(), [outcome])
@@ -84,10 +79,10 @@ class SendTask(DurableTask):
 
 
 def run_deliver(task: Task, event: dict[str, Any] | str | COTEvent) -> str:
-    """Carry out ``webhooks.deliver``: what its task's body, which producers have as well, does in a worker.
+    """Run the body of ``webhooks.deliver``; producers have the task without it.
 
     Returns:
-        Who gets the event, for Flower.
+        The event's receivers, for Flower.
 
     Raises:
         InvalidEvent: names every field and reason; nothing was sent.
@@ -103,7 +98,7 @@ def run_deliver(task: Task, event: dict[str, Any] | str | COTEvent) -> str:
 
 
 def _deliver_alone(task: Task, event: object) -> DeliverOutcome:
-    """Accept one event outside of the pool; its first attempts get messages."""
+    """Accept one event outside the pool; its first attempts become messages."""
     headers = {} if task.request.called_directly else vars(task.request)
     one = Accepting(task.request.id or uuid(), event, headers, task.request.hostname)
     (found,) = carry_out(lambda events: accept(get_services(), events), [one])
@@ -112,17 +107,17 @@ def _deliver_alone(task: Task, event: object) -> DeliverOutcome:
 
 @app.task(base=SendTask, bind=True, name="webhooks.send")
 def send(self: Task, *, delivery_id: str) -> str:
-    """Make one attempt of a delivery; a failed one comes back through Celery's countdown.
+    """Make one attempt of a delivery; a failed one is retried with Celery's countdown.
 
     Args:
-        delivery_id: what the receiver gets as ``webhook-id``; the ledger has the rest.
+        delivery_id: sent to the receiver as ``webhook-id``.
 
     Returns:
-        What came back, for Flower.
+        A summary of the response, for Flower.
 
     Raises:
         AttemptFailed: the last attempt failed.
-        WorkersLost: no attempt was made; the delivery is set aside.
+        WorkersLost: no attempt was made; the delivery is quarantined.
         celery.exceptions.Retry: the attempt failed and the next one is queued.
     """
     batch = current_batch()
@@ -137,41 +132,41 @@ def send(self: Task, *, delivery_id: str) -> str:
         case Failed(error):
             raise error
         case Attempted(attempt, log):
-            return _say(self, attempt.delivery, attempt.webhook, log)
+            return _return_or_raise(self, attempt.delivery, attempt.webhook, log)
     raise TaskDefect(f"no outcome of an attempt: {outcome!r}")
 
 
-def _say(task: Task, delivery: Delivery, webhook: COTWebhook | None, log: COTWebhookLog) -> str:
-    """Say in Celery's words what came of an attempt."""
+def _return_or_raise(task: Task, delivery: Delivery, webhook: COTWebhook | None, log: COTWebhookLog) -> str:
+    """Return an attempt's summary, or raise its failure or retry."""
     details, summary = log.details, summarize(log)
     if details.outcome == Outcome.SUCCESS:
         return summary
     failure = AttemptFailed(summary)
-    # A probe has no retry: it is kept again, as it was, and the steward lets one out when it is time.
+    # A probe has no retry: it is held again, and the health monitor releases the next one.
     if details.probe or details.next_at is None:
         raise failure
     try:
         raise task.retry(
             exc=failure,
             countdown=(details.next_at - log.createdAt).total_seconds(),
-            max_retries=log.retry + 1,  # the retry rule has said that there is one more
+            max_retries=log.retry + 1,  # the retry rule allows one more
             throw=False,
             argsrepr=delivery.label,
-            # The limit as it is now, which may be none any more.
+            # The rate limit may have changed or gone since the message was made.
             headers={
                 **{name: value for name, value in (task.request.headers or {}).items() if name != RATE_HEADER},
                 **lane_headers(delivery.lane, read_rate(webhook)),
             },
         )
     except Reject:
-        # The retry could not be published, and Celery drops its message (celery/app/task.py, `Task.retry`). Once the
-        # ledger says that the retry is due, the sweep queues it. No hook runs on a Reject.
+        # The retry could not be published, and Celery drops its message (celery/app/task.py, `Task.retry`). The sweep
+        # queues it once it is due. No hook runs on a Reject, so the log is stored here.
         store_log(log)
         raise
 
 
 def _send_alone(task: Task, delivery_id: str) -> SendOutcome:
-    """Make one attempt outside of the pool."""
+    """Make one attempt outside the pool."""
     services = get_services()
     claim = Claim(delivery_id, task.request.retries, ObjectId(), task.request.hostname)
     (found,) = carry_out(lambda claims: claim_all(services, claims), [claim])
@@ -189,7 +184,7 @@ def _send_alone(task: Task, delivery_id: str) -> SendOutcome:
 
 
 def _lane_of(task: Task) -> tuple[str | None, Sequence[float] | None]:
-    """Return the lane and the rate of a task's message, for another one like it."""
+    """Return the lane and the rate limit of a task's message."""
     headers = task.request.headers or {}
     lane, rate = headers.get(LANE_HEADER), headers.get(RATE_HEADER)
     return lane if isinstance(lane, str) else None, rate if isinstance(rate, list) else None
@@ -200,10 +195,10 @@ def write_log(text: str) -> None:
     """Store a log that could not be stored when its attempt ended.
 
     Args:
-        text: the log's JSON. Its ``_id`` makes a second writing harmless.
+        text: the log's JSON. Its ``_id`` makes a repeated write harmless.
 
     Raises:
-        Reject: MongoDB is away; the message goes back.
+        Reject: MongoDB is unavailable; the message is requeued.
     """
     log = COTWebhookLog.model_validate_json(text)
     (fault,) = hold(lambda: get_services().records.record([log]))

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- ARGV: prefix, who it is, threads, or 0 when it stops. Returns how many leases have lapsed.
+-- Reports a worker's threads. ARGV: prefix, worker, threads, or 0 when it stops. Returns the number of lapsed leases.
 --#include now
 --#include lanes
 local workers = key('workers')

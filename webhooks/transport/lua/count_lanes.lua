@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- ARGV: prefix, queue, "1" to empty it. Returns how many messages are in its lanes. Lines up those that Redis forgot.
+-- Counts messages in lanes, and gives evicted lanes a turn again. ARGV: prefix, queue, "1" to delete the messages.
 --#include now
 --#include lanes
 local q, sum = ARGV[2], 0

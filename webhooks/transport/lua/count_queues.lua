@@ -1,6 +1,6 @@
 #!lua flags=no-writes
--- KEYS: hash of the messages that were taken, then for each queue its parked set and its lists. ARGV: prefix, lists of
--- a queue, then the queues. Returns for each one the four of `QueueCounts`, the last as text or "".
+-- KEYS: taken, then per queue its parked set and its lists. ARGV: prefix, number of lists per queue, then the queues.
+-- Returns per queue the fields of `QueueCounts`, the last as text or "".
 local time, behind = redis.call('TIME'), redis.call('HGET', ARGV[1] .. 'webhooks.clock', 'behind')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1000000 + (tonumber(behind) or 0)
 local lists, unacked, reply = tonumber(ARGV[2]), {}, {}
@@ -15,8 +15,8 @@ for i = 3, #ARGV do
   for _, lane in ipairs(redis.call('SMEMBERS', ARGV[1] .. 'webhooks.lanes.' .. queue)) do
     local line = ARGV[1] .. 'webhooks.lane.' .. queue .. '/' .. lane
     waiting = waiting + redis.call('ZCARD', line)
-    local place = redis.call('ZRANGE', line, 0, 0, 'WITHSCORES')[2]
-    if place then oldest = math.min(oldest or math.huge, tonumber(place) / 1000000) end
+    local position = redis.call('ZRANGE', line, 0, 0, 'WITHSCORES')[2]
+    if position then oldest = math.min(oldest or math.huge, tonumber(position) / 1000000) end
   end
   reply[#reply + 1] = waiting
   reply[#reply + 1] = unacked[queue] or 0

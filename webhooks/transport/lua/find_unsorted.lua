@@ -1,7 +1,8 @@
 #!lua flags=allow-oom
--- KEYS: the lists of queues with lanes. ARGV: prefix, who asks, milliseconds for which nobody else sorts, how many
--- messages, and how many of the newest where there are many more. Returns, of the first list that has any, its number,
--- how many of the newest follow, Redis's time, these, and its oldest messages, the oldest last.
+-- Locks sorting and reads messages to sort.
+-- KEYS: the lists of queues with lanes. ARGV: prefix, worker, milliseconds of the lock, maximum number of messages, and
+-- of newest ones if there are many more. Returns, for the first list with messages: its number, the number of newest
+-- messages, Redis's time, the newest messages, the oldest messages with the oldest last.
 --#include now
 --#include lanes
 --#include lock

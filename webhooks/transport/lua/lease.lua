@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- ARGV: prefix, token of a process, "1" to renew its lease, "0" to end it.
+-- ARGV: prefix, process token, "1" to renew its lease, "0" to end it.
 --#include now
 --#include lanes
 --#include leases

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
--- ARGV: prefix, queue, lanes. Returns for each one how many messages wait in it, how many are in hand, its share, and
--- for how many seconds the oldest one has waited, or "". Lines up those that were forgotten.
+-- Reads the state of lanes, and gives evicted lanes a turn again. ARGV: prefix, queue, lanes. Returns per lane:
+-- messages waiting, messages in flight, window, seconds for which the oldest has waited or "".
 --#include now
 --#include lanes
 local q, reply = ARGV[2], {}

@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
--- KEYS: unacked, unacked_index, restoring. ARGV: prefix, visibility timeout in seconds, milliseconds for which no other
--- worker looks, or 0 to go on looking, a batch, token of the process that asks. Returns the time, then tag, score and
--- entry of each message that its worker holds no more, the oldest first. What a process without a lease holds besides,
--- it leaves at once.
+-- Finds messages whose holder's lease has lapsed or that exceed the visibility timeout; ends admitted attempts of
+-- lapsed leases. KEYS: unacked, unacked_index, restoring. ARGV: prefix, visibility timeout in seconds, milliseconds of
+-- the lock, or 0 to continue, batch size, process token. Returns the time, then tag, score and entry per message, the
+-- oldest first.
 --#include now
 --#include wake
 --#include lanes
@@ -11,7 +11,7 @@
 --#include lock
 local reply, batch = {tostring(now)}, tonumber(ARGV[4])
 if ARGV[3] ~= '0' and not take_lock(KEYS[3], tostring(now), tonumber(ARGV[3])) then return reply end
--- Redis may have evicted the index alone: what it does not have is noted again, as if it were taken now.
+-- Redis may have evicted only the index: its missing entries are added as if taken now.
 if redis.call('HLEN', KEYS[1]) > redis.call('ZCARD', KEYS[2]) then
   for _, tag in ipairs(redis.call('HKEYS', KEYS[1])) do redis.call('ZADD', KEYS[2], 'NX', now, tag) end
 end
@@ -24,7 +24,7 @@ local function is_lapsed(tag)
   local token = holder_of(tag)
   return token and lapsed[token]
 end
--- All that is in hand is looked through where a process is dead, else what is overdue alone.
+-- A lapsed lease requires a search through all messages.
 local found = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', is_any_lapsed and '+inf' or before, 'WITHSCORES', 'LIMIT', 0,
   is_any_lapsed and -1 or batch)
 for i = 1, #found, 2 do
@@ -45,7 +45,7 @@ if is_any_lapsed then
   for _, tag in ipairs(redis.call('HKEYS', key('taken'))) do
     if is_lapsed(tag) and redis.call('HEXISTS', KEYS[1], tag) == 0 then leave(tag) end
   end
-  -- Forgotten once it holds nothing any more.
+  -- A lapsed lease is deleted once its process holds nothing.
   for token in pairs(#reply == 1 and lapsed or {}) do
     redis.call('ZREM', key('leases'), token)
     redis.call('HDEL', key('leases.since'), token)

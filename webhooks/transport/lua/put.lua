@@ -1,10 +1,10 @@
 #!lua
--- KEYS: the list, and all lists out of which messages come into the same lanes, if those keep an order; of these first
--- our own, as another application may take from the others. ARGV: prefix, queue, the one in whose lanes its messages
--- stand, priority, then for each message: itself, seconds to wait or "", lane or "", what the lane is a part of or "",
--- its rate limit and burst or "", and "1" if it comes first in its lane.
--- While there are messages of plain producers that are in no lane yet, it stands in one line behind them: always if
--- its lane is serial, and if they are few, as nobody may have said yet that it is.
+-- Queues or parks messages.
+-- KEYS: the list, then, for unbounded lanes, all lists whose messages are sorted into the same lanes; our own first, as
+-- another application may consume the others. ARGV: prefix, queue, queue whose lanes it uses, priority, then per
+-- message: text, delay in seconds or "", lane or "", parent or "", rate limit and burst or "", "1" if first in lane.
+-- While plain producers' messages are not sorted yet, a message is put behind them if its lane is serial, or if they
+-- are few, as they may be the reason why the lane will become serial.
 --#include now
 --#include wake
 --#include lanes
@@ -22,7 +22,7 @@ local function line_up_unsorted(message)
   redis.call('LPUSH', KEYS[2], message)
 end
 for i = 5, #ARGV, 7 do
-  local message, wait, lane, whole = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
+  local message, wait, lane, parent = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
   local to = lanes_of(q, lane, ARGV[3])
   if ARGV[i + 4] ~= '' and redis.call('HEXISTS', key('state.' .. to .. '/' .. lane), 'rate') == 0 then
     set_limit(to, lane, ARGV[i + 4], ARGV[i + 5])
@@ -34,13 +34,13 @@ for i = 5, #ARGV, 7 do
     is_taken_soon = true
     if lane == '' then
       redis.call('LPUSH', KEYS[1], message)
-    elseif unsorted > 0 and lane ~= '{OTHERS}' and (unsorted < {FEW} or is_ordered(whole)) then
+    elseif unsorted > 0 and lane ~= '{OTHERS}' and (unsorted < {FEW} or is_ordered(parent)) then
       line_up_unsorted(message)
     else
-      lane = choose(lane, whole)
+      lane = choose(lane, parent)
       local first = ARGV[i + 6] == '1'
         and redis.call('ZRANGE', key('lane.' .. to .. '/' .. lane), 0, 0, 'WITHSCORES')[2]
-      enter(to, lane, first and tonumber(first) - 1 or next_place(), message)
+      enter(to, lane, first and tonumber(first) - 1 or next_position(), message)
     end
   end
 end

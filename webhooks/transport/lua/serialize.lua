@@ -1,25 +1,25 @@
 #!lua flags=allow-oom
--- ARGV: prefix, what is to be one serial lane from now on, "1" or "0" for not any more, then names of queues.
+-- Makes a parent's lanes one serial lane. ARGV: prefix, parent, "1", or "0" to end it, then names of queues.
 --#include now
 --#include lanes
-local whole = ARGV[2]
-if ARGV[3] == '0' then return redis.call('SREM', key('serial'), whole) end
-redis.call('SADD', key('serial'), whole)
--- What is in hand of its parts counts as the one that may be, until all of it is back or done.
+local parent = ARGV[2]
+if ARGV[3] == '0' then return redis.call('SREM', key('serial'), parent) end
+redis.call('SADD', key('serial'), parent)
+-- The serial lane waits for all messages of its parts that are in flight.
 local taken = redis.call('HGETALL', key('taken'))
 for i = 1, #taken, 2 do
-  local q, lane, place = string.match(taken[i + 1], '^([^\n]*)\n([^\n]*)\n(.*)$')
-  if lane and string.sub(lane, 1, #whole + 1) == whole .. '/' then
-    local all = whole .. '{SERIAL}'
-    redis.call('HSET', key('taken'), taken[i], q .. '\n' .. all .. '\n' .. place)
+  local q, lane, position = string.match(taken[i + 1], '^([^\n]*)\n([^\n]*)\n(.*)$')
+  if lane and string.sub(lane, 1, #parent + 1) == parent .. '/' then
+    local all = parent .. '{SERIAL}'
+    redis.call('HSET', key('taken'), taken[i], q .. '\n' .. all .. '\n' .. position)
     redis.call('ZADD', key('flight.' .. q .. '/' .. all), now, taken[i])
     redis.call('EXPIRE', key('flight.' .. q .. '/' .. all), 86400)
   end
 end
 for i = 4, #ARGV do
-  local q, all = ARGV[i], whole .. '{SERIAL}'
+  local q, all = ARGV[i], parent .. '{SERIAL}'
   for _, lane in ipairs(redis.call('SMEMBERS', key('lanes.' .. q))) do
-    if string.sub(lane, 1, #whole + 1) == whole .. '/' then
+    if string.sub(lane, 1, #parent + 1) == parent .. '/' then
       local line, dest = key('lane.' .. q .. '/' .. lane), key('lane.' .. q .. '/' .. all)
       redis.call('ZUNIONSTORE', dest, 2, dest, line)
       redis.call('DEL', line)

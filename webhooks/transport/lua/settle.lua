@@ -1,10 +1,12 @@
 #!lua flags=allow-oom
--- KEYS: unacked, unacked_index. ARGV: prefix, then for each message: tag, what to do ("ack", "next", "stale", "also",
--- "park"), a number, key, value, wake-up. What is to be done besides removing the note is done only by who
--- removed it. A message that came out of a lane goes back to its place there. Instead of a message, "report": what an
--- attempt tells of its endpoint; then the six are lane, "report", milliseconds, verdict, "", queue; "limit": lane,
--- "limit", rate and burst or "", "", queue; "hold": lane, "hold", seconds, "", "", queue; and "done", of what `ADMIT`
--- let go: tag, "done", "", lane, "", queue.
+-- KEYS: unacked, unacked_index. ARGV: prefix, then six values per settlement:
+--   tag, "ack" or "next" or "stale" or "also" or "park", number, key, value, wake-up: ends a hold. "next" requeues the
+--     message, to its position if it came from a lane; "stale" likewise if its score is still `number`; "also" adds one
+--     more copy; "park" parks it for `number` seconds. Only the script that removed the tag does so.
+--   lane, "report", milliseconds, verdict, "", queue: the result of an attempt
+--   lane, "limit", rate and burst or "", "", queue
+--   lane, "hold", seconds, "", "", queue
+--   tag, "done", "", lane, "", queue: the end of an attempt that `ADMIT` admitted
 --#include now
 --#include wake
 --#include lanes
@@ -12,7 +14,7 @@
 --#include limit
 --#include report
 local is_ours = false
-local q, lane, place
+local q, lane, position
 for i = 2, #ARGV, 6 do
   local tag, act, number, where, value = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4]
   if act == 'report' then
@@ -31,15 +33,15 @@ for i = 2, #ARGV, 6 do
     leave_flight(ARGV[i + 5], where, tag)
     is_ours = false
   elseif act == 'stale' and redis.call('ZSCORE', KEYS[2], tag) ~= number then
-    is_ours = false  -- it was overdue with this score a moment ago; now it is another worker's hold
-  elseif act ~= 'also' then  -- that one goes with the message before it
+    is_ours = false  -- its holder has settled it since
+  elseif act ~= 'also' then  -- "also" keeps the `is_ours` of the settlement before it
     redis.call('ZREM', KEYS[2], tag)
     is_ours = redis.call('HDEL', KEYS[1], tag) == 1
-    q, lane, place = leave(tag)
+    q, lane, position = leave(tag)
   end
   if is_ours and (act == 'next' or act == 'stale' or act == 'also') then
     if q and act ~= 'also' then
-      enter(q, choose(lane, string.match(lane, '^([^/]*/[^/]*)/') or ''), place, value)
+      enter(q, choose(lane, string.match(lane, '^([^/]*/[^/]*)/') or ''), position, value)
     else
       redis.call('RPUSH', where, value)
     end

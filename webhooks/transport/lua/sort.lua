@@ -1,22 +1,22 @@
 #!lua flags=allow-oom
--- KEYS: the list. ARGV: prefix, who sorts, queue, the one in whose lanes its messages stand, then for each message, the
--- oldest first: its SHA-1, lane, what that is a part of, how to file it ("lane" or "park"), the seconds that it waits,
--- and what stands for it ("" for itself). Stops at one that is not as it was.
--- Among the newest, "newest": instead of the SHA-1 the message. It gets a place behind all that are sorted in the next
--- ten minutes, as it came after them; where its lane is serial it is left for its turn.
+-- Moves messages from a list into lanes.
+-- KEYS: the list. ARGV: prefix, worker, queue, queue whose lanes it uses, then per message, the oldest first: SHA-1,
+-- lane, parent, "lane" or "park", delay in seconds, replacement or "". Stops at a message that has changed.
+-- One of the newest has the message instead of the SHA-1, and "newest". It gets a position behind all that are sorted
+-- in the next ten minutes. If its lane is serial, it is skipped.
 --#include now
 --#include wake
 --#include lanes
 --#include lock
 if not has_lock(key('sorting'), ARGV[2]) then return 0 end
 local q, sorted = ARGV[3], 0
-local function sort_newest(message, lane, whole)
-  if is_ordered(whole) then return end
+local function sort_newest(message, lane, parent)
+  if is_ordered(parent) then return end
   if redis.call('LREM', KEYS[1], 1, message) == 0 then return end
   local last = tonumber(redis.call('GET', key('place.newest')) or '0')
-  local place = math.max(last + 1, math.floor((now + 600) * 1000000))
-  redis.call('SET', key('place.newest'), string.format('%.0f', place), 'EX', 3600)
-  enter(lanes_of(q, lane, ARGV[4]), lane, place, message)
+  local position = math.max(last + 1, math.floor((now + 600) * 1000000))
+  redis.call('SET', key('place.newest'), string.format('%.0f', position), 'EX', 3600)
+  enter(lanes_of(q, lane, ARGV[4]), lane, position, message)
 end
 for i = 5, #ARGV, 6 do
   local message
@@ -34,7 +34,7 @@ for i = 5, #ARGV, 6 do
     local lane, act, filed = ARGV[i + 1], ARGV[i + 3], ARGV[i + 5]
     if filed == '' then filed = message end
     if act == 'lane' then
-      enter(lanes_of(q, lane, ARGV[4]), choose(lane, ARGV[i + 2]), next_place(), filed)
+      enter(lanes_of(q, lane, ARGV[4]), choose(lane, ARGV[i + 2]), next_position(), filed)
     else
       redis.call('ZADD', key('parked.' .. lanes_of(q, lane, ARGV[4])), now + tonumber(ARGV[i + 4]), filed)
     end

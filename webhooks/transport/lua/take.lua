@@ -1,12 +1,11 @@
 #!lua flags=allow-oom
 -- KEYS: unacked, unacked_index, parked set and wake-up of each queue, then the lists: all queues' of the first
--- priority, all of the next. ARGV: prefix, id of this take, most messages, threads of this worker that have nothing in
--- hand, messages of one queue in a row, number of queues, a batch, the longest that a message is in hand, all threads of
--- this worker, then for each queue its name, what ends its entry in unacked, and "" or "lanes" or "bounded", then the
--- priorities.
--- A process whose lease has lapsed renews it here: what it takes now is not to be taken from it.
--- Returns Redis's time, milliseconds until a parked message or a lane is due or -1, how many messages of queues with
--- lanes are in none yet, then for each message its queue's number, lane or "", and itself.
+-- priority, all of the next. ARGV: prefix, id of this take, maximum number of messages, idle threads of this worker,
+-- messages of one queue in a row, number of queues, batch size, maximum seconds in flight, all threads of this worker,
+-- then per queue its name, the end of its entries in unacked, "" or "lanes" or "bounded", then the priorities.
+-- A lapsed lease of this process is renewed, so that it keeps what it takes.
+-- Returns Redis's time, milliseconds until a parked message or a lane is due or -1, the number of unsorted messages,
+-- then per message its queue's number, lane or "", and text.
 --#include now
 --#include wake
 --#include lanes
@@ -19,7 +18,7 @@ local priorities = #ARGV - 9 - 3 * queues
 local function list(priority, queue) return KEYS[2 + 2 * queues + (priority - 1) * queues + queue] end
 local level = {}
 for p = 1, priorities do level[ARGV[9 + 3 * queues + p]] = p end
--- What a dead worker holds counts until it comes back, so this worker's own room is the least that is free.
+-- A dead worker's messages still count, so this worker's idle threads are the minimum.
 local threads = tonumber(redis.call('GET', key('threads')) or '0')
 local free = math.max(threads - redis.call('HLEN', KEYS[1]), room)
 --#include turns
@@ -40,7 +39,7 @@ for q = 1, queues do
     local head, message = string.match(member, '^([^:]*):(.*)$')
     local priority, lane = string.match(head, '^([^@]*)@(.*)$')
     if lane and kind[q] ~= '' then
-      enter(name[q], lane, next_place(), message)
+      enter(name[q], lane, next_position(), message)
     else
       redis.call('LPUSH', list(level[priority or head] or 1, q), message)
     end
@@ -57,13 +56,13 @@ for q = 1, queues do
 end
 
 local reply, taken = {string.format('%.6f', wall), next_due, unsorted}, 0
-local function take(q, lane, place, message)
+local function take(q, lane, position, message)
   taken = taken + 1
   free = free - 1
   local tag = id .. ':' .. taken
   redis.call('HSET', KEYS[1], tag, '[' .. message .. ending[q])
   redis.call('ZADD', KEYS[2], now, tag)
-  if lane ~= '' then note(name[q], lane, place, tag, kind[q] == 'bounded') end
+  if lane ~= '' then note(name[q], lane, position, tag, kind[q] == 'bounded') end
   reply[#reply + 1] = q
   reply[#reply + 1] = lane
   reply[#reply + 1] = message
@@ -81,10 +80,10 @@ for p = 1, priorities do
           found = true
           take(q, '', '', message)
         elseif p == 1 then
-          local message, lane, place = take_in_turn(name[q], kind[q] == 'bounded')
+          local message, lane, position = take_in_turn(name[q], kind[q] == 'bounded')
           if not message then break end
           found = true
-          take(q, lane, place, message)
+          take(q, lane, position, message)
         else
           break
         end

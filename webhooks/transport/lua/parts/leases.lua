@@ -1,4 +1,4 @@
--- Leases: see `holder`. Needs besides: `now`.
+-- Leases: see `holder.py`. Needs `now` and `lanes`.
 local function renew(token)
   local before = redis.call('ZSCORE', key('leases'), token)
   if not before or tonumber(before) - now < {RENEWED_IN_TIME_S} then
@@ -7,7 +7,7 @@ local function renew(token)
   redis.call('ZADD', key('leases'), string.format('%.6f', now + {LEASE_S}), token)
 end
 
--- Returns the tokens whose lease has lapsed, if the process that asks may say so.
+-- Returns the tokens of lapsed leases, if the calling process may declare them lapsed.
 local function find_lapsed(witness)
   local before = redis.call('ZSCORE', key('leases'), witness)
   local since = redis.call('HGET', key('leases.since'), witness)

@@ -1,5 +1,5 @@
--- Needs besides: `wake`.
--- One less of a lane is in hand. Workers that wait are to look whether its next one may go.
+-- Needs `lanes` and `wake`.
+-- Ends a tag's flight, and wakes a worker for the lane's next message.
 local function leave_flight(q, lane, tag)
   redis.call('ZREM', key('flight.' .. q .. '/' .. lane), tag)
   redis.call('ZREM', slow_key(q, holder_of(tag)), tag)
@@ -9,12 +9,12 @@ local function leave_flight(q, lane, tag)
   end
 end
 
--- What becomes of a lane when a message of it is out of a worker's hands. Returns where the message belongs, if to one.
+-- Ends the flight of a message, if it came from a lane; returns queue, lane and position.
 local function leave(tag)
   local where = redis.call('HGET', key('taken'), tag)
   if not where then return nil end
   redis.call('HDEL', key('taken'), tag)
-  local q, lane, place = string.match(where, '^([^\n]*)\n([^\n]*)\n(.*)$')
+  local q, lane, position = string.match(where, '^([^\n]*)\n([^\n]*)\n(.*)$')
   leave_flight(q, lane, tag)
-  return q, lane, tonumber(place)
+  return q, lane, tonumber(position)
 end

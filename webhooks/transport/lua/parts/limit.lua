@@ -1,4 +1,4 @@
--- Notes a lane's limit, or that it has none any more.
+-- Sets or removes a lane's rate limit.
 local function set_limit(q, lane, rate, burst)
   local state = key('state.' .. q .. '/' .. lane)
   local s = redis.call('HMGET', state, 'rate', 'burst', 'tat')
@@ -7,8 +7,8 @@ local function set_limit(q, lane, rate, burst)
   if rate ~= '' then
     redis.call('HSET', state, 'rate', rate, 'burst', burst)
     if s[3] then
-      -- The next attempt may be made when it might before, or as soon as it might by the new limit alone; only that
-      -- one. Workers learn of a change one after the other: as often as the limit changes, no attempt comes too early.
+      -- One attempt may be made at the earlier of the old limit's time and the new limit's interval. Workers learn of a
+      -- change one after the other; however often the limit changes, no attempt comes too early.
       local due = tonumber(s[3]) - (s[1] and ((tonumber(s[2]) or 1) - 1) / tonumber(s[1]) or 0)
       due = math.max(now, math.min(due, now + 1 / tonumber(rate)))
       redis.call('HSET', state, 'tat', string.format('%.6f', due + (tonumber(burst) - 1) / tonumber(rate)))

@@ -1,5 +1,5 @@
--- Takes a lock, by name, for some milliseconds; returns whether nobody else has it. When it ends is said in it, as keys
--- expire by Redis's clock, which may go back.
+-- Takes a lock for some milliseconds; returns whether it is free or ours. Its value has its end, as keys expire by
+-- Redis's clock, which may go back.
 local function take_lock(name, who, ms)
   local holder, ends = string.match(redis.call('GET', name) or '', '^(%S+) (%S+)$')
   local left = holder and holder ~= who and tonumber(ends) - now or 0

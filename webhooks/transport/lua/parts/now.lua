@@ -1,5 +1,4 @@
--- `wall`, Redis's clock, and `now`, by which all here wait: the same, but never going back. Needs ARGV[1], the user's
--- prefix.
+-- `wall`, Redis's clock, and `now`, the same but never going back. Needs ARGV[1], the user's prefix.
 local time = redis.call('TIME')
 local wall = tonumber(time[1]) + tonumber(time[2]) / 1000000
 local clock = redis.call('HMGET', ARGV[1] .. 'webhooks.clock', 'seen', 'behind')

@@ -1,8 +1,8 @@
--- What an attempt tells of its endpoint: queue, lane, milliseconds or "", "good", "bad" or "".
+-- Updates a lane's window and mean duration after an attempt: milliseconds or "", "good", "bad" or "".
 local function report(q, lane, ms, verdict)
   local state = key('state.' .. q .. '/' .. lane)
   local s = redis.call('HMGET', state, 'share', 'mean', 'peak', 'fitted')
-  local share, in_flight = tonumber(s[1]) or {FIRST_WINDOW}, redis.call('ZCARD', key('flight.' .. q .. '/' .. lane))
+  local window, in_flight = tonumber(s[1]) or {FIRST_WINDOW}, redis.call('ZCARD', key('flight.' .. q .. '/' .. lane))
   local changes = {}
   local function set(name, value) changes[#changes + 1] = name; changes[#changes + 1] = value end
   if ms ~= '' then
@@ -11,19 +11,19 @@ local function report(q, lane, ms, verdict)
   end
   if verdict == 'good' then
     set('good', 1)
-    if in_flight >= share then share = share + 1 end
+    if in_flight >= window then window = window + 1 end
   elseif verdict == 'bad' then
-    share = math.max(1, math.floor(share / 2))
+    window = math.max(1, math.floor(window / 2))
     redis.call('HDEL', state, 'good')
   end
   local fitted = tonumber(s[4])
   if not fitted or now - fitted > {FIT_EVERY_S} then
     local peak = tonumber(s[3]) or 0
-    if share > {FIRST_WINDOW} then share = math.min(share, math.max({FIRST_WINDOW}, 2 * peak)) end
+    if window > {FIRST_WINDOW} then window = math.min(window, math.max({FIRST_WINDOW}, 2 * peak)) end
     set('fitted', string.format('%.3f', now))
     set('peak', in_flight)
   end
-  set('share', share)
+  set('share', window)
   redis.call('HSET', state, unpack(changes))
   redis.call('EXPIRE', state, {STATE_KEPT_S})
 end

@@ -1,15 +1,16 @@
--- Needs besides: `free`, the threads that have nothing in hand, of all workers; `holder`, the token of the process that
--- asks, and `slots`, how many threads it has; `held_s`, the longest that a message is in hand.
-local is_slow, is_tired = false, false  -- of the lane looked at last; whether looking was given up
+-- Needs `free`, the idle threads of all workers; `holder` and `slots`, the calling process's token and threads;
+-- `held_s`, the maximum seconds in flight.
+-- Whether the last examined lane is slow; whether the search ended at its limit.
+local is_slow, is_tired = false, false
 
--- Says whether the process that asks has as many slow ones in hand as it may: a quarter of its threads is for others.
+-- Returns whether the process uses all threads that slow lanes may use: a quarter is for others.
 local function is_crowded(q)
   local slow = slow_key(q, holder)
   redis.call('ZREMRANGEBYSCORE', slow, '-inf', now - held_s)
   return redis.call('ZCARD', slow) >= math.max(1, math.floor(slots * 3 / 4))
 end
 
--- Returns nothing if a lane may go, else when to look again.
+-- Returns nil if a lane may send a message now, else the time of the next check.
 local function why_not(q, lane, is_bounded)
   local state = key('state.' .. q .. '/' .. lane)
   local s = redis.call('HMGET', state, 'held', 'rate', 'burst', 'tat', 'due', 'share', 'mean', 'good', 'peak')
@@ -24,7 +25,7 @@ local function why_not(q, lane, is_bounded)
       redis.call('HSET', state, 'due', string.format('%.6f', due))
       return due
     end
-    -- A lane that waited for this instant goes on counting from it, not from when somebody came to look.
+    -- A lane that waited for its due time counts from that time, not from this check.
     base = math.max(tat, s[5] and math.max(tonumber(s[5]), now - 0.25) or now)
   end
   local is_serial = string.sub(lane, -1) == '{SERIAL}'
@@ -36,7 +37,7 @@ local function why_not(q, lane, is_bounded)
       is_slow = not s[8] or (tonumber(s[7]) or 0) >= {SLOW_S}
       limit = math.min({QUICK_FACTOR} * free, tonumber(s[6]) or {FIRST_WINDOW})
     end
-    -- Its own messages line it up again when they end.
+    -- The end of one of its messages gives it a turn earlier.
     if in_flight >= limit then return now + {LOOK_AGAIN_S} end
     if is_slow and is_crowded(q) then
       return now + {SLOW_LOOK_AGAIN_S} + redis.call('ZCARD', key('later.' .. q)) / {LANES_LOOKED_AT_PER_S}
@@ -52,7 +53,7 @@ local function why_not(q, lane, is_bounded)
   end
 end
 
--- Takes one message from the lane whose turn it is; returns it, its lane and its place, or nothing.
+-- Takes one message from the lane whose turn it is; returns message, lane and position, or nil.
 local function take_in_turn(q, is_bounded)
   local ring = key('ring.' .. q)
   for _ = 1, {MOST_LOOKS} do
@@ -87,7 +88,7 @@ local function take_in_turn(q, is_bounded)
   is_tired = true
 end
 
--- Counts one more of a lane that is in hand.
+-- Adds a tag to a lane's messages in flight.
 local function note_flight(q, lane, tag)
   local flight = key('flight.' .. q .. '/' .. lane)
   redis.call('ZADD', flight, now, tag)
@@ -98,8 +99,8 @@ local function note_flight(q, lane, tag)
   end
 end
 
--- Notes in whose hands a message is now.
-local function note(q, lane, place, tag, is_bounded)
-  redis.call('HSET', key('taken'), tag, q .. '\n' .. lane .. '\n' .. place)
+-- Stores the lane and position of a taken message.
+local function note(q, lane, position, tag, is_bounded)
+  redis.call('HSET', key('taken'), tag, q .. '\n' .. lane .. '\n' .. position)
   if string.sub(lane, -1) == '{SERIAL}' or is_bounded and lane ~= '{OTHERS}' then note_flight(q, lane, tag) end
 end
