@@ -29,11 +29,16 @@ def flower(web_settings: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Flow
 
 def act(flower: FlowerThread, path: str, name: str, **values: str) -> Any:
     """Fill in a page's form and send it, as a browser does."""
+    return flower.post(*read_form(flower, path, name, **values))
+
+
+def read_form(flower: FlowerThread, path: str, name: str, **values: str) -> tuple[str, dict[str, str], dict[str, str]]:
+    """Return where a form goes, with what and with which headers."""
     page = flower.get(path, ANN)
-    form = re.search(rf'action="([^"]+/actions/{name})">\s*<input[^>]*name="_xsrf" value="([^"]+)"', page.text)
+    form = re.search(rf'action="([^"]+/actions/{name})">(.*?)</form>', page.text, re.DOTALL)
     assert form, f"{name} is not offered"
-    cookie = page.headers["Set-Cookie"].partition(";")[0]
-    return flower.post(form[1], {"_xsrf": form[2], **values}, {**ANN, "Cookie": cookie})
+    hidden = dict(re.findall(r'name="(_xsrf|action_id)" value="([^"]+)"', form[2]))
+    return form[1], {**hidden, **values}, {**ANN, "Cookie": page.headers["Set-Cookie"].partition(";")[0]}
 
 
 def offered(flower: FlowerThread, path: str) -> set[str]:
@@ -69,17 +74,27 @@ def test_actions_are_those_that_make_sense(database: Documents, flower: FlowerTh
 
 def test_what_cannot_be_done_is_said_and_on_record(database: Documents, flower: FlowerThread):
     webhook_id = add_webhook(database)
-    page = flower.get(f"/webhooks/{webhook_id}", ANN)
-    token = re.search(r'name="_xsrf" value="([^"]+)"', page.text)
-    assert token
-    headers = {**ANN, "Cookie": page.headers["Set-Cookie"].partition(";")[0]}
-    answer = flower.post(f"/webhooks/{webhook_id}/actions/skip", {"_xsrf": token[1]}, headers)
+    _, values, headers = read_form(flower, f"/webhooks/{webhook_id}", "pause")
+    answer = flower.post(f"/webhooks/{webhook_id}/actions/skip", values, headers)
     assert answer.status == 409
     assert "Nothing is pending for the webhook" in answer.text
     (record,) = database["operatoractions"].find()
     assert record["result"].startswith("Not done.")
-    answer = flower.post(f"/webhooks/{ObjectId()}/actions/pause", {"_xsrf": token[1]}, headers)
-    assert answer.status == 404
+    assert flower.post(f"/webhooks/{ObjectId()}/actions/pause", values, headers).status == 404
+    without_id = {name: value for name, value in values.items() if name != "action_id"}
+    assert flower.post(f"/webhooks/{webhook_id}/actions/pause", without_id, headers).status == 400
+    assert GateStore(database).get(webhook_id).is_open
+
+
+def test_form_that_is_sent_twice_acts_once(
+    database: Documents, flower: FlowerThread, redis_url: str, redis_client: Any, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(app.conf, "broker_url", redis_url)
+    form = read_form(flower, f"/webhooks/{add_webhook(database)}", "test")
+    answers = [flower.post(*form) for _ in range(2)]
+    assert [answer.status for answer in answers] == [303, 303]
+    assert answers[0].headers["Location"] == answers[1].headers["Location"]
+    assert database["deliveries"].count_documents({}) == 1
 
 
 @pytest.mark.parametrize("options", [{}, {"basic_auth": ["ann:secret"]}], ids=["no login", "login"])

@@ -11,6 +11,7 @@ from datetime import datetime
 from bson import ObjectId
 from pymongo import ASCENDING, DESCENDING
 from pymongo.database import Database
+from pymongo.errors import DuplicateKeyError
 
 from webhooks.store.mongo import Document, store_errors
 
@@ -41,16 +42,32 @@ class ActionStore:
         with store_errors():
             self._collection.create_index([("webhook_id", ASCENDING), ("at", DESCENDING)], name="webhook_newest")
 
-    def begin(self, *, by: str, action: str, webhook_id: ObjectId, delivery_id: str | None, reason: str) -> ObjectId:
-        """Write down that somebody is about to do something, before it is done; return its id."""
-        action_id = ObjectId()
+    def begin(
+        self,
+        action_id: ObjectId,
+        *,
+        by: str,
+        action: str,
+        webhook_id: ObjectId,
+        delivery_id: str | None,
+        reason: str,
+    ) -> bool:
+        """Write down that somebody is about to do something, before it is done.
+
+        Returns:
+            False where an action with this id was begun before: a form was sent twice.
+        """
         fields: Document = {"by": by, "action": action, "webhook_id": webhook_id, "reason": reason}
         if delivery_id is not None:
             fields["delivery_id"] = delivery_id
         literal = {name: {"$literal": value} for name, value in fields.items()}
         with store_errors():
-            self._collection.update_one({"_id": action_id}, [{"$set": {"at": "$$NOW", **literal}}], upsert=True)
-        return action_id
+            try:
+                is_new = {"_id": action_id, "at": {"$exists": False}}
+                self._collection.update_one(is_new, [{"$set": {"at": "$$NOW", **literal}}], upsert=True)
+            except DuplicateKeyError:
+                return False
+        return True
 
     def end(self, action_id: ObjectId, result: str) -> None:
         """Write down what came of it."""

@@ -51,14 +51,23 @@ class Action:
 class OfferedAction:
     """An action on a page."""
 
-    name: str
-    label: str
-    confirm: str
-    question: str
-    has_reason: bool
-    is_grave: bool
+    action: Action
     #: Where its form goes to.
     address: str
+    #: Made for this form.
+    action_id: ObjectId
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What a form asks for."""
+
+    #: Made with the form, so that a form that is sent twice acts once.
+    action_id: ObjectId
+    who: str
+    webhook_id: ObjectId
+    delivery_id: str
+    reason: str
 
 
 class CannotActError(Exception):
@@ -220,9 +229,7 @@ def offer(handler: RequestHandler, action: Action, webhook_id: object, delivery_
     address = page_path(handler, "webhook_action", webhook_id, action.name)
     if delivery_id:
         address = page_path(handler, "webhook_delivery_action", delivery_id, action.name)
-    return OfferedAction(
-        action.name, action.label, action.confirm, action.question, action.has_reason, action.is_grave, address
-    )
+    return OfferedAction(action, address, ObjectId())
 
 
 class ActionHandler(PageHandler):
@@ -236,12 +243,15 @@ class ActionHandler(PageHandler):
     async def act(self, action: Action, webhook_id: ObjectId, delivery_id: str, back: str) -> None:
         """Do it, on record, and go back to the page that says what came of it."""
         reason = " ".join((self.get_body_argument("reason", "") or "").split())[:_MAX_REASON]
-        act = partial(_act_on_record, self.stores, self.who, action, webhook_id, delivery_id, reason)
-        action_id, error = await call_in_thread(act, _ACT_S)
+        given = self.get_body_argument("action_id", "") or ""
+        if not ObjectId.is_valid(given):
+            raise RefusedError(400, "Not done", "The form is incomplete. Open the page again.")
+        asked = _Asked(ObjectId(given), self.who, webhook_id, delivery_id, reason)
+        error = await call_in_thread(partial(_act_on_record, self.stores, action, asked), _ACT_S)
         if error is not None:
             raise RefusedError(409, "Not done", error)
         logger.info("%s did %r to webhook %s", self.who or "somebody", action.name, webhook_id)
-        self.redirect(f"{back}?done={action_id}", status=303)
+        self.redirect(f"{back}?done={asked.action_id}", status=303)
 
     def prepare(self) -> None:
         """Refuse who may only look."""
@@ -289,23 +299,27 @@ def read_id(text: str) -> ObjectId:
         raise RefusedError(404, "No such webhook", "A webhook's id is 24 hexadecimal digits.") from None
 
 
-def _act_on_record(
-    stores: Stores, who: str, action: Action, webhook_id: ObjectId, delivery_id: str, reason: str
-) -> tuple[ObjectId, str | None]:
+def _act_on_record(stores: Stores, action: Action, asked: _Asked) -> str | None:
     """Do something, on record before and after.
 
     Returns:
-        The record's id, and why it was not done; None where it was.
+        Why it was not done; None where it was, now or by the same form before.
     """
-    found = [one for one in stores.webhooks.find(str(webhook_id)) if one["_id"] == webhook_id]
+    found = [one for one in stores.webhooks.find(str(asked.webhook_id)) if one["_id"] == asked.webhook_id]
     if not found:
         raise RefusedError(404, "No such webhook", "There is no webhook with this id any more.")
-    action_id = stores.actions.begin(
-        by=who, action=action.name, webhook_id=webhook_id, delivery_id=delivery_id or None, reason=reason
-    )
+    if not stores.actions.begin(
+        asked.action_id,
+        by=asked.who,
+        action=action.name,
+        webhook_id=asked.webhook_id,
+        delivery_id=asked.delivery_id or None,
+        reason=asked.reason,
+    ):
+        return None
     try:
-        result, error = action.act(stores, found[0], reason, delivery_id), None
+        result, error = action.act(stores, found[0], asked.reason, asked.delivery_id), None
     except (CannotActError, InvalidWebhook) as refusal:
         result, error = f"Not done. {refusal}", str(refusal)
-    stores.actions.end(action_id, result)
-    return action_id, error
+    stores.actions.end(asked.action_id, result)
+    return error
