@@ -43,3 +43,19 @@ def test_flower_beyond_this_machine_asks_for_a_password(redis_url: str, tmp_path
     finally:
         kill_group(flower)
         flower.wait()
+
+
+def test_tab_is_there_as_operators_start_flower(redis_url: str, mongodb_url: str, tmp_path: Path):
+    port, log_path = free_port(), tmp_path / "flower.log"
+    env = {**os.environ, "WEBHOOKS_BROKER_URL": redis_url, "WEBHOOKS_MONGODB_URL": mongodb_url}
+    with log_path.open("wb") as log:
+        flower = spawn([*FLOWER, f"--port={port}"], env=env, stdout=log)
+    try:
+        wait_until(lambda: not is_free(port), "Flower listens")
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/webhooks", timeout=60) as answer:
+            assert b"There are no webhooks yet" in answer.read()
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/tasks", timeout=60) as answer:
+            assert b'href="/webhooks">Webhooks</a>' in answer.read()
+    finally:
+        kill_group(flower)
+        flower.wait()

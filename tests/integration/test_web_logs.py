@@ -10,6 +10,7 @@ from pymongo.database import Database
 
 from tests.lab.flower import FlowerThread
 from tests.lab.logs import NOON, WEBHOOK_ID, make_attempt, make_log
+from webhooks.errors import ErrorKind
 from webhooks.store.logs import LogQuery, LogStore
 from webhooks.store.search import LogSearch
 
@@ -104,6 +105,26 @@ def test_object_of_an_event_finds_its_logs_by_index(database: Database[dict[str,
     assert flower.get(answer.headers["Location"]).text.count("<time") == 2
 
 
+@pytest.mark.parametrize(
+    ("query", "index"),
+    [
+        (LogQuery(kind=ErrorKind.TLS), "kind_newest"),
+        (LogQuery(has_response=False), "outcome_newest"),
+        (LogQuery(event_id="e1"), "event_newest"),
+        (LogQuery(delivery_id="msg_1"), "delivery_newest"),
+        (LogQuery(company=ObjectId()), "company_newest"),
+        (LogQuery(webhook_id=ObjectId()), "webhook_newest"),
+        (LogQuery(), "createdAt_ttl"),
+    ],
+)
+def test_filter_is_served_by_an_index_without_a_sort(query: LogQuery, index: str, database: Database[dict[str, Any]]):
+    write(database, *(make_log(attempt=make_attempt()) for _ in range(3)))
+    plan = database["webhooklogs"].find(query.to_filter()).sort("createdAt", -1).explain()
+    winning = str(plan["queryPlanner"]["winningPlan"])
+    assert f"'{index}'" in winning
+    assert "SORT'" not in winning
+
+
 def test_unknown_webhook_is_one_clear_error(flower: FlowerThread):
     answer = flower.get("/webhooks/logs?webhook=nobody")
     assert answer.status == 200
@@ -120,6 +141,24 @@ def test_filters_and_pages_are_links(database: Database[dict[str, Any]], flower:
     second = flower.get("/webhooks/logs" + older[1].replace("&amp;", "&")).text
     assert second.count("<time") == 10
     assert 'rel="next"' not in second
+
+
+def test_other_sites_read_nothing(flower: FlowerThread, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("FLOWER_UNAUTHENTICATED_API", "true")
+    assert "Access-Control-Allow-Origin" in flower.get("/tasks").headers
+    assert "Access-Control-Allow-Origin" not in flower.get("/webhooks/logs").headers
+
+
+@pytest.mark.usefixtures("web_settings")
+def test_pages_stand_under_flowers_prefix():
+    with FlowerThread({"url_prefix": "ops"}) as flower:
+        text = flower.get("/ops/webhooks/logs").text
+        assert 'href="/ops/webhooks"' in text
+        assert re.search(r'href="(/ops/webhooks/static/webhooks.css[^"]*)"', text)
+        for path in re.findall(r'(?:href|src)="(/[^"]+(?:css|js)[^"]*)"', text):
+            if "webhooks." in path:
+                assert flower.get(path).status == 200
+        assert flower.get("/ops/webhooks/find?id=msg_1").headers["Location"] == "/ops/webhooks/deliveries/msg_1"
 
 
 @pytest.mark.usefixtures("web_settings")

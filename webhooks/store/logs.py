@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 #: Name of the index that expires logs; it also sorts all logs by age.
 _EXPIRY = "createdAt_ttl"
 
+#: Any text but the empty one. A partial index by `$type` is not used for a query by value.
+_ANY_TEXT = {"$gt": ""}
+
 #: One index per filter; each ends in `createdAt`, so that the newest come first without a sort.
 _INDEXES = [
     IndexModel([("subscription", ASCENDING), ("createdAt", DESCENDING)], name="webhook_newest"),
@@ -50,7 +53,7 @@ _INDEXES = [
     IndexModel(
         [("attempt.error_kind", ASCENDING), ("createdAt", DESCENDING)],
         name="kind_newest",
-        partialFilterExpression={"attempt.error_kind": {"$type": "string"}},
+        partialFilterExpression={"attempt.error_kind": _ANY_TEXT},
     ),
 ]
 
@@ -84,7 +87,7 @@ class LogQuery:
         wanted: dict[str, Any] = {
             "subscription": self.webhook_id,
             "company": self.company,
-            "attempt.outcome": None if self.outcome is None else self.outcome.value,
+            "attempt.outcome": self._outcome_filter(),
             "attempt.event_id": self.event_id,
             "attempt.delivery_id": self.delivery_id,
             "event.data._id": None if self.object_id is None else {"$in": _spell_id(self.object_id)},
@@ -97,6 +100,12 @@ class LogQuery:
         wanted["createdAt"] = {operator: at for operator, at in span.items() if at is not None} or None
         return {field: value for field, value in wanted.items() if value is not None}
 
+    def _outcome_filter(self) -> str | None:
+        if self.outcome is not None:
+            return self.outcome.value
+        # So that an index is used.
+        return Outcome.FAILED.value if self.has_response is False else None
+
     def _kind_filter(self) -> object:
         if self.kind is not None:
             return self.kind.value
@@ -104,7 +113,7 @@ class LogQuery:
         has_response = True if self.statuses is not None and self.has_response is None else self.has_response
         if has_response is None:
             return None
-        return {"$not": {"$type": "string"}} if has_response else {"$type": "string"}
+        return {"$not": _ANY_TEXT} if has_response else _ANY_TEXT
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,6 +89,8 @@ class PageHandler(BaseHandler):
     def set_default_headers(self) -> None:
         """Set Flower's headers, and what makes producers' and receivers' texts harmless."""
         super().set_default_headers()
+        # Flower lets other sites read all its pages where FLOWER_UNAUTHENTICATED_API is set.
+        self.clear_header("Access-Control-Allow-Origin")
         self.set_header("Content-Security-Policy", _CONTENT_SECURITY_POLICY)
         self.set_header("Referrer-Policy", "same-origin")
         self.set_header("Cache-Control", "no-store")
