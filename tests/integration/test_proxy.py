@@ -15,9 +15,10 @@ from tests.lab import proxy as p
 from tests.lab import receiver as r
 from tests.lab.proxy import ESTABLISHED
 from tests.lab.receiver import Authority, Receiver
-from tests.lab.senders import LOOPBACK, SLACK_S, TOTAL_S, MakeSender, assert_failed, free_port, resolving_to
+from tests.lab.senders import LOOPBACK, SLACK_S, TOTAL_S, MakeSender, assert_failed, resolving_to
 from webhooks import config
 from webhooks.errors import ErrorKind
+from webhooks.local.servers import free_port
 
 CREDENTIALS = "us er:pass:wörd"
 

@@ -53,13 +53,6 @@ def keep_connections(sender: Sender, receiver: Receiver, count: int) -> None:
     assert receiver.connections == count
 
 
-def free_port() -> int:
-    """Return a port of 127.0.0.1 on which nobody listens."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
-
-
 def resolving_to(*ips: str, calls: list[str] | None = None) -> Resolver:
     """Return a resolver that knows one answer to every name."""
 
