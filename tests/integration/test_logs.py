@@ -10,6 +10,7 @@ from pymongo.database import Database
 from tests.lab.logs import COMPANY, NOON, WEBHOOK_ID, make_attempt, make_log
 from webhooks.rules.retry import Outcome
 from webhooks.store.logs import LogQuery, LogStore
+from webhooks.store.statistics import StatisticsStore
 
 Documents = Database[dict[str, Any]]
 WEBHOOK, BUYER = ObjectId(WEBHOOK_ID), ObjectId(COMPANY)
@@ -97,3 +98,16 @@ def test_log_that_breaks_the_contract_is_left_out(store: LogStore, database: Doc
     database["webhooklogs"].insert_one({"createdAt": NOON, "status": "odd"})
     assert len(store.read(LogQuery(), 10)) == 1
     assert "breaks the contract" in caplog.text
+
+
+def test_attempts_are_counted_by_webhook_also_those_of_another_system(database: Documents):
+    ok = make_attempt(error_kind=None, outcome="success", total_ms=64.0)
+    logs = [make_log(status=200, attempt=ok), make_log(attempt=make_attempt())]
+    logs += [make_log(status=200), make_log(status=500)]
+    LogStore(database).write(logs[:2])
+    database["webhooklogs"].insert_many([log.to_bson() for log in logs[2:]])
+    database["webhooklogs"].insert_one({"createdAt": NOON, "subscription": "a text", "attempt": "none"})
+    counts = StatisticsStore(database).count(NOON, NOON + timedelta(seconds=1))
+    (one,) = counts.values()
+    assert (one.attempts, one.failed, one.last_failed_at) == (4, 2, NOON)
+    assert one.buckets == {24: 1, 14: 1}

@@ -3,6 +3,7 @@
 import re
 from datetime import timedelta
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 from bson import ObjectId
@@ -123,6 +124,29 @@ def test_filter_is_served_by_an_index_without_a_sort(query: LogQuery, index: str
     winning = str(plan["queryPlanner"]["winningPlan"])
     assert f"'{index}'" in winning
     assert "SORT'" not in winning
+
+
+@pytest.mark.parametrize(
+    ("wanted", "place"),
+    [
+        ("msg_1", "/webhooks/deliveries/msg_1"),
+        ("e1", "/webhooks/events/e1"),
+        ("an object", "/webhooks/logs?object=an+object"),
+        ("wo_update", "/webhooks/62685990d918fb5557f9f992"),
+        ("62685990d918fb5557f9f992", "/webhooks/62685990d918fb5557f9f992"),
+        ("nobody's/..", "/webhooks/events/nobody%27s%2F.."),
+        ("", "/webhooks/logs"),
+    ],
+)
+def test_search_box_finds_by_what_people_have(
+    wanted: str, place: str, database: Database[dict[str, Any]], flower: FlowerThread
+):
+    log = make_log(attempt=make_attempt()).to_bson()
+    log["event"]["data"] = {"_id": "an object"}
+    database["webhooklogs"].insert_one(log)
+    database["webhooks"].insert_one({"_id": ObjectId("62685990d918fb5557f9f992"), "code": "wo_update"})
+    answer = flower.get(f"/webhooks/find?{urlencode({'id': wanted})}")
+    assert (answer.status, answer.headers["Location"]) == (302, place)
 
 
 def test_unknown_webhook_is_one_clear_error(flower: FlowerThread):

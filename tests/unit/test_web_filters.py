@@ -60,9 +60,16 @@ def test_filter_that_cannot_be_used_says_what_it_takes(name: str, text: str):
 
 def test_status_filter_asks_for_responses_only():
     assert read_filter({"status": "409"}, NOON).query.to_filter() == {
+        "attempt.outcome": {"$in": ["failed", None]},
         "status": {"$gte": 409, "$lte": 409},
         "attempt.error_kind": {"$not": {"$gt": ""}},
     }
+
+
+@pytest.mark.parametrize(("text", "outcome"), [("204", "success"), ("4xx", "failed"), ("2xx", None)])
+def test_status_filter_uses_the_outcome_that_follows_from_it(text: str, outcome: str | None):
+    found = read_filter({"status": text}, NOON).query.to_filter().get("attempt.outcome")
+    assert found == (None if outcome is None else {"$in": [outcome, None]})
 
 
 def test_filters_make_a_url_that_reads_the_same():

@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from bson import ObjectId
 
-from webhooks.delivery.attempt import plain_headers
+from webhooks.delivery.attempt import plain_headers, wire_id
 from webhooks.errors import ErrorKind
 from webhooks.models import COTWebhook
 from webhooks.rules.explain import Explanation, explain_attempt
@@ -79,6 +79,11 @@ class DeliveryState:
     #: The newest one; None before the first.
     last: LogRow | None
 
+    @property
+    def is_resent(self) -> bool:
+        """Whether it sends another one again."""
+        return find_first(self.delivery_id) is not None
+
 
 @dataclass(frozen=True, slots=True)
 class DeliveryHistory:
@@ -100,6 +105,17 @@ class DeliveryHistory:
     body: str | None
     #: The other deliveries of its event.
     others: Sequence[DeliveryState]
+
+    @property
+    def resends(self) -> str | None:
+        """The id of the delivery that it sends again; None where it does not."""
+        return find_first(self.delivery_id)
+
+
+def find_first(delivery_id: str) -> str | None:
+    """Return the id of the delivery that another one sends again; None for one that does not."""
+    first = wire_id(delivery_id)
+    return None if first == delivery_id else first
 
 
 def read_delivery(stores: Stores, delivery_id: str, present: datetime) -> DeliveryHistory | None:

@@ -16,7 +16,7 @@ from pymongo.errors import WriteError
 from webhooks.errors import ErrorKind
 from webhooks.models import NO_RESPONSE_STATUS, COTWebhookLog
 from webhooks.models.wire import show
-from webhooks.rules.retry import Outcome
+from webhooks.rules.retry import Outcome, judge
 from webhooks.store.expiry import ensure_expiry
 from webhooks.store.mongo import Document, Query, insert_new, store_errors
 
@@ -100,11 +100,16 @@ class LogQuery:
         wanted["createdAt"] = {operator: at for operator, at in span.items() if at is not None} or None
         return {field: value for field, value in wanted.items() if value is not None}
 
-    def _outcome_filter(self) -> str | None:
+    def _outcome_filter(self) -> object:
         if self.outcome is not None:
             return self.outcome.value
-        # So that an index is used.
-        return Outcome.FAILED.value if self.has_response is False else None
+        # What follows from other filters, so that an index is used. A log that another system wrote has no outcome.
+        if self.has_response is False:
+            return Outcome.FAILED.value
+        if self.statuses is None:
+            return None
+        outcomes = {judge(status) for status in range(self.statuses[0], self.statuses[1] + 1)}
+        return {"$in": [outcomes.pop().value, None]} if len(outcomes) == 1 else None
 
     def _kind_filter(self) -> object:
         if self.kind is not None:

@@ -20,7 +20,7 @@ from webhooks.store.logs import LogQuery
 from webhooks.store.mongo import Document, instant, store_errors
 
 #: Logs that one page looks at where a filter has no index.
-SEARCHED_AT_MOST = 20_000
+SEARCHED_AT_MOST = 2_000
 #: Characters of a response that a row has.
 RESPONSE_CHARS = 300
 #: Filters that no index serves.

@@ -19,6 +19,7 @@ from webhooks.store.logs import LogQuery
 from webhooks.store.mongo import Document
 from webhooks.store.stores import Stores
 from webhooks.web.base import PageHandler, RefusedError, call_in_thread
+from webhooks.web.extension import page_path
 
 logger = logging.getLogger(__name__)
 
@@ -216,9 +217,9 @@ def choose_actions(webhook: COTWebhook | None, gate: Gate, *, has_pending: bool)
 
 def offer(handler: RequestHandler, action: Action, webhook_id: object, delivery_id: str = "") -> OfferedAction:
     """Return an action as a page offers it."""
-    address = handler.reverse_url("webhook_action", webhook_id, action.name)
+    address = page_path(handler, "webhook_action", webhook_id, action.name)
     if delivery_id:
-        address = handler.reverse_url("webhook_delivery_action", delivery_id, action.name)
+        address = page_path(handler, "webhook_delivery_action", delivery_id, action.name)
     return OfferedAction(
         action.name, action.label, action.confirm, action.question, action.has_reason, action.is_grave, address
     )
@@ -258,7 +259,7 @@ class WebhookActionHandler(ActionHandler):
         action = ACTIONS.get(name)
         if action is None or action is RESEND:
             raise HTTPError(404)
-        await self.act(action, read_id(webhook_id), "", self.reverse_url("webhook", webhook_id))
+        await self.act(action, read_id(webhook_id), "", page_path(self, "webhook", webhook_id))
 
 
 class DeliveryActionHandler(ActionHandler):
@@ -273,7 +274,7 @@ class DeliveryActionHandler(ActionHandler):
         webhook_id = page.rows[0].webhook_id if page.rows else None
         if not isinstance(webhook_id, ObjectId):
             self.not_found("No such delivery", "Nothing is known of the delivery any more.")
-        await self.act(RESEND, webhook_id, delivery_id, self.reverse_url("webhook_delivery", delivery_id))
+        await self.act(RESEND, webhook_id, delivery_id, page_path(self, "webhook_delivery", delivery_id))
 
 
 def read_id(text: str) -> ObjectId:

@@ -19,7 +19,7 @@ from webhooks.errors import StoreUnavailable
 from webhooks.store.actions import OperatorAction
 from webhooks.store.stores import Stores
 from webhooks.web import show
-from webhooks.web.extension import FOLDER, static_path
+from webhooks.web.extension import FOLDER, page_path, static_path
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ class PageHandler(BaseHandler):
         self.render(
             template,
             show=show,
-            here=self.reverse_url,
+            here=partial(page_path, self),
             own_file=lambda name: static_path(self, name),
             is_read_only=self.is_read_only,
             **values,

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from flower import urls
 from flower.views.tasks import TaskView
@@ -22,6 +23,8 @@ STATIC = FOLDER / "static"
 _NAVIGATION = "navbar.html"
 #: Ends Flower's list of tabs, which is the first list of its navigation.
 _END_OF_TABS = b"</ul>"
+#: Stands for a slash in an id while an address is made: of Unicode's private characters, which no id has.
+_SLASH = "\ue02f"
 
 
 class NavigationModule(TemplateModule):
@@ -64,8 +67,14 @@ def _draw_task_links(handler: RequestHandler) -> str:
         return ""
     is_delivery = name == "webhooks.send" or task_id.startswith("msg_")
     where, text = ("webhook_delivery", "this delivery") if is_delivery else ("webhook_event", "this event")
-    address = xhtml_escape(handler.reverse_url(where, task_id))
+    address = xhtml_escape(page_path(handler, where, task_id))
     return f'<p class="wh-task-links">Webhooks: <a href="{address}">what became of {text}</a></p>'
+
+
+def page_path(handler: RequestHandler, name: str, *ids: object) -> str:
+    """Return the address of a page. Tornado leaves slashes in ids as they are, and producers choose events' ids."""
+    given = [str(one).replace("/", _SLASH) for one in ids]
+    return handler.reverse_url(name, *given).replace(quote(_SLASH), "%2F")
 
 
 def static_path(handler: RequestHandler, name: str) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from urllib.parse import urlencode
 
 from bson import ObjectId
 from tornado.web import authenticated
@@ -10,10 +11,12 @@ from webhooks.errors import ErrorKind
 from webhooks.models import COTWebhook
 from webhooks.models.wire import parse_object_id
 from webhooks.rules.retry import Outcome
+from webhooks.store.logs import LogQuery
 from webhooks.store.search import Cursor, LogPage
 from webhooks.store.stores import Stores
 from webhooks.store.traces import EventTrace
 from webhooks.web.base import PageHandler
+from webhooks.web.extension import page_path
 from webhooks.web.filters import CLASSES, NAMES, TYPES, LogFilter, read_cursor, read_filter, write_cursor
 
 #: Rows of a page.
@@ -104,14 +107,26 @@ class FindHandler(PageHandler):
         """Go to the page of the delivery, webhook, event or object with the given id."""
         wanted = self.argument("id").strip()
         if not wanted:
-            self.redirect(self.reverse_url("webhooks_logs"))
+            self.redirect(page_path(self, "webhooks_logs"))
             return
-        if wanted.startswith("msg_"):
-            self.redirect(self.reverse_url("webhook_delivery", wanted))
-            return
-        if ObjectId.is_valid(wanted):
-            is_webhook = bool(await self.read(self.stores.webhooks.find, wanted))
-            where = self.reverse_url("webhook", wanted) if is_webhook else None
-            self.redirect(where or f"{self.reverse_url('webhooks_logs')}?object={wanted}")
-            return
-        self.redirect(self.reverse_url("webhook_event", wanted))
+        place, name = await self.read(find_place, self.stores, wanted)
+        if place == "object":
+            self.redirect(f"{page_path(self, 'webhooks_logs')}?{urlencode({'object': name})}")
+        else:
+            self.redirect(page_path(self, f"webhook_{place}" if place != "webhook" else place, name))
+
+
+def find_place(stores: Stores, wanted: str) -> tuple[str, str]:
+    """Return what a text is the id of, ``delivery``, ``event``, ``webhook`` or ``object``, and that id.
+
+    Of what is nowhere it is said that it is an event: its page says so.
+    """
+    if wanted.startswith("msg_"):
+        return "delivery", wanted
+    if webhooks := stores.webhooks.find(wanted):
+        return "webhook", str(webhooks[0]["_id"])
+    if stores.search.find_page(LogQuery(event_id=wanted), 1).rows or stores.traces.find_event(wanted):
+        return "event", wanted
+    if stores.search.find_page(LogQuery(object_id=wanted), 1).rows or stores.traces.find_object(wanted, 1):
+        return "object", wanted
+    return "event", wanted

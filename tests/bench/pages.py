@@ -1,0 +1,92 @@
+"""How long Flower's pages take on a long history. They are asked for one after another, each with other ids.
+
+python -m tests.lab.history mongodb://127.0.0.1:27017/history 10000000
+python -m tests.bench.pages mongodb://127.0.0.1:27017/history
+"""
+
+import os
+import random
+import sys
+import time
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any
+
+import pymongo
+from pymongo.database import Database
+
+#: Times that each page is asked for.
+_TIMES = 60
+
+
+def main(url: str) -> None:
+    """Print a table: each page with its times in milliseconds."""
+    os.environ["WEBHOOKS_MONGODB_URL"] = url
+    from tests.lab.flower import FlowerThread  # noqa: PLC0415 - reads the settings
+
+    database: Database[dict[str, Any]] = pymongo.MongoClient(url, tz_aware=True).get_default_database()
+    logs = _pick(database, random.Random(7))
+    print(f"{database['webhooklogs'].estimated_document_count():,} logs; milliseconds of {_TIMES} requests each")
+    print(f"{'page':<58} {'p50':>6} {'p95':>6} {'most':>6}")
+    with FlowerThread() as flower:
+        for name, make in _PAGES.items():
+            took = []
+            for log in logs:
+                path = make(log)
+                begun = time.monotonic()
+                answer = flower.get(path)
+                took.append((time.monotonic() - begun) * 1000)
+                assert answer.status == 200, (path, answer.status)
+            took.sort()
+            print(f"{name:<58} {took[len(took) // 2]:>6.0f} {took[int(len(took) * 0.95)]:>6.0f} {took[-1]:>6.0f}")
+
+
+def _pick(database: Database[dict[str, Any]], chance: random.Random) -> Sequence[dict[str, Any]]:
+    """Return logs of all times."""
+    collection = database["webhooklogs"]
+    ends = [collection.find_one(sort=[("createdAt", order)]) for order in (1, -1)]
+    first, last = (end["createdAt"] for end in ends if end is not None)
+    fields = {"event.data.note": 0}
+    found = []
+    while len(found) < _TIMES:
+        at = first + timedelta(seconds=chance.random() * (last - first).total_seconds())
+        log = collection.find_one({"createdAt": {"$gte": at}, "event.data._id": {"$exists": True}}, fields)
+        if log is not None:
+            found.append(log)
+    return found
+
+
+def _logs(query: str) -> Callable[[dict[str, Any]], str]:
+    return lambda log: (
+        "/webhooks/logs?"
+        + query.format(
+            company=log["company"],
+            webhook=log["subscription"],
+            object=log["event"]["data"]["_id"],
+            type=log["event"]["type"],
+            at=f"{log['createdAt']:%Y-%m-%dT%H:%M:%S.000Z}",
+            **{name: log["attempt"][name] for name in ("event_id", "delivery_id")},
+        )
+    )
+
+
+_PAGES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "/webhooks": lambda _: "/webhooks",
+    "/webhooks?span=day": lambda _: "/webhooks?span=day",
+    "/webhooks/ID": lambda log: f"/webhooks/{log['subscription']}",
+    "/webhooks/deliveries/ID": lambda log: f"/webhooks/deliveries/{log['attempt']['delivery_id']}",
+    "/webhooks/events/ID": lambda log: f"/webhooks/events/{log['attempt']['event_id']}",
+    "/webhooks/logs": _logs(""),
+    "… a page in the middle of the history": _logs("before={at}~0"),
+    "… company, object": _logs("company={company}&object={object}"),
+    "… company, failed": _logs("company={company}&result=failed&before={at}~0"),
+    "… webhook, since and until": _logs("webhook={webhook}&until={at}"),
+    "… event": _logs("event={event_id}"),
+    "… error kind": _logs("kind=tls&before={at}~0"),
+    "… no response": _logs("status=none&before={at}~0"),
+    "… type (no index)": _logs("type={type}&before={at}~0"),
+    "… company, status that nobody answers (no index)": _logs("company={company}&status=418&before={at}~0"),
+}
+
+if __name__ == "__main__":
+    main(sys.argv[1])
