@@ -78,8 +78,12 @@ class FigureCache:
     def summarize(self, webhook_ids: Sequence[ObjectId], span: str, present: datetime) -> dict[ObjectId, Figures]:
         """Return the figures of webhooks, of what is counted."""
         slices = [self._slices.get(start) for start in reversed(_starts(SPANS[span], present))]
+        nothing = summarize([None] * len(slices), STRETCHES[span])
+        attempted = {one for part in slices if part is not None for one in part.counts}
         return {
-            one: summarize([s.counts.get(one) if s is not None else None for s in slices], STRETCHES[span])
+            one: summarize([part.counts.get(one) if part is not None else None for part in slices], STRETCHES[span])
+            if one in attempted
+            else nothing
             for one in webhook_ids
         }
 
