@@ -21,7 +21,7 @@ from webhooks.local import servers as local_servers
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 #: Test processes for each core: most tests wait most of their time.
-_PROCESSES_PER_CORE = 4
+_PROCESSES_PER_CORE = 3
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:

@@ -40,8 +40,8 @@ def test_pause_holds_on_all_workers_and_resume_loses_nothing(stack: Stack) -> No
         wait_until_kept(stack, 20)
         assert len(receiver.requests) == 5
         assert state_in_list(stack, webhook_id) == "paused"
-        assert "owed          20 kept, 0 to be sent" in stack.run_command("show", str(webhook_id))
-        assert "as fast as its endpoint takes it" in stack.run_command("drain", str(webhook_id))
+        assert "pending       20 held, 0 to send" in stack.run_command("show", str(webhook_id))
+        assert "as fast as its endpoint accepts them" in stack.run_command("drain", str(webhook_id))
         receiver.wait_for(25)
         wait_until(lambda: state_in_list(stack, webhook_id) == "active", "active again")
     assert sorted(numbers(receiver)) == list(range(25))

@@ -6,7 +6,6 @@ Owns their processes' descriptions and ports; `stage`'s supervisor runs them. Ca
 import json
 import socket
 import sys
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from tests.bench.network import Place
 from tests.bench.nginx import Nginx, find_nginx
 from tests.bench.plan import DELAY_S, ENDPOINTS
 from webhooks.local.processes import Program, Supervisor
-from webhooks.local.servers import LOOPBACK
+from webhooks.local.servers import free_port
 
 _PROGRAM = Path(__file__).parent / "receiver.py"
 #: The receivers' paths: see `receiver`.
@@ -82,7 +81,7 @@ class Receivers:
     def _start_nginx(self, nginx: Nginx) -> Receiver:
         folder = self._folder / "nginx"
         folder.mkdir()
-        ports = free_ports(ENDPOINTS)
+        ports = tuple(free_port() for _ in range(ENDPOINTS))
         (folder / "nginx.conf").write_text(nginx.configuration(self._place.address, ports, DELAY_S))
         pid_path = folder / "nginx.pid"
         self._supervisor.start(
@@ -108,12 +107,3 @@ class Receivers:
         )
         told = json.loads(report.read_text())
         return Receiver("own", self._place.address, tuple(told["ports"]), told["pid"])
-
-
-def free_ports(count: int) -> tuple[int, ...]:
-    """Return ports that nobody uses on this machine's loopback now, and so in an empty namespace neither."""
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind((LOOPBACK, 0))
-        return tuple(probe.getsockname()[1] for probe in probes)

@@ -18,11 +18,11 @@ from tests.bench.measures import RowFailed, Steady, percentile, steady
 from tests.bench.measuring import MB, MS, SUCCESS, US, Measuring, targets_of
 from tests.bench.plan import ENDPOINTS, EVENT_BYTES, LOAD, SMALL_EVENT_BYTES, Plan
 from tests.bench.producer import Handing
-from tests.bench.receivers import HANG, INSTANT, SLOW, Receiver, free_ports
+from tests.bench.receivers import HANG, INSTANT, SLOW, Receiver
 from tests.bench.servers import LOGS, OWED, PLAIN_LOGS
 from tests.bench.sizing import measure_sizing
 from tests.bench.stage import Stage
-from webhooks.local.servers import LOOPBACK
+from webhooks.local.servers import LOOPBACK, free_port
 
 #: The part of the short queue in which its rate is taken: not its end, where nothing is queued any more.
 _QUEUE_PART = (0.1, 0.6)
@@ -339,7 +339,7 @@ class _Rows(Measuring):
         count = self._sizes.waiting
         self._step(f"{count:,} deliveries that wait for their retry")
         servers = self._stage.servers
-        [nobody] = free_ports(1)
+        nobody = free_port()
         targets = [Target(f"http://{LOOPBACK}:{nobody}/") for _ in range(ENDPOINTS)]
         lines = self._stage.prepare(targets, EVENT_BYTES)
         before = servers.redis_bytes()

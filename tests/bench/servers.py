@@ -15,10 +15,10 @@ from tests.bench.crew import environment, wait
 from tests.bench.events import Target
 from tests.bench.network import Place
 from tests.bench.plan import Plan
-from tests.bench.receivers import free_ports
 from webhooks.errors import CannotStart
 from webhooks.local import servers
 from webhooks.local.processes import Program, Supervisor
+from webhooks.local.servers import free_port
 from webhooks.local.up import SERVER_GRACE_S
 from webhooks.rules.encryption import Vault
 from webhooks.store.mongo import open_database, server_version, store_errors
@@ -41,7 +41,7 @@ class Servers:
             ServerMissing: one is not installed.
         """
         self._plan = plan
-        redis_port, mongo_port = free_ports(2)
+        redis_port, mongo_port = free_port(), free_port()
         self.broker_url = plan.broker_url or _at(place, servers.valkey_url(redis_port))
         self.mongodb_url = plan.mongodb_url or _at(place, servers.mongodb_url(mongo_port))
         commands: dict[str, tuple[list[str], str]] = {}

@@ -22,12 +22,12 @@ from tests.bench.measures import RowFailed, Sample
 from tests.bench.network import LOCAL, Network, Place, open_network
 from tests.bench.plan import Plan
 from tests.bench.producer import Handing
-from tests.bench.receivers import Receiver, Receivers, free_ports
+from tests.bench.receivers import Receiver, Receivers
 from tests.bench.servers import Servers
 from tests.lab.rabbitmq import find_rabbitmq, run_rabbitmq
 from webhooks.errors import CannotStart
 from webhooks.local.processes import Program, Supervisor
-from webhooks.local.servers import LOOPBACK
+from webhooks.local.servers import LOOPBACK, free_port
 from webhooks.local.up import worker_program
 from webhooks.rules.encryption import Vault, new_key
 
@@ -219,7 +219,7 @@ class Stage:
 
     @contextmanager
     def _run_flower(self, app: str, env: Mapping[str, str], folder: Path) -> Iterator[Crew]:
-        [port] = free_ports(1)
+        port = free_port()
         argv = [sys.executable, "-m", "celery", "-A", app, "flower", f"--address={LOOPBACK}", f"--port={port}"]
         program = Program("flower", argv, env, folder, grace_s=_GRACE_S)
         with (

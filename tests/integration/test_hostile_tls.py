@@ -17,8 +17,9 @@ import trustme
 
 from tests.lab import receiver as r
 from tests.lab.receiver import Authority, Receiver
-from tests.lab.senders import SLACK_S, TOTAL_S, MakeSender, assert_failed, free_port
+from tests.lab.senders import SLACK_S, TOTAL_S, MakeSender, assert_failed
 from webhooks.errors import ErrorKind
+from webhooks.local.servers import free_port
 from webhooks.sender import Answer
 
 

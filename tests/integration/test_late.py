@@ -26,6 +26,7 @@ from webhooks.delivery.claim import claim_all
 from webhooks.delivery.outcomes import Attempted, Done, Failed, ToAttempt
 from webhooks.delivery.record import record
 from webhooks.delivery.records import DeliveryRecords
+from webhooks.delivery.services import Progress
 from webhooks.models import COTEvent, COTWebhook, COTWebhookLog, now
 from webhooks.rules.encryption import Vault
 from webhooks.rules.retry import RetryPolicy
@@ -58,7 +59,7 @@ class Process:
         self.held, self.gates = HeldDeliveries(database, self.deliveries), GateStore(database)
         self.logs, self.webhooks = LogStore(database), WebhookStore(database)
         self.records = DeliveryRecords(self.deliveries, self.held, self.logs, self.gates, self.webhooks)
-        self.progress = SimpleNamespace(taken_due_at=None)
+        self.progress = Progress()
         self.services: Any = self
         self.attempt_runner: Any = None
 

@@ -13,9 +13,9 @@ from standardwebhooks import Webhook, WebhookVerificationError
 from tests.lab import proxy as p
 from tests.lab import receiver as r
 from tests.lab.receiver import Authority, Behaviour, Receiver
-from tests.lab.senders import free_port
 from webhooks import config
 from webhooks.delivery.operators import Operators
+from webhooks.local.servers import free_port
 from webhooks.rules.ports import REFUSED_PORTS
 from webhooks.rules.signing import new_secret
 

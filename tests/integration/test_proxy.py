@@ -15,9 +15,10 @@ from tests.lab import proxy as p
 from tests.lab import receiver as r
 from tests.lab.proxy import ESTABLISHED
 from tests.lab.receiver import Authority, Receiver
-from tests.lab.senders import LOOPBACK, SLACK_S, TOTAL_S, MakeSender, assert_failed, free_port, resolving_to
+from tests.lab.senders import LOOPBACK, SLACK_S, TOTAL_S, MakeSender, assert_failed, resolving_to
 from webhooks import config
 from webhooks.errors import ErrorKind
+from webhooks.local.servers import free_port
 
 CREDENTIALS = "us er:pass:wörd"
 
@@ -139,6 +140,8 @@ def test_next_address_is_tried_when_the_proxy_cannot_reach_one(make_sender: Make
 
 NO_HTTP = "proxy does not speak HTTP"
 CLOSED = "proxy closed the connection"
+#: Seconds that what answers may take.
+PATIENCE_S = 20
 LATE = "proxy did not answer in time"
 
 
@@ -171,15 +174,17 @@ def answering(answer: bytes, **changes: Any) -> Callable[[], p.Proxy]:
 def test_fault_of_the_proxy_is_told_from_the_receivers(
     make_sender: MakeSender, proxy: Callable[[], p.Proxy], text: str, use_tls: bool, limit: str
 ) -> None:
+    # A proxy that answers gets its time, however busy the machine is.
+    limit_s = TOTAL_S if text == LATE else PATIENCE_S
     with proxy() as running:
         started = time.monotonic()
-        sender = make_sender(proxy=through(running, CREDENTIALS), **{limit: TOTAL_S})
+        sender = make_sender(proxy=through(running, CREDENTIALS), **{limit: limit_s})
         answer = sender.post(f"{'https' if use_tls else 'http'}://127.0.0.1:8000/", {}, b"")
         seconds = time.monotonic() - started
     assert_failed(answer, ErrorKind.PROXY, text)
     assert answer.peer is None
     assert seconds < TOTAL_S + SLACK_S
-    assert (seconds >= TOTAL_S) == (text == LATE)
+    assert text != LATE or seconds >= TOTAL_S
 
 
 def test_proxy_that_refuses(make_sender: MakeSender) -> None:

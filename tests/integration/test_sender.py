@@ -13,8 +13,9 @@ import pytest
 
 from tests.lab import receiver as r
 from tests.lab.receiver import Authority, Receiver
-from tests.lab.senders import LOOPBACK, SLACK_S, TOTAL_S, MakeSender, assert_failed, free_port, resolving_to
+from tests.lab.senders import LOOPBACK, SLACK_S, TOTAL_S, MakeSender, assert_failed, resolving_to
 from webhooks.errors import ErrorKind
+from webhooks.local.servers import free_port
 from webhooks.sender import Resolver, idle
 
 # --- it works --------------------------------------------------------------------------------------------------------

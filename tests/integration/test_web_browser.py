@@ -1,7 +1,6 @@
 """The pages in a real browser: nothing that their policy forbids, nothing wider than a phone, and what scripts do."""
 
 import asyncio
-import os
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -16,9 +15,11 @@ from webhooks.models import now
 
 Documents = Database[dict[str, Any]]
 
-pytestmark = pytest.mark.skipif(
-    find_chromium() is None and not os.environ.get("CI"), reason="Chromium is not installed: apt-get install chromium"
-)
+# Slow: it needs a browser, which is no package of Python, and takes its time.
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_chromium() is None, reason="Chromium is not installed: apt-get install chromium"),
+]
 
 
 def browse(look: Callable[[Tab], Awaitable[None]]) -> None:

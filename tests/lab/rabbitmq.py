@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,6 +11,7 @@ from kombu.connection import Connection
 
 from tests.lab.worker import wait_until
 from webhooks.local.processes import kill_group, spawn
+from webhooks.local.servers import free_port
 
 
 def find_rabbitmq() -> Path | None:
@@ -32,7 +32,7 @@ def run_rabbitmq(server: Path, folder: Path) -> Iterator[str]:
         server: from `find_rabbitmq`.
         folder: for its data.
     """
-    port = _free_port()
+    port = free_port()
     (folder / "enabled_plugins").write_text("[].")
     env = {
         **os.environ,
@@ -40,7 +40,7 @@ def run_rabbitmq(server: Path, folder: Path) -> Iterator[str]:
         "RABBITMQ_NODENAME": f"test{port}@localhost",
         "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
         "RABBITMQ_NODE_PORT": str(port),
-        "RABBITMQ_DIST_PORT": str(_free_port()),
+        "RABBITMQ_DIST_PORT": str(free_port()),
         "RABBITMQ_MNESIA_BASE": str(folder),
         "RABBITMQ_LOG_BASE": str(folder),
         "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
@@ -67,8 +67,3 @@ def run_rabbitmq(server: Path, folder: Path) -> Iterator[str]:
             process.wait(20)
         kill_group(process)
         process.wait()
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]

@@ -4,10 +4,12 @@ The programs come from the wheels of the extra ``embedded``, otherwise from the 
 """
 
 import os
+import secrets
 import shutil
 import socket
 import stat
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -27,6 +29,8 @@ from webhooks.rules.remedies import explain_broker, explain_database, is_refusal
 #: The only address that embedded servers listen on.
 LOOPBACK = "127.0.0.1"
 
+#: Ports for servers: below those that systems give to outgoing connections (Linux from 32768 on).
+_SERVER_PORTS = range(10_000, 32_768)
 #: Seconds for one ping; short, because pings are repeated.
 _PING_TIMEOUT_S = 1
 _PING_PAUSE_S = 0.05
@@ -138,10 +142,28 @@ def hosts_of(url: str) -> str:
 
 
 def free_port() -> int:
-    """Return a free TCP port on loopback; another program may take it at any time."""
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        return probe.getsockname()[1]
+    """Return a free TCP port on loopback that no other caller gets while this process lives.
+
+    Outgoing connections do not take it before it is used: their ports come from above `_SERVER_PORTS`.
+    """
+    while True:
+        port = secrets.choice(_SERVER_PORTS)
+        if _reserve(port) and is_free(port):
+            return port
+
+
+def _reserve(port: int) -> bool:
+    """Claim a port among the processes of this machine; only Linux has the means."""
+    if sys.platform != "linux":
+        return True
+    claim = socket.socket(socket.AF_UNIX)
+    try:
+        claim.bind(f"\0webhooks-port-{port}")  # a name without a file, taken until this process ends
+    except OSError:
+        claim.close()
+        return False
+    claim.detach()
+    return True
 
 
 def is_free(port: int) -> bool:

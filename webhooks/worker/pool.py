@@ -40,7 +40,7 @@ from webhooks.delivery.services import get_services
 from webhooks.errors import TooLate, trace
 from webhooks.sender import Answer, OutgoingRequest
 from webhooks.store.deliveries import Claim
-from webhooks.worker.batch import new_batch
+from webhooks.worker.current_batch import new_batch
 from webhooks.worker.inplace import InPlaceMessage
 
 logger = logging.getLogger(__name__)

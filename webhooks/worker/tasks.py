@@ -25,7 +25,7 @@ from webhooks.rules.retry import Outcome
 from webhooks.store.deliveries import Claim, Delivery
 from webhooks.transport.headers import LANE_HEADER
 from webhooks.transport.lanes import RATE_HEADER
-from webhooks.worker.batch import current_batch, gathering_producer
+from webhooks.worker.current_batch import current_batch, gathering_producer
 
 logger = logging.getLogger(__name__)
 
