@@ -74,6 +74,7 @@ def test_many_events_are_attempted_many_at_a_time_each_once(plain_stack: Stack):
 
 
 @pytest.mark.timeout(180)
+@pytest.mark.slow
 def test_worker_that_is_killed_loses_nothing(plain_stack: Stack):
     settings: dict[str, Any] = {"WEBHOOKS_TOTAL_TIMEOUT_S": "5", "WEBHOOKS_MONGODB_TIMEOUT_S": "2"}
     settings["WEBHOOKS_SWEEP_INTERVAL_S"] = "1"
@@ -89,6 +90,7 @@ def test_worker_that_is_killed_loses_nothing(plain_stack: Stack):
     assert [log["attempt"]["error_kind"] for log in logs] == ["interrupted", None]
 
 
+@pytest.mark.slow
 def test_worker_takes_no_more_than_it_is_told(plain_stack: Stack):
     with Receiver(default=reply(200, delay_s=0.2)) as receiver:
         for _ in range(4):

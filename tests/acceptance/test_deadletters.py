@@ -212,6 +212,7 @@ def test_defect_in_writing_a_log_is_kept(stack: Stack, redis_client: redis.Redis
     assert (letter["reason"], letter["text"]) == ("defect", "internal error: ValidationError")
 
 
+@pytest.mark.slow
 def test_poison_that_comes_while_mongodb_is_down_is_kept_when_it_is_back(fragile: Stack, servers: Servers):
     with redis.Redis.from_url(fragile.redis_url) as client:
         worker = fragile.start_worker()

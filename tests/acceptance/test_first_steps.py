@@ -49,6 +49,7 @@ def run_in(settings: dict[str, str], *arguments: str, stdin: str = "") -> subpro
     return subprocess.run(argv, env=env, input=stdin, capture_output=True, text=True, timeout=60, check=False)
 
 
+@pytest.mark.slow
 def test_notes_judge_by_the_workers_settings(stack: Stack, run: Run):
     with Receiver() as receiver:
         url = f"http://localhost:{receiver.port}/"
@@ -87,6 +88,7 @@ def test_send_says_that_nobody_wants_the_event(run: Run):
     assert f"no active webhook matches it; `webhooks list --company {COMPANY}`" in done.stderr
 
 
+@pytest.mark.slow
 def test_check_says_which_worker_differs_in_what(stack: Stack, run: Run):
     same, other = new_key(), new_key()
     stack.start_worker(WEBHOOKS_ENCRYPTION_KEY=same, WEBHOOKS_ALLOWED_NETWORKS="", WEBHOOKS_RETRY_DELAY_S="30")
@@ -110,6 +112,7 @@ def test_check_says_which_worker_differs_in_what(stack: Stack, run: Run):
 
 
 @pytest.mark.parametrize("command", ["add", "rotate", "header"])
+@pytest.mark.slow
 def test_nothing_is_sealed_with_a_key_that_workers_lack(stack: Stack, run: Run, command: str):
     key, theirs = new_key(), new_key()
     done = run(*ADD, "--unsigned", "--url", "https://hooks.example.com/")

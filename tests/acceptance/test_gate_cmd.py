@@ -1,5 +1,6 @@
 """The operators' commands on workers that run: pause, resume, skip and deactivate hold for all of them."""
 
+import pytest
 from bson import ObjectId
 
 from tests.acceptance.conftest import Stack
@@ -64,6 +65,7 @@ def test_stopped_line_goes_on_in_order_after_a_skip(stack: Stack) -> None:
     assert (skipped["response"], skipped["event"]["number"]) == ("skipped by an operator", 0)
 
 
+@pytest.mark.slow
 def test_deactivate_ends_what_is_kept_with_a_log_and_no_request(stack: Stack) -> None:
     with Receiver() as receiver:
         webhook_id = stack.add_webhook(receiver.url)

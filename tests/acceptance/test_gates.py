@@ -93,6 +93,7 @@ def test_pause_also_keeps_what_waits_for_its_retry_and_counts_nothing(stack: Sta
     assert [(log["status"], log["retry"]) for log in logs] == [(503, 0), (200, 1)]
 
 
+@pytest.mark.slow
 def test_endpoint_that_fails_for_long_is_paused_probed_and_recovers(stack: Stack):
     with Receiver(default=reply(503)) as receiver:
         webhook_id = stack.add_webhook(receiver.url)
@@ -118,6 +119,7 @@ def test_endpoint_that_fails_for_long_is_paused_probed_and_recovers(stack: Stack
     assert "last: 503" in reason
 
 
+@pytest.mark.slow
 def test_probe_whose_worker_died_does_not_end_the_probing(stack: Stack):
     with Receiver(default=reply(delay_s=0.9)) as receiver:
         webhook_id = stack.add_webhook(receiver.url)
@@ -134,6 +136,7 @@ def test_probe_whose_worker_died_does_not_end_the_probing(stack: Stack):
     assert types_of_notices(stack, webhook_id) == ["paused", "recovered"]
 
 
+@pytest.mark.slow
 def test_endpoint_that_fails_on_while_it_recovers_is_paused_again(stack: Stack):
     with Receiver(default=reply(500)) as receiver:
         webhook_id = stack.add_webhook(receiver.url)
@@ -224,6 +227,7 @@ def test_ordered_webhook_gets_its_events_one_at_a_time_through_failures_and_a_ki
     assert all(later - earlier in (0, 1) for earlier, later in pairwise(came)), came
 
 
+@pytest.mark.slow
 def test_ordered_webhook_keeps_its_order_through_a_redis_that_is_wiped(fragile: Stack, servers: Servers):
     with Receiver().then(reply(503)) as receiver:
         fragile.add_webhook(receiver.url, ordered=True)

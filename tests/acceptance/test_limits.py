@@ -56,6 +56,7 @@ while True:
         process.wait()
 
 
+@pytest.mark.slow
 def test_rate_limit_that_is_edited_under_load_holds_all_the_time(stack: Stack):
     """Workers learn of it one after the other: with each that told the old one or the new, the bucket was full anew."""
     with Receiver() as receiver:

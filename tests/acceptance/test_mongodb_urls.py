@@ -36,6 +36,7 @@ def free_udp_port() -> int:
         return sock.getsockname()[1]
 
 
+@pytest.mark.slow
 def test_name_server_that_is_away_at_the_start_is_waited_for(fragile: Stack, servers: Servers):
     port = free_udp_port()
     fragile.mongodb_url = f"mongodb+srv://{NAME}/webhooks?tls=false"
@@ -101,6 +102,7 @@ def _direct_url(port: int) -> str:
     return f"mongodb://127.0.0.1:{port}/?directConnection=true"
 
 
+@pytest.mark.slow
 def test_decisions_are_read_from_the_primary_whatever_the_url_prefers(
     replica_set: str, redis_url: str, redis_client: object, tmp_path: Path
 ):

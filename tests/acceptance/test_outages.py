@@ -43,6 +43,7 @@ def test_log_of_an_attempt_that_ends_while_mongodb_is_down_is_written_later(frag
     assert fragile.database["webhooklogs"].count_documents({}) == 1
 
 
+@pytest.mark.slow
 def test_worker_that_stops_while_mongodb_is_down_gives_its_messages_back(fragile: Stack, servers: Servers):
     with Receiver() as receiver:
         fragile.add_webhook(receiver.url)

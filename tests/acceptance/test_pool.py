@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, cast
 
+import pytest
 import redis
 from celery import Celery
 
@@ -276,6 +277,7 @@ def test_worker_takes_as_many_as_it_is_told(stack: Stack):
     assert receiver.most_at_once <= 2
 
 
+@pytest.mark.slow
 def test_pool_can_be_made_larger_while_it_works(stack: Stack):
     with CountingReceiver(0.3) as receiver:
         for _ in range(6):
@@ -287,6 +289,7 @@ def test_pool_can_be_made_larger_while_it_works(stack: Stack):
     assert 2 <= receiver.most_at_once <= 4
 
 
+@pytest.mark.slow
 def test_autoscale_grows_the_pool_to_its_bound(stack: Stack):
     with CountingReceiver(0.5) as receiver:
         for _ in range(6):

@@ -126,6 +126,7 @@ def test_worker_that_stops_ends_its_leases(stack: Stack, redis_client: redis.Red
 
 
 @pytest.mark.parametrize("server", ["valkey", "mongod"])
+@pytest.mark.slow
 def test_lease_comes_back_by_itself_when_a_server_was_away(fragile: Stack, servers: Any, server: str):
     fragile.start_worker()
     client: Any = redis.Redis.from_url(fragile.redis_url)

@@ -87,6 +87,7 @@ def test_each_attempt_is_signed_anew_and_carries_the_webhooks_headers(signed: Si
     assert first.headers["webhook-signature"] != second.headers["webhook-signature"]
 
 
+@pytest.mark.slow
 def test_rotation_takes_effect_within_5_s_and_overlaps(signed: SignedStack):
     with Receiver() as receiver:
         old = signed.add(receiver.url)["secret"]

@@ -18,6 +18,7 @@ EVENT = read_sample("event-task-create")
 pytestmark = pytest.mark.timeout(240)
 
 
+@pytest.mark.slow
 def test_retries_that_wait_in_a_redis_that_is_wiped_are_made(fragile: Stack, servers: Servers):
     with Receiver(default=reply(503)) as receiver:
         fragile.add_webhook(receiver.url)
@@ -116,6 +117,7 @@ def test_attempt_that_is_queued_twice_is_made_once(fragile: Stack, servers: Serv
     assert fragile.database["webhooklogs"].count_documents({}) == 2
 
 
+@pytest.mark.slow
 def test_redis_put_back_to_an_old_state_sends_all_that_is_owed_and_nothing_twice(fragile: Stack, servers: Servers):
     events = [{**EVENT, "number": number} for number in range(4)]
     with Receiver() as receiver:

@@ -444,6 +444,7 @@ def test_follow_shows_new_and_late_logs_once_until_ctrl_c(
     assert (tmp_path / "err").read_text().strip() == ""
 
 
+@pytest.mark.slow
 def test_follow_survives_an_outage(servers: Servers, tmp_path: Path) -> None:
     with (
         MongoClient[dict[str, Any]](servers.mongod.url, tz_aware=True) as client,
@@ -536,6 +537,7 @@ def test_check_of_servers_that_hang(run_process: Any, servers: Servers) -> None:
     assert done.stdout.count("DOWN") == 2
 
 
+@pytest.mark.slow
 def test_check_without_and_with_a_worker(
     run_process: Any, env: dict[str, str], redis_client: redis.Redis, tmp_path: Path
 ) -> None:
