@@ -238,7 +238,8 @@ def test_signals_and_hooks_of_celery_fire_for_each_attempt(stack: Stack):
         worker = start_worker(stack, "--include", "signals_seen", PYTHONPATH=path)
         produce_many(stack, 1)
         stack.logs(2, RETRY_DELAY_S + 30)
-        wait_until(lambda: "SEEN on_success" in worker.log(), "the end")
+        wait_until(lambda: worker.log().count("SEEN task_postrun webhooks.send") == 2, "the end of both attempts")
+        wait_until(lambda: "SEEN task_success webhooks.send" in worker.log(), "the last signal")
     seen = Counter(line.partition("SEEN ")[2] for line in worker.log().splitlines() if "SEEN " in line)
     assert seen == {
         "task_prerun webhooks.deliver": 1,
