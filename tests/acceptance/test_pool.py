@@ -43,7 +43,7 @@ def wait_until_settled(stack: Stack, client: redis.Redis) -> None:
     assert stack.database["deliveries"].count_documents({}) == 0
 
 
-def test_events_go_the_short_way_each_once_with_a_log_and_nothing_left(stack: Stack, redis_client: redis.Redis):
+def test_events_are_attempted_in_place_each_once_with_a_log_and_nothing_left(stack: Stack, redis_client: redis.Redis):
     with Receiver() as receiver:
         stack.add_webhook(receiver.url)
         worker = stack.start_worker()

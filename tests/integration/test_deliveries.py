@@ -244,7 +244,7 @@ def test_retry_is_due_by_the_servers_clock_whatever_the_workers_says(ledger: Del
     assert 29 < (owed["due_at"] - ledger.now()).total_seconds() < 31
 
 
-def test_books_write_log_and_ledger(ledger: DeliveryStore, database: Documents):
+def test_records_write_log_and_ledger(ledger: DeliveryStore, database: Documents):
     records = make_records(database, ledger)
     assert len(records.accept([delivery(1), delivery(2)])) == 2
     (claimed,) = records.claim([Claim("msg_1", 0, ObjectId())])

@@ -241,7 +241,7 @@ def test_no_more_is_let_out_while_nothing_comes_back(world: World):
     assert sum(len(world.drain()) for _ in range(40)) == 2
 
 
-def test_rate_falls_when_something_fails_and_another_steward_goes_on_with_it(world: World):
+def test_rate_falls_when_something_fails_and_another_monitor_goes_on_with_it(world: World):
     webhook_id = world.add_webhook()
     world.gates.pause(webhook_id, By.OPERATOR, "maintenance")
     world.accept(webhook_id, 30)

@@ -193,3 +193,9 @@ def test_idle_connections_are_bounded(make_sender: MakeSender, monkeypatch: pyte
         # The endpoint that was used least recently.
         wait_until(lambda: not sockets_to(second.port))
         assert [len(sockets_to(receiver.port)) for receiver in (first, third)] == [2, 1]
+
+
+def test_limits_are_below_what_networks_and_the_retry_delay_allow():
+    # Firewalls and balancers forget a connection after some tens of seconds, and the default retry comes after 30.
+    assert 0 < idle.MAX_IDLE_S <= 10
+    assert idle.MAX_IDLE_S < idle.MAX_AGE_S
