@@ -37,8 +37,10 @@ logger = logging.getLogger(__name__)
 
 USER_AGENT = f"webhooks/{__version__}"
 
+#: The first characters of a delivery's id.
+DELIVERY_PREFIX = "msg_"
 #: Stands before the number of a resent delivery in its id; no other id has it.
-_RESENT = "~"
+RESENT = "~"
 
 
 def make_delivery_id(event_id: str, webhook_id: ObjectId) -> str:
@@ -48,7 +50,7 @@ def make_delivery_id(event_id: str, webhook_id: ObjectId) -> str:
     it, and Standard Webhooks allows no ``.`` in it.
     """
     digest = hashlib.sha256(f"{event_id}\0{webhook_id}".encode()).hexdigest()
-    return f"msg_{digest[:32]}"
+    return f"{DELIVERY_PREFIX}{digest[:32]}"
 
 
 def make_resent_id(delivery_id: str, number: int) -> str:
@@ -58,12 +60,12 @@ def make_resent_id(delivery_id: str, number: int) -> str:
         delivery_id: of the delivery, or of one that it was resent as.
         number: 1 for the first time.
     """
-    return f"{wire_id(delivery_id)}{_RESENT}{number}"
+    return f"{wire_id(delivery_id)}{RESENT}{number}"
 
 
 def wire_id(delivery_id: str) -> str:
     """Return what the receiver gets as ``webhook-id``: the same for a delivery and for those that it is resent as."""
-    return delivery_id.partition(_RESENT)[0]
+    return delivery_id.partition(RESENT)[0]
 
 
 def plain_headers(delivery_id: str, started_at: datetime) -> dict[str, str]:

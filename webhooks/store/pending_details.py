@@ -3,11 +3,12 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Literal
 
 from bson import ObjectId
 from pymongo.database import Database
 
-from webhooks.store.mongo import Document, instant, store_errors
+from webhooks.store.mongo import LAST_CHARACTER, Document, instant, store_errors
 from webhooks.store.pending import shared_id
 
 #: Pending deliveries of one event that are read.
@@ -59,6 +60,12 @@ class PendingDetailsStore:
         with store_errors():
             found = list(self._deliveries.find({"event_id": event_id}, _FIELDS).limit(MOST_OF_EVENT))
         return [read_details(document) for document in found]
+
+    def find_ids(self, field: Literal["_id", "event_id"], start: str, limit: int) -> set[str]:
+        """Return ids of pending deliveries, or of their events, that begin with a text; of up to `limit` deliveries."""
+        query = {field: {"$gte": start, "$lt": start + LAST_CHARACTER}}
+        with store_errors():
+            return {str(one[field]) for one in self._deliveries.find(query, {field: 1}).limit(limit)}
 
     def find_body(self, delivery_id: str) -> str | None:
         """Return the JSON text that a pending delivery sends; None when there is none."""

@@ -7,7 +7,7 @@ the page says how far back.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from bson import ObjectId
 from pydantic import ValidationError
@@ -17,7 +17,7 @@ from pymongo.database import Database
 from webhooks.models import NO_RESPONSE_STATUS, AttemptDetails
 from webhooks.rules.retry import Outcome, judge
 from webhooks.store.logs import LogQuery
-from webhooks.store.mongo import Document, instant, store_errors
+from webhooks.store.mongo import LAST_CHARACTER, Document, instant, store_errors
 
 #: Logs that one page looks at where a filter has no index.
 SEARCHED_AT_MOST = 2_000
@@ -95,6 +95,20 @@ class LogPage:
     searched_to: datetime | None = None
 
 
+def is_bounded(query: LogQuery) -> bool:
+    """Tell whether a search for these logs ends at a bound, because no index serves some filter."""
+    return bool(_split(query)[1])
+
+
+def _split(query: LogQuery) -> tuple[Document, Document]:
+    """Return a query's filter in two parts, the second of which no index serves."""
+    wanted = query.to_filter()
+    unindexed = {field: wanted.pop(field) for field in _UNINDEXED if field in wanted}
+    if isinstance(wanted.get("attempt.error_kind"), dict):  # whether there is one
+        unindexed["attempt.error_kind"] = wanted.pop("attempt.error_kind")
+    return wanted, unindexed
+
+
 class LogSearch:
     """Reads pages of logs. Every method raises StoreUnavailable when MongoDB is away."""
 
@@ -113,10 +127,7 @@ class LogSearch:
             after: where the page before ended; None for the newest.
             response_chars: how much of each response.
         """
-        wanted = query.to_filter()
-        unindexed = {field: wanted.pop(field) for field in _UNINDEXED if field in wanted}
-        if isinstance(wanted.get("attempt.error_kind"), dict):  # whether there is one
-            unindexed["attempt.error_kind"] = wanted.pop("attempt.error_kind")
+        wanted, unindexed = _split(query)
         # A list of dates, which only another system writes, would break the order of the pages.
         span: Document = {**wanted.get("createdAt", {}), "$not": {"$type": "array"}}
         if after is not None:
@@ -146,6 +157,23 @@ class LogSearch:
             return LogPage(rows, None)
         # The next page may repeat logs of this instant, but misses none.
         return LogPage(rows, Cursor(last[0]["createdAt"], 0), last[0]["createdAt"])
+
+    def find_ids(self, field: Literal["delivery_id", "event_id"], start: str, limit: int) -> set[str]:
+        """Return ids of deliveries or events of which there are logs, and that begin with a text.
+
+        Args:
+            field: of which.
+            start: the text.
+            limit: logs that are looked at.
+        """
+        path = f"attempt.{field}"
+        stages: list[Document] = [
+            {"$match": {path: {"$gte": start, "$lt": start + LAST_CHARACTER}}},
+            {"$limit": limit},
+            {"$group": {"_id": f"${path}"}},
+        ]
+        with store_errors():
+            return {str(group["_id"]) for group in self._collection.aggregate(stages)}
 
 
 def _end_of(rows: Sequence[LogRow], after: Cursor | None) -> Cursor:
