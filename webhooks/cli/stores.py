@@ -1,9 +1,16 @@
 """The stores of a command, and the webhook, delivery or event that its arguments name."""
 
+import os
+import pwd
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import click
 from bson import ObjectId
 
 from webhooks.delivery.attempt import DELIVERY_PREFIX, RESENT
+from webhooks.delivery.operate import Record, on_record
 from webhooks.store.mongo import Document
 from webhooks.store.stores import Stores
 from webhooks.store.webhooks import WebhookStore
@@ -39,6 +46,26 @@ def find_webhook(store: WebhookStore, reference: str, company: ObjectId | None) 
     if found[0]["_id"] is None:  # in a query of logs, None stands for all webhooks
         raise click.ClickException(f"{reference} is stored with the _id null: store it again with an ObjectId")
     return found[0]
+
+
+@contextmanager
+def record_action(
+    stores: Stores, action: str, document: Document, *, reason: str = "", delivery_id: str | None = None
+) -> Iterator[Record]:
+    """Record what the user of this command does to a webhook; the caller sets the record's result."""
+    more = {"by": find_user(), "reason": reason, "delivery_id": delivery_id}
+    with on_record(stores, action, document["_id"], **more) as record:
+        yield record or Record()  # never begun before: it has an id of its own
+
+
+def find_user() -> str:
+    """Return the user and host that run this command, and who became that user with sudo."""
+    try:
+        name = pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # a container's user may have no name
+        name = f"uid {os.getuid()}"
+    before = os.environ.get("SUDO_USER")
+    return f"{f'{before} as {name}' if before else name}@{socket.gethostname()}"
 
 
 def shorten(id_: str) -> str:

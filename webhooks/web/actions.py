@@ -10,7 +10,7 @@ from tornado.web import HTTPError, RequestHandler, authenticated
 
 from webhooks.delivery import operate
 from webhooks.delivery.skip import Skipped
-from webhooks.errors import InvalidWebhook
+from webhooks.errors import CannotAct, InvalidWebhook
 from webhooks.models import COTWebhook
 from webhooks.models.wire import parse_object_id
 from webhooks.rules.health import FULL_RATE
@@ -70,27 +70,23 @@ class _Asked:
     reason: str
 
 
-class CannotActError(Exception):
-    """An action that cannot be done now; its text says why."""
-
-
 def _pause(stores: Stores, document: Document, reason: str, _: str) -> str:
     is_changed = stores.gates.pause(document["_id"], By.OPERATOR, reason or "an operator paused it")
     if not is_changed:
-        raise CannotActError("An operator had paused the webhook already.")
+        raise CannotAct("An operator had paused the webhook already.")
     return "The webhook is paused. What is pending is held, and no retry is used up."
 
 
 def _resume(stores: Stores, document: Document, _: str, __: str) -> str:
     if not operate.let_through(stores, document["_id"]):
-        raise CannotActError("The webhook was neither paused nor stopped.")
+        raise CannotAct("The webhook was neither paused nor stopped.")
     gate = stores.gates.get(document["_id"])
     return "The webhook is active." if gate.is_open else "Held deliveries are released, slowly at first."
 
 
 def _drain(stores: Stores, document: Document, _: str, __: str) -> str:
     if not operate.let_through(stores, document["_id"], at_full_rate=True):
-        raise CannotActError("The webhook was not paused, stopped or recovering.")
+        raise CannotAct("The webhook was not paused, stopped or recovering.")
     return "Held deliveries are released as fast as the receiver takes them."
 
 
@@ -99,10 +95,10 @@ def _skip(stores: Stores, document: Document, _: str, __: str) -> str:
     if done.logs:
         return f"Delivery {done.logs[0].details.delivery_id} is given up; its log says so."
     if done.busy:
-        raise CannotActError("A worker is attempting the oldest delivery now. Try again when the attempt has ended.")
+        raise CannotAct("A worker is attempting the oldest delivery now. Try again when the attempt has ended.")
     for delivery_id, why in done.broken.items():
-        raise CannotActError(f"Delivery {delivery_id} cannot be skipped: {why}.")
-    raise CannotActError("Nothing is pending for the webhook.")
+        raise CannotAct(f"Delivery {delivery_id} cannot be skipped: {why}.")
+    raise CannotAct("Nothing is pending for the webhook.")
 
 
 def _deactivate(stores: Stores, document: Document, _: str, __: str) -> str:
@@ -116,32 +112,13 @@ def _activate(stores: Stores, document: Document, _: str, __: str) -> str:
 
 
 def _test(stores: Stores, document: Document, _: str, __: str) -> str:
-    delivery = operate.send_test(stores, _active(document))
+    delivery = operate.send_test(stores, operate.get_active(document))
     return f"A test event is on its way as delivery {delivery.delivery_id}."
 
 
 def _resend(stores: Stores, document: Document, _: str, delivery_id: str) -> str:
-    webhook = _active(document)
-    rows = stores.search.find_page(LogQuery(webhook_id=webhook.id, delivery_id=delivery_id), 1).rows
-    logs = stores.logs.get_many([row.log_id for row in rows if isinstance(row.log_id, ObjectId)])
-    if not logs:
-        raise CannotActError("Nothing is known of the delivery any more, so it cannot be resent.")
-    if stores.pending.find(delivery_id) is not None:
-        raise CannotActError("The delivery has not ended yet: its next attempt comes by itself.")
-    details = logs[0].details
-    if details.event_cut:
-        raise CannotActError("The log does not hold the whole event, so the delivery cannot be resent.")
-    delivery = operate.resend(stores, webhook, logs[0].event, details.event_id, delivery_id)
+    delivery = operate.resend_delivery(stores, document, delivery_id)
     return f"It is on its way again as delivery {delivery.delivery_id}."
-
-
-def _active(document: Document) -> COTWebhook:
-    webhook = operate.read_usable(document)
-    if webhook is None:
-        raise CannotActError("The webhook's document breaks the contract. Correct it first.")
-    if not webhook.isActive:
-        raise CannotActError("The webhook is inactive. Activate it first.")
-    return webhook
 
 
 _PAUSE = Action(
@@ -308,18 +285,18 @@ def _act_on_record(stores: Stores, action: Action, asked: _Asked) -> str | None:
     found = [one for one in stores.webhooks.find(str(asked.webhook_id)) if one["_id"] == asked.webhook_id]
     if not found:
         raise RefusedError(404, "No such webhook", "There is no webhook with this id any more.")
-    if not stores.actions.begin(
-        asked.action_id,
-        by=asked.who,
-        action=action.name,
-        webhook_id=asked.webhook_id,
-        delivery_id=asked.delivery_id or None,
-        reason=asked.reason,
-    ):
-        return None
     try:
-        result, error = action.act(stores, found[0], asked.reason, asked.delivery_id), None
-    except (CannotActError, InvalidWebhook) as refusal:
-        result, error = f"Not done. {refusal}", str(refusal)
-    stores.actions.end(asked.action_id, result)
-    return error
+        with operate.on_record(
+            stores,
+            action.name,
+            asked.webhook_id,
+            by=asked.who,
+            delivery_id=asked.delivery_id or None,
+            reason=asked.reason,
+            action_id=asked.action_id,
+        ) as record:
+            if record is not None:
+                record.result = action.act(stores, found[0], asked.reason, asked.delivery_id)
+    except (CannotAct, InvalidWebhook) as refusal:
+        return str(refusal)
+    return None
