@@ -94,7 +94,7 @@ def find_webhook(stores: Stores, webhook_id: ObjectId, present: datetime) -> Fou
         figures=get_figures().summarize([webhook_id], "day", present)[webhook_id],
         held=stores.held.count_held(webhook_id, _COUNT_LIMIT),
         outstanding=stores.held.count_outstanding(webhook_id, _COUNT_LIMIT),
-        pending=stores.pending.find_of_webhook(webhook_id, _PENDING),
+        pending=stores.pending.find_first([webhook_id], _PENDING),
         rows=stores.search.find_page(LogQuery(webhook_id=webhook_id), _ATTEMPTS).rows,
         history=_read_history(stores, webhook_id, gate),
         present=present,
