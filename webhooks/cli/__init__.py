@@ -13,6 +13,7 @@ from webhooks.cli.delivery_cmd import event
 from webhooks.cli.demo_cmd import demo
 from webhooks.cli.gate_cmd import drain, pause, resume, skip_deliveries
 from webhooks.cli.header_cmd import header
+from webhooks.cli.listen_cmd import listen
 from webhooks.cli.logs_cmd import logs
 from webhooks.cli.output import print_error
 from webhooks.cli.pending_cmd import pending
@@ -87,7 +88,7 @@ def cli() -> None:
 for command in (
     *(add, list_webhooks, show, edit, secret, header, deactivate, activate),
     *(pause, resume, drain, skip_deliveries),
-    *(send, logs, event, pending, dead, check, queues, settings, demo, up),
+    *(send, logs, event, pending, dead, check, queues, settings, listen, demo, up),
 ):
     cli.add_command(command)
 
