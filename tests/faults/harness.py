@@ -29,9 +29,9 @@ from tests.lab.quick_http import command
 from tests.lab.servers import Server, Servers
 from tests.lab.worker import Worker, environment, wait_until
 from webhooks.config import Settings
-from webhooks.delivery.attempt import make_delivery_id
 from webhooks.local import servers
 from webhooks.local.processes import kill_group, spawn
+from webhooks.models.ids import make_delivery_id
 
 #: Short, so that a row is soon over; what follows from them (claims, visibility timeout) is the product's to derive.
 SETTINGS = {

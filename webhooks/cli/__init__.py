@@ -18,6 +18,7 @@ from webhooks.cli.logs_cmd import logs
 from webhooks.cli.output import print_error
 from webhooks.cli.pending_cmd import pending
 from webhooks.cli.queues_cmd import queues
+from webhooks.cli.resend_cmd import resend, test
 from webhooks.cli.secret_cmd import secret
 from webhooks.cli.send_cmd import send
 from webhooks.cli.settings_cmd import settings
@@ -88,7 +89,7 @@ def cli() -> None:
 for command in (
     *(add, list_webhooks, show, edit, secret, header, deactivate, activate),
     *(pause, resume, drain, skip_deliveries),
-    *(send, logs, event, pending, dead, check, queues, settings, listen, demo, up),
+    *(send, test, logs, event, pending, resend, dead, check, queues, settings, listen, demo, up),
 ):
     cli.add_command(command)
 

@@ -1,5 +1,6 @@
 """``webhooks show DELIVERY`` and ``webhooks event``: what became of a delivery or an event, and what comes next."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -23,10 +24,14 @@ from webhooks.delivery.history import (
     read_delivery,
 )
 from webhooks.models import format_instant
+from webhooks.models.wire import make_safe
 from webhooks.rules.retry import Outcome
 from webhooks.rules.times import describe_ms
 from webhooks.store.stores import Stores
 
+#: Seconds between two looks at a delivery, and where it ends.
+_POLL_S = 0.3
+_ENDS = (Stage.DELIVERED, Stage.FAILED, Stage.QUARANTINED)
 #: Characters of the bar of the longest attempt.
 _BAR_CHARS = 30
 #: Of each stage on a terminal.
@@ -69,6 +74,41 @@ def show_delivery(stores: Stores, delivery_id: str, *, as_json: bool) -> None:
     if found.others:
         click.echo("\nOther deliveries of the event:")
         _print_deliveries(found.others)
+
+
+def follow_delivery(stores: Stores, delivery_id: str, wait_s: float, *, as_json: bool) -> bool:
+    """Print a delivery's attempts as they end, until it is delivered, has failed, is held or time is up.
+
+    Args:
+        stores: where to look.
+        delivery_id: which delivery.
+        wait_s: for how many seconds.
+        as_json: print nothing but what is known at the end.
+
+    Returns:
+        Whether it is delivered.
+    """
+    give_up_at, shown, table = time.monotonic() + wait_s, 0, Table()
+    while True:
+        is_last = time.monotonic() >= give_up_at
+        found = read_delivery(stores, delivery_id, stores.deliveries.now())
+        if found is not None:
+            stage, new = found.outlook.stage, found.attempts[shown:]
+            is_last = is_last or stage in _ENDS or (stage is Stage.HELD and not found.gate.is_open)
+            if not as_json:
+                table.print(describe_attempts(found, new))
+                if (new or is_last) and stage is not Stage.DELIVERED:
+                    click.echo(make_safe(found.outlook.text))
+            shown += len(new)
+        if is_last:
+            break
+        time.sleep(_POLL_S)
+    if as_json and found is not None:
+        print_json(document_json(_delivery_to_wire(found)))
+    is_delivered = found is not None and found.outlook.stage is Stage.DELIVERED
+    if not is_delivered and not as_json:
+        click.echo(f"See what comes next: webhooks show {delivery_id}")
+    return is_delivered
 
 
 def _describe_facts(found: DeliveryHistory) -> list[list[str | Cell]]:

@@ -46,8 +46,9 @@ def read_options(stores: Stores, options: Mapping[str, str | None]) -> LogFilter
     asked = read_filter({name: options.get(name) or "" for name in NAMES}, now())
     for name, error in asked.errors.items():
         raise click.BadParameter(error, param_hint=f"'--{name}'")
+    webhooks = stores.webhooks
     try:
-        query = find_query(asked, stores.webhooks)
+        query = find_query(asked, webhooks)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="'--webhook'") from None
     if query.delivery_id is not None:

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import click
 from bson import ObjectId
 
-from webhooks.delivery.attempt import DELIVERY_PREFIX, RESENT
 from webhooks.delivery.operate import Record, on_record
+from webhooks.models.ids import DELIVERY_PREFIX, RESENT
 from webhooks.store.mongo import Document
 from webhooks.store.stores import Stores
 from webhooks.store.webhooks import WebhookStore

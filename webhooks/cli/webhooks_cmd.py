@@ -27,10 +27,10 @@ from webhooks.cli.status import (
 from webhooks.cli.stores import complete_delivery_id, find_webhook, get_stores, record_action
 from webhooks.cli.workers import ask_workers, check_key, note_refusal
 from webhooks.delivery import operate
-from webhooks.delivery.attempt import DELIVERY_PREFIX
 from webhooks.delivery.operate import change_webhook
 from webhooks.errors import InvalidWebhook
 from webhooks.models import TRIGGERS, COTWebhook, COTWebhookLog, format_instant, now, parse_webhook
+from webhooks.models.ids import DELIVERY_PREFIX
 from webhooks.models.webhook import MAX_RATE, MIN_RATE, TriggerName
 from webhooks.models.wire import parse_object_id, to_wire
 from webhooks.rules.retry import Outcome

@@ -8,9 +8,10 @@ from enum import StrEnum
 
 from bson import ObjectId
 
-from webhooks.delivery.attempt import plain_headers, wire_id
+from webhooks.delivery.attempt import plain_headers
 from webhooks.errors import ErrorKind
 from webhooks.models import AttemptDetails, COTWebhook
+from webhooks.models.ids import wire_id
 from webhooks.rules.explain import Explanation, explain_attempt
 from webhooks.rules.retry import Outcome, ends_webhook
 from webhooks.rules.times import describe_span

@@ -1,7 +1,7 @@
 """What operators do to webhooks and deliveries, from the command line and from Flower's pages."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -9,12 +9,13 @@ from typing import Any
 from bson import ObjectId
 from kombu.exceptions import OperationalError
 
-from webhooks.delivery.attempt import label_delivery, make_delivery_id, make_resent_id, read_rate
+from webhooks.delivery.attempt import label_delivery, read_rate
 from webhooks.delivery.queueing import queue_attempts
 from webhooks.delivery.records import DeliveryRecords
 from webhooks.delivery.skip import Skipped, skip
 from webhooks.errors import CannotAct, InvalidWebhook
 from webhooks.models import TRIGGERS, COTEvent, COTWebhook, describe_event, now, parse_event, parse_webhook
+from webhooks.models.ids import make_delivery_id, make_resent_id
 from webhooks.models.wire import format_instant, to_wire
 from webhooks.store.deliveries import Delivery
 from webhooks.store.gates import State
@@ -41,7 +42,7 @@ class Record:
 def on_record(
     stores: Stores,
     action: str,
-    webhook_id: ObjectId,
+    webhook_id: ObjectId | None,
     *,
     by: str,
     delivery_id: str | None = None,
@@ -53,7 +54,7 @@ def on_record(
     Args:
         stores: where to.
         action: its name.
-        webhook_id: of the webhook that it is done to.
+        webhook_id: of the webhook that it is done to; None: of several.
         by: who does it.
         delivery_id: of the delivery that it is done to, if it is.
         reason: why, for people.
@@ -251,9 +252,9 @@ def resend(stores: Stores, webhook: COTWebhook, event: COTEvent, event_id: str, 
     return _send(stores, webhook, event, event_id, make_resent_id(delivery_id, number))
 
 
-def _send(stores: Stores, webhook: COTWebhook, event: COTEvent, event_id: str, delivery_id: str) -> Delivery:
-    """Write a delivery down and queue it."""
-    delivery = Delivery(
+def make_delivery(webhook: COTWebhook, event: COTEvent, event_id: str, delivery_id: str) -> Delivery:
+    """Return the delivery of an event that an operator sends to a webhook."""
+    return Delivery(
         delivery_id=delivery_id,
         event_id=event_id,
         webhook_id=webhook.id,
@@ -263,8 +264,17 @@ def _send(stores: Stores, webhook: COTWebhook, event: COTEvent, event_id: str, d
         is_ordered=webhook.ordered,
         rate=read_rate(webhook),
     )
-    records = DeliveryRecords(stores.deliveries, stores.held, stores.logs, stores.gates, stores.webhooks)
-    pending = [one for one in records.accept([delivery]) if not one.is_held]
-    with suppress(OperationalError):  # the sweep finds it
-        queue_attempts(pending)
+
+
+def _send(stores: Stores, webhook: COTWebhook, event: COTEvent, event_id: str, delivery_id: str) -> Delivery:
+    """Write a delivery down and queue it."""
+    delivery = make_delivery(webhook, event, event_id, delivery_id)
+    accept(DeliveryRecords(stores.deliveries, stores.held, stores.logs, stores.gates, stores.webhooks), [delivery])
     return delivery
+
+
+def accept(records: DeliveryRecords, deliveries: Sequence[Delivery]) -> None:
+    """Write deliveries down and queue them; those that are known already are left as they are."""
+    pending = [one for one in records.accept(deliveries) if not one.is_held]
+    with suppress(OperationalError):  # the sweep finds them
+        queue_attempts(pending)

@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 from bson import ObjectId
 
 from webhooks.errors import ErrorKind
-from webhooks.models import TRIGGERS
+from webhooks.models import TRIGGERS, format_instant
 from webhooks.models.wire import parse_object_id
 from webhooks.rules.retry import Outcome
 from webhooks.rules.times import parse_time
@@ -84,6 +84,18 @@ def find_query(asked: LogFilter, webhooks: WebhookStore) -> LogQuery:
         raise ValueError("it is stored with the _id null: store it again with an ObjectId")
     # Logs outlive a webhook that was deleted.
     return replace(asked.query, webhook_id=found[0]["_id"] if found else _read_id(asked.webhook))
+
+
+def write_values(values: Mapping[str, str], query: LogQuery) -> dict[str, str]:
+    """Return a filter's values as they stay right later: with whole ids, and instants in place of "2h ago".
+
+    Args:
+        values: as given.
+        query: as of `find_query`.
+    """
+    fixed = {"webhook": query.webhook_id, "delivery": query.delivery_id, "event": query.event_id}
+    fixed |= {name: at and format_instant(at) for name, at in (("since", query.since), ("until", query.until))}
+    return {**values, **{name: str(value) for name, value in fixed.items() if value is not None}}
 
 
 def _read_id(text: str) -> ObjectId:

@@ -145,7 +145,7 @@ class LogSearch:
             )
             rows = [row for row in map(read_row, found[:limit]) if row is not None]
             if len(found) > limit and rows:
-                return LogPage(rows, _end_of(rows, after))
+                return LogPage(rows, end_of([row.created_at for row in rows], after))
             if not unindexed:
                 return LogPage(rows, None)
             last = list(
@@ -176,9 +176,15 @@ class LogSearch:
             return {str(group["_id"]) for group in self._collection.aggregate(stages)}
 
 
-def _end_of(rows: Sequence[LogRow], after: Cursor | None) -> Cursor:
-    at = rows[-1].created_at
-    shown = sum(1 for row in rows if row.created_at == at)
+def end_of(instants: Sequence[datetime], after: Cursor | None) -> Cursor:
+    """Return where a page ends.
+
+    Args:
+        instants: `createdAt` of its logs, in their order.
+        after: where the page before ended.
+    """
+    at = instants[-1]
+    shown = instants.count(at)
     if after is not None and after.at == at:
         shown += after.shown
     return Cursor(at, shown)

@@ -8,12 +8,14 @@ from webhooks.config import get_settings
 from webhooks.store.actions import ActionStore
 from webhooks.store.deadletters import DeadLetterStore
 from webhooks.store.deliveries import DeliveryStore
+from webhooks.store.failed import FailedStore
 from webhooks.store.gates import GateStore
 from webhooks.store.held import HeldDeliveries
 from webhooks.store.logs import LogStore
 from webhooks.store.mongo import Document, open_database
 from webhooks.store.outbox import Outbox
 from webhooks.store.pending_details import PendingDetailsStore
+from webhooks.store.resend_jobs import ResendJobStore
 from webhooks.store.search import LogSearch
 from webhooks.store.statistics import StatisticsStore
 from webhooks.store.traces import TraceStore
@@ -56,6 +58,16 @@ class Stores:
     def search(self) -> LogSearch:
         """Pages of logs."""
         return LogSearch(self._database)
+
+    @cached_property
+    def failed(self) -> FailedStore:
+        """Deliveries that failed."""
+        return FailedStore(self._database)
+
+    @cached_property
+    def resend_jobs(self) -> ResendJobStore:
+        """Jobs that resend deliveries."""
+        return ResendJobStore(self._database)
 
     @cached_property
     def dead_letters(self) -> DeadLetterStore:
