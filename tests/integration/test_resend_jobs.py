@@ -155,6 +155,17 @@ def test_batches_miss_none_and_repeat_none(world: World, monkeypatch: pytest.Mon
     assert world.failed.count(FAILED, 4) == ({WEBHOOK: 4}, True)
 
 
+def test_looking_for_what_became_of_a_delivery_reads_an_index(world: World):
+    for number in range(200):
+        world.log(f"msg_{number:03}")
+    found, _ = world.failed.find_batch(FAILED, None)
+    world.database.command("profile", 2)
+    assert world.failed.keep_failed(found[:1]) == found[:1]
+    world.database.command("profile", 0)
+    (read,) = world.database["system.profile"].find({"command.find": "webhooklogs"})
+    assert (read["keysExamined"], read["docsExamined"]) <= (3, 1)
+
+
 def test_job_resends_each_once_in_their_order_and_says_so(world: World):
     world.add_webhook()
     for number in range(5):

@@ -36,7 +36,7 @@ _WAIT_OPTION = click.option(
 #: Limits of deliveries per second.
 _RATES = click.FloatRange(0.1, 1_000)
 #: Logs of failed attempts that are looked at for the count, and webhooks that are named with theirs.
-_COUNTED, _NAMED = 100_000, 10
+_COUNTED, _NAMED = 50_000, 10
 _LISTED = 20
 #: Seconds between two looks at a job, and until a word about a job that no worker has begun.
 _POLL_S, _BEGIN_S = 0.5, 10.0

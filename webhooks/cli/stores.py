@@ -10,7 +10,7 @@ import click
 from bson import ObjectId
 
 from webhooks.delivery.operate import Record, on_record
-from webhooks.models.ids import DELIVERY_PREFIX, RESENT
+from webhooks.models.ids import DELIVERY_PREFIX, RESENT, TEST_PREFIX
 from webhooks.store.mongo import Document
 from webhooks.store.stores import Stores
 from webhooks.store.webhooks import WebhookStore
@@ -71,8 +71,8 @@ def find_user() -> str:
 def shorten(id_: str) -> str:
     """Return the first characters of an id, which commands take in its place."""
     start, mark, number = id_.partition(RESENT)
-    length = len(DELIVERY_PREFIX) + _SHOWN if id_.startswith(DELIVERY_PREFIX) else _SHOWN
-    return start[:length] + mark + number
+    prefix = next((one for one in (DELIVERY_PREFIX, TEST_PREFIX) if id_.startswith(one)), "")
+    return start[: len(prefix) + _SHOWN] + mark + number
 
 
 def complete_delivery_id(stores: Stores, given: str) -> str:

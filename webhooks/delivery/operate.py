@@ -15,7 +15,7 @@ from webhooks.delivery.records import DeliveryRecords
 from webhooks.delivery.skip import Skipped, skip
 from webhooks.errors import CannotAct, InvalidWebhook
 from webhooks.models import TRIGGERS, COTEvent, COTWebhook, describe_event, now, parse_event, parse_webhook
-from webhooks.models.ids import make_delivery_id, make_resent_id
+from webhooks.models.ids import TEST_PREFIX, make_delivery_id, make_resent_id
 from webhooks.models.wire import format_instant, to_wire
 from webhooks.store.deliveries import Delivery
 from webhooks.store.gates import State
@@ -190,8 +190,8 @@ def send_test(stores: Stores, webhook: COTWebhook) -> Delivery:
         stores: where to write it down.
         webhook: an active one.
     """
-    event, event_id = make_test_event(webhook), str(ObjectId())
-    return _send(stores, webhook, event, f"test-{event_id}", make_delivery_id(f"test-{event_id}", webhook.id))
+    event, event_id = make_test_event(webhook), f"{TEST_PREFIX}{ObjectId()}"
+    return _send(stores, webhook, event, event_id, make_delivery_id(event_id, webhook.id))
 
 
 def make_test_event(webhook: COTWebhook) -> COTEvent:

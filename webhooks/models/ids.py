@@ -6,6 +6,8 @@ from bson import ObjectId
 
 #: The first characters of a delivery's id.
 DELIVERY_PREFIX = "msg_"
+#: The first characters of the id of an event that is a test.
+TEST_PREFIX = "test-"
 #: Stands before the mark of a resent delivery in its id; no other id has it.
 RESENT = "~"
 

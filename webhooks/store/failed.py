@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from bson import ObjectId
+from bson.regex import Regex
 from pymongo import ASCENDING
 from pymongo.database import Database
 
@@ -86,7 +87,8 @@ class FailedStore:
     def _find_last(self, delivery_ids: Sequence[str]) -> dict[str, object]:
         """Return the id of the newest log of each delivery; deliveries that are pending are left out."""
         wire_ids = {wire_id(one) for one in delivery_ids}
-        ids = [*wire_ids, *(re.compile(f"^{re.escape(one + RESENT)}") for one in wire_ids)]
+        # Without flags, and Python's patterns have one, the index is used.
+        ids = [*wire_ids, *(Regex(f"^{re.escape(one)}{RESENT}") for one in wire_ids)]
         newest: dict[str, tuple[datetime, ObjectId]] = {}
         with store_errors():
             logs = self._logs.find({"attempt.delivery_id": {"$in": ids}}, {"createdAt": 1, "attempt.delivery_id": 1})
