@@ -4,7 +4,7 @@ Celery shows the arguments as the producer described them. A producer without th
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from functools import partial
@@ -12,8 +12,7 @@ from typing import Any
 
 from billiard.einfo import ExceptionWithTraceback
 from billiard.exceptions import Terminated
-from celery.app.task import Context
-from celery.exceptions import InvalidTaskError, Reject, TaskPredicate
+from celery.exceptions import InvalidTaskError, TaskPredicate
 from celery.worker import state
 from celery.worker.request import Request
 
@@ -21,7 +20,7 @@ from webhooks.delivery.attempt import describe_input
 from webhooks.delivery.holding import hold
 from webhooks.delivery.services import get_services
 from webhooks.delivery.skip import skip
-from webhooks.errors import AttemptFailed, InvalidEvent, TaskDefect, WorkersLost, trace
+from webhooks.errors import AttemptFailed, InvalidEvent, Requeue, TaskDefect, WorkersLost, trace
 from webhooks.store.deadletters import DeadLetter, Reason
 from webhooks.transport.headers import LANE_HEADER
 from webhooks.worker.deadletter_writer import dead_letters
@@ -33,8 +32,6 @@ logger = logging.getLogger(__name__)
 _MAX_NAME = 255
 #: More than any setting allows. A number beyond MongoDB's range would fail the write of a whole batch.
 _MAX_RETRIES = 1_000_000
-#: What `Context._get_custom_headers` leaves out.
-_CELERY_HEADERS = frozenset({*vars(Context), "lang", "task", "argsrepr", "kwargsrepr", "compression"})
 #: Records revoked deliveries, as the consumer's thread must not wait for MongoDB.
 _revoked = ThreadPoolExecutor(1, "revoked")
 
@@ -50,7 +47,6 @@ class DurableRequest(Request):
         super().__init__(*args, **kwargs)
         if self._request_dict.get("retries") is None:  # clients in other languages send null
             self._request_dict["retries"] = 0
-        self._request_dict.setdefault("headers", _custom_headers(self._request_dict))
         fault = None if isinstance(self.message, InPlaceMessage) else self._find_fault()
         if fault:
             raise InvalidTaskError(fault)
@@ -152,11 +148,6 @@ class DurableRequest(Request):
         self.reject(requeue=True)
 
 
-def _custom_headers(headers: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the headers that are not Celery's, as `Context` would, which pops each of Celery's thirty names."""
-    return {name: value for name, value in headers.items() if name not in _CELERY_HEADERS} or None
-
-
 def _unwrap(error: object) -> object:
     return error.exc if isinstance(error, ExceptionWithTraceback) else error
 
@@ -192,7 +183,7 @@ class SendRequest(DurableRequest):
     def _give_up(self, finish: Callable[[], object]) -> None:
         try:
             hold(lambda: skip_one(self.id))
-        except Reject:
+        except Requeue:
             self._give_back()
         except Exception as error:  # noqa: BLE001 - it stays in the ledger, and the sweep queues it again
             logger.error("revoked delivery %s is not given up: %s", self.id, trace(error))  # noqa: TRY400

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from celery.bin.worker import worker
 from celery.concurrency import get_implementation
-from celery.signals import celeryd_after_setup, worker_init
+from celery.signals import celeryd_after_setup, worker_init, worker_shutting_down
 from kombu import serialization
 from kombu.utils.json import dumps
 from pydantic_core import from_json
@@ -51,6 +51,15 @@ def _prepare_worker(sender: Any, **_: object) -> None:
     _collect_less_often()
     get_services()  # before there are threads, which would each open their own
     threading.Thread(target=_make_indexes, name="make-indexes", daemon=True).start()
+
+
+# Celery takes this lock inside the operating system's signal handler, where a second signal may come: see `stopping`.
+cast("Any", worker_shutting_down).lock = threading.RLock()
+
+
+@worker_shutting_down.connect
+def _note_stopping(**_: object) -> None:
+    stopping.set()
 
 
 def _collect_less_often() -> None:
