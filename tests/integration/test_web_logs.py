@@ -91,6 +91,25 @@ def test_filter_without_index_looks_at_a_bounded_number_of_logs_and_says_how_far
     assert [row.status for row in found] == [500]
 
 
+@pytest.mark.parametrize("limit", [1, 3, 100])
+def test_search_without_an_index_has_each_log_once(limit: int, database: Database[dict[str, Any]]):
+    at = [NOON - timedelta(seconds=second) for second in (0, 0, 0, 0, 0, 0, 0, 1, 2, 2, 2, 2)]
+    logs = [
+        make_log(at=one, status=500 if number % 2 else 404, attempt=make_attempt(error_kind=None))
+        for number, one in enumerate(at)
+    ]
+    write(database, *logs)
+    search, seen, after = LogSearch(database, searched_at_most=4), [], None
+    for _ in range(20):
+        page = search.find_page(LogQuery(statuses=(500, 599)), limit, after)
+        seen += [row.log_id for row in page.rows]
+        after = page.next
+        if after is None:
+            break
+    assert after is None
+    assert sorted(map(str, seen)) == sorted(str(log.id) for log in logs if log.status == 500)
+
+
 def test_object_of_an_event_finds_its_logs_by_index(database: Database[dict[str, Any]], flower: FlowerThread):
     logs = [make_log(attempt=make_attempt()).to_bson() for _ in range(3)]
     logs[1]["event"]["data"] = {"_id": "62742b7562f37034d9399914"}
