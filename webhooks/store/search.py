@@ -15,7 +15,7 @@ from pymongo import DESCENDING
 from pymongo.database import Database
 
 from webhooks.models import NO_RESPONSE_STATUS, AttemptDetails
-from webhooks.rules.retry import Outcome, judge
+from webhooks.rules.retry import SUCCESS_STATUSES, Outcome, judge
 from webhooks.store.logs import LogQuery
 from webhooks.store.mongo import Document, instant, store_errors
 
@@ -25,6 +25,8 @@ SEARCHED_AT_MOST = 2_000
 RESPONSE_CHARS = 300
 #: Filters that no index serves.
 _UNINDEXED = ("status", "event.type", "event.event")
+_SUCCESS = {"$gte": SUCCESS_STATUSES.start, "$lt": SUCCESS_STATUSES.stop}
+_STATUSES = {Outcome.SUCCESS: _SUCCESS, Outcome.FAILED: {"$not": _SUCCESS}}
 #: Whole logs that are read at a time: one may have hundreds of kilobytes.
 _BATCH = 50
 #: Another system may write dates that Python does not have, and values that are no dates.
@@ -155,6 +157,10 @@ class LogSearch:
         unindexed = {field: wanted.pop(field) for field in _UNINDEXED if field in wanted}
         if isinstance(wanted.get("attempt.error_kind"), dict):  # whether there is one
             unindexed["attempt.error_kind"] = wanted.pop("attempt.error_kind")
+        if query.outcome is not None:
+            # A log that another system wrote has no outcome; its status tells.
+            wanted["attempt.outcome"] = {"$in": [query.outcome.value, None]}
+            unindexed["$or"] = [{"attempt.outcome": query.outcome.value}, {"status": _STATUSES[query.outcome]}]
         # A list of dates, which only another system writes, would break the order of the pages.
         span: Document = {"$gte": _FIRST, "$lte": _LAST, **wanted.get("createdAt", {}), "$not": {"$type": "array"}}
         if after is not None:
