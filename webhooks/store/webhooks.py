@@ -255,6 +255,12 @@ class WebhookStore:
         with store_errors():
             return list(self._collection.find(query).sort("_id", 1))
 
+    def get_stored(self, webhook_id: ObjectId, company: ObjectId | None = None) -> Document | None:
+        """Return the stored document with this id, of one company or any; not cached."""
+        query = {"_id": webhook_id} | ({} if company is None else _is_of(company))
+        with store_errors():
+            return self._collection.find_one(query)
+
     def add(self, webhook: COTWebhook) -> None:
         """Store a new webhook.
 
