@@ -12,7 +12,7 @@ from bson import ObjectId
 
 from webhooks.cli.logs_cmd import LogPrinter, first_line
 from webhooks.cli.options import COMPANY_OPTION, ID, JSON_OPTION, ParsedParam, webhook_argument
-from webhooks.cli.output import Cell, Table, document_json, print_error, print_json
+from webhooks.cli.output import Cell, Table, print_error, print_json
 from webhooks.cli.secret_cmd import describe_new, get_vault, make_secret
 from webhooks.cli.status import (
     COUNT_LIMIT,
@@ -30,7 +30,7 @@ from webhooks.delivery.operate import change_webhook
 from webhooks.errors import InvalidWebhook
 from webhooks.models import TRIGGERS, COTWebhook, COTWebhookLog, format_instant, now, parse_webhook
 from webhooks.models.webhook import MAX_RATE, MIN_RATE, TriggerName
-from webhooks.models.wire import parse_object_id, to_wire
+from webhooks.models.wire import document_json, parse_object_id, to_wire
 from webhooks.rules.retry import Outcome
 from webhooks.rules.signing import new_secret
 from webhooks.store.logs import LogQuery

@@ -17,6 +17,7 @@ from webhooks.store.outbox import Outbox
 from webhooks.store.pending_details import PendingDetailsStore
 from webhooks.store.search import LogSearch
 from webhooks.store.statistics import StatisticsStore
+from webhooks.store.tokens import TokenStore
 from webhooks.store.traces import TraceStore
 from webhooks.store.webhooks import WebhookStore
 
@@ -47,6 +48,11 @@ class Stores:
     def outbox(self) -> Outbox:
         """Events that producers wrote down and that are not queued yet."""
         return Outbox(self._database)
+
+    @cached_property
+    def tokens(self) -> TokenStore:
+        """Tokens of the read API."""
+        return TokenStore(self._database)
 
     @cached_property
     def traces(self) -> TraceStore:
