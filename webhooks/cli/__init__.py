@@ -22,6 +22,7 @@ from webhooks.cli.resend_cmd import resend, test
 from webhooks.cli.secret_cmd import secret
 from webhooks.cli.send_cmd import send
 from webhooks.cli.settings_cmd import settings
+from webhooks.cli.token_cmd import token
 from webhooks.cli.up_cmd import up
 from webhooks.cli.webhooks_cmd import activate, add, deactivate, edit, list_webhooks, show
 from webhooks.config import find_notices
@@ -89,7 +90,7 @@ def cli() -> None:
 for command in (
     *(add, list_webhooks, show, edit, secret, header, deactivate, activate),
     *(pause, resume, drain, skip_deliveries),
-    *(send, test, logs, event, pending, resend, dead, check, queues, settings, listen, demo, up),
+    *(send, test, logs, event, pending, resend, dead, check, queues, token, settings, listen, demo, up),
 ):
     cli.add_command(command)
 

@@ -9,7 +9,7 @@ import click
 
 from webhooks.cli.logs_cmd import first_line
 from webhooks.cli.options import JSON_OPTION
-from webhooks.cli.output import Cell, Table, document_json, print_json
+from webhooks.cli.output import Cell, Table, print_json
 from webhooks.cli.stores import complete_event_id, get_stores
 from webhooks.config import get_settings
 from webhooks.delivery.event_history import EventHistory, Fate, read_event_history
@@ -24,7 +24,7 @@ from webhooks.delivery.history import (
     read_delivery,
 )
 from webhooks.models import format_instant
-from webhooks.models.wire import make_safe
+from webhooks.models.wire import document_json, make_safe
 from webhooks.rules.retry import Outcome
 from webhooks.rules.times import describe_ms
 from webhooks.store.stores import Stores

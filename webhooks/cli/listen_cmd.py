@@ -12,7 +12,7 @@ from webhooks.cli.options import COMPANY_OPTION, JSON_OPTION
 from webhooks.cli.output import Table, print_error, print_json
 from webhooks.cli.secret_cmd import get_vault, read_secret
 from webhooks.cli.stores import find_webhook, get_stores
-from webhooks.cli.workers import ask_workers, note_refusal
+from webhooks.cli.workers import find_workers, note_refusal
 from webhooks.config import get_settings
 from webhooks.local.receiver import Received, run_receiver
 from webhooks.models import now
@@ -63,7 +63,6 @@ def listen(
         using += _read_secrets(reference, company)
     for secret in using:
         is_signed_with(secret, "", 0, b"", "")  # an invalid one is an error now
-    asked = ask_workers()
 
     def answer(received: Received) -> tuple[int, bytes]:
         if received.number <= failures:
@@ -75,7 +74,8 @@ def listen(
         with run_receiver(answer, lambda received, status: print_one(received, status, using), port) as used_port:
             here = f"http://127.0.0.1:{used_port}"
             print_error(f"listening at {here} until Ctrl-C")
-            note_refusal(here, asked)
+            if reference is not None:
+                note_refusal(here, find_workers(get_stores().workers))
             threading.Event().wait()
     except KeyboardInterrupt:
         return

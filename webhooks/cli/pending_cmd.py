@@ -7,10 +7,11 @@ from bson import ObjectId
 
 from webhooks.cli.delivery_cmd import STAGE_STYLES
 from webhooks.cli.options import COMPANY_OPTION, JSON_OPTION, MAX_LIMIT
-from webhooks.cli.output import Cell, Table, document_json, print_error, print_json
+from webhooks.cli.output import Cell, Table, print_error, print_json
 from webhooks.cli.status import COUNT_LIMIT, count
 from webhooks.cli.stores import find_webhook, get_stores
 from webhooks.delivery.history import Outlook, read_outlooks
+from webhooks.models.wire import document_json
 from webhooks.store.pending_details import PendingDetails
 
 _HEADER = ("STATE", "DUE (UTC)", "RETRY", "DELIVERY", "EVENT → WEBHOOK")

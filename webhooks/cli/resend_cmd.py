@@ -11,11 +11,12 @@ from bson import ObjectId
 from webhooks.cli.delivery_cmd import follow_delivery
 from webhooks.cli.filters import filter_options, read_options
 from webhooks.cli.options import JSON_OPTION, webhook_argument
-from webhooks.cli.output import Table, document_json, print_error, print_json
+from webhooks.cli.output import Table, print_error, print_json
 from webhooks.cli.stores import complete_delivery_id, find_user, find_webhook, get_stores, record_action
 from webhooks.delivery import operate
 from webhooks.delivery.resending import ACTION, RATE, begin_job, count_failed, describe_job, stop_job
 from webhooks.models import format_instant
+from webhooks.models.wire import document_json
 from webhooks.producer.app import app
 from webhooks.rules.retry import Outcome
 from webhooks.store.logs import LogQuery

@@ -19,7 +19,7 @@ from webhooks.models.ids import RESENT, wire_id
 from webhooks.rules.retry import Outcome
 from webhooks.store.logs import LogQuery
 from webhooks.store.mongo import Document, instant, store_errors
-from webhooks.store.search import Cursor, end_of
+from webhooks.store.search import Cursor, advance
 
 #: Logs that one step reads.
 BATCH = 200
@@ -66,7 +66,9 @@ class FailedStore:
             cursor = self._logs.find(_ends(query, after), fields).sort("createdAt", ASCENDING)
             found = list(cursor.skip(after.shown if after is not None else 0).limit(BATCH))
         failed = self.keep_failed([one for one in map(_read, found) if one is not None])
-        return failed, end_of([one["createdAt"] for one in found], after) if len(found) == BATCH else None
+        for one in found:
+            after = advance(after, one["createdAt"])
+        return failed, after if len(found) == BATCH else None
 
     def keep_failed(self, deliveries: Sequence[FailedDelivery]) -> list[FailedDelivery]:
         """Return those of the deliveries that nothing has become of since their failed attempts."""

@@ -11,6 +11,7 @@ from webhooks.store.deliveries import DeliveryStore
 from webhooks.store.failed import FailedStore
 from webhooks.store.gates import GateStore
 from webhooks.store.held import HeldDeliveries
+from webhooks.store.leases import WorkerStore
 from webhooks.store.logs import LogStore
 from webhooks.store.mongo import Document, open_database
 from webhooks.store.outbox import Outbox
@@ -18,6 +19,7 @@ from webhooks.store.pending_details import PendingDetailsStore
 from webhooks.store.resend_jobs import ResendJobStore
 from webhooks.store.search import LogSearch
 from webhooks.store.statistics import StatisticsStore
+from webhooks.store.tokens import TokenStore
 from webhooks.store.traces import TraceStore
 from webhooks.store.webhooks import WebhookStore
 
@@ -48,6 +50,11 @@ class Stores:
     def outbox(self) -> Outbox:
         """Events that producers wrote down and that are not queued yet."""
         return Outbox(self._database)
+
+    @cached_property
+    def tokens(self) -> TokenStore:
+        """Tokens of the read API."""
+        return TokenStore(self._database)
 
     @cached_property
     def traces(self) -> TraceStore:
@@ -88,6 +95,11 @@ class Stores:
     def held(self) -> HeldDeliveries:
         """Held deliveries."""
         return HeldDeliveries(self._database, self.deliveries)
+
+    @cached_property
+    def workers(self) -> WorkerStore:
+        """Workers that are alive."""
+        return WorkerStore(self._database)
 
     @cached_property
     def statistics(self) -> StatisticsStore:

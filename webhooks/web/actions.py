@@ -329,8 +329,8 @@ def _act_on_record(stores: Stores, action: Action, asked: Asked) -> str | None:
     Returns:
         Why it was not done; None where it was, now or by the same form before.
     """
-    found = [one for one in stores.webhooks.find(str(asked.webhook_id)) if one["_id"] == asked.webhook_id]
-    if not found:
+    document = stores.webhooks.get_stored(asked.webhook_id)
+    if document is None:
         raise RefusedError(404, "No such webhook", "There is no webhook with this id any more.")
     try:
         with operate.on_record(
@@ -343,7 +343,7 @@ def _act_on_record(stores: Stores, action: Action, asked: Asked) -> str | None:
             action_id=asked.action_id,
         ) as record:
             if record is not None:
-                record.result = action.act(stores, found[0], asked)
+                record.result = action.act(stores, document, asked)
     except (CannotAct, InvalidWebhook) as refusal:
         return str(refusal)
     return None

@@ -6,7 +6,7 @@ from webhooks.models import format_instant
 from webhooks.models.wire import parse_instant
 from webhooks.store.search import Cursor
 
-_CURSOR = re.compile(r"(.{1,40})~([0-9]{1,9})", re.ASCII)
+_CURSOR = re.compile(r"(.{1,40})~([0-9]{1,5})", re.ASCII)
 
 
 def read_cursor(text: str) -> Cursor | None:
