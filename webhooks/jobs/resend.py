@@ -34,7 +34,7 @@ from webhooks.store.search import Cursor
 logger = logging.getLogger(__name__)
 
 #: Seconds between two looks for jobs, and for which a run carries out those that it found.
-_RUN_S = 1.0
+_RUN_S = 2.0
 #: Seconds between two steps of a job.
 _STEP_S = 0.1
 #: Webhooks that one step looks at.
