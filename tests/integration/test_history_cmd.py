@@ -98,6 +98,17 @@ def test_filters_are_those_of_the_page(run: Run, database: Documents, args: list
     assert [line.split()[-1] for line in result.stdout.splitlines()[1:]] == numbers
 
 
+def test_webhook_that_is_not_one_is_an_error(run: Run, database: Documents):
+    result = run("logs", "--webhook", "nothing")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == "webhooks: --webhook nothing: there is no webhook with this code or id\n"
+    database["webhooks"].insert_one(
+        {**(database["webhooks"].find_one() or {}), "_id": ObjectId(), "company": ObjectId()}
+    )
+    assert "several companies have a webhook with this code" in run("logs", "--webhook", "wo_update").stderr
+    assert run("logs", "--webhook", "wo_update", "--company", COMPANY).stderr == "webhooks: no logs found\n"
+
+
 def test_search_without_an_index_ends_at_its_bound_and_says_so(
     run: Run, database: Documents, monkeypatch: pytest.MonkeyPatch
 ):

@@ -41,7 +41,7 @@ def read_options(stores: Stores, options: Mapping[str, str | None]) -> LogFilter
     """Read the filters, with the webhook and shortened ids looked up.
 
     Raises:
-        click.BadParameter: a filter cannot be used.
+        click.ClickException: a filter cannot be used, or names no webhook.
     """
     asked = read_filter({name: options.get(name) or "" for name in NAMES}, now())
     for name, error in asked.errors.items():
@@ -50,7 +50,7 @@ def read_options(stores: Stores, options: Mapping[str, str | None]) -> LogFilter
     try:
         query = find_query(asked, webhooks)
     except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="'--webhook'") from None
+        raise click.ClickException(f"--webhook {asked.webhook}: {error}") from None
     if query.delivery_id is not None:
         query = replace(query, delivery_id=complete_delivery_id(stores, query.delivery_id))
     if query.event_id is not None:
