@@ -10,6 +10,7 @@ from webhooks.store.deadletters import DeadLetterStore
 from webhooks.store.deliveries import DeliveryStore
 from webhooks.store.gates import GateStore
 from webhooks.store.held import HeldDeliveries
+from webhooks.store.leases import WorkerStore
 from webhooks.store.logs import LogStore
 from webhooks.store.mongo import Document, open_database
 from webhooks.store.outbox import Outbox
@@ -82,6 +83,11 @@ class Stores:
     def held(self) -> HeldDeliveries:
         """Held deliveries."""
         return HeldDeliveries(self._database, self.deliveries)
+
+    @cached_property
+    def workers(self) -> WorkerStore:
+        """Workers that are alive."""
+        return WorkerStore(self._database)
 
     @cached_property
     def statistics(self) -> StatisticsStore:
