@@ -20,6 +20,9 @@ from webhooks.local import servers as local_servers
 # A shell's background job is started with Ctrl-C ignored, and so would be all that the tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Workers and commands that tests start would each compile the whole package, a fifth of a second.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 #: Test processes for each core: most tests wait most of their time.
 _PROCESSES_PER_CORE = 3
 

@@ -113,6 +113,10 @@ class WorkersLost(TaskDefect):
     """A delivery was interrupted so often that it seems to kill the workers that attempt it."""
 
 
+class Requeue(WebhooksError):
+    """A message goes back to its queue: a server is away, or its turn has not come."""
+
+
 class TooLate(WebhooksError):
     """A request was not begun by the time that its caller set, and is not sent."""
 
@@ -123,6 +127,10 @@ class SecretUnreadable(WebhooksError):
 
 class CannotResend(WebhooksError):
     """A dead letter cannot be published again; the text says why."""
+
+
+class CannotAct(WebhooksError):
+    """An operator's action cannot be done now; the text says why, in a sentence."""
 
 
 class BrokerTooOld(WebhooksError):

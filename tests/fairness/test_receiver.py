@@ -1,73 +1,32 @@
 """The receiver behaves as it is told to, and notes what came."""
 
-import json
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
-from http.client import HTTPConnection
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.fairness.judge import Arrival
 from tests.fairness.receiver import Behaviour, Endpoint
-from tests.lab.quick_http import command
+from tests.lab.receiver_ports import ReceiverPorts
 from tests.lab.worker import wait_until
-from webhooks.local.processes import kill_group, spawn
-
-ROOT = Path(__file__).parents[2]
 
 
-class Ports:
-    def __init__(self, port: int, control_port: int) -> None:
-        self.port = port
-        self.control_port = control_port
-
+class Ports(ReceiverPorts):
     def set(self, path: str, behaviour: Behaviour) -> None:
-        command(self.control_port, {"do": "set", "paths": {path: asdict(behaviour)}})
+        self.command({"do": "set", "paths": {path: asdict(behaviour)}})
 
     def counts(self, path: str) -> dict[str, int]:
-        return command(self.control_port, {"do": "counts"})[path]
+        return self.command({"do": "counts"})[path]
 
     def records(self) -> list[Arrival]:
-        return [Arrival(*record) for record in command(self.control_port, {"do": "records"})]
-
-    def post(self, path: str, *numbers: int, data: dict[str, Any] | None = None) -> list[int]:
-        """Post on one connection; return the statuses."""
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=10)
-        found = []
-        try:
-            for number in numbers:
-                body = json.dumps({"data": {"number": number, **(data or {})}}, separators=(",", ":"))
-                connection.request("POST", path, body, {"webhook-id": f"msg_{number}"})
-                response = connection.getresponse()
-                response.read()
-                found.append(response.status)
-        finally:
-            connection.close()
-        return found
-
-    def begin(self, path: str) -> socket.socket:
-        """Send a request without waiting for its answer."""
-        link = socket.create_connection(("127.0.0.1", self.port), timeout=10)
-        link.sendall(f'POST {path} HTTP/1.1\r\nwebhook-id: m\r\nContent-Length: 10\r\n\r\n"number":1'.encode())
-        return link
+        return [Arrival(*record) for record in self.command({"do": "records"})]
 
 
 @pytest.fixture
 def receiver() -> Iterator[Ports]:
-    process = spawn([sys.executable, "-m", "tests.fairness.receiver"], env={}, cwd=ROOT, stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    try:
-        yield Ports(*json.loads(process.stdout.readline()))
-    finally:
-        kill_group(process)
-        process.wait()
-        process.stdout.close()
+    with Ports.running("tests.fairness.receiver") as ports:
+        yield ports
 
 
 def test_receiver_notes_what_came_and_when(receiver: Ports):
@@ -131,7 +90,7 @@ def test_receiver_whose_client_is_gone_counts_no_success(receiver: Ports):
 
 def test_receiver_forgets(receiver: Ports):
     receiver.post("/a", 1)
-    command(receiver.control_port, {"do": "forget"})
+    receiver.command({"do": "forget"})
     assert receiver.records() == []
     assert receiver.counts("/a")["came"] == 0
 

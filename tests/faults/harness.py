@@ -31,9 +31,9 @@ from tests.lab.reply_dropper import MONGODB_WRITES, MongoWire, RedisWire, ReplyD
 from tests.lab.servers import Server, Servers
 from tests.lab.worker import Worker, environment, wait_until
 from webhooks.config import Settings
-from webhooks.delivery.attempt import make_delivery_id
 from webhooks.local import servers
 from webhooks.local.processes import kill_group, spawn
+from webhooks.models.ids import make_delivery_id
 from webhooks.store.gates import GateStore
 from webhooks.transport import scripts
 

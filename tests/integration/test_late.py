@@ -10,7 +10,6 @@ from typing import Any
 import pymongo
 import pytest
 from bson import ObjectId
-from celery.exceptions import Reject
 from pymongo.database import Database
 from pymongo.monitoring import CommandListener
 
@@ -27,6 +26,7 @@ from webhooks.delivery.outcomes import Attempted, Done, Failed, ToAttempt
 from webhooks.delivery.record import record
 from webhooks.delivery.records import DeliveryRecords
 from webhooks.delivery.services import Progress
+from webhooks.errors import Requeue
 from webhooks.models import COTEvent, COTWebhook, COTWebhookLog, now
 from webhooks.rules.encryption import Vault
 from webhooks.rules.retry import RetryPolicy
@@ -264,8 +264,7 @@ def test_claim_that_is_too_old_makes_no_request_and_is_given_up(
         sender.close()
     assert receiver.requests == []
     assert isinstance(outcome, Failed)
-    assert isinstance(outcome.error, Reject)
-    assert outcome.error.requeue
+    assert isinstance(outcome.error, Requeue)
     again = ours.deliveries.claim([Claim(attempt.delivery.delivery_id, 0, ObjectId())])[0]
     assert isinstance(again, Claimed)
     assert again.interrupted == ()

@@ -14,8 +14,8 @@ from typing import Any
 from bson import ObjectId
 from pymongo.database import Database
 
-from webhooks.delivery.attempt import make_delivery_id
 from webhooks.models import COTEvent, now
+from webhooks.models.ids import make_delivery_id
 from webhooks.models.wire import format_instant, to_json
 from webhooks.rules.retry import judge, why_failed
 from webhooks.store.deliveries import DeliveryStore

@@ -13,14 +13,13 @@ from heapq import heapify, heappop, heapreplace
 from typing import Any, Protocol
 
 from bson import ObjectId
-from celery.exceptions import Reject
 
 from webhooks.delivery.attempt import fan_out
 from webhooks.delivery.outcomes import DeliverOutcome, Done, Failed, ToAttempt
 from webhooks.delivery.queueing import FROM_OUTBOX, ask_turns, queue_attempts, queue_next, serialize_lane
 from webhooks.delivery.records import PostponedClaim
 from webhooks.delivery.services import Services
-from webhooks.errors import InvalidEvent
+from webhooks.errors import InvalidEvent, Requeue
 from webhooks.models import TRIGGERS, COTEvent, describe_event
 from webhooks.producer.deliver import read_event
 from webhooks.rules.lanes import SEND_QUEUE, parent_lane
@@ -182,7 +181,7 @@ def _read(services: Services, one: Accepting) -> DeliverOutcome | None:
     is_ordered = any(webhook.ordered and TRIGGERS[webhook.trigger].type == event.type for webhook in webhooks)
     lane = one.headers.get(TAKEN_FROM_HEADER)
     if isinstance(lane, str) and not _is_its_turn(one.event_id, event, lane, is_ordered=is_ordered):
-        return Failed(Reject("its turn has not come", requeue=True))
+        return Failed(Requeue("its turn has not come"))
     if is_ordered and isinstance(lane, str) and one.is_from_outbox and services.outbox.stand_behind_older(one.event_id):
         return Done("older ones come first; it is queued again behind them")
     one.owed = one.unplaced = fan_out(event, one.event_id, services.webhooks)

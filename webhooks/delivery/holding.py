@@ -5,14 +5,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from celery.exceptions import Reject
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from webhooks.config import get_settings
 from webhooks.delivery.outcomes import Failed
 from webhooks.delivery.stopping import stopping
-from webhooks.errors import StoreUnavailable
+from webhooks.errors import Requeue, StoreUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +26,7 @@ def hold(operation: Callable[[], _T]) -> _T:
     """Call an operation, and again each second while MongoDB or the broker is away.
 
     Raises:
-        Reject: the outage exceeded `mongodb_timeout_s`, or the worker is stopping. The messages are requeued.
+        Requeue: the outage exceeded `mongodb_timeout_s`, or the worker is stopping.
     """
     give_up_at = time.monotonic() + get_settings().mongodb_timeout_s
     while True:
@@ -36,12 +35,12 @@ def hold(operation: Callable[[], _T]) -> _T:
         except OUTAGES as error:
             logger.warning("holding messages: %s", error)
             if stopping.wait(1) or time.monotonic() > give_up_at:
-                raise Reject(error, requeue=True) from error
+                raise Requeue(str(error)) from error
 
 
 def requeue(error: Exception) -> Failed:
     """Return the outcome that requeues a message."""
-    return Failed(Reject(error, requeue=True))
+    return Failed(Requeue(str(error)))
 
 
 def carry_out(step: Callable[[Sequence[_Item]], Sequence[_T]], items: Sequence[_Item]) -> list[_T | Failed]:
@@ -55,7 +54,7 @@ def carry_out(step: Callable[[Sequence[_Item]], Sequence[_T]], items: Sequence[_
     """
     try:
         return list(hold(lambda: step(items)))
-    except Reject as error:
+    except Requeue as error:
         return [Failed(error)] * len(items)
     except Exception as error:  # noqa: BLE001 - the task raises it
         if len(items) == 1:

@@ -29,7 +29,7 @@ class Postponed:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The task raises this error: an invalid event, a defect, or a `Reject` that requeues the message."""
+    """The task raises this error: an invalid event, a defect, or `Requeue`."""
 
     error: Exception
 

@@ -2,16 +2,13 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, cast
-
-from celery import Task
-from celery.app.task import Context
+from typing import Any
 
 from webhooks.delivery.attempt import read_rate
 from webhooks.delivery.services import Services
 from webhooks.models import COTWebhook, COTWebhookLog
 from webhooks.producer.app import app
-from webhooks.producer.publishing import OutgoingMessage, publish_many
+from webhooks.producer.publishing import CELERY_HEADERS, OutgoingMessage, publish_many
 from webhooks.rules.lanes import SEND_QUEUE
 from webhooks.rules.retry import Verdict, is_own_fault, judge_endpoint
 from webhooks.store.deliveries import Delivery, PendingDelivery
@@ -25,14 +22,18 @@ from webhooks.transport.settlements import report
 FROM_OUTBOX = "webhooks_outbox"
 
 #: Request keys of Celery, kombu and this package. All others come from the producer or its tracing.
-_NOT_INHERITED = frozenset(
-    {*vars(Context), "lang", "task", "argsrepr", "kwargsrepr", "compression", "redelivered", "ignore_result"}
-    | {LANE_HEADER, DUE_HEADER, RATE_HEADER, TAKEN_FROM_HEADER, FROM_OUTBOX}
-)
+_NOT_INHERITED = CELERY_HEADERS | {
+    "redelivered",
+    LANE_HEADER,
+    DUE_HEADER,
+    RATE_HEADER,
+    TAKEN_FROM_HEADER,
+    FROM_OUTBOX,
+}
 
 
-def _task(name: str) -> Task:
-    return cast("Task", app.tasks[name])
+def _task(name: str) -> Any:
+    return app.tasks[name]
 
 
 def lane_headers(lane: str | None, rate: Sequence[float] | None) -> dict[str, Any]:

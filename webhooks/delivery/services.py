@@ -14,6 +14,7 @@ from webhooks.sender import Sender
 from webhooks.store.actions import ActionStore
 from webhooks.store.deadletters import DeadLetterStore
 from webhooks.store.deliveries import DeliveryStore
+from webhooks.store.failed import FailedStore
 from webhooks.store.gates import GateStore
 from webhooks.store.held import HeldDeliveries
 from webhooks.store.leases import Leases
@@ -21,6 +22,7 @@ from webhooks.store.logs import LogStore
 from webhooks.store.mongo import open_database
 from webhooks.store.notices import NoticeStore
 from webhooks.store.outbox import Outbox
+from webhooks.store.resend_jobs import ResendJobStore
 from webhooks.store.traces import TraceStore
 from webhooks.store.webhooks import WebhookStore
 from webhooks.transport.holder import process_token
@@ -54,6 +56,8 @@ class Services:
     outbox: Outbox
     traces: TraceStore
     actions: ActionStore
+    failed: FailedStore
+    resend_jobs: ResendJobStore
     records: DeliveryRecords
     attempt_runner: AttemptRunner
     progress: Progress
@@ -97,6 +101,8 @@ def get_services() -> Services:
         outbox=Outbox(database),
         traces=TraceStore(database),
         actions=ActionStore(database),
+        failed=FailedStore(database),
+        resend_jobs=ResendJobStore(database),
         records=DeliveryRecords(ledger, held, logs, gates, webhooks),
         attempt_runner=AttemptRunner(
             sender=sender,

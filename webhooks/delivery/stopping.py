@@ -1,9 +1,6 @@
 """The event that is set when this worker shuts down."""
 
 import threading
-from typing import Any, cast
-
-from celery.signals import worker_shutting_down
 
 
 class _SignalEvent(threading.Event):
@@ -23,10 +20,3 @@ class _SignalEvent(threading.Event):
 
 #: Set at shutdown: steps that wait for a server requeue their messages instead.
 stopping: threading.Event = _SignalEvent()
-# Celery takes this lock inside the operating system's signal handler, so it must be reentrant too.
-cast("Any", worker_shutting_down).lock = threading.RLock()
-
-
-@worker_shutting_down.connect
-def _note_stopping(**_: object) -> None:
-    stopping.set()

@@ -72,12 +72,12 @@ def _prepare_command(context: click.Context, *_: object) -> None:
 #: Modules that only workers load: periodic tasks and handlers of Celery's signals.
 _WORKERS_MODULES = (
     "webhooks.worker.bindings",
-    "webhooks.worker.inspection",
     "webhooks.worker.renewal",
     "webhooks.worker.startup",
     "webhooks.worker.tasks",
     "webhooks.jobs.sweep",
     "webhooks.jobs.health_monitor",
+    "webhooks.jobs.resend",
 )
 # Not the current app: the importing service keeps its own.
 app = OwnCelery("webhooks", set_as_current=False, amqp="webhooks.transport.connection:AMQP", include=_WORKERS_MODULES)

@@ -10,7 +10,7 @@ from celery.exceptions import Reject, TaskPredicate
 from kombu.exceptions import OperationalError
 
 from webhooks.config import get_settings
-from webhooks.errors import AttemptFailed, InvalidEvent, TaskDefect, trace
+from webhooks.errors import AttemptFailed, InvalidEvent, Requeue, TaskDefect, trace
 from webhooks.transport.headers import DUE_HEADER
 
 logger = logging.getLogger(__name__)
@@ -36,12 +36,14 @@ class DurableTask(Task):
         Raises:
             TaskDefect: all retries are used up, or the message cannot be published again.
             celery.exceptions.Retry: the message is queued again.
-            celery.exceptions.Reject: the broker is away. `Task.retry` would drop the message; this requeues it.
+            celery.exceptions.Reject: it is to be requeued, or the broker is away: `Task.retry` would drop the message.
         """
         try:
             return self.run(*args, **kwargs)
         except (AttemptFailed, InvalidEvent, TaskDefect, TaskPredicate):
             raise
+        except Requeue as error:
+            raise Reject(error, requeue=True) from None
         except Exception as error:  # noqa: BLE001 - any defect
             logger.error("%s %s met a defect: %s", self.name, self.request.id, trace(error))  # noqa: TRY400
             defect = TaskDefect(f"internal error: {type(error).__name__}")

@@ -47,11 +47,11 @@ class Delivery:
     rate: tuple[float, int] | None = None
     #: Why its webhook was unusable when the event was accepted, without values; None: it was usable.
     unusable: str | None = None
+    #: The broker's lane of the webhook.
+    lane: str = field(init=False, repr=False, compare=False)
 
-    @property
-    def lane(self) -> str:
-        """The broker's lane of the webhook."""
-        return lane_of_webhook(self.company, self.webhook_id)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "lane", lane_of_webhook(self.company, self.webhook_id))
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,14 +8,18 @@ from webhooks.config import get_settings
 from webhooks.store.actions import ActionStore
 from webhooks.store.deadletters import DeadLetterStore
 from webhooks.store.deliveries import DeliveryStore
+from webhooks.store.failed import FailedStore
 from webhooks.store.gates import GateStore
 from webhooks.store.held import HeldDeliveries
+from webhooks.store.leases import WorkerStore
 from webhooks.store.logs import LogStore
 from webhooks.store.mongo import Document, open_database
 from webhooks.store.outbox import Outbox
 from webhooks.store.pending_details import PendingDetailsStore
+from webhooks.store.resend_jobs import ResendJobStore
 from webhooks.store.search import LogSearch
 from webhooks.store.statistics import StatisticsStore
+from webhooks.store.tokens import TokenStore
 from webhooks.store.traces import TraceStore
 from webhooks.store.webhooks import WebhookStore
 
@@ -48,6 +52,11 @@ class Stores:
         return Outbox(self._database)
 
     @cached_property
+    def tokens(self) -> TokenStore:
+        """Tokens of the read API."""
+        return TokenStore(self._database)
+
+    @cached_property
     def traces(self) -> TraceStore:
         """Events that no webhook asked for."""
         return TraceStore(self._database)
@@ -56,6 +65,16 @@ class Stores:
     def search(self) -> LogSearch:
         """Pages of logs."""
         return LogSearch(self._database)
+
+    @cached_property
+    def failed(self) -> FailedStore:
+        """Deliveries that failed."""
+        return FailedStore(self._database)
+
+    @cached_property
+    def resend_jobs(self) -> ResendJobStore:
+        """Jobs that resend deliveries."""
+        return ResendJobStore(self._database)
 
     @cached_property
     def dead_letters(self) -> DeadLetterStore:
@@ -76,6 +95,11 @@ class Stores:
     def held(self) -> HeldDeliveries:
         """Held deliveries."""
         return HeldDeliveries(self._database, self.deliveries)
+
+    @cached_property
+    def workers(self) -> WorkerStore:
+        """Workers that are alive."""
+        return WorkerStore(self._database)
 
     @cached_property
     def statistics(self) -> StatisticsStore:

@@ -1,6 +1,5 @@
 """Values that channel and scripts exchange, and reading of messages."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 from kombu.transport import virtual
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps, loads
+from pydantic_core import from_json
 
 from webhooks.transport.headers import DUE_HEADER
 
@@ -127,9 +127,9 @@ def read_message(raw: bytes) -> dict[str, Any]:
     Raises:
         ValueError: it is no message.
     """
-    text = bytes_to_str(raw)
     # kombu's `loads` checks each object for an encoded Python type, which most messages do not have.
-    payload = loads(text) if "__type__" in text or "\\" in text else json.loads(text)
+    is_plain = b"__type__" not in raw and b"\\" not in raw
+    payload = from_json(raw) if is_plain else loads(bytes_to_str(raw))
     if not isinstance(payload, dict):
         raise ValueError("it is not an object")  # noqa: TRY004 - of the data, not of the code
     for part in ("headers", "properties"):

@@ -38,7 +38,7 @@ from webhooks.delivery.outcomes import Attempted, DeliverOutcome, Failed, SendOu
 from webhooks.delivery.queueing import report_attempt
 from webhooks.delivery.record import record
 from webhooks.delivery.services import get_services
-from webhooks.errors import TooLate, trace
+from webhooks.errors import Requeue, TooLate, trace
 from webhooks.sender import Answer, OutgoingRequest
 from webhooks.store.deliveries import Claim
 from webhooks.worker.current_batch import new_batch
@@ -157,7 +157,7 @@ class _Send:
     def is_given_back(self) -> bool:
         """Whether no request was made and the message is requeued."""
         outcome = self.job.outcome
-        return isinstance(outcome, Failed) and isinstance(outcome.error, Reject)
+        return isinstance(outcome, Failed) and isinstance(outcome.error, Requeue)
 
 
 class BatchPool(BasePool):

@@ -12,7 +12,7 @@ from typing import Any
 
 from billiard.einfo import ExceptionWithTraceback
 from billiard.exceptions import Terminated
-from celery.exceptions import InvalidTaskError, Reject, TaskPredicate
+from celery.exceptions import InvalidTaskError, TaskPredicate
 from celery.worker import state
 from celery.worker.request import Request
 
@@ -20,7 +20,7 @@ from webhooks.delivery.attempt import describe_input
 from webhooks.delivery.holding import hold
 from webhooks.delivery.services import get_services
 from webhooks.delivery.skip import skip
-from webhooks.errors import AttemptFailed, InvalidEvent, TaskDefect, WorkersLost, trace
+from webhooks.errors import AttemptFailed, InvalidEvent, Requeue, TaskDefect, WorkersLost, trace
 from webhooks.store.deadletters import DeadLetter, Reason
 from webhooks.transport.headers import LANE_HEADER
 from webhooks.worker.deadletter_writer import dead_letters
@@ -183,7 +183,7 @@ class SendRequest(DurableRequest):
     def _give_up(self, finish: Callable[[], object]) -> None:
         try:
             hold(lambda: skip_one(self.id))
-        except Reject:
+        except Requeue:
             self._give_back()
         except Exception as error:  # noqa: BLE001 - it stays in the ledger, and the sweep queues it again
             logger.error("revoked delivery %s is not given up: %s", self.id, trace(error))  # noqa: TRY400

@@ -7,13 +7,15 @@ import math
 import os
 import resource
 import threading
+from contextlib import suppress
 from typing import Any, cast
 
 from celery.bin.worker import worker
 from celery.concurrency import get_implementation
-from celery.signals import celeryd_after_setup, worker_init
+from celery.signals import celeryd_after_setup, worker_init, worker_shutting_down
 from kombu import serialization
 from kombu.utils.json import dumps
+from pydantic_core import from_json
 
 from webhooks.config import find_notices, get_settings
 from webhooks.delivery.services import get_services
@@ -49,6 +51,15 @@ def _prepare_worker(sender: Any, **_: object) -> None:
     _collect_less_often()
     get_services()  # before there are threads, which would each open their own
     threading.Thread(target=_make_indexes, name="make-indexes", daemon=True).start()
+
+
+# Celery takes this lock inside the operating system's signal handler, where a second signal may come: see `stopping`.
+cast("Any", worker_shutting_down).lock = threading.RLock()
+
+
+@worker_shutting_down.connect
+def _note_stopping(**_: object) -> None:
+    stopping.set()
 
 
 def _collect_less_often() -> None:
@@ -116,12 +127,20 @@ def _parse_int(digits: str) -> int | float:
     return int(digits) if len(digits) <= 20 else math.inf
 
 
+#: How the arguments begin of an event that a producer with this package sent: its JSON text is one string, so no key of
+#: it is at stake, and a quicker decoder does.
+_OWN_EVENT = b'[["'
 #: `json.loads` would make a decoder per text when given hooks.
 _DECODER = json.JSONDecoder(parse_int=cast("Any", _parse_int), object_pairs_hook=_no_key_twice)
 
 
 def _loads(text: str | bytes) -> Any:
-    return _DECODER.decode(text if isinstance(text, str) else text.decode())
+    if isinstance(text, bytes):
+        if text.startswith(_OWN_EVENT):
+            with suppress(ValueError):  # for example of UTF-8 or of depth: the other decoder says what to do
+                return from_json(text)
+        text = text.decode()
+    return _DECODER.decode(text)
 
 
 def _make_indexes() -> None:
@@ -131,7 +150,7 @@ def _make_indexes() -> None:
     while not stopping.is_set():
         try:
             services.logs.ensure_indexes(get_settings().log_ttl_days)
-            for store in (*stores, services.actions, services.dead_letters):
+            for store in (*stores, services.actions, services.dead_letters, services.resend_jobs):
                 store.ensure_indexes()
             services.traces.ensure_indexes(get_settings().log_ttl_days)
         except StoreUnavailable as error:

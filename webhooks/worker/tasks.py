@@ -198,7 +198,7 @@ def write_log(text: str) -> None:
         text: the log's JSON. Its ``_id`` makes a repeated write harmless.
 
     Raises:
-        Reject: MongoDB is unavailable; the message is requeued.
+        Requeue: MongoDB is unavailable.
     """
     log = COTWebhookLog.model_validate_json(text)
     (fault,) = hold(lambda: get_services().records.record([log]))
