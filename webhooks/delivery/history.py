@@ -176,20 +176,20 @@ def read_deliveries(stores: Stores, event_id: str, present: datetime) -> list[De
     gates = stores.gates.get_many(_ids([*(one.webhook_id for one in pending.values())]))
     states = []
     for delivery_id in sorted({*by_delivery, *pending}):
-        logs, owed = by_delivery.get(delivery_id, []), pending.get(delivery_id)
+        logs, waits = by_delivery.get(delivery_id, []), pending.get(delivery_id)
         last = logs[0] if logs else None
-        webhook_id = owed.webhook_id if last is None and owed is not None else last.webhook_id if last else None
+        webhook_id = waits.webhook_id if last is None and waits is not None else last.webhook_id if last else None
         gate = gates.get(webhook_id) if isinstance(webhook_id, ObjectId) else None
         states.append(
             DeliveryState(
                 delivery_id=delivery_id,
                 webhook_id=webhook_id,
-                company=last.company if last is not None else owed.company if owed is not None else None,
-                name=_name(last, owed),
-                outlook=explain_outlook(owed, last, gate or Gate(ObjectId()), present),
+                company=last.company if last is not None else waits.company if waits is not None else None,
+                name=_name(last, waits),
+                outlook=explain_outlook(waits, last, gate or Gate(ObjectId()), present),
                 attempts=len(logs),
                 last=last,
-                accepted_at=None if owed is None else owed.created_at,
+                accepted_at=None if waits is None else waits.created_at,
                 begun_at=logs[-1].details.started_at if logs and logs[-1].details is not None else None,
             )
         )
