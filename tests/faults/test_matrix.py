@@ -46,13 +46,7 @@ def slots(tmp_path_factory: pytest.TempPathFactory) -> SharedSlots:
     return SharedSlots(base.parent if "PYTEST_XDIST_WORKER" in os.environ else base)
 
 
-def _param(row: Row):
-    # On a busy machine one delivery of some runs is still pending at the end; why is not known yet.
-    marks = [pytest.mark.slow] if row.has_stepped_clocks else []
-    return pytest.param(row, id=row.id, marks=marks)
-
-
-@pytest.mark.parametrize("row", [_param(row) for row in ROWS])
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)
 def test_row(row: Row, slots: SharedSlots, tmp_path: Path, record_property: Callable[[str, object], None]):
     result = run_row(row, CI, tmp_path / row.id, slots, threading.Event(), print)
     record_property(ROW, to_line(result, CI))

@@ -377,6 +377,14 @@ def test_job_of_a_dead_worker_is_free_although_the_clock_went_back(ours: Process
     assert not theirs.leases.take_job("sweep", 22)
 
 
+def test_retry_after_holds_although_the_workers_clock_is_behind(ours: Process):
+    (attempt,) = ours.accept(message()) or []
+    log = result(attempt, outcome="failed", retry_after_s=60, next_at=now() + timedelta(seconds=60))
+    behind = {"createdAt": log.createdAt - timedelta(hours=1)}
+    ours.records.record([log.model_copy(update=behind)])
+    assert ours.gates.get(attempt.delivery.webhook_id).is_held_back(ours.deliveries.now())
+
+
 # ── What MongoDB cannot hold ────────────────────────────────────────────────────────────────────────────────────────
 def test_success_that_cannot_be_logged_whole_is_logged_cut_and_not_repeated(ours: Process, database: Documents):
     """An event of 4 MB of JSON is 25 MB in a log; its delivery was written down before such events were refused."""
