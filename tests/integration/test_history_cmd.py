@@ -161,6 +161,13 @@ def test_delivery_is_shown_on_a_time_line(run: Run, database: Documents):
     assert json.loads(shown["body"])["type"] == "COTTask"
 
 
+def test_failed_delivery_says_as_what_it_was_resent(run: Run, database: Documents):
+    fail(database)
+    owe(database, f"{DELIVERY}~1")
+    assert f"It was resent as {DELIVERY}~1." in run("show", DELIVERY).stdout
+    assert "It was resent" not in run("show", f"{DELIVERY}~1").stdout.partition("Other deliveries")[0]
+
+
 def test_delivery_that_is_pending_says_when_and_why_then(run: Run, database: Documents):
     fail(database, age_s=10, is_last=False)
     owe(database, due_in_s=20)

@@ -275,6 +275,18 @@ def test_stopped_job_stops_at_once_and_goes_on_later(world: World):
     assert world.get(job).resent == 6
 
 
+@pytest.mark.parametrize(
+    "change", [{"filter": 1}, {"filter": {"since": "soon"}}, {"at": "x"}, {"filter.since": None}, {"rate": "x"}]
+)
+def test_job_that_was_changed_by_hand_resends_nothing(world: World, change: dict[str, Any]):
+    world.add_webhook()
+    world.log("msg_1")
+    world.begin()
+    world.database["resendjobs"].update_one({}, {"$set": change})
+    (job,) = world.resend_jobs.find_running()
+    assert world.run(job) == []
+
+
 def test_filters_choose(world: World):
     world.add_webhook()
     world.log("msg_old", age_s=7_200)
