@@ -42,7 +42,6 @@ def run(redis_url: str, database: Documents, monkeypatch: pytest.MonkeyPatch) ->
         "code": "wo_update",
     }
     database["webhooks"].insert_one(COTWebhook.model_validate(value).to_bson())
-    LogStore(database).ensure_indexes(0)
     return lambda *args: CliRunner().invoke(cli, args)
 
 

@@ -116,7 +116,6 @@ class World:
 def world(database: Documents, monkeypatch: pytest.MonkeyPatch) -> World:
     world = World(database)
     monkeypatch.setattr(operate, "queue_attempts", lambda found: world.queued.extend(one.delivery_id for one in found))
-    world.logs.ensure_indexes(0)
     return world
 
 
@@ -158,6 +157,7 @@ def test_batches_miss_none_and_repeat_none(world: World, monkeypatch: pytest.Mon
 def test_looking_for_what_became_of_a_delivery_reads_an_index(world: World):
     for number in range(200):
         world.log(f"msg_{number:03}")
+    world.logs.ensure_indexes(0)
     found, _ = world.failed.find_batch(FAILED, None)
     world.database.command("profile", 2)
     assert world.failed.keep_failed(found[:1]) == found[:1]
