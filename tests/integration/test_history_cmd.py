@@ -243,7 +243,7 @@ def test_pending_says_when_it_is_due_why_it_waits_and_how_many_more(run: Run, da
 
 
 def test_what_is_done_to_a_webhook_is_on_record(run: Run, database: Documents, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("webhooks.cli.gate_cmd.time.sleep", lambda _: None)
+    monkeypatch.setattr("webhooks.cli.gate_cmd.BEGIN_WITHIN_S", 0.01)
     monkeypatch.setenv("SUDO_USER", "ann")
     owe(database)
     for command in ("pause", "resume", "drain", "skip", "activate"):
