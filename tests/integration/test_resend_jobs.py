@@ -310,6 +310,7 @@ def run(
     monkeypatch.setenv("WEBHOOKS_BROKER_URL", redis_url)
     monkeypatch.setenv("WEBHOOKS_MONGODB_URL", f"mongodb://{host}:{port}/{database.name}")
     monkeypatch.setattr(resend_cmd, "_POLL_S", 0.01)
+    monkeypatch.setattr(operate, "_KNOWN_AFTER_S", 0.01)
     return lambda *args: CliRunner().invoke(cli, args)
 
 
