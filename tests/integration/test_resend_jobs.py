@@ -116,7 +116,6 @@ class World:
 def world(database: Documents, monkeypatch: pytest.MonkeyPatch) -> World:
     world = World(database)
     monkeypatch.setattr(operate, "queue_attempts", lambda found: world.queued.extend(one.delivery_id for one in found))
-    world.logs.ensure_indexes(0)
     return world
 
 
@@ -142,6 +141,7 @@ def test_failed_for_good_is_what_ended_so_and_has_not_been_resent_since(world: W
 
 
 def test_batches_miss_none_and_repeat_none(world: World, monkeypatch: pytest.MonkeyPatch):
+    world.logs.ensure_indexes(0)  # their order is the one of logs of one instant
     monkeypatch.setattr("webhooks.store.failed.BATCH", 2)
     at = datetime.fromisoformat("2026-05-05T12:00:00Z")
     for number in range(7):
@@ -158,6 +158,7 @@ def test_batches_miss_none_and_repeat_none(world: World, monkeypatch: pytest.Mon
 def test_looking_for_what_became_of_a_delivery_reads_an_index(world: World):
     for number in range(200):
         world.log(f"msg_{number:03}")
+    world.logs.ensure_indexes(0)
     found, _ = world.failed.find_batch(FAILED, None)
     world.database.command("profile", 2)
     assert world.failed.keep_failed(found[:1]) == found[:1]
@@ -275,6 +276,18 @@ def test_stopped_job_stops_at_once_and_goes_on_later(world: World):
     assert world.get(job).resent == 6
 
 
+@pytest.mark.parametrize(
+    "change", [{"filter": 1}, {"filter": {"since": "soon"}}, {"at": "x"}, {"filter.since": None}, {"rate": "x"}]
+)
+def test_job_that_was_changed_by_hand_resends_nothing(world: World, change: dict[str, Any]):
+    world.add_webhook()
+    world.log("msg_1")
+    world.begin()
+    world.database["resendjobs"].update_one({}, {"$set": change})
+    (job,) = world.resend_jobs.find_running()
+    assert world.run(job) == []
+
+
 def test_filters_choose(world: World):
     world.add_webhook()
     world.log("msg_old", age_s=7_200)
@@ -297,6 +310,7 @@ def run(
     monkeypatch.setenv("WEBHOOKS_BROKER_URL", redis_url)
     monkeypatch.setenv("WEBHOOKS_MONGODB_URL", f"mongodb://{host}:{port}/{database.name}")
     monkeypatch.setattr(resend_cmd, "_POLL_S", 0.01)
+    monkeypatch.setattr(operate, "_KNOWN_AFTER_S", 0.01)
     return lambda *args: CliRunner().invoke(cli, args)
 
 

@@ -115,7 +115,10 @@ class Resender:
         return sent, goes_on
 
     def _begin(self, services: Services, job: ResendJob) -> _Progress:
-        query = find_query(read_filter(job.filter, job.at), services.webhooks)
+        asked = read_filter(job.filter, job.at)
+        if asked.errors or asked.query.since is None:  # it was changed by hand
+            return _Progress(asked.query, deque(), self._clock())
+        query = find_query(asked, services.webhooks)
         # What it resends itself ends later.
         until = job.at if query.until is None else min(query.until, job.at)
         query = replace(query, outcome=Outcome.FAILED, until=until)
