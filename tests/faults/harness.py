@@ -27,7 +27,7 @@ from pymongo.errors import PyMongoError
 from tests.faults.judge import Evidence, Key, Logged, Receipts
 from tests.faults.producer import event_id, number_of
 from tests.lab.quick_http import command
-from tests.lab.reply_dropper import MONGODB_WRITES, MongoWire, RedisWire, ReplyDropper
+from tests.lab.reply_dropper import MongoWire, RedisWire, ReplyDropper, name_mongodb_write
 from tests.lab.servers import Server, Servers
 from tests.lab.worker import Worker, environment, wait_until
 from webhooks.config import Settings
@@ -377,12 +377,9 @@ class Stage:
             name = names.get(words[1].decode(), "") if words[0] == b"EVALSHA" else ""
             return f"{name} {words[3].decode()}" if name == "PUT" else name
 
-        def name_write(words: tuple[bytes, ...]) -> str:
-            return b" ".join(words).decode() if words and words[0].decode() in MONGODB_WRITES else ""
-
         return [
             ReplyDropper(self.servers.valkey.port, RedisWire(), name_script, self._is_to_be_dropped),
-            ReplyDropper(self.servers.mongod.port, MongoWire(), name_write, self._is_to_be_dropped),
+            ReplyDropper(self.servers.mongod.port, MongoWire(), name_mongodb_write, self._is_to_be_dropped),
         ]
 
     def _is_to_be_dropped(self, name: str, reply: bytes) -> bool:

@@ -46,7 +46,15 @@ def slots(tmp_path_factory: pytest.TempPathFactory) -> SharedSlots:
     return SharedSlots(base.parent if "PYTEST_XDIST_WORKER" in os.environ else base)
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)
+#: Their kinds have faster tests as well, most of them in `tests/integration/test_late.py`.
+_SLOW = {"twice-queued", "worker-suspended", "restored-without-gates"}
+
+
+def _param(row: Row):
+    return pytest.param(row, id=row.id, marks=[pytest.mark.slow] if row.id in _SLOW else [])
+
+
+@pytest.mark.parametrize("row", [_param(row) for row in ROWS])
 def test_row(row: Row, slots: SharedSlots, tmp_path: Path, record_property: Callable[[str, object], None]):
     result = run_row(row, CI, tmp_path / row.id, slots, threading.Event(), print)
     record_property(ROW, to_line(result, CI))

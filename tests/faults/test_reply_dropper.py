@@ -8,20 +8,9 @@ import pytest
 import redis
 from pymongo.errors import AutoReconnect
 
-from tests.lab.reply_dropper import MONGODB_WRITES, MongoWire, RedisWire, ReplyDropper
+from tests.lab.reply_dropper import MongoWire, Once, RedisWire, ReplyDropper, name_mongodb_write
 
 NO_RETRY: Any = None
-
-
-class Once:
-    """Drops the reply of one write."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __call__(self, name: str, reply: bytes) -> bool:
-        is_it, self.name = name == self.name, self.name if name != self.name else ""
-        return is_it
 
 
 def test_redis_has_done_what_its_client_hears_nothing_of(redis_url: str, redis_client: redis.Redis):
@@ -43,11 +32,8 @@ def test_redis_has_done_what_its_client_hears_nothing_of(redis_url: str, redis_c
 
 
 def test_mongodb_has_done_what_its_client_hears_nothing_of(mongodb_url: str):
-    def name(words: tuple[bytes, ...]) -> str:
-        return b" ".join(words).decode() if words and words[0].decode() in MONGODB_WRITES else ""
-
     port = urlsplit(mongodb_url).port or 0
-    with ReplyDropper(port, MongoWire(), name, Once("insert them")) as front:
+    with ReplyDropper(port, MongoWire(), name_mongodb_write, Once("insert them")) as front:
         url = mongodb_url.replace(f":{port}", f":{front.port}")
         with pymongo.MongoClient(url, directConnection=True, retryWrites=False) as client:
             them = client["reply_dropper"]["them"]

@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit
 
 import pymongo
 import pytest
@@ -15,6 +16,7 @@ from pymongo.monitoring import CommandListener
 
 from tests.lab.logs import make_attempt, make_log
 from tests.lab.receiver import Receiver
+from tests.lab.reply_dropper import MongoWire, Once, ReplyDropper, name_mongodb_write
 from tests.lab.samples_data import read_sample
 from tests.lab.senders import new_sender
 from webhooks.delivery import accept as accept_module
@@ -242,6 +244,22 @@ def test_line_goes_on_behind_what_waits_when_the_gates_are_lost(ours: Process, d
         ours.records.accept([ordered(number, webhook_id, company)])
     line = [one.delivery_id for one in ours.held.find_held(webhook_id, 100)]
     assert line == [f"msg_{number}" for number in range(10)]
+
+
+def test_release_whose_reply_is_lost_is_known_to_have_been_made(ours: Process, database: Documents, mongodb_url: str):
+    """Otherwise the next delivery of a line was released without a message, and waited for the sweep."""
+    webhook_id, company = ObjectId(), ObjectId()
+    ours.records.accept([ordered(number, webhook_id, company) for number in range(2)])
+    dropping = Once("update deliveries")
+    with (
+        ReplyDropper(urlsplit(mongodb_url).port or 0, MongoWire(), name_mongodb_write, dropping) as front,
+        pymongo.MongoClient[dict[str, Any]]("127.0.0.1", front.port, tz_aware=True) as client,
+    ):
+        held = HeldDeliveries(client[database.name], ours.deliveries)
+        head = held.release_next(webhook_id, ours.deliveries.now())
+    assert head is not None
+    assert head.delivery_id == "msg_0"
+    assert dropping.name == ""
 
 
 def test_claim_that_is_too_old_makes_no_request_and_is_given_up(

@@ -15,7 +15,24 @@ from typing import BinaryIO, NamedTuple, Protocol
 from tests.lab.front import Front
 
 #: What MongoDB calls its writes.
-MONGODB_WRITES = frozenset({"insert", "update", "delete", "findAndModify"})
+_MONGODB_WRITES = frozenset({b"insert", b"update", b"delete", b"findAndModify"})
+
+
+def name_mongodb_write(words: tuple[bytes, ...]) -> str:
+    """Return command and collection of a write of MongoDB; "" for another request."""
+    return b" ".join(words).decode() if words and words[0] in _MONGODB_WRITES else ""
+
+
+class Once:
+    """Drops the reply of the next write of a name, which is "" from then on."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, name: str, reply: bytes) -> bool:
+        is_it = name == self.name
+        self.name = "" if is_it else self.name
+        return is_it
 
 
 class Request(NamedTuple):
