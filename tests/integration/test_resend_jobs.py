@@ -336,6 +336,8 @@ def test_command_counts_begins_watches_and_stops(world: World, run: Callable[...
     assert run("resend", "--stop", job["job_id"]).exit_code == 1
     assert "Stopped by" in (world.database["operatoractions"].find_one() or {})["result"]
     assert run("resend", "--continue", job["job_id"], "--detach").exit_code == 0
+    assert run("resend", "--continue", job["job_id"]).exit_code == 1
+    assert "Continued by" in (world.database["operatoractions"].find_one() or {})["result"]
     (running,) = world.resend_jobs.find_running()
     assert len(world.run(running)) == 3
     watched = run("resend", "--watch", job["job_id"])
