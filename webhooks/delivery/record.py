@@ -44,6 +44,8 @@ def record(services: Services, attempted: Sequence[Attempted], first: Iterable[A
             if fault is not None:
                 _log_unstorable(log, fault)
     for one in attempted:
+        if one.span is not None:
+            one.span.end(one.log)
         _log_attempt(one)
         _release_next(services, one)
     return forgotten
