@@ -73,6 +73,7 @@ def _prepare_command(context: click.Context, *_: object) -> None:
 _WORKERS_MODULES = (
     "webhooks.worker.bindings",
     "webhooks.worker.inspection",
+    "webhooks.worker.json_lines",
     "webhooks.worker.renewal",
     "webhooks.worker.startup",
     "webhooks.worker.tasks",
