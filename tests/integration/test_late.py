@@ -59,7 +59,7 @@ class Process:
         self.held, self.gates = HeldDeliveries(database, self.deliveries), GateStore(database)
         self.logs, self.webhooks = LogStore(database), WebhookStore(database)
         self.records = DeliveryRecords(self.deliveries, self.held, self.logs, self.gates, self.webhooks)
-        self.progress = Progress()
+        self.progress, self.tracer = Progress(), None
         self.services: Any = self
         self.attempt_runner: Any = None
 
