@@ -4,9 +4,9 @@ import socket
 from ipaddress import ip_address, ip_network
 
 from webhooks.cli.output import print_error
-from webhooks.cli.questions import NoAnswer, Query, inspect_workers
 from webhooks.config import get_settings
 from webhooks.errors import NoResponse, SecretUnreadable
+from webhooks.metrics.questions import NoAnswer, Query, inspect_workers
 from webhooks.models.url import RequestUrl, parse_url
 from webhooks.rules.addresses import Verdict, classify
 from webhooks.rules.encryption import Vault
