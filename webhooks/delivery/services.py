@@ -21,6 +21,7 @@ from webhooks.store.logs import LogStore
 from webhooks.store.mongo import open_database
 from webhooks.store.notices import NoticeStore
 from webhooks.store.outbox import Outbox
+from webhooks.store.overview import OverviewStore
 from webhooks.store.traces import TraceStore
 from webhooks.store.webhooks import WebhookStore
 from webhooks.transport.holder import process_token
@@ -54,6 +55,7 @@ class Services:
     outbox: Outbox
     traces: TraceStore
     actions: ActionStore
+    overview: OverviewStore
     records: DeliveryRecords
     attempt_runner: AttemptRunner
     progress: Progress
@@ -97,6 +99,7 @@ def get_services() -> Services:
         outbox=Outbox(database),
         traces=TraceStore(database),
         actions=ActionStore(database),
+        overview=OverviewStore(database),
         records=DeliveryRecords(ledger, held, logs, gates, webhooks),
         attempt_runner=AttemptRunner(
             sender=sender,
