@@ -18,9 +18,8 @@ from tests.lab.receiver import Receiver
 from tests.lab.worker import wait_until
 from webhooks.local import servers as local_servers
 from webhooks.local.processes import kill_group, spawn
-from webhooks.rules.encryption import new_key
+from webhooks.rules.encryption import fingerprint, new_key
 from webhooks.rules.signing import sign
-from webhooks.worker.digest import fingerprint
 
 COMPANY = "625bcbdcc9a8e3a86dbf041c"
 SAMPLE = ROOT / "webhooks/local/demo/events/task-create.json"
@@ -76,7 +75,7 @@ def test_notes_judge_by_the_workers_settings(stack: Stack, run: Run):
 
 def test_notes_judge_by_the_terminal_where_no_worker_answers(run: Run):
     done = run(*ADD, "--unsigned", "--url", "http://10.1.2.3:6379/")
-    assert "no worker answered; with this terminal's settings its attempts fail: port 6379" in done.stderr
+    assert "no worker runs; with this terminal's settings its attempts fail: port 6379" in done.stderr
     assert "WEBHOOKS_ALLOWED_PORTS" in done.stderr
     done = run("edit", "one", "--url", "http://10.1.2.3/")
     assert "10.1.2.3 (private); start workers with WEBHOOKS_ALLOWED_NETWORKS=10.1.2.3/32" in done.stderr

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from tests.lab.servers import Servers
 from webhooks.cli import cli
 from webhooks.models import now
 from webhooks.store.logs import LogStore
+from webhooks.store.tokens import TokenStore
 
 OTHER_COMPANY = "625bcbdcc9a8e3a86dbf041d"
 TASK_GROUP = "6261612a8f1e99002e5c8cce"
@@ -386,6 +388,25 @@ def test_logs_of_a_webhook(run: Callable[..., Result], database: Documents) -> N
     out = run("logs", "--webhook", "wo_update").stdout
     assert "mine" in out
     assert "number" not in out
+
+
+def test_token_is_shown_once_listed_without_it_and_removed(run: Callable[..., Result], database: Documents) -> None:
+    made = json.loads(run("token", "add", "--company", COMPANY, "--name", "BI \x1b[2J", "--json").stdout)
+    other = run("token", "add", "--company", OTHER_COMPANY)
+    assert re.search(r"^token +whr_[\w-]{43}$", other.stdout, re.MULTILINE)
+    assert "shown only now" in other.stdout
+    listed = run("token", "list").stdout
+    assert made["_id"] in listed
+    assert r"BI \x1b[2J" in listed
+    assert "whr_" not in listed
+    mine = [json.loads(line) for line in run("token", "list", "--company", COMPANY, "--json").stdout.splitlines()]
+    assert [list(one) for one in mine] == [["_id", "company", "name", "created_at"]]
+    assert TokenStore(database).find_company(made["token"]) == ObjectId(COMPANY)
+    assert run("token", "remove", made["_id"]).exit_code == 0
+    assert TokenStore(database).find_company(made["token"]) is None
+    again = run("token", "remove", made["_id"])
+    assert (again.exit_code, again.stderr.count("\n")) == (1, 1)
+    assert "`webhooks token list` shows them" in again.stderr
 
 
 def test_logs_into_a_pipe_that_closes_is_quiet(env: dict[str, str], database: Documents, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from webhooks.models import COTWebhookLog, now
 from webhooks.store.deliveries import Blocked, Claim, Claimed, Delivery, DeliveryStore
 from webhooks.store.gates import GateStore
 from webhooks.store.held import HeldDeliveries
-from webhooks.store.leases import Leases
+from webhooks.store.leases import Leases, WorkerStore
 from webhooks.store.logs import LogStore
 from webhooks.store.webhooks import WebhookStore
 from webhooks.transport import holder
@@ -31,6 +31,19 @@ Documents = Database[dict[str, Any]]
 #: Far from the tests' own pace: what is free before is so because of a lease.
 CLAIM_S = 600.0
 COMPANY = ObjectId()
+
+
+# ── Settings ────────────────────────────────────────────────────────────────────────────────────────────────────────
+def test_worker_tells_its_settings_for_as_long_as_its_lease_holds(database: Documents):
+    alive, dead, ended, older = (Leases(database, token) for token in ("alive", "dead", "ended", "older"))
+    said = {"max_retries": 3, "allowed_networks": ["$$NOW"]}  # which is no expression here
+    for lease, node in ((alive, "a@host"), (dead, "b@host"), (ended, "c@host")):
+        lease.renew(node, said)
+    older.renew()
+    ended.release()
+    database["leases"].update_one({"_id": "dead"}, [{"$set": {"until": {"$subtract": ["$$NOW", 1]}}}])
+    assert WorkerStore(database).find_settings() == {"a@host": said}
+    assert alive.find_left(["dead", "older"]).keys() == {"dead", "older"}
 
 
 # ── Claims ──────────────────────────────────────────────────────────────────────────────────────────────────────────

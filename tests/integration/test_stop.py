@@ -8,6 +8,7 @@ import sys
 _PROGRAM = """
 import signal, threading
 from celery.signals import worker_shutting_down
+import webhooks.worker.startup
 from webhooks.delivery.stopping import stopping
 
 signal.signal(signal.SIGTERM, lambda *_: worker_shutting_down.send(sender="x", sig="SIGTERM", how="Warm", exitcode=0))

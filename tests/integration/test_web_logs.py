@@ -12,6 +12,7 @@ from pymongo.database import Database
 from tests.lab.flower import FlowerThread
 from tests.lab.logs import NOON, WEBHOOK_ID, make_attempt, make_log
 from webhooks.errors import ErrorKind
+from webhooks.rules.retry import Outcome
 from webhooks.store.logs import LogQuery, LogStore
 from webhooks.store.search import LogSearch
 
@@ -89,6 +90,38 @@ def test_filter_without_index_looks_at_a_bounded_number_of_logs_and_says_how_far
         found += page.rows
         cursor = page.next
     assert [row.status for row in found] == [500]
+
+
+@pytest.mark.parametrize("limit", [1, 3, 100])
+def test_search_without_an_index_has_each_log_once(limit: int, database: Database[dict[str, Any]]):
+    at = [NOON - timedelta(seconds=second) for second in (0, 0, 0, 0, 0, 0, 0, 1, 2, 2, 2, 2)]
+    logs = [
+        make_log(at=one, status=500 if number % 2 else 404, attempt=make_attempt(error_kind=None))
+        for number, one in enumerate(at)
+    ]
+    write(database, *logs)
+    search, seen, after = LogSearch(database, searched_at_most=4), [], None
+    for _ in range(20):
+        page = search.find_page(LogQuery(statuses=(500, 599)), limit, after)
+        seen += [row.log_id for row in page.rows]
+        after = page.next
+        if after is None:
+            break
+    assert after is None
+    assert sorted(map(str, seen)) == sorted(str(log.id) for log in logs if log.status == 500)
+
+
+def test_result_of_a_log_without_one_follows_from_its_status(database: Database[dict[str, Any]]):
+    own = make_log(attempt=make_attempt(error_kind=None), status=200)
+    foreign = {status: make_log(status=status) for status in (200, 209, 210, 409)}
+    write(database, own, *foreign.values())
+    search = LogSearch(database)
+    failed, success = (
+        {row.log_id for row in search.find_page(LogQuery(outcome=outcome), 10).rows}
+        for outcome in (Outcome.FAILED, Outcome.SUCCESS)
+    )
+    assert failed == {own.id, foreign[210].id, foreign[409].id}
+    assert success == {foreign[200].id, foreign[209].id}
 
 
 def test_object_of_an_event_finds_its_logs_by_index(database: Database[dict[str, Any]], flower: FlowerThread):

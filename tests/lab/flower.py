@@ -108,9 +108,9 @@ class FlowerThread:
         """Return the address of a page."""
         return f"http://127.0.0.1:{self.port}{path}"
 
-    def get(self, path: str, headers: dict[str, str] | None = None) -> Answer:
+    def get(self, path: str, headers: dict[str, str] | None = None, method: str = "GET") -> Answer:
         """Ask for a page; redirects are not followed."""
-        return self._ask(urllib.request.Request(self.url(path), headers=headers or {}))
+        return self._ask(urllib.request.Request(self.url(path), headers=headers or {}, method=method))
 
     def post(self, path: str, values: dict[str, str], headers: dict[str, str] | None = None) -> Answer:
         """Send a form."""

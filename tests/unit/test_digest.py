@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from webhooks.config import Settings
-from webhooks.rules.encryption import new_key
-from webhooks.worker.digest import Digest, fingerprint, open_missing
+from webhooks.rules.encryption import fingerprint, new_key
+from webhooks.worker.digest import Digest, open_missing
 
 
 def digest(**settings: Any) -> Digest:

@@ -10,12 +10,13 @@ from redis.exceptions import NoPermissionError
 from webhooks.cli.options import JSON_OPTION
 from webhooks.cli.output import Cell, Table, place_of, print_json
 from webhooks.cli.secret_cmd import count_unreadable
-from webhooks.cli.workers import ask_workers
+from webhooks.cli.workers import Digests, find_workers
 from webhooks.config import Settings, get_settings
 from webhooks.metrics.broker import QueueLength, count_messages, find_eviction_policy
 from webhooks.metrics.questions import NoAnswer, Query, connect, inspect_workers
 from webhooks.rules.encryption import Vault
 from webhooks.store.gates import State
+from webhooks.store.leases import WorkerStore
 from webhooks.store.mongo import open_database, server_version
 from webhooks.store.overview import Overview, OverviewStore
 from webhooks.store.webhooks import WebhookStore
@@ -42,6 +43,8 @@ class Part:
     text: str = ""
     #: None for the broker, and for a database that does not answer.
     overview: Overview | None = None
+    #: Settings of the workers, which the database has.
+    digests: Digests = field(default_factory=dict)
     #: Problems that an operator should solve.
     warnings: list[str] = field(default_factory=list)
     #: What could not be checked, and why.
@@ -56,8 +59,8 @@ class Worker:
     active: int | None
     concurrency: int | None
     queues: list[str]
-    #: Differences between its settings and this terminal's; None if it did not send them.
-    differences: list[str] | None
+    #: Differences between its settings and this terminal's; None if MongoDB does not have them.
+    differences: list[str] | None = None
 
 
 @dataclass
@@ -104,6 +107,7 @@ def check(ctx: click.Context, as_json: bool) -> None:
         except NoAnswer as error:
             report.broker.is_ok, report.broker.text = False, f"stopped answering: {error}"
     report.database = _check_part(database, settings.mongodb_url)
+    _compare(report, Digest.of(settings))
     if as_json:
         print_json(json.dumps(_as_dict(report), ensure_ascii=False))
     else:
@@ -116,6 +120,13 @@ def _check_part(query: Query[Part], url: str) -> Part:
         return query.result()
     except NoAnswer as error:
         return Part(place_of(url), text=str(error))
+
+
+def _compare(report: Report, here: Digest) -> None:
+    """Note in what the workers' settings differ from these."""
+    for worker in report.workers:
+        digest = report.database.digests.get(worker.name)
+        worker.differences = None if digest is None else digest.compare(here)
 
 
 def _ask_broker(settings: Settings) -> Part:
@@ -176,6 +187,7 @@ def _ask_database(settings: Settings) -> Part:
     database = open_database(settings.mongodb_url, settings.mongodb_timeout_s)
     with database.client:
         part = Part(place_of(settings.mongodb_url), is_ok=True, text=f"MongoDB {server_version(database)}")
+        part.digests = find_workers(WorkerStore(database))
         part.overview = OverviewStore(database).read()
         sealed = WebhookStore(database).list_sealed(_SEALED_LIMIT)
         unreadable = count_unreadable(sealed, Vault(settings.encryption_key))
@@ -196,9 +208,7 @@ def _ask_workers(settings: Settings) -> list[Worker]:
         what: Query(lambda what=what: inspect_workers(settings.broker_url, what, _WORKERS_TIMEOUT_S))
         for what in ("stats", "active", "active_queues")
     }
-    digest_query = ask_workers(_WORKERS_TIMEOUT_S)
     stats, active, queues = (query.result() for query in asked.values())
-    digests, here = digest_query.result(), Digest.of(settings)
     workers = []
     for name in sorted(queues):
         consumed = sorted(queue["name"] for queue in queues[name])
@@ -206,8 +216,7 @@ def _ask_workers(settings: Settings) -> list[Worker]:
             continue
         tasks, pool = active.get(name), stats.get(name, {}).get("pool", {})
         concurrency = pool.get("max-concurrency")
-        differences = digests[name].compare(here) if name in digests else None
-        workers.append(Worker(name, None if tasks is None else len(tasks), concurrency, consumed, differences))
+        workers.append(Worker(name, None if tasks is None else len(tasks), concurrency, consumed))
     return workers
 
 
@@ -226,7 +235,7 @@ def _print(report: Report) -> None:
         text = f"{worker.name}: {active} active of {worker.concurrency or '?'}"
         rows.append(["worker", _OK, text + (f"; does not take {', '.join(missing)}" if missing else "")])
         if worker.differences is None:
-            rows.append(["worker", _UNKNOWN, f"{worker.name} has an older version, which does not send its settings"])
+            rows.append(["worker", _UNKNOWN, f"{worker.name}: MongoDB does not have its settings: is it older?"])
         rows.extend(["worker", _WARNING, f"{worker.name}: {text}"] for text in worker.differences or ())
     if not report.broker.is_ok:
         rows.append(["worker", _UNKNOWN, "cannot be checked without the broker"])

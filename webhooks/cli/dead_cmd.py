@@ -9,10 +9,10 @@ import click
 from bson import ObjectId
 
 from webhooks.cli.options import ID, JSON_OPTION, limit_option
-from webhooks.cli.output import Cell, Table, document_json, print_error, print_json
+from webhooks.cli.output import Cell, Table, print_error, print_json
 from webhooks.cli.stores import get_stores
 from webhooks.errors import CannotResend
-from webhooks.models.wire import make_safe, to_wire
+from webhooks.models.wire import document_json, make_safe, to_wire
 from webhooks.producer.app import app
 from webhooks.store.deadletters import DeadLetter, DeadLetterStore, Reason
 from webhooks.store.mongo import Document

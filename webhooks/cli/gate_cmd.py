@@ -9,14 +9,14 @@ import click
 from bson import ObjectId
 
 from webhooks.cli.options import COMPANY_OPTION, JSON_OPTION, MAX_LIMIT, webhook_argument
-from webhooks.cli.output import document_json, print_error, print_json
+from webhooks.cli.output import print_error, print_json
 from webhooks.cli.status import COUNT_LIMIT, count
 from webhooks.cli.stores import find_webhook, get_stores
 from webhooks.config import get_settings
 from webhooks.delivery.operate import go_on_after_skip, let_through, read_usable, skip_first
 from webhooks.delivery.skip import Skipped, skip
 from webhooks.models import format_instant
-from webhooks.models.wire import make_safe
+from webhooks.models.wire import document_json, make_safe
 from webhooks.rules.health import FULL_RATE
 from webhooks.store.gates import By, Gate, State
 from webhooks.store.mongo import Document

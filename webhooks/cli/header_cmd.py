@@ -9,7 +9,7 @@ from webhooks.cli.options import COMPANY_OPTION, JSON_OPTION, webhook_argument
 from webhooks.cli.output import Cell, Table, print_error, print_json
 from webhooks.cli.secret_cmd import change_webhook, get_vault, read_secret
 from webhooks.cli.stores import find_webhook, get_stores
-from webhooks.cli.workers import ask_workers, check_key
+from webhooks.cli.workers import check_key, find_workers
 from webhooks.errors import InvalidWebhook
 from webhooks.models.headers import ExtraHeader, check_header, fold_name
 from webhooks.rules.encryption import Use
@@ -38,11 +38,10 @@ def set_header(reference: str, name: str, value: str | None, company: ObjectId |
         raise click.UsageError("--secret prompts for the value: other users could see it on the command line")
     if not is_secret and value is None:
         raise click.UsageError("give a value, or --secret")
-    asked = ask_workers() if is_secret else None
     document = find_webhook(get_stores().webhooks, reference, company)
     webhook = read_stored(document)
-    if asked is not None:
-        check_key(asked)
+    if is_secret:
+        check_key(find_workers(get_stores().workers))
     text = read_secret(f"value of {name}") if value is None else value
     try:
         check_header(name, text)

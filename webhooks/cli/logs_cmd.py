@@ -10,10 +10,11 @@ import click
 from bson import ObjectId
 
 from webhooks.cli.options import COMPANY_OPTION, INSTANT, JSON_OPTION, limit_option
-from webhooks.cli.output import Cell, Table, document_json, print_error, print_json
+from webhooks.cli.output import Cell, Table, print_error, print_json
 from webhooks.cli.stores import find_webhook, get_stores
 from webhooks.errors import StoreUnavailable
 from webhooks.models import COTWebhookLog, describe_event, now
+from webhooks.models.wire import document_json
 from webhooks.rules.hints import hint
 from webhooks.rules.retry import Outcome, judge
 from webhooks.store.logs import LogQuery, LogStore

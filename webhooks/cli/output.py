@@ -4,18 +4,16 @@ Printed values may come from strangers, such as a receiver's response, and must 
 """
 
 import json
-import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import click
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.text import Text
 
-from webhooks.models.wire import make_safe, to_wire
+from webhooks.models.wire import make_safe
 
 #: Minimum width of a table's last column; a narrower one goes on a line of its own.
 _MIN_LAST_WIDTH = 24
@@ -34,19 +32,6 @@ def print_json(json_text: str) -> None:
     if not json_text.isprintable():
         json_text = "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in json_text)
     click.echo(json_text)
-
-
-def document_json(document: Mapping[str, object]) -> str:
-    """Return a stored document as JSON, whatever values it has."""
-    return json.dumps(_without_nan(to_wire(document)), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @dataclass(frozen=True, slots=True)

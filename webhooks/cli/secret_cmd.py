@@ -16,7 +16,7 @@ from bson import ObjectId
 from webhooks.cli.options import COMPANY_OPTION, JSON_OPTION, ParsedParam, webhook_argument
 from webhooks.cli.output import Table, print_error, print_json
 from webhooks.cli.stores import find_webhook, get_stores
-from webhooks.cli.workers import ask_workers, check_key
+from webhooks.cli.workers import check_key, find_workers
 from webhooks.config import get_settings
 from webhooks.errors import InvalidWebhook, SecretUnreadable
 from webhooks.models import COTWebhook, format_instant, now
@@ -123,11 +123,10 @@ def rotate(
 
     Old secrets of the same scheme continue to sign during the overlap, so that the receiver can switch.
     """
-    asked = ask_workers()
     document = find_webhook(get_stores().webhooks, reference, company)
     webhook = read_stored(document)
     vault = get_vault()
-    check_key(asked)
+    check_key(find_workers(get_stores().workers))
     text = read_secret("secret") if is_given else new_secret(Scheme(scheme or Scheme.V1))
     made = make_secret(text, webhook.id, vault)
     if scheme not in (None, made.scheme):

@@ -7,13 +7,14 @@ import click
 
 from webhooks.cli.options import JSON_OPTION
 from webhooks.cli.output import place_of, print_error, print_json
-from webhooks.cli.workers import Digests, ask_workers, note_refusal
+from webhooks.cli.workers import Digests, find_workers, note_refusal
 from webhooks.config import get_settings
 from webhooks.errors import InvalidEvent
 from webhooks.metrics.questions import NoAnswer, Query
 from webhooks.models import COTEvent, COTWebhook, parse_event_text
 from webhooks.producer.deliver import deliver
 from webhooks.rules.matching import match
+from webhooks.store.leases import WorkerStore
 from webhooks.store.mongo import open_database
 from webhooks.store.webhooks import WebhookStore
 
@@ -31,7 +32,7 @@ def send(file: BinaryIO, as_json: bool) -> None:
 
     The same as `deliver.delay(event)`: each webhook that matches the event gets it.
     """
-    settings, asked = get_settings(), None if as_json else ask_workers()
+    settings = get_settings()
     try:
         text = file.read().decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -47,25 +48,25 @@ def send(file: BinaryIO, as_json: bool) -> None:
         f"{place_of(settings.broker_url)}"
     )
     click.echo(f"See its deliveries: webhooks logs --event {event_id}")
-    if asked is not None:
-        _print_notes(event, asked)
+    _print_notes(event)
 
 
-def _print_notes(event: COTEvent, asked: Query[Digests]) -> None:
+def _print_notes(event: COTEvent) -> None:
     """Print a note if no webhook matches the event, or if attempts would fail."""
     settings = get_settings()
 
-    def find() -> list[COTWebhook]:
+    def find() -> tuple[list[COTWebhook], Digests]:
         database = open_database(settings.mongodb_url, min(settings.mongodb_timeout_s, _MONGODB_TIMEOUT_S))
         with database.client:
-            return match(event, WebhookStore(database).of_company(event.company))
+            webhooks = match(event, WebhookStore(database).of_company(event.company))
+            return webhooks, find_workers(WorkerStore(database))
 
     try:
-        webhooks = Query(find).result()
+        webhooks, workers = Query(find).result()
     except NoAnswer as error:
         print_error(f"note: its webhooks are not known: {error}")
         return
     if not webhooks:
         print_error(f"note: no active webhook matches it; `webhooks list --company {event.company}` shows all of them")
     for webhook in webhooks[:_MAX_NOTES]:
-        note_refusal(webhook.url, asked, label=f"webhook {webhook.label}")
+        note_refusal(webhook.url, workers, label=f"webhook {webhook.label}")

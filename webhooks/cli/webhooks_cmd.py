@@ -12,7 +12,7 @@ from bson import ObjectId
 
 from webhooks.cli.logs_cmd import LogPrinter, first_line
 from webhooks.cli.options import COMPANY_OPTION, ID, JSON_OPTION, ParsedParam, webhook_argument
-from webhooks.cli.output import Cell, Table, document_json, print_error, print_json
+from webhooks.cli.output import Cell, Table, print_error, print_json
 from webhooks.cli.secret_cmd import describe_new, get_vault, make_secret
 from webhooks.cli.status import (
     COUNT_LIMIT,
@@ -24,13 +24,13 @@ from webhooks.cli.status import (
     read_status,
 )
 from webhooks.cli.stores import find_webhook, get_stores
-from webhooks.cli.workers import ask_workers, check_key, note_refusal
+from webhooks.cli.workers import check_key, find_workers, note_refusal
 from webhooks.delivery import operate
 from webhooks.delivery.operate import change_webhook
 from webhooks.errors import InvalidWebhook
 from webhooks.models import TRIGGERS, COTWebhook, COTWebhookLog, format_instant, now, parse_webhook
 from webhooks.models.webhook import MAX_RATE, MIN_RATE, TriggerName
-from webhooks.models.wire import parse_object_id, to_wire
+from webhooks.models.wire import document_json, parse_object_id, to_wire
 from webhooks.rules.retry import Outcome
 from webhooks.rules.signing import new_secret
 from webhooks.store.logs import LogQuery
@@ -143,10 +143,7 @@ def add(company: ObjectId, code: str, unsigned: bool, as_json: bool, **fields: A
     _check_context(fields, str(fields["trigger"]))
     sending = _read_sending(fields)
     _check_sending(fields, sending)
-    asked = ask_workers()
     webhook_id, vault, text = ObjectId(), get_vault(), new_secret()
-    if vault.has_key and not unsigned:
-        check_key(asked)
     made = make_secret(text, webhook_id, vault) if vault.has_key and not unsigned else None
     webhook = parse_webhook(
         # Keys in the order of the contract's sample.
@@ -165,13 +162,16 @@ def add(company: ObjectId, code: str, unsigned: bool, as_json: bool, **fields: A
             **({"secrets": [made.model_dump(exclude_none=True)]} if made else {}),
         }
     )
+    workers = find_workers(get_stores().workers)
+    if made:
+        check_key(workers)
     store = get_stores().webhooks
     # The index keeps codes unique, but it cannot exist if two old webhooks have the same code.
     store.ensure_indexes()
     if any(document.get("code") == code for document in store.find(code, company)):
         raise InvalidWebhook(f"invalid webhook: code: company {company} has {code!r} already")
     store.add(webhook)
-    note_refusal(webhook.url, asked)
+    note_refusal(webhook.url, workers)
     if as_json:
         print_json(document_json({**without_secrets(webhook.to_wire()), **({"secret": text} if made else {})}))
         return
@@ -297,7 +297,6 @@ def edit(reference: str, company: ObjectId | None, as_json: bool, **fields: Any)
     given = {name: value for name, value in fields.items() if value is not None}
     if not given:
         raise click.UsageError("nothing to change: give at least one option")
-    asked = ask_workers()
     store = get_stores().webhooks
     document = to_wire(find_webhook(store, reference, company))
     _check_context(given, given.get("trigger") or str(document.get("trigger")))
@@ -310,7 +309,7 @@ def edit(reference: str, company: ObjectId | None, as_json: bool, **fields: Any)
         changes["context"] = {**(stored if isinstance(stored, Mapping) else {}), **context}
     webhook = change_webhook(get_stores(), document, changes)
     _warn_of_idle_context(webhook)
-    note_refusal(webhook.url, asked)
+    note_refusal(webhook.url, find_workers(get_stores().workers))
     if as_json:
         print_json(document_json(without_secrets(webhook.to_wire())))
         return

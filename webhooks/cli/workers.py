@@ -6,58 +6,46 @@ from ipaddress import ip_address, ip_network
 from webhooks.cli.output import print_error
 from webhooks.config import get_settings
 from webhooks.errors import NoResponse, SecretUnreadable
-from webhooks.metrics.questions import NoAnswer, Query, inspect_workers
 from webhooks.models.url import RequestUrl, parse_url
 from webhooks.rules.addresses import Verdict, classify
-from webhooks.rules.encryption import Vault
+from webhooks.rules.encryption import Vault, fingerprint
 from webhooks.rules.ports import check_port
-from webhooks.worker.digest import SETTINGS_COMMAND, Digest, fingerprint, open_missing
+from webhooks.store.leases import WorkerStore
+from webhooks.worker.digest import Digest, open_missing
 
-#: Seconds for workers to answer.
-_WITHIN_S = 1.0
-#: Seconds for the whole query: a broker that is away must not block a command that needs only MongoDB.
-_ALL_WITHIN_S = 3.0
 #: Addresses of localhost on any machine (RFC 6761).
 _LOCALHOST = ("127.0.0.1", "::1")
 
 Digests = dict[str, Digest]
 
 
-def ask_workers(timeout_s: float = _WITHIN_S) -> Query[Digests]:
-    """Start a query for the workers' settings."""
-    url = get_settings().broker_url
+def find_workers(store: WorkerStore) -> Digests:
+    """Return the settings of the workers that are alive, by Celery's node name.
 
-    def ask() -> Digests:
-        told = {name: Digest.read(reply) for name, reply in inspect_workers(url, SETTINGS_COMMAND, timeout_s).items()}
-        return {name: digest for name, digest in told.items() if digest is not None}
-
-    return Query(ask)
-
-
-def _answers(query: Query[Digests]) -> Digests:
-    try:
-        return query.result(_ALL_WITHIN_S)
-    except NoAnswer:
-        return {}
+    Raises:
+        StoreUnavailable: MongoDB is away.
+    """
+    told = {name: Digest.read(settings) for name, settings in store.find_settings().items()}
+    return {name: digest for name, digest in told.items() if digest is not None}
 
 
 # ── Addresses and ports ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def note_refusal(url: str, asked: Query[Digests], *, label: str = "") -> None:
-    """Print a note if attempts at a URL would fail by the workers' settings, or this terminal's if none answers.
+def note_refusal(url: str, workers: Digests, *, label: str = "") -> None:
+    """Print a note if attempts at a URL would fail by the workers' settings, or this terminal's if none runs.
 
     Args:
         url: a webhook's.
-        asked: the workers' settings.
+        workers: from `find_workers`.
         label: the webhook's label, if the note has to name it.
     """
-    parsed, workers = parse_url(url), _answers(asked)
+    parsed = parse_url(url)
     about = f"note: {label}: " if label else "note: "
     if not workers:
         reason = find_refusal(parsed, Digest.of(get_settings()))
         if reason:
-            print_error(f"{about}no worker answered; with this terminal's settings its attempts fail: {reason}")
+            print_error(f"{about}no worker runs; with this terminal's settings its attempts fail: {reason}")
         return
     refusals: dict[str, list[str]] = {}
     for name, digest in workers.items():
@@ -107,11 +95,10 @@ def _remedy(address: str, verdict: Verdict) -> str:
 # ── Keys ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def check_key(asked: Query[Digests]) -> None:
-    """Raise SecretUnreadable if this terminal has no key, or a worker that answers does not have the same key."""
+def check_key(workers: Digests) -> None:
+    """Raise SecretUnreadable if this terminal has no key, or a worker that runs does not have the same key."""
     keys = get_settings().encryption_key
     Vault(keys).require_key()
-    workers = _answers(asked)
     missing = open_missing(workers, keys[0])
     if missing:
         theirs = sorted({key for name in missing for key in workers[name].encryption_key})

@@ -16,7 +16,8 @@ NO_RESPONSE_STATUS = 409
 class AttemptDetails(BaseModel):
     """How the attempt went: the one sub-document that this project adds to a log."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    # JSON has no NaN.
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
     #: Shared by all attempts of a delivery; sent as ``webhook-id``.
     delivery_id: str
@@ -130,6 +131,15 @@ class COTWebhookLog(WireModel):
             subscription=webhook_id,
             attempt=attempt,
         )
+
+    def for_company(self) -> dict[str, Any]:
+        """Return the log as its company may read it: other systems' keys and the worker's name are left out."""
+        shown = self._arrange(self.event.to_wire(), {})
+        if self.attempt is None:
+            del shown["attempt"]
+        else:
+            shown["attempt"] = self.attempt.model_dump(exclude={"worker"})
+        return shown
 
     def to_wire(self) -> dict[str, Any]:
         """Return the log as JSON holds it; not to be changed."""

@@ -84,6 +84,23 @@ def to_json(wire: object) -> str:
     return json.dumps(wire, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
+def document_json(document: Mapping[str, object]) -> str:
+    """Return a stored document as JSON, whatever values it has."""
+    wire = to_wire(document)
+    try:
+        return to_json(wire)
+    except ValueError:
+        return to_json(_without_nan(wire))
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def to_wire(value: object) -> Any:
     """Convert a value to its wire form. Types that JSON does not have become strings; never fails on a type."""
     if isinstance(value, Mapping):

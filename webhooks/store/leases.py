@@ -1,11 +1,13 @@
 """The collection ``leases``: which worker processes are alive, and which one runs each exclusive job.
 
-A process's lease: ``_id`` (its token), ``since`` (start of renewals without a gap), ``until``. A job's lease: ``_id``
-(its name), ``owner`` (a process's token), ``until``. All times are MongoDB's. `holder` explains the constants.
+A process's lease: ``_id`` (its token), ``since`` (start of renewals without a gap), ``until``, ``node`` (Celery's name
+of its worker), ``settings`` (which commands compare with their own). A job's lease: ``_id`` (its name), ``owner`` (a
+process's token), ``until``. All times are MongoDB's. `holder` explains the constants.
 """
 
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
+from typing import Any
 
 from pymongo import ASCENDING, ReturnDocument, WriteConcern
 from pymongo.database import Database
@@ -40,8 +42,13 @@ class Leases:
         with store_errors():
             self._leases.create_index([("until", ASCENDING)], name="over", expireAfterSeconds=_KEPT_S)
 
-    def renew(self) -> None:
-        """Extend this process's lease to `CLAIM_LEASE_S` from now."""
+    def renew(self, node: str | None = None, settings: Mapping[str, Any] | None = None) -> None:
+        """Extend this process's lease to `CLAIM_LEASE_S` from now.
+
+        Args:
+            node: Celery's name of the worker.
+            settings: for commands to compare with their own, without secrets.
+        """
         asked_at = self._clock()
         is_without_gap = {
             "$and": [
@@ -51,6 +58,8 @@ class Leases:
             ]
         }
         said = {"since": {"$cond": [is_without_gap, "$since", "$$NOW"]}, "until": _from_now(CLAIM_LEASE_S)}
+        if node is not None:
+            said |= {"node": {"$literal": node}, "settings": {"$literal": dict(settings or {})}}
         with store_errors():
             self._leases.update_one({"_id": self._token}, [{"$set": said}], upsert=True)
         self._held_until = asked_at + CLAIM_LEASE_S
@@ -95,6 +104,23 @@ class Leases:
             except DuplicateKeyError:  # another process created it at the same time
                 return False
             return bool(lease) and lease.get("owner") == self._token
+
+
+class WorkerStore:
+    """Which workers are alive, as their leases say. Methods raise StoreUnavailable when MongoDB is away."""
+
+    def __init__(self, database: Database[Document]) -> None:
+        self._leases = database["leases"]
+
+    def find_settings(self) -> dict[str, object]:
+        """Return what each worker says of its settings, by Celery's node name.
+
+        A worker that died is among them until its lease has lapsed.
+        """
+        holds = {"node": {"$type": "string"}, "$expr": {"$gt": ["$until", "$$NOW"]}}
+        with store_errors():
+            found = self._leases.find(holds, {"node": 1, "settings": 1}).sort("until", ASCENDING)
+            return {document["node"]: document.get("settings") for document in found}
 
 
 def judge_leases(documents: Mapping[str, Document], witness: str) -> dict[str, float]:

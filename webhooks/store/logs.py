@@ -347,9 +347,14 @@ def _read_kind(value: object) -> ErrorKind | None:
     return ErrorKind(value) if value in list(ErrorKind) else None
 
 
+def parse_log(document: Document) -> COTWebhookLog | None:
+    """Parse a stored log; None, with a warning, if it breaks the contract."""
+    try:
+        return COTWebhookLog.model_validate(document)
+    except ValidationError as error:
+        logger.warning("log %s breaks the contract in %d ways", show(document.get("_id")), error.error_count())
+        return None
+
+
 def _parse(documents: Iterable[Document]) -> Iterator[COTWebhookLog]:
-    for document in documents:
-        try:
-            yield COTWebhookLog.model_validate(document)
-        except ValidationError as error:
-            logger.warning("log %s breaks the contract in %d ways", show(document.get("_id")), error.error_count())
+    return (log for log in map(parse_log, documents) if log is not None)

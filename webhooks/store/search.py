@@ -1,12 +1,12 @@
-"""Pages of logs for people: newest first, without the events' payloads.
+"""Pages of logs, newest first: rows without the events' payloads for people, whole logs for the read API.
 
 The next page starts at a key, so all pages cost the same. Filters without an index search a bounded number of logs, and
 the page says how far back.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from bson import ObjectId
@@ -15,7 +15,7 @@ from pymongo import DESCENDING
 from pymongo.database import Database
 
 from webhooks.models import NO_RESPONSE_STATUS, AttemptDetails
-from webhooks.rules.retry import Outcome, judge
+from webhooks.rules.retry import SUCCESS_STATUSES, Outcome, judge
 from webhooks.store.logs import LogQuery
 from webhooks.store.mongo import Document, instant, store_errors
 
@@ -25,6 +25,12 @@ SEARCHED_AT_MOST = 2_000
 RESPONSE_CHARS = 300
 #: Filters that no index serves.
 _UNINDEXED = ("status", "event.type", "event.event")
+_SUCCESS = {"$gte": SUCCESS_STATUSES.start, "$lt": SUCCESS_STATUSES.stop}
+_STATUSES = {Outcome.SUCCESS: _SUCCESS, Outcome.FAILED: {"$not": _SUCCESS}}
+#: Whole logs that are read at a time: one may have hundreds of kilobytes.
+_BATCH = 50
+#: Another system may write dates that Python does not have, and values that are no dates.
+_FIRST, _LAST = datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, 999_000, tzinfo=UTC)
 
 
 def _fields(response_chars: int) -> Document:
@@ -113,54 +119,89 @@ class LogSearch:
             after: where the page before ended; None for the newest.
             response_chars: how much of each response.
         """
+        rows: list[LogRow] = []
+
+        def take(document: Document) -> bool:
+            rows.append(read_row(document))
+            return True
+
+        end, is_at_bound = self._walk(query, limit, after, take, [{"$project": _fields(response_chars)}])
+        return LogPage(rows, end, end.at if end and is_at_bound else None)
+
+    def walk_whole(
+        self, query: LogQuery, limit: int, after: Cursor | None, take: Callable[[Document], bool]
+    ) -> Cursor | None:
+        """Hand over a page of stored logs, one after another.
+
+        Args:
+            query: which ones.
+            limit: how many.
+            after: where the page before ended; None for the newest.
+            take: gets each, and returns whether it takes one more.
+
+        Returns:
+            Where the next page begins; None if this is the last.
+        """
+        return self._walk(query, limit, after, take)[0]
+
+    def _walk(
+        self,
+        query: LogQuery,
+        limit: int,
+        after: Cursor | None,
+        take: Callable[[Document], bool],
+        stages: list[Document] | None = None,
+    ) -> tuple[Cursor | None, bool]:
+        """Return where the next page begins, and whether that is where a search without an index ended."""
         wanted = query.to_filter()
         unindexed = {field: wanted.pop(field) for field in _UNINDEXED if field in wanted}
         if isinstance(wanted.get("attempt.error_kind"), dict):  # whether there is one
             unindexed["attempt.error_kind"] = wanted.pop("attempt.error_kind")
+        if query.outcome is not None:
+            # A log that another system wrote has no outcome; its status tells.
+            wanted["attempt.outcome"] = {"$in": [query.outcome.value, None]}
+            unindexed["$or"] = [{"attempt.outcome": query.outcome.value}, {"status": _STATUSES[query.outcome]}]
         # A list of dates, which only another system writes, would break the order of the pages.
-        span: Document = {**wanted.get("createdAt", {}), "$not": {"$type": "array"}}
+        span: Document = {"$gte": _FIRST, "$lte": _LAST, **wanted.get("createdAt", {}), "$not": {"$type": "array"}}
         if after is not None:
             span["$lte"] = after.at
         wanted["createdAt"] = span
-        stages: list[Document] = [{"$match": wanted}, {"$sort": {"createdAt": DESCENDING}}]
+        ordered: list[Document] = [{"$match": wanted}, {"$sort": {"createdAt": DESCENDING}}]
         if after is not None:
-            stages.append({"$skip": after.shown})
+            ordered.append({"$skip": after.shown})
         bound = [{"$limit": self._bound}, {"$match": unindexed}] if unindexed else []
-        with store_errors():
-            found = list(
-                self._collection.aggregate(
-                    [*stages, *bound, {"$limit": limit + 1}, {"$project": _fields(response_chars)}]
-                )
-            )
-            rows = [row for row in map(read_row, found[:limit]) if row is not None]
-            if len(found) > limit and rows:
-                return LogPage(rows, _end_of(rows, after))
-            if not unindexed:
-                return LogPage(rows, None)
-            last = list(
-                self._collection.aggregate(
-                    [*stages, {"$skip": self._bound - 1}, {"$limit": 1}, {"$project": {"createdAt": 1}}]
-                )
-            )
-        if not last:
-            return LogPage(rows, None)
-        # The next page may repeat logs of this instant, but misses none.
-        return LogPage(rows, Cursor(last[0]["createdAt"], 0), last[0]["createdAt"])
+        pipeline = [*ordered, *bound, {"$limit": limit + 1}, *(stages or [])]
+        with store_errors(), self._collection.aggregate(pipeline, batchSize=limit + 1 if stages else _BATCH) as found:
+            end, last, takes_more = after, None, True
+            for number, document in enumerate(found):
+                if number == limit or not takes_more:
+                    return (self._find_end(ordered, after, last) if unindexed else end), False
+                takes_more, last = take(document), document
+                end = _advance(end, document["createdAt"])
+            return (self._find_end(ordered, after, None), True) if unindexed else (None, False)
+
+    def _find_end(self, ordered: list[Document], after: Cursor | None, last: Document | None) -> Cursor | None:
+        """Return where a search without an index ended: it passes logs that are on no page.
+
+        Args:
+            ordered: the stages before the search.
+            after: where the page before ended.
+            last: the last log of the page; None if the search ended at its bound, or went through all logs.
+        """
+        stages, end, passed = [{"$limit": self._bound}, {"$project": {"createdAt": 1}}], after, 0
+        for document in self._collection.aggregate([*ordered, *stages]):
+            end, passed = _advance(end, document["createdAt"]), passed + 1
+            if last is not None and document["_id"] == last["_id"]:
+                return end
+        return end if passed == self._bound else None
 
 
-def _end_of(rows: Sequence[LogRow], after: Cursor | None) -> Cursor:
-    at = rows[-1].created_at
-    shown = sum(1 for row in rows if row.created_at == at)
-    if after is not None and after.at == at:
-        shown += after.shown
-    return Cursor(at, shown)
+def _advance(cursor: Cursor | None, at: datetime) -> Cursor:
+    return Cursor(at, cursor.shown + 1 if cursor is not None and cursor.at == at else 1)
 
 
-def read_row(document: Document) -> LogRow | None:
-    """Read what a row shows of a stored log; None of one without a date."""
-    at = document.get("createdAt")
-    if not isinstance(at, datetime):
-        return None
+def read_row(document: Document) -> LogRow:
+    """Read what a row shows of a stored log, which must have a date."""
     event = _mapping(document.get("event"))
     status, retry, response = (document.get(field) for field in ("status", "retry", "response"))
     try:
@@ -171,7 +212,7 @@ def read_row(document: Document) -> LogRow | None:
         log_id=document.get("_id"),
         company=document.get("company"),
         webhook_id=document.get("subscription"),
-        created_at=at,
+        created_at=document["createdAt"],
         status=status if isinstance(status, int) else NO_RESPONSE_STATUS,
         retry=retry if isinstance(retry, int) else 0,
         response=response if isinstance(response, str) else "",

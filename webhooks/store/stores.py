@@ -10,6 +10,7 @@ from webhooks.store.deadletters import DeadLetterStore
 from webhooks.store.deliveries import DeliveryStore
 from webhooks.store.gates import GateStore
 from webhooks.store.held import HeldDeliveries
+from webhooks.store.leases import WorkerStore
 from webhooks.store.logs import LogStore
 from webhooks.store.mongo import Document, open_database
 from webhooks.store.outbox import Outbox
@@ -17,6 +18,7 @@ from webhooks.store.overview import OverviewStore
 from webhooks.store.pending_details import PendingDetailsStore
 from webhooks.store.search import LogSearch
 from webhooks.store.statistics import StatisticsStore
+from webhooks.store.tokens import TokenStore
 from webhooks.store.traces import TraceStore
 from webhooks.store.webhooks import WebhookStore
 
@@ -49,6 +51,11 @@ class Stores:
         return Outbox(self._database)
 
     @cached_property
+    def tokens(self) -> TokenStore:
+        """Tokens of the read API."""
+        return TokenStore(self._database)
+
+    @cached_property
     def traces(self) -> TraceStore:
         """Events that no webhook asked for."""
         return TraceStore(self._database)
@@ -77,6 +84,11 @@ class Stores:
     def held(self) -> HeldDeliveries:
         """Held deliveries."""
         return HeldDeliveries(self._database, self.deliveries)
+
+    @cached_property
+    def workers(self) -> WorkerStore:
+        """Workers that are alive."""
+        return WorkerStore(self._database)
 
     @cached_property
     def statistics(self) -> StatisticsStore:

@@ -30,6 +30,9 @@ CACHE_S = 2.0
 _CACHE_SIZE = 10_000
 #: What of a webhook's secrets and headers is not secret.
 _SHOWN_OF = {"secrets": ("id", "scheme", "public", "createdAt", "expiresAt"), "headers": ("name", "value")}
+#: What a company may see: the contract's fields in the order of its sample, then this project's.
+_FOR_COMPANY = ("_id", "company", "isActive", "trigger", "url", "name", "code", "context", "__v", "description")
+_FOR_COMPANY += ("ordered", "on_exhausted", "rate_limit", "rate_burst", "secrets", "headers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,18 @@ def without_secrets(document: Mapping[str, Any]) -> Document:
                 for item in items
             ]
     return shown
+
+
+def for_company(document: Document) -> Document:
+    """Return a stored webhook as its company may see it through the read API.
+
+    Other systems' keys are left out, as they may be secret, and so are the values of all headers.
+    """
+    known = without_secrets({field: document[field] for field in _FOR_COMPANY if field in document})
+    if isinstance(known.get("headers"), list):
+        known["headers"] = [{"name": item["name"]} for item in known["headers"] if "name" in item]
+    reason = why_unusable(document)
+    return known if reason is None else {**known, "invalid": reason}
 
 
 def why_unusable(document: Document) -> str | None:
@@ -254,6 +269,12 @@ class WebhookStore:
             query |= _is_of(company)
         with store_errors():
             return list(self._collection.find(query).sort("_id", 1))
+
+    def get_stored(self, webhook_id: ObjectId, company: ObjectId | None = None) -> Document | None:
+        """Return the stored document with this id, of one company or any; not cached."""
+        query = {"_id": webhook_id} | ({} if company is None else _is_of(company))
+        with store_errors():
+            return self._collection.find_one(query)
 
     def add(self, webhook: COTWebhook) -> None:
         """Store a new webhook.

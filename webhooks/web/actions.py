@@ -305,8 +305,8 @@ def _act_on_record(stores: Stores, action: Action, asked: _Asked) -> str | None:
     Returns:
         Why it was not done; None where it was, now or by the same form before.
     """
-    found = [one for one in stores.webhooks.find(str(asked.webhook_id)) if one["_id"] == asked.webhook_id]
-    if not found:
+    document = stores.webhooks.get_stored(asked.webhook_id)
+    if document is None:
         raise RefusedError(404, "No such webhook", "There is no webhook with this id any more.")
     if not stores.actions.begin(
         asked.action_id,
@@ -318,7 +318,7 @@ def _act_on_record(stores: Stores, action: Action, asked: _Asked) -> str | None:
     ):
         return None
     try:
-        result, error = action.act(stores, found[0], asked.reason, asked.delivery_id), None
+        result, error = action.act(stores, document, asked.reason, asked.delivery_id), None
     except (CannotActError, InvalidWebhook) as refusal:
         result, error = f"Not done. {refusal}", str(refusal)
     stores.actions.end(asked.action_id, result)

@@ -12,7 +12,7 @@ from bson import ObjectId
 from flower.urls import settings as flower_settings
 from flower.views import BaseHandler
 from tornado.template import BaseLoader, Loader
-from tornado.web import HTTPError
+from tornado.web import HTTPError, RequestHandler
 
 from webhooks.config import get_settings
 from webhooks.errors import StoreUnavailable
@@ -27,7 +27,7 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 _TEMPLATES = FOLDER / "templates"
-#: Reads of MongoDB at one time. Pages beyond wait for one of them.
+#: Reads of MongoDB at one time, of the pages and of the read API. Those beyond wait for one of them.
 _READS_AT_ONCE = 8
 #: Seconds that one page may wait for MongoDB: people give up sooner than workers.
 _READ_S = 10.0
@@ -39,8 +39,8 @@ _CONTENT_SECURITY_POLICY = (
 
 
 @cache
-def _executor() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(_READS_AT_ONCE, thread_name_prefix="webhooks-web")
+def _executor(who: str) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_READS_AT_ONCE, thread_name_prefix=f"webhooks-{who}")
 
 
 @cache
@@ -49,8 +49,13 @@ def get_stores() -> Stores:
     return Stores()
 
 
-async def call_in_thread(function: Callable[[], _T], timeout_s: float) -> _T:
+async def call_in_thread(function: Callable[[], _T], timeout_s: float, who: str = "web") -> _T:
     """Call what uses MongoDB in a thread.
+
+    Args:
+        function: what to call.
+        timeout_s: how long it may take.
+        who: whose threads; the read API's many clients must not keep people from the pages.
 
     Raises:
         StoreUnavailable: MongoDB did not answer in time.
@@ -60,7 +65,35 @@ async def call_in_thread(function: Callable[[], _T], timeout_s: float) -> _T:
         with pymongo.timeout(timeout_s):
             return function()
 
-    return await asyncio.get_running_loop().run_in_executor(_executor(), call)
+    return await asyncio.get_running_loop().run_in_executor(_executor(who), call)
+
+
+class ReadsStores(RequestHandler):
+    """What reads MongoDB beside the loop, and answers when it is away."""
+
+    #: Whose threads it reads in.
+    reads_as = "web"
+
+    @property
+    def stores(self) -> Stores:
+        """Where everything is read from, by way of `read` alone."""
+        return get_stores()
+
+    async def read(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        """Call what reads MongoDB in a thread, as Flower's loop must go on meanwhile.
+
+        Raises:
+            StoreUnavailable: MongoDB did not answer in time.
+        """
+        timeout_s = min(_READ_S, get_settings().mongodb_timeout_s)
+        return await call_in_thread(partial(function, *args, **kwargs), timeout_s, self.reads_as)
+
+    def log_exception(self, typ: Any, value: BaseException | None, tb: Any) -> None:
+        """Log what is a defect; MongoDB being away is one line."""
+        if isinstance(value, StoreUnavailable):
+            logger.warning("%s %s: %s", self.request.method, self.request.path, value)
+            return
+        super().log_exception(typ, value, tb)
 
 
 class _PageLoader(Loader):
@@ -83,7 +116,7 @@ class RefusedError(HTTPError):
         self.text = text
 
 
-class PageHandler(BaseHandler):
+class PageHandler(ReadsStores, BaseHandler):
     """A page of ours. Every method that answers a request has to be `tornado.web.authenticated`."""
 
     def set_default_headers(self) -> None:
@@ -104,22 +137,9 @@ class PageHandler(BaseHandler):
         return _PageLoader(template_path)
 
     @property
-    def stores(self) -> Stores:
-        """Where everything is read from, by way of `read` alone."""
-        return get_stores()
-
-    @property
     def is_read_only(self) -> bool:
         """Whether nobody may act here."""
         return bool(get_settings().web_readonly or self.application.options.read_only)  # pyright: ignore[reportAttributeAccessIssue]
-
-    async def read(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        """Call what reads MongoDB in a thread, as Flower's loop must go on meanwhile.
-
-        Raises:
-            StoreUnavailable: MongoDB did not answer in time.
-        """
-        return await call_in_thread(partial(function, *args, **kwargs), min(_READ_S, get_settings().mongodb_timeout_s))
 
     async def find_done(self) -> OperatorAction | None:
         """Return the action that the page before has just done; None where it did none."""
@@ -157,13 +177,6 @@ class PageHandler(BaseHandler):
             self.show("webhook_error.html", title=error.title, text=error.text)
             return
         super().write_error(status_code, **kwargs)
-
-    def log_exception(self, typ: Any, value: BaseException | None, tb: Any) -> None:
-        """Log what is a defect; MongoDB being away is one line."""
-        if isinstance(value, StoreUnavailable):
-            logger.warning("%s %s: %s", self.request.method, self.request.path, value)
-            return
-        super().log_exception(typ, value, tb)
 
     def argument(self, name: str) -> str:
         """Return an argument of the URL as it was given; empty where there is none."""

@@ -28,7 +28,7 @@ CLASSES = ("2xx", "3xx", "4xx", "5xx", "none")
 
 _STATUS = re.compile(r"[1-9][0-9]{2}", re.ASCII)
 _CLASS = re.compile(r"([1-9])xx", re.ASCII)
-_CURSOR = re.compile(r"(.{1,40})~([0-9]{1,9})", re.ASCII)
+_CURSOR = re.compile(r"(.{1,40})~([0-9]{1,5})", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)

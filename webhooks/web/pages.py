@@ -1,8 +1,9 @@
-"""Our pages and their addresses."""
+"""Our pages, the read API, and their addresses."""
 
 from tornado.routing import URLSpec
 from tornado.web import url
 
+from webhooks.web import api
 from webhooks.web.actions import DeliveryActionHandler, WebhookActionHandler
 from webhooks.web.delivery_page import BodyHandler, DeliveryHandler
 from webhooks.web.event_page import EventHandler
@@ -23,4 +24,5 @@ HANDLERS: list[URLSpec] = [
     url(r"/webhooks", WebhooksHandler, name="webhooks"),
     url(rf"/webhooks/{_ID}", WebhookHandler, name="webhook"),
     url(rf"/webhooks/{_ID}/actions/{_ID}", WebhookActionHandler, name="webhook_action"),
+    *api.HANDLERS,
 ]

@@ -82,15 +82,15 @@ class WebhookHandler(PageHandler):
 
 def find_webhook(stores: Stores, webhook_id: ObjectId, present: datetime) -> FoundWebhook | None:
     """Read a webhook and how it stands; None where there is none."""
-    documents = [one for one in stores.webhooks.find(str(webhook_id)) if one["_id"] == webhook_id]
-    if not documents:
+    document = stores.webhooks.get_stored(webhook_id)
+    if document is None:
         return None
     gate = stores.gates.get(webhook_id)
     return FoundWebhook(
-        document=without_secrets(documents[0]),
-        webhook=read_usable(documents[0]),
+        document=without_secrets(document),
+        webhook=read_usable(document),
         gate=gate,
-        state=describe_state(documents[0], gate),
+        state=describe_state(document, gate),
         figures=get_figures().summarize([webhook_id], "day", present)[webhook_id],
         held=stores.held.count_held(webhook_id, _COUNT_LIMIT),
         outstanding=stores.held.count_outstanding(webhook_id, _COUNT_LIMIT),

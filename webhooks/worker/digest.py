@@ -1,21 +1,16 @@
-"""The digest of its settings that a worker sends to `webhooks check` and other commands, for comparison.
+"""The digest of its settings that a worker keeps with its lease, for `webhooks check` and other commands to compare.
 
 It holds no secret: encryption keys appear as fingerprints.
 """
 
-import hashlib
-from base64 import urlsafe_b64decode
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from ipaddress import ip_network
 from typing import Any, Self
 
 from webhooks.config import Network, Settings
+from webhooks.rules.encryption import fingerprint
 from webhooks.version import __version__
-
-#: Name of the inspect command to which a worker replies with its digest.
-SETTINGS_COMMAND = "webhooks_settings"
-_FINGERPRINT_DIGITS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +42,10 @@ class Digest:
         )
 
     @classmethod
-    def read(cls, reply: Any) -> Self | None:
-        """Read a worker's reply; None if it is no digest, as from another version or application."""
+    def read(cls, stored: Any) -> Self | None:
+        """Read what a worker stored; None if it is no digest, as from another version."""
         try:
-            made = cls(**reply)
+            made = cls(**stored)
             made.networks()
             made.ports()
         except (TypeError, ValueError, AttributeError):
@@ -87,12 +82,6 @@ class Digest:
             for name, value in self.to_wire().items()
             if value != here[name]
         ]
-
-
-def fingerprint(key: str) -> str:
-    """Return a short one-way fingerprint of an encryption key."""
-    digest = hashlib.sha256(b"webhooks encryption key\0" + urlsafe_b64decode(key))
-    return digest.hexdigest()[:_FINGERPRINT_DIGITS]
 
 
 def _show(name: str, value: Any) -> str:

@@ -7,12 +7,14 @@ and end after it has returned its last.
 import logging
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from celery.signals import worker_init, worker_shutdown
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
+from webhooks.config import get_settings
 from webhooks.delivery.meters import Fault, meters
 from webhooks.delivery.services import get_services
 from webhooks.errors import StoreUnavailable, trace
@@ -20,6 +22,7 @@ from webhooks.producer.app import app
 from webhooks.transport.channel import Channel
 from webhooks.transport.connection import Transport
 from webhooks.transport.holder import RENEW_AGAIN_S, RENEW_EVERY_S
+from webhooks.worker.digest import Digest
 
 logger = logging.getLogger(__name__)
 
@@ -87,8 +90,9 @@ class Renewal:
         return False
 
 
-def _renew_in_mongodb() -> None:
-    get_services().leases.renew()  # looked up each time: Celery's solo pool opens the services anew
+def _renew_in_mongodb(node: str) -> None:
+    # Looked up each time: Celery's solo pool opens the services anew.
+    get_services().leases.renew(node, Digest.of(get_settings()).to_wire())
 
 
 def _end_in_mongodb() -> None:
@@ -140,7 +144,7 @@ renewals: list[Renewal] = []
 def _start(sender: Any, **_: object) -> None:
     if sender.app is not app:  # a service's own worker, which only produces events
         return
-    renewals.append(Renewal("MongoDB", _renew_in_mongodb, _end_in_mongodb))
+    renewals.append(Renewal("MongoDB", partial(_renew_in_mongodb, sender.hostname), _end_in_mongodb))
     if app.connection_for_read().get_transport_cls() is Transport:
         lease = RedisLease()
         renewals.append(Renewal("Redis", lease.renew, lease.end))
