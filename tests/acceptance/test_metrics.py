@@ -18,21 +18,19 @@ def get(port: int, path: str) -> str:
 def read_after(port: int, attempts: int) -> dict[tuple[str, str], float]:
     """Read the metrics, once so many attempts are counted: that happens after the log."""
     found = samples(get(port, "/metrics"))
-    return (
-        found
-        if sum(value for (name, _), value in found.items() if name == "webhooks_attempts_total") == attempts
-        else {}
-    )
+    count = sum(value for (name, _), value in found.items() if name == "webhooks_attempts_total")
+    return found if count == attempts else {}
 
 
 def test_worker_tells_what_it_delivered(stack: Stack):
     port = free_port()
     with Receiver().then(reply(200), reply(503), reply(200)) as receiver:
         webhook_id = stack.add_webhook(receiver.url)
-        stack.start_worker(WEBHOOKS_METRICS_PORT=str(port))
+        worker = stack.start_worker(WEBHOOKS_METRICS_PORT=str(port))
         for count in (1, 3):  # one attempt, then one that fails and its retry
             stack.send_task(read_sample("event-task-create"))
             stack.logs(count)
+        assert f"metrics and probes are served at 127.0.0.1 port {port}" in worker.log()
         assert get(port, "/live") == "ok\n"
         wait_until(lambda: get(port, "/ready") == "ok\n", "ready")
         found = wait_until(lambda: read_after(port, attempts=3), "counted")

@@ -14,7 +14,7 @@ from ipaddress import ip_address
 from socket import AF_INET, AF_INET6
 from typing import Any, cast
 
-from celery.signals import worker_init, worker_ready
+from celery.signals import celeryd_after_setup, worker_ready
 
 from webhooks.config import get_settings
 from webhooks.delivery.meters import meters
@@ -183,12 +183,12 @@ def serve(address: str, ports: Iterable[int], answer: Callable[[str, str], Answe
     return None
 
 
-@worker_init.connect
-def _start(sender: Any, **_: object) -> None:
+@celeryd_after_setup.connect
+def _start(instance: Any, **_: object) -> None:
     settings = get_settings()
-    if sender.app is not app or settings.metrics_port is None:
+    if instance.app is not app or settings.metrics_port is None:
         return
-    probe = Probe(sender)
+    probe = Probe(instance)
     meters.is_on = serve(settings.metrics_address, settings.metrics_port, Pages(probe).answer) is not None
 
     def note_start(**_: object) -> None:
