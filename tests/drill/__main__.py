@@ -162,8 +162,10 @@ class Drill:
         self.servers.discard()
 
 
-def _nothing(drill: Drill) -> None:
-    """Repair nothing: the fault passes by itself."""
+def _make_loud(drill: Drill) -> None:
+    """Have one company hand in many events at once, for an endpoint that takes its time."""
+    drill.receiver.on("/0", reply(200, delay_s=5))
+    threading.Thread(target=drill.send, args=(drill.companies[0], 4_000), daemon=True).start()
 
 
 #: Name → what is broken, and how it is repaired.
@@ -174,10 +176,7 @@ DRILLS: dict[str, tuple[Callable[[Drill], object], Callable[[Drill], object]]] =
         lambda drill: drill.receiver.on("/0", hang()),
         lambda drill: drill.receiver.on("/0", reply(200)),
     ),
-    "loud": (
-        lambda drill: (drill.receiver.on("/0", reply(200, delay_s=1)), drill.send(drill.companies[0], 4_000)),
-        _nothing,
-    ),
+    "loud": (_make_loud, lambda drill: drill.receiver.on("/0", reply(200))),
     "worker": (lambda drill: drill.workers[0].kill(), lambda drill: drill.workers[0].start()),
 }
 

@@ -23,7 +23,9 @@ def _name(legend: str, labels: dict[str, str]) -> str:
 def _draw(axes: Any, panel: dict[str, Any], marks: dict[str, Any]) -> None:
     for line in panel["lines"]:
         points = [(datetime.fromtimestamp(at, UTC), float(value)) for at, value in line["values"]]
-        axes.plot(*zip(*points, strict=True), label=_name(line["legend"], line["metric"]), linewidth=1.2)
+        # Lines that are 0 all the time are drawn without a name.
+        name = _name(line["legend"], line["metric"]) if any(value > 0 for _, value in points) else "_"
+        axes.plot(*zip(*points, strict=True), label=name, linewidth=1.2)
     axes.axvline(datetime.fromtimestamp(marks["broken_at"], UTC), color=_FAULT, linestyle=":")
     axes.axvline(datetime.fromtimestamp(marks["repaired_at"], UTC), color=_REPAIR, linestyle=":")
     axes.set_title(f"{panel['title']} ({panel['unit']})", fontsize=9, loc="left")
@@ -32,7 +34,7 @@ def _draw(axes: Any, panel: dict[str, Any], marks: dict[str, Any]) -> None:
     axes.xaxis.set_major_formatter(import_module("matplotlib.dates").DateFormatter("%H:%M"))
     axes.grid(alpha=0.3)
     if panel["lines"]:
-        axes.legend(fontsize=6, loc="upper left")
+        axes.legend(fontsize=6, framealpha=0.5)
 
 
 def main() -> None:

@@ -1,5 +1,7 @@
 """What is told of the whole system, on real servers: by MongoDB, by Redis, and on Flower's page."""
 
+import json
+import re
 import time
 from datetime import timedelta
 from types import SimpleNamespace
@@ -8,6 +10,7 @@ from typing import Any
 import pytest
 import redis
 from bson import ObjectId
+from click.testing import CliRunner
 from pymongo.database import Database
 
 from tests.integration.test_lanes import SEND, put
@@ -15,6 +18,7 @@ from tests.lab.flower import FlowerThread
 from tests.lab.samples_data import read_sample
 from tests.lab.servers import Servers
 from tests.unit.test_metrics import samples
+from webhooks.cli import cli
 from webhooks.delivery import services
 from webhooks.metrics.broker import read_broker
 from webhooks.metrics.server import Pages, Probe
@@ -133,3 +137,17 @@ def test_flower_tells_the_system_after_its_own(flower: FlowerThread, redis_url: 
     assert found["webhooks_up", "server=broker"] == found["webhooks_up", "server=mongodb"] == 1
     assert any(name.startswith("python_info") for name, _ in found)
     assert not any(name.startswith("webhooks_attempts") for name, _ in found)
+
+
+def test_check_says_what_is_held_and_which_webhooks_are_not_open(
+    redis_url: str, database: Documents, web_settings: None, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("WEBHOOKS_BROKER_URL", redis_url)
+    add(database, "held", 500, held=True)
+    GateStore(database).pause(ObjectId(), By.HEALTH, "failed", 60)
+    text = CliRunner().invoke(cli, ["check"]).stdout
+    assert re.search(r"ledger +ok +1 delivery pending, 1 held; the oldest for 5\d\d s\n", text), text
+    assert re.search(r"webhooks +warning +1 webhook is paused, by health\n", text), text
+    report = json.loads(CliRunner().invoke(cli, ["check", "--json"]).stdout)
+    assert (report["owed"], report["held"], report["dead_letters"]) == (1, 1, 0)
+    assert {"state": "paused", "by": "health", "webhooks": 1} in report["endpoints"]

@@ -2,6 +2,7 @@
 
 import logging
 import socket
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from webhooks.metrics.server import Probe, serve
 from webhooks.metrics.system import System
 from webhooks.store.overview import Overview
 from webhooks.transport.messages import LaneState
+from webhooks.worker.pool import BatchPool
 
 STATE = WorkerState("worker@host", is_ready=True, in_flight=3, limit=256)
 FACTS = {"used_memory": 1000, "maxmemory": 0, "evicted_keys": 7, "maxmemory_policy": "allkeys-lru"}
@@ -199,3 +201,13 @@ def test_worker_whose_server_is_away_is_alive_and_not_ready(renewals: list[Any])
 def test_worker_that_stops_is_not_ready(renewals: list[Any], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(stopping, "is_set", lambda: True)
     assert Probe(SimpleNamespace(), has_started=True).find_obstacles() == ["it is stopping"]
+
+
+def test_worker_with_a_dead_thread_is_neither_alive_nor_ready(renewals: list[Any]):
+    pool = BatchPool(2)
+    probe = Probe(SimpleNamespace(pool=pool), has_started=True)
+    assert probe.find_obstacles() == [], "its threads have not been started"
+    pool._recorder = threading.Thread(target=int, name="pool-record")
+    pool._recorder.start()
+    pool._recorder.join()
+    assert probe.find_deadlocks() == probe.find_obstacles() == ["the thread pool-record has ended"]
