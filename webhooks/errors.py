@@ -129,6 +129,10 @@ class CannotResend(WebhooksError):
     """A dead letter cannot be published again; the text says why."""
 
 
+class CannotAct(WebhooksError):
+    """An operator's action cannot be done now; the text says why, in a sentence."""
+
+
 class BrokerTooOld(WebhooksError):
     """The Redis broker is older than the transport needs; the text names the required version."""
 

@@ -55,3 +55,22 @@ def test_test_event_reaches_its_webhook_alone(stack: Stack):
         assert log["event"]["data"]["test"] is True
         assert log["subscription"] == webhook_id
     assert not other.requests
+
+
+def test_job_resends_what_failed_and_leaves_what_arrived(stack: Stack):
+    stack.more["WEBHOOKS_MAX_RETRIES"] = "0"
+    with Receiver() as receiver:
+        receiver.then(reply(500, b"down"), reply(500, b"down"))
+        stack.add_webhook(receiver.url)
+        stack.start_worker()
+        for number in range(3):
+            stack.send_task(EVENT)
+            stack.logs(number + 1)
+        failed = [log["attempt"]["delivery_id"] for log in stack.logs(3) if log["status"] == 500]
+        out = stack.run_command("resend", "--failed", "--since", "1h", "--yes")
+        assert "done. 2 of 2 deliveries resent." in out
+        again = stack.logs(5)[3:]
+    assert [request.headers["webhook-id"] for request in receiver.requests[3:]] == failed
+    (job,) = stack.database["resendjobs"].find()
+    assert {log["attempt"]["delivery_id"] for log in again} == {f"{one}~{job['_id']}" for one in failed}
+    assert all(log["status"] == 200 for log in again)

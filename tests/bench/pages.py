@@ -1,4 +1,4 @@
-"""How long Flower's pages take on a long history. They are asked for one after another, each with other ids.
+"""How long Flower's pages and the read API take on a long history. Requests come one by one, each with other ids.
 
 python -m tests.lab.history mongodb://127.0.0.1:27017/history 10000000
 python -m tests.bench.pages mongodb://127.0.0.1:27017/history
@@ -15,6 +15,8 @@ from typing import Any
 import pymongo
 from pymongo.database import Database
 
+from webhooks.store.tokens import TokenStore
+
 #: Times that each page is asked for.
 _TIMES = 60
 
@@ -26,6 +28,9 @@ def main(url: str) -> None:
 
     database: Database[dict[str, Any]] = pymongo.MongoClient(url, tz_aware=True).get_default_database()
     logs = _pick(database, random.Random(7))
+    tokens = TokenStore(database)
+    tokens.ensure_indexes()
+    bearer = {company: f"Bearer {tokens.add(company, 'bench')[1]}" for company in {log["company"] for log in logs}}
     print(f"{database['webhooklogs'].estimated_document_count():,} logs; milliseconds of {_TIMES} requests each")
     print(f"{'page':<58} {'p50':>6} {'p95':>6} {'most':>6}")
     with FlowerThread() as flower:
@@ -34,7 +39,7 @@ def main(url: str) -> None:
             for log in logs:
                 path = make(log)
                 begun = time.monotonic()
-                answer = flower.get(path)
+                answer = flower.get(path, {"Authorization": bearer[log["company"]]})
                 took.append((time.monotonic() - begun) * 1000)
                 assert answer.status == 200, (path, answer.status)
             took.sort()
@@ -70,6 +75,13 @@ def _logs(query: str) -> Callable[[dict[str, Any]], str]:
     )
 
 
+def _api(query: str) -> Callable[[dict[str, Any]], str]:
+    return lambda log: (
+        f"/api/v3/webhook/subscription/logs/{log['subscription']}"
+        f"?{query}&before={log['createdAt']:%Y-%m-%dT%H:%M:%S.000Z}~0"
+    )
+
+
 _PAGES: dict[str, Callable[[dict[str, Any]], str]] = {
     "/webhooks": lambda _: "/webhooks",
     "/webhooks?span=day": lambda _: "/webhooks?span=day",
@@ -86,6 +98,16 @@ _PAGES: dict[str, Callable[[dict[str, Any]], str]] = {
     "… no response": _logs("status=none&before={at}~0"),
     "… type (no index)": _logs("type={type}&before={at}~0"),
     "… company, status that nobody answers (no index)": _logs("company={company}&status=418&before={at}~0"),
+    "/api/v3/webhook/subscription": lambda _: "/api/v3/webhook/subscription",
+    "/api/v3/webhook/subscription/ID": lambda log: f"/api/v3/webhook/subscription/{log['subscription']}",
+    "/api/v3/webhook/subscription/logs/ID, the newest 100": (
+        lambda log: f"/api/v3/webhook/subscription/logs/{log['subscription']}"
+    ),
+    "… 100 in the middle of the history": _api("limit=100"),
+    "… 1,000": _api("limit=1000"),
+    "… 100 failed": _api("result=failed"),
+    "… 100 with a class of status (no index)": _api("status=4xx"),
+    "… a status that nobody answers (no index)": _api("status=418"),
 }
 
 if __name__ == "__main__":

@@ -25,10 +25,10 @@ from tests.lab.samples_data import read_sample
 from tests.lab.servers import Servers
 from tests.lab.worker import Worker
 from webhooks import app
-from webhooks.delivery.attempt import make_delivery_id
 from webhooks.delivery.queueing import queue_attempt
 from webhooks.delivery.services import get_services
 from webhooks.models import now, parse_webhook
+from webhooks.models.ids import make_delivery_id
 from webhooks.store.deliveries import Delivery
 from webhooks.store.webhooks import WebhookStore
 

@@ -13,7 +13,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -26,12 +27,15 @@ from pymongo.errors import PyMongoError
 from tests.faults.judge import Evidence, Key, Logged, Receipts
 from tests.faults.producer import event_id, number_of
 from tests.lab.quick_http import command
+from tests.lab.reply_dropper import MongoWire, RedisWire, ReplyDropper, name_mongodb_write
 from tests.lab.servers import Server, Servers
 from tests.lab.worker import Worker, environment, wait_until
 from webhooks.config import Settings
-from webhooks.delivery.attempt import make_delivery_id
 from webhooks.local import servers
 from webhooks.local.processes import kill_group, spawn
+from webhooks.models.ids import make_delivery_id
+from webhooks.store.gates import GateStore
+from webhooks.transport import scripts
 
 #: Short, so that a row is soon over; what follows from them (claims, visibility timeout) is the product's to derive.
 SETTINGS = {
@@ -43,12 +47,17 @@ SETTINGS = {
 }
 WORKERS = 2
 THREADS = 16
-WEBHOOKS = 2
+#: Fields of the webhooks, besides those that all have.
+WEBHOOKS: Sequence[Mapping[str, Any]] = ({}, {})
 
 #: Seconds after which a supervisor starts a worker again.
 _RESTART_AFTER_S = 0.5
 #: Seconds between two looks at the workers.
 _LOOK_EVERY_S = 0.1
+#: Seconds between two replies that are dropped.
+DROP_EVERY_S = 0.3
+#: Bytes of the reply of a take that took something.
+_HAS_MESSAGES_BYTES = 500
 #: What `settle` must see so many times in a row: a message may be on its way between two places.
 _LOOKS_TO_BE_SURE = 4
 #: How keys of Redis begin that hold messages, besides what is in workers' hands.
@@ -70,7 +79,9 @@ class Stage:
         cancelled: threading.Event,
         mongodb_timeout_s: float,
         settings: Mapping[str, str] | None = None,
+        webhooks: Sequence[Mapping[str, Any]] = WEBHOOKS,
         has_stepped_clocks: bool = False,
+        can_drop_replies: bool = False,
     ) -> None:
         """Make it; entering it starts everything.
 
@@ -79,16 +90,23 @@ class Stage:
             cancelled: once set, whatever runs here ends by raising `Cancelled`.
             mongodb_timeout_s: the product's setting, of which claims and visibility timeout are made.
             settings: the row's own; None for none.
+            webhooks: fields of each, besides those that all have.
             has_stepped_clocks: whether `step_clock` is to work; the workers' clock is another one then.
+            can_drop_replies: whether `drop_replies` is to work; producer and workers reach the servers through it.
         """
         folder.mkdir(parents=True)
         self.folder = folder
         self.company = ObjectId()
         self.servers = Servers(folder / "servers")
+        #: How often the reply of each write is to be dropped, by its name.
+        self._drops_left: Counter[str] = Counter()
+        self._drop_after = 0.0
+        self.fronts = self._make_fronts() if can_drop_replies else []
+        ports = [front.port for front in self.fronts] or [self.servers.valkey.port, self.servers.mongod.port]
         self.settings = {
             **SETTINGS,
-            "WEBHOOKS_BROKER_URL": self.servers.valkey.url,
-            "WEBHOOKS_MONGODB_URL": self.servers.mongod.url,
+            "WEBHOOKS_BROKER_URL": servers.valkey_url(ports[0]),
+            "WEBHOOKS_MONGODB_URL": servers.mongodb_url(ports[1]),
             "WEBHOOKS_CONCURRENCY": str(THREADS),
             "WEBHOOKS_MONGODB_TIMEOUT_S": f"{mongodb_timeout_s:g}",
             **(settings or {}),
@@ -112,7 +130,9 @@ class Stage:
         )
         self.redis = redis.Redis.from_url(self.servers.valkey.url, socket_timeout=20, socket_connect_timeout=3)
         self.database = self.mongo["webhooks"]
-        self.webhooks = {ObjectId(): f"/{number}" for number in range(WEBHOOKS)}
+        self.gates = GateStore(self.database)
+        self.webhooks = {ObjectId(): f"/{number}" for number in range(len(webhooks))}
+        self._fields = webhooks
         #: Workers that ended though nobody struck them; the supervisor starts those as well.
         self.died_by_themselves = 0
         #: Unix time; None before.
@@ -124,9 +144,10 @@ class Stage:
         self._replica: Server | None = None
         self._receiver: subprocess.Popen[bytes] | None = None
         self._control_port = 0
+        self._ways = 1
         self._producer: subprocess.Popen[bytes] | None = None
         self._report = folder / "producer.json"
-        self._handed_in: dict[str, Any] = {"accepted": [], "refusals": 0}
+        self._handed_in: dict[str, Any] = {"accepted": [], "refused": []}
 
     def __enter__(self) -> Self:
         try:
@@ -158,8 +179,9 @@ class Stage:
                 "code": f"code_{path[1:]}",
                 "context": {},
                 "__v": 0,
+                **fields,
             }
-            for webhook_id, path in self.webhooks.items()
+            for (webhook_id, path), fields in zip(self.webhooks.items(), self._fields, strict=True)
         )
         for worker in self.workers:
             worker.start(wait=False)
@@ -172,9 +194,15 @@ class Stage:
             return spawn([sys.executable, "-m", *arguments], env=env, cwd=_ROOT, stdout=stdout or log)
 
     # ── The load ────────────────────────────────────────────────────────────────────────────────────────────────────
-    def start_load(self, events_per_s: float) -> None:
-        """Start the producer, and return when its first event has come through."""
-        arguments = [str(events_per_s), str(self.company), str(self._report)]
+    def start_load(self, events_per_s: float, ways: Sequence[str]) -> None:
+        """Start the producer, and return when its first event has come through.
+
+        Args:
+            events_per_s: how many.
+            ways: how it hands them in, by turns: see `producer`.
+        """
+        arguments = [str(events_per_s), str(self.company), str(self._report), *ways]
+        self._ways = len(ways)
         self._producer = self._run(["tests.faults.producer", *arguments], "producer")
         self.run_until(lambda: len(self.receipts()) > 0, "the first delivery has come", 60)
 
@@ -193,7 +221,20 @@ class Stage:
     @property
     def refusals(self) -> int:
         """How many times the producer was told that an event was not accepted."""
-        return self._handed_in["refusals"]
+        return len(self._handed_in["refused"])
+
+    def lines(self) -> list[list[Key]]:
+        """Return what ordered webhooks are to get in the order of numbers: events that were handed in in one way.
+
+        Those that were refused first may be queued twice, so nobody knows their place.
+        """
+        numbers = sorted({number for number, _, _ in self.accepted} - set(self._handed_in["refused"]))
+        ordered = [at for at, fields in zip(self.webhooks.values(), self._fields, strict=True) if fields.get("ordered")]
+        return [
+            [(number, at) for number in numbers if number % self._ways == way]
+            for at in ordered
+            for way in range(self._ways)
+        ]
 
     def set_receiver(self, mode: str) -> None:
         """Have the receiver behave otherwise: see `receiver`."""
@@ -311,6 +352,45 @@ class Stage:
         with self.clocks[number].open("r+b") as file:  # the same file: it is mapped
             file.write(struct.pack("d", ahead_s))
 
+    def copy_parked(self, key: str) -> None:
+        """Queue once more what waits for its time."""
+        waiting: Any = self.redis.zrange(key, 0, -1, withscores=True)
+        for member, at in waiting:
+            head, _, text = member.partition(b":")
+            message = json.loads(text)
+            message["properties"]["delivery_tag"] += "-again"
+            self.redis.zadd(key, {head + b":" + json.dumps(message).encode(): at})
+
+    def drop_replies(self, times: Mapping[str, int]) -> None:
+        """Have connections die after writes, before their replies: so often by the write's name, one at a time."""
+        self._drops_left = Counter(times)
+        give_up_at = time.monotonic() + 240
+        while self._drops_left.total():
+            if time.monotonic() > give_up_at:
+                raise AssertionError(f"never came, so no reply was dropped: {+self._drops_left}")
+            self.run_for(0.25)
+
+    def _make_fronts(self) -> list[ReplyDropper]:
+        names = {sha: name for name, text in vars(scripts).items() if (sha := scripts.SHAS.get(str(text)))}
+
+        def name_script(words: tuple[bytes, ...]) -> str:
+            name = names.get(words[1].decode(), "") if words[0] == b"EVALSHA" else ""
+            return f"{name} {words[3].decode()}" if name == "PUT" else name
+
+        return [
+            ReplyDropper(self.servers.valkey.port, RedisWire(), name_script, self._is_to_be_dropped),
+            ReplyDropper(self.servers.mongod.port, MongoWire(), name_mongodb_write, self._is_to_be_dropped),
+        ]
+
+    def _is_to_be_dropped(self, name: str, reply: bytes) -> bool:
+        if not self._drops_left[name] or time.monotonic() < self._drop_after:
+            return False
+        if name == "TAKE" and len(reply) < _HAS_MESSAGES_BYTES:
+            return False
+        self._drop_after = time.monotonic() + DROP_EVERY_S
+        self._drops_left[name] -= 1
+        return True
+
     def note_safe_events(self) -> None:
         """Note which events MongoDB knows now: those outlive the loss of Redis's data."""
         self._safe = self.numbers_in_mongodb()
@@ -392,6 +472,7 @@ class Stage:
             owed=[self._key(document) for document in self.database["deliveries"].find(_OWED)],
             queued=self.count_queued(),
             max_retries=self.derived.max_retries,
+            lines=self.lines(),
         )
 
     def dump(self, evidence: Evidence, keys: Iterable[Key]) -> Path:
@@ -437,6 +518,8 @@ class Stage:
                 process.wait()
                 if process.stdout is not None:
                     process.stdout.close()
+        for front in self.fronts:
+            front.close()
         self.mongo.close()
         self.redis.close()
         if self._replica is not None:

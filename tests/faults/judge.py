@@ -4,8 +4,9 @@ A delivery is told by ``(number of the event, path of the webhook)``, which prod
 event itself, not by an id that the product makes.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 #: A delivery: the event's number, and the path at which its webhook's receiver listens.
@@ -70,6 +71,8 @@ class Evidence:
     #: Messages that Redis still holds, wherever.
     queued: int
     max_retries: int
+    #: Deliveries that were to succeed in this order, each line for itself.
+    lines: Sequence[Sequence[Key]] = ()
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,8 @@ class Verdict:
     interrupted: int
     #: Repeated under another ``webhook-id``.
     renamed: list[Key]
+    #: Of an ordered webhook, and came before an earlier one.
+    disordered: list[Key]
     #: Ended with all their attempts failed.
     given_up: int
     dead: int
@@ -119,6 +124,8 @@ class Verdict:
             found.append(f"{len(self.underlogged)} received more often than logged: {self.underlogged[:5]}")
         if self.renamed:
             found.append(f"{len(self.renamed)} came under more than one webhook-id: {self.renamed[:5]}")
+        if self.disordered:
+            found.append(f"{len(self.disordered)} came before an earlier one: {self.disordered[:5]}")
         return found
 
 
@@ -158,9 +165,15 @@ def judge(evidence: Evidence) -> Verdict:
         underlogged=underlogged,
         interrupted=sum(logged.interrupted for logged in evidence.logs.values()),
         renamed=[key for key, receipts in evidence.receipts.items() if len(set(receipts.ids)) > 1],
+        disordered=[key for line in evidence.lines for key in _find_disordered(line, evidence.receipts)],
         given_up=given_up,
         dead=len(dead),
     )
+
+
+def _find_disordered(line: Sequence[Key], receipts: Mapping[Key, Receipts]) -> list[Key]:
+    came = [(receipts[key].first_ok_at, key) for key in line if key in receipts and receipts[key].ok]
+    return [key for (before, _), (at, key) in pairwise(came) if at < before]
 
 
 def _count_repeats(receipts: Receipts, logged: Logged) -> int:

@@ -22,6 +22,7 @@ import redis
 from tests.faults.harness import HOLD_MESSAGES, THREADS, WEBHOOKS, WORKERS, Cancelled, Stage
 from tests.faults.judge import Verdict, judge
 from webhooks.local import servers
+from webhooks.store.gates import By
 from webhooks.transport.holder import WITNESS_AFTER_S
 from webhooks.transport.scripts import PARKED_KEY
 
@@ -31,7 +32,7 @@ class Size:
     """How much of everything."""
 
     name: str
-    #: Of the producer; each event goes to `WEBHOOKS` webhooks.
+    #: Of the producer; each event goes to all of a row's webhooks.
     events_per_s: float
     #: Load before the fault and after it.
     before_s: float
@@ -46,6 +47,8 @@ class Size:
     full_s: float
     away_s: float
     down_s: float
+    #: How often the reply of each kind of write is dropped.
+    drops: int
     #: The product's setting, of which it derives when what a dead worker held comes back.
     mongodb_timeout_s: float
     #: Rows under load at one time, and rows at one time in all.
@@ -55,11 +58,11 @@ class Size:
 
 FULL = Size(
     "full", events_per_s=105, before_s=8, after_s=8, kills=20, kill_every_s=2.5, stops=6, pause_s=30, full_s=10,
-    away_s=20, down_s=5, mongodb_timeout_s=10, slots=1, rows=6,
+    away_s=20, down_s=5, drops=8, mongodb_timeout_s=10, slots=1, rows=6,
 )  # fmt: skip
 CI = Size(
     "ci", events_per_s=32, before_s=3, after_s=3, kills=4, kill_every_s=2.5, stops=2, pause_s=8, full_s=4,
-    away_s=5, down_s=2, mongodb_timeout_s=5, slots=3, rows=10,
+    away_s=5, down_s=2, drops=1, mongodb_timeout_s=5, slots=3, rows=10,
 )  # fmt: skip
 SIZES = {size.name: size for size in (FULL, CI)}
 
@@ -87,11 +90,26 @@ _DEFAULTS = {
     "WEBHOOKS_MONGODB_TIMEOUT_S": "10",
     "WEBHOOKS_SWEEP_INTERVAL_S": "10",
 }
+#: So that an ordered webhook keeps up, although every tenth event fails at first.
+_SOON_AGAIN = {"WEBHOOKS_RETRY_DELAY_S": "0.5"}
 #: Where attempts wait for their time.
 _PARKED = PARKED_KEY.format("webhooks.send")
 #: Seconds for a row to settle, whatever happens: the worst is a backlog on a machine that does other things.
 _SETTLED_WITHIN_S = 600.0
 _IN_FLIGHT = THREADS * WORKERS
+#: Writes of Redis's and MongoDB's clients: script and queue, or command and collection.
+_WRITES = (
+    "PUT webhooks.deliver", "PUT webhooks.send", "TAKE", "SETTLE", "LEASE", "ALIVE", "OVERDUE",
+    "insert deliveries", "update deliveries", "delete deliveries", "update events", "insert webhooklogs",
+    "update outbox", "delete outbox", "update leases", "findAndModify leases",
+)  # fmt: skip
+#: With a paused webhook and without an ordered one, and the other way round.
+_WRITES_AT_PAUSE = ("ADMIT", "update gates")
+_WRITES_OF_LINES = ("findAndModify gates",)
+_WRITES_AT_RESUME = ("update deliveries", "PUT webhooks.send")
+_ALL_WAYS = ("apply_async", "delay_many", "accept")
+#: How often what waits is copied.
+_COPIES = 3
 
 
 @dataclass(frozen=True)
@@ -110,6 +128,10 @@ class Row:
     #: For servers that lose what they hold: which events were promised is narrower, as the table says.
     counts_only_safe: bool = False
     has_stepped_clocks: bool = False
+    can_drop_replies: bool = False
+    #: Fields of the webhooks, and how events are handed in: see `producer`.
+    webhooks: Sequence[Mapping[str, Any]] = WEBHOOKS
+    ways: Sequence[str] = ("apply_async",)
     #: The row's own, besides those of all.
     settings: Mapping[str, str] = field(default_factory=dict)
     #: Of the producer, where the size's would measure the backlog rather than the fault; None: the size's.
@@ -185,11 +207,19 @@ def _kill_one_with_open_attempts(stage: Stage, size: Size) -> None:
 
 
 def _pause_one_with_open_attempts(stage: Stage, size: Size) -> None:
+    _pause_one(stage, _WORKER_PAUSED_S)
+
+
+def _suspend_one(stage: Stage, size: Size) -> None:
+    _pause_one(stage, stage.derived.visibility_timeout_s + _LEASE_IS_KNOWN_S)
+
+
+def _pause_one(stage: Stage, seconds: float) -> None:
     number = _open_attempts(stage)
     stage.pause_worker(number)
     stage.set_receiver("ok")
     stage.fault_has_ended()
-    stage.run_for(_WORKER_PAUSED_S)
+    stage.run_for(seconds)
     stage.resume_worker(number)
 
 
@@ -375,6 +405,39 @@ def _kill_worker_and_mongod(stage: Stage, size: Size) -> None:
     _kill_mongod(stage, size)
 
 
+def _drop_replies(stage: Stage, size: Size) -> None:
+    paused = next(reversed(stage.webhooks))
+    stage.gates.pause(paused, By.OPERATOR, "the fault matrix")
+    stage.drop_replies(dict.fromkeys(_WRITES + _WRITES_AT_PAUSE, size.drops))
+    stage.gates.drain(paused)
+    stage.drop_replies(dict.fromkeys(_WRITES_AT_RESUME, size.drops))
+    stage.fault_has_ended()
+
+
+def _drop_replies_of_lines(stage: Stage, size: Size) -> None:
+    stage.drop_replies(dict.fromkeys(_WRITES + _WRITES_OF_LINES, size.drops))
+    stage.fault_has_ended()
+
+
+def _queue_twice(stage: Stage, size: Size) -> None:
+    # Whatever waits in Redis comes once more, as after a fail-over or a lost reply.
+    for _ in range(_COPIES):
+        stage.run_for(1)
+        stage.copy_parked(_PARKED)
+    stage.fault_has_ended()
+
+
+def _lose_gates(stage: Stage, size: Size) -> None:
+    """Restore MongoDB from a backup that lacks a collection, while an ordered webhook has much pending."""
+    stage.set_receiver("down")
+    stage.run_for(size.away_s)
+    for number in range(WORKERS):
+        stage.kill_worker(number)
+    stage.database["gates"].drop()
+    stage.set_receiver("ok")
+    stage.fault_has_ended()
+
+
 _PER_FAULT = f"attempts in flight: {THREADS} threads × {WORKERS} workers"
 _AT_ALL_WORKERS: dict[str, Any] = {"bound": lambda size: _IN_FLIGHT, "why": _PER_FAULT}
 _NONE: dict[str, Any] = {"bound": lambda size: 0, "why": "no attempt is cut short"}
@@ -411,6 +474,18 @@ ROWS: Sequence[Row] = (
         f"connections kept at that moment, {THREADS} threads × {WORKERS} workers: a request that meets a reset on one "
         "is sent again at once (RFC 9112, 9.3.1)",
         underlogged_why="sent again at once it is the same attempt, and has one log"),
+    Row("replies-dropped", "connections lost after each kind of write, {drops} times each, before its reply",
+        _drop_replies, **_NONE, can_drop_replies=True, webhooks=({}, {"rate_limit": 20}, {}), ways=_ALL_WAYS,
+        events_per_s=_FEW_PER_S),
+    Row("replies-dropped-ordered", "likewise, with an ordered webhook", _drop_replies_of_lines, **_NONE,
+        can_drop_replies=True, webhooks=({"ordered": True}, {}), ways=_ALL_WAYS, settings=_SOON_AGAIN,
+        events_per_s=_FEW_PER_S),
+    Row("twice-queued", "every event and retry queued twice", _queue_twice, **_NONE, ways=("twice",)),
+    Row("worker-suspended", "a worker with open requests suspended for longer than the visibility time",
+        _suspend_one, lambda size: THREADS, f"{THREADS} threads", events_per_s=_FEW_PER_S),
+    Row("restored-without-gates", "MongoDB restored without `gates`, an ordered webhook waits", _lose_gates,
+        **_AT_ALL_WORKERS, webhooks=({"ordered": True}, {}), events_per_s=_FEW_PER_S,
+        settings=_SOON_AGAIN),
     Row("clock-stepped", "workers' clocks stepped by ±1 h", _step_clocks, **_AT_ALL_WORKERS, has_stepped_clocks=True),
     Row("worker-and-redis", "a worker SIGKILLed and Redis restarted at once", _kill_worker_and_restart_redis,
         **_AT_ALL_WORKERS),
@@ -517,11 +592,13 @@ def run_row(
             cancelled=cancelled,
             mongodb_timeout_s=size.mongodb_timeout_s,
             settings=row.settings,
+            webhooks=row.webhooks,
             has_stepped_clocks=row.has_stepped_clocks,
+            can_drop_replies=row.can_drop_replies,
         ) as stage:
             tell(f"{row.id}: load")
             started_at = time.monotonic()
-            stage.start_load(row.events_per_s or size.events_per_s)
+            stage.start_load(row.events_per_s or size.events_per_s, row.ways)
             stage.run_for(size.before_s)
             tell(f"{row.id}: fault")
             row.strike(stage, size)
@@ -560,11 +637,11 @@ def _conclude(row: Row, size: Size, stage: Stage, load_s: float) -> Result:
         settled_s=settled_s,
         refusals=stage.refusals,
         died_by_themselves=stage.died_by_themselves,
-        per_s=len(stage.accepted) * WEBHOOKS / load_s,
+        per_s=len(stage.accepted) * len(row.webhooks) / load_s,
     )
     if result.faults:
         repeated = [key for key, receipts in evidence.receipts.items() if receipts.ok > 1]
-        wrong = [*verdict.lost, *verdict.unlogged, *verdict.underlogged, *verdict.renamed]
+        wrong = [*verdict.lost, *verdict.unlogged, *verdict.underlogged, *verdict.renamed, *verdict.disordered]
         late = [key for key, at in came_at.items() if row.within_s is not None and at - ended_at > row.within_s]
         stage.dump(evidence, [*wrong, *late, *evidence.owed, *repeated])
     return result

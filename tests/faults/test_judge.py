@@ -146,3 +146,12 @@ def test_judge_of_a_repeat_under_another_id_finds_it():
 
 def test_judge_of_a_delivery_that_no_log_tells_of_finds_it():
     assert faults(logs={B: GOOD.logs[B]}) == ["1 received but not logged: [(1, '/0')]"]
+
+
+def test_judge_of_an_ordered_webhook_finds_what_came_before_an_earlier_one():
+    first, second, third = ((number, "/0") for number in (1, 2, 3))
+    came = {first: Receipts(ok=1, first_ok_at=2.0), second: Receipts(ok=1, first_ok_at=1.0), third: Receipts(failed=4)}
+    logs = {first: Logged(succeeded=1), second: Logged(succeeded=1), third: Logged(failed=[0, 1, 2, 3])}
+    wrong = {"expected": came.keys(), "receipts": came, "logs": logs}
+    assert faults(**wrong, lines=[[first, second, third]]) == ["1 came before an earlier one: [(2, '/0')]"]
+    assert faults(**wrong, lines=[[second, first, third], [third]]) == []

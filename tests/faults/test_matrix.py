@@ -46,10 +46,12 @@ def slots(tmp_path_factory: pytest.TempPathFactory) -> SharedSlots:
     return SharedSlots(base.parent if "PYTEST_XDIST_WORKER" in os.environ else base)
 
 
+#: Their kinds have faster tests as well, most of them in `tests/integration/test_late.py`.
+_SLOW = {"twice-queued", "worker-suspended", "restored-without-gates"}
+
+
 def _param(row: Row):
-    # On a busy machine one delivery of some runs is still pending at the end; why is not known yet.
-    marks = [pytest.mark.slow] if row.has_stepped_clocks else []
-    return pytest.param(row, id=row.id, marks=marks)
+    return pytest.param(row, id=row.id, marks=[pytest.mark.slow] if row.id in _SLOW else [])
 
 
 @pytest.mark.parametrize("row", [_param(row) for row in ROWS])

@@ -1,4 +1,4 @@
-"""Redis's clock goes back, as when its host's is corrected: nothing that waits has to wait longer for it."""
+"""A clock is stepped, as when a host's is corrected: nothing that waits has to wait longer for it."""
 
 import time
 from collections.abc import Callable
@@ -6,12 +6,16 @@ from typing import Any
 
 import pytest
 import redis
+from kombu.messaging import Producer
 
-from tests.integration.test_lanes import DELIVER, SEND, event, put, send_plainly, state, worker
+from tests.integration.test_lanes import DELIVER, OPTIONS, SEND, event, put, send_plainly, state, worker
 from tests.integration.test_transport import SHORT, publish
+from webhooks.producer.publishing import MessageBatch, _put_all
+from webhooks.transport.connection import Connection
 from webhooks.transport.lanes import RATE_HEADER
-from webhooks.transport.scripts import FEW, SHAS, UNSORTED
+from webhooks.transport.scripts import FEW, PARKED_KEY, SHAS, UNSORTED
 from webhooks.transport.settlements import hold_lane
+from webhooks.worker import tasks
 
 HOUR_S = 3600
 #: What scripts see as Redis's time.
@@ -110,3 +114,20 @@ def test_sweep_is_told_how_long_a_message_has_waited(url: str, go_back: Callable
     waited_s = state(url, "c/w").waited_s
     assert waited_s is not None
     assert waited_s >= 0.3
+
+
+@pytest.mark.parametrize("step_s", [-HOUR_S, HOUR_S])
+def test_retry_waits_for_its_delay_although_the_workers_clock_is_stepped_before_redis_has_it(
+    url: str, redis_client: Any, monkeypatch: pytest.MonkeyPatch, step_s: float
+):
+    """A worker publishes retries a batch at a time, and again after an outage: its clock may be stepped meanwhile."""
+    batch: Any = MessageBatch()
+    task: Any = tasks.send
+    task.apply_async(kwargs={"delivery_id": "msg_1"}, countdown=60, producer=batch)
+    wall = time.time
+    monkeypatch.setattr(time, "time", lambda: wall() + step_s)
+    with Connection(url, transport_options=OPTIONS) as connection:
+        _put_all(Producer(connection.default_channel), batch._waiting)
+    [(message, due_at)] = redis_client.zrange(PARKED_KEY.format(SEND), 0, -1, withscores=True)
+    assert due_at - wall() == pytest.approx(60, abs=10)
+    assert b"webhooks_due" not in message

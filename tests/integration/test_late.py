@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit
 
 import pymongo
 import pytest
@@ -15,6 +16,7 @@ from pymongo.monitoring import CommandListener
 
 from tests.lab.logs import make_attempt, make_log
 from tests.lab.receiver import Receiver
+from tests.lab.reply_dropper import MongoWire, Once, ReplyDropper, name_mongodb_write
 from tests.lab.samples_data import read_sample
 from tests.lab.senders import new_sender
 from webhooks.delivery import accept as accept_module
@@ -244,6 +246,22 @@ def test_line_goes_on_behind_what_waits_when_the_gates_are_lost(ours: Process, d
     assert line == [f"msg_{number}" for number in range(10)]
 
 
+def test_release_whose_reply_is_lost_is_known_to_have_been_made(ours: Process, database: Documents, mongodb_url: str):
+    """Otherwise the next delivery of a line was released without a message, and waited for the sweep."""
+    webhook_id, company = ObjectId(), ObjectId()
+    ours.records.accept([ordered(number, webhook_id, company) for number in range(2)])
+    dropping = Once("update deliveries")
+    with (
+        ReplyDropper(urlsplit(mongodb_url).port or 0, MongoWire(), name_mongodb_write, dropping) as front,
+        pymongo.MongoClient[dict[str, Any]]("127.0.0.1", front.port, tz_aware=True) as client,
+    ):
+        held = HeldDeliveries(client[database.name], ours.deliveries)
+        head = held.release_next(webhook_id, ours.deliveries.now())
+    assert head is not None
+    assert head.delivery_id == "msg_0"
+    assert dropping.name == ""
+
+
 def test_claim_that_is_too_old_makes_no_request_and_is_given_up(
     ours: Process, database: Documents, monkeypatch: pytest.MonkeyPatch
 ):
@@ -375,6 +393,14 @@ def test_job_of_a_dead_worker_is_free_although_the_clock_went_back(ours: Process
     go_back(database)
     assert ours.leases.take_job("sweep", 22)
     assert not theirs.leases.take_job("sweep", 22)
+
+
+def test_retry_after_holds_although_the_workers_clock_is_behind(ours: Process):
+    (attempt,) = ours.accept(message()) or []
+    log = result(attempt, outcome="failed", retry_after_s=60, next_at=now() + timedelta(seconds=60))
+    behind = {"createdAt": log.createdAt - timedelta(hours=1)}
+    ours.records.record([log.model_copy(update=behind)])
+    assert ours.gates.get(attempt.delivery.webhook_id).is_held_back(ours.deliveries.now())
 
 
 # ── What MongoDB cannot hold ────────────────────────────────────────────────────────────────────────────────────────

@@ -25,6 +25,7 @@ from webhooks.store.webhooks import WebhookStore
 from webhooks.transport import holder
 from webhooks.transport.holder import CLAIM_LEASE_S, LEASE_S, WITNESS_AFTER_S
 from webhooks.transport.messages import Admission, Turn
+from webhooks.transport.scripts import TAKE
 from webhooks.transport.settlements import finish
 
 Documents = Database[dict[str, Any]]
@@ -477,6 +478,28 @@ def test_lost_reply_to_an_admission_leaves_no_place_taken(url: str, monkeypatch:
             wait()
         party.channel.flush()
         assert state(url, "c/w").in_flight == 0
+
+
+def test_admission_that_is_carried_out_after_its_end_leaves_no_place_taken(url: str):
+    """The connection dies with the admission on its way; the end of the attempt comes first, over another one."""
+    asked = Admission(str(ObjectId()), "c/w", None)
+    with worker(url, SEND) as party:
+        party.poll()
+        finish(SEND, "c/w", asked.tag)
+        party.channel.flush()
+        party.channel.admit(SEND, [asked], 4, 100)()
+        assert state(url, "c/w").in_flight == 0
+
+
+def test_take_that_is_carried_out_after_it_was_given_up_takes_nothing(url: str):
+    """Likewise, with a take: its messages would be held by a worker that does not know of them."""
+    put(url, SEND, "c/w", 1)
+    with worker(url, SEND) as party:
+        take = party.channel._new_take([SEND], 1)
+        party.channel._note_lost(take)
+        party.channel._give_back_lost_takes()
+        assert len(party.channel.run(TAKE, *party.channel._take_arguments(take))) == 3
+        assert party.drain(1, timeout_s=5) == [1]
 
 
 def test_take_after_a_pause_renews_a_lease_that_has_lapsed(url: str, redis_client: redis.Redis):

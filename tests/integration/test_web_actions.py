@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from tests.integration.test_web_pages import add_webhook
 from tests.lab.flower import FlowerThread
 from tests.lab.logs import make_attempt, make_log
 from webhooks.delivery import operate
+from webhooks.models import now
 from webhooks.producer.app import app
 from webhooks.store.gates import By, GateStore, State
 
@@ -157,3 +159,30 @@ def test_test_event_goes_to_one_webhook(
     assert pending["webhook_id"] == webhook_id
     assert '"test":true' in pending["body"]
     assert group in pending["body"]
+
+
+def test_what_failed_is_counted_then_resent_by_a_job_that_can_be_stopped(database: Documents, flower: FlowerThread):
+    webhook_id = add_webhook(database)
+    path = f"/webhooks/{webhook_id}"
+    for number in (1, 2):
+        attempt = make_attempt(delivery_id=f"msg_{number}")
+        database["webhooklogs"].insert_one(make_log(at=now() - timedelta(hours=1), attempt=attempt).to_bson())
+    assert "is no time" in flower.get(f"{path}?resend_since=soon", ANN).text
+    assert "Nothing failed for good" in flower.get(f"{path}?resend_since=5m", ANN).text
+    asked = f"{path}?resend_since=2h"
+    assert "<strong>2 deliveries</strong> failed for good" in flower.get(asked, ANN).text
+    assert database["resendjobs"].count_documents({}) == 0
+    form = re.search(r'name="since" value="([^"]+)"', flower.get(asked, ANN).text)
+    assert form
+    answer = act(flower, asked, "resend-failed", since=form[1])
+    assert answer.status == 303
+    page = flower.get(answer.headers["Location"], ANN).text
+    assert "resends 2 deliveries" in page
+    assert "0 of 2 deliveries resent." in page
+    (job,) = database["resendjobs"].find()
+    assert (job["by"], job["state"], job["filter"]["webhook"]) == ("ann", "running", str(webhook_id))
+    answer = act(flower, path, "stop-resend", job=job["_id"])
+    assert "is stopped. 0 of 2 deliveries resent." in flower.get(answer.headers["Location"], ANN).text
+    assert f"webhooks resend --continue {job['_id']}" in flower.get(path, ANN).text
+    results = {one["action"]: one["result"] for one in database["operatoractions"].find()}
+    assert results["resend-failed"].endswith("Stopped by ann.")

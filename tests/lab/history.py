@@ -14,8 +14,8 @@ from typing import Any
 from bson import ObjectId
 from pymongo.database import Database
 
-from webhooks.delivery.attempt import make_delivery_id
 from webhooks.models import COTEvent, now
+from webhooks.models.ids import make_delivery_id
 from webhooks.models.wire import format_instant, to_json
 from webhooks.rules.retry import judge, why_failed
 from webhooks.store.deliveries import DeliveryStore
@@ -72,7 +72,7 @@ def fill(database: Database[dict[str, Any]], count: int, *, end: datetime | None
     logs = _make_logs(webhooks, count, end, chance)
     while chunk := list(islice(logs, 5_000)):
         database["webhooklogs"].insert_many([log for log, _ in chunk])
-        pending = [owed for _, owed in chunk if owed is not None]
+        pending = [one for _, one in chunk if one is not None]
         if pending:
             database["deliveries"].insert_many(pending, ordered=False)
     traces = TraceStore(database)

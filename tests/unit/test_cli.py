@@ -56,6 +56,10 @@ def run(*args: str, stdin: bytes | None = None, env: dict[str, str] | None = Non
         (["logs", "--since", "yesterday"], "such as 90s 30m 2h 7d"),
         (["logs", "-n", "-1"], "-1"),
         (["logs", "--follow", "--until", "2h"], "does not go with --until"),
+        (["logs", "--status", "40"], "a class such as 4xx"),
+        (["logs", "--kind", "gone"], "must be one of lookup"),
+        (["logs", "--type", "COTTask logout"], "such as COTTask create"),
+        (["resend", "--failed", "--stop", "x"], "or one of --failed"),
         (["send", "no-such-file"], "No such file"),
     ],
     ids=lambda value: "_".join(value[:6:5]) if isinstance(value, list) else "",
@@ -199,13 +203,27 @@ def test_log_row_tells_no_response_from_a_409_and_says_which_was_the_last(capsys
         ]
     )
     assert capsys.readouterr().out.splitlines() == [
-        "TIME (UTC)           RESULT               RETRY    EVENT           WEBHOOK                   MS  RESPONSE",
-        "2026-05-05 12:00:00  409 connect_refused  3, last  COTTask create  wo_update                 13  "
-        "connect ECONNREFUSED 127.0.0.1:9",
-        "2026-05-05 12:00:00  409 failed           3        COTTask create  wo_update                 13  conflict",
-        "2026-05-05 12:00:00  409 failed           3        COTTask create  62685990d918fb5557f9f992   -  "
-        "by another system",
+        "TIME (UTC)           RESULT               RETRY    EVENT           WEBHOOK                   MS  DELIVERY  "
+        "EVENT ID  RESPONSE",
+        "2026-05-05 12:00:00  409 connect_refused  3, last  COTTask create  wo_update                 13  msg_1     "
+        "e1        connect ECONNREFUSED 127.0.0.1:9",
+        "2026-05-05 12:00:00  409 failed           3        COTTask create  wo_update                 13  msg_1     "
+        "e1        conflict",
+        "2026-05-05 12:00:00  409 failed           3        COTTask create  62685990d918fb5557f9f992   -  -         "
+        "-         by another system",
     ]
+
+
+def test_log_row_fits_a_terminal_with_ids_that_commands_take(capsys: pytest.CaptureFixture[str]) -> None:
+    attempt = make_attempt(
+        delivery_id="msg_0cea2d5116f952fe568a2b89190da185~1", event_id="9c488d62-0022-4a4a-9d99-b6c009af59d8"
+    )
+    for width in (120, 200):
+        LogPrinter(width=width).print([make_log("refused", attempt=attempt)])
+    narrow, wide = (line for line in capsys.readouterr().out.splitlines() if line.startswith("2026"))
+    assert "  msg_0cea2d51~1  9c488d62  " in f"{narrow}  "
+    assert len(narrow) <= 120
+    assert "  msg_0cea2d5116f952fe568a2b89190da185~1  9c488d62-0022-4a4a-9d99-b6c009af59d8  refused" in wide
 
 
 def test_logs_of_refusals_name_the_settings_once(capsys: pytest.CaptureFixture[str]) -> None:

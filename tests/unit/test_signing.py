@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from webhooks.errors import InvalidWebhook, SecretUnreadable
 from webhooks.rules.encryption import Use, Vault, new_key
-from webhooks.rules.signing import Scheme, find_scheme, new_secret, public_key, sign
+from webhooks.rules.signing import Scheme, find_scheme, is_signed_with, new_secret, public_key, sign
 
 NOW = int(datetime.now(UTC).timestamp())
 #: RFC 8032, 7.1, test 1.
@@ -161,3 +161,30 @@ def test_nothing_is_sealed_or_opened_without_a_key():
     ):
         with pytest.raises(SecretUnreadable, match="WEBHOOKS_ENCRYPTION_KEY is not set"):
             look(Vault([]))
+
+
+@pytest.mark.parametrize("scheme", list(Scheme))
+def test_signature_is_told_from_others(scheme: Scheme):
+    secret, other, body = new_secret(scheme), new_secret(scheme), b'{"a":1}'
+    signatures = sign([new_secret(), secret], "msg_1", NOW, body)
+    using = [secret] if scheme is Scheme.V1 else [secret, public_key(secret)]
+    wrong = other if scheme is Scheme.V1 else public_key(other)
+    for one in using:
+        assert is_signed_with(one, "msg_1", NOW, body, signatures)
+        assert not is_signed_with(one, "msg_2", NOW, body, signatures)
+        assert not is_signed_with(one, "msg_1", NOW + 1, body, signatures)
+        assert not is_signed_with(one, "msg_1", NOW, body + b" ", signatures)
+        assert not is_signed_with(one, "msg_1", NOW, body, "v1, v1a,x é v2,AAAA v1a")
+    assert not is_signed_with(wrong, "msg_1", NOW, body, signatures)
+
+
+def test_v1a_signature_of_another_scheme_is_none():
+    secret = new_secret(Scheme.V1A)
+    signature = sign([secret], "msg_1", NOW, b"{}").replace("v1a,", "v1,")
+    assert not is_signed_with(public_key(secret), "msg_1", NOW, b"{}", signature)
+
+
+@pytest.mark.parametrize("secret", ["", "whpk_", "whpk_AAAA", "whsec_x", "secret"])
+def test_verifying_with_what_is_no_secret_is_an_error(secret: str):
+    with pytest.raises(InvalidWebhook, match="must be"):
+        is_signed_with(secret, "msg_1", NOW, b"{}", "v1,AAAA")

@@ -5,9 +5,10 @@ from bson import ObjectId
 
 from webhooks.errors import ErrorKind
 from webhooks.rules.retry import Outcome
+from webhooks.store.log_filter import NAMES, read_filter
 from webhooks.store.logs import LogQuery
 from webhooks.store.search import Cursor
-from webhooks.web.filters import NAMES, read_cursor, read_filter, write_cursor
+from webhooks.web.filters import read_cursor, write_cursor
 
 NOON = datetime(2026, 5, 5, 12, tzinfo=UTC)
 COMPANY = "625bcbdcc9a8e3a86dbf041c"

@@ -9,12 +9,16 @@ import click
 
 from webhooks.cli.check_cmd import check
 from webhooks.cli.dead_cmd import dead
+from webhooks.cli.delivery_cmd import event
 from webhooks.cli.demo_cmd import demo
 from webhooks.cli.gate_cmd import drain, pause, resume, skip_deliveries
 from webhooks.cli.header_cmd import header
+from webhooks.cli.listen_cmd import listen
 from webhooks.cli.logs_cmd import logs
 from webhooks.cli.output import print_error
+from webhooks.cli.pending_cmd import pending
 from webhooks.cli.queues_cmd import queues
+from webhooks.cli.resend_cmd import resend, test
 from webhooks.cli.secret_cmd import secret
 from webhooks.cli.send_cmd import send
 from webhooks.cli.settings_cmd import settings
@@ -86,7 +90,7 @@ def cli() -> None:
 for command in (
     *(add, list_webhooks, show, edit, secret, header, deactivate, activate),
     *(pause, resume, drain, skip_deliveries),
-    *(send, logs, dead, check, queues, token, settings, demo, up),
+    *(send, test, logs, event, pending, resend, dead, check, queues, token, settings, listen, demo, up),
 ):
     cli.add_command(command)
 

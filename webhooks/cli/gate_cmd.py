@@ -11,7 +11,7 @@ from bson import ObjectId
 from webhooks.cli.options import COMPANY_OPTION, JSON_OPTION, MAX_LIMIT, webhook_argument
 from webhooks.cli.output import print_error, print_json
 from webhooks.cli.status import COUNT_LIMIT, count
-from webhooks.cli.stores import find_webhook, get_stores
+from webhooks.cli.stores import find_webhook, get_stores, record_action
 from webhooks.config import get_settings
 from webhooks.delivery.operate import go_on_after_skip, let_through, read_usable, skip_first
 from webhooks.delivery.skip import Skipped, skip
@@ -42,10 +42,11 @@ def pause(reference: str, reason: str | None, company: ObjectId | None, as_json:
     """
     text = " ".join((reason or "").split())[:_MAX_REASON] or "an operator paused it"
     stores, document = _find(reference, company)
-    is_changed = stores.gates.pause(document["_id"], By.OPERATOR, text)
-    if is_changed:
-        time.sleep(BEGIN_WITHIN_S)  # a delivery that was claimed before is started by then, or never
-    _report(stores, document, None if is_changed else "is paused by an operator already", as_json)
+    with record_action(stores, "pause", document, reason=text) as record:
+        is_changed = stores.gates.pause(document["_id"], By.OPERATOR, text)
+        if is_changed:
+            time.sleep(BEGIN_WITHIN_S)  # a delivery that was claimed before is started by then, or never
+        record.result = _report(stores, document, None if is_changed else "is paused by an operator already", as_json)
 
 
 @click.command()
@@ -57,8 +58,9 @@ def resume(reference: str, company: ObjectId | None, as_json: bool) -> None:
     A stopped webhook starts again with its first delivery and all retries.
     """
     stores, document = _find(reference, company)
-    is_changed = let_through(stores, document["_id"])
-    _report(stores, document, None if is_changed else "is not paused", as_json)
+    with record_action(stores, "resume", document) as record:
+        is_changed = let_through(stores, document["_id"])
+        record.result = _report(stores, document, None if is_changed else "is not paused", as_json)
 
 
 @click.command()
@@ -67,8 +69,9 @@ def resume(reference: str, company: ObjectId | None, as_json: bool) -> None:
 def drain(reference: str, company: ObjectId | None, as_json: bool) -> None:
     """Send a webhook's held deliveries as fast as its endpoint accepts them. REF is an id or a code."""
     stores, document = _find(reference, company)
-    is_changed = let_through(stores, document["_id"], at_full_rate=True)
-    _report(stores, document, None if is_changed else "is not paused", as_json)
+    with record_action(stores, "drain", document) as record:
+        is_changed = let_through(stores, document["_id"], at_full_rate=True)
+        record.result = _report(stores, document, None if is_changed else "is not paused", as_json)
 
 
 @click.command("skip")
@@ -82,18 +85,16 @@ def skip_deliveries(reference: str, is_all: bool, company: ObjectId | None, as_j
     An ordered webhook continues with the next delivery, also if it has stopped.
     """
     stores, document = _find(reference, company)
-    done = _skip_all(stores, document) if is_all else skip_first(stores, document)
+    with record_action(stores, "skip", document) as record:
+        done = _skip_all(stores, document) if is_all else skip_first(stores, document)
+        record.result = _describe_skipped(document, done, is_all=is_all)
     for delivery_id, reason in done.broken.items():
         print_error(f"delivery {delivery_id} cannot be skipped: {reason}")
     if as_json:
         for log in done.logs:
             print_json(document_json({"delivery_id": log.details.delivery_id, "log": log.id, "retry": log.retry}))
-    elif done.logs and not is_all:
-        click.echo(make_safe(f"skipped {done.logs[0].details.delivery_id} of {_name(document)}"))
-    elif not done.busy and not done.broken and not done.logs:
-        click.echo(make_safe(f"no {'held' if is_all else 'pending'} deliveries of {_name(document)}"))
-    elif is_all:
-        click.echo(make_safe(f"skipped {_deliveries(len(done.logs))}, held for {_name(document)}"))
+    elif done.logs or is_all or not (done.busy or done.broken):
+        click.echo(make_safe(record.result))
     if done.busy:
         raise click.ClickException(
             f"{_deliveries(len(done.busy))} not skipped, because of an attempt in flight: try again when it has ended, "
@@ -101,6 +102,14 @@ def skip_deliveries(reference: str, is_all: bool, company: ObjectId | None, as_j
         )
     if done.broken:
         raise click.exceptions.Exit(1)
+
+
+def _describe_skipped(document: Document, done: Skipped, *, is_all: bool) -> str:
+    if not (done.logs or done.busy or done.broken):
+        return f"no {'held' if is_all else 'pending'} deliveries of {_name(document)}"
+    if is_all or not done.logs:
+        return f"skipped {_deliveries(len(done.logs))}, held for {_name(document)}"
+    return f"skipped {done.logs[0].details.delivery_id} of {_name(document)}"
 
 
 def _find(reference: str, company: ObjectId | None) -> tuple[Stores, Document]:
@@ -119,17 +128,18 @@ def _deliveries(number: int) -> str:
     return "1 delivery" if number == 1 else f"{number} deliveries"
 
 
-def _report(stores: Stores, document: Document, unchanged: str | None, as_json: bool) -> None:
-    """Print the gate's state; ``unchanged`` is the text for a command that had no effect."""
+def _report(stores: Stores, document: Document, unchanged: str | None, as_json: bool) -> str:
+    """Print and return the gate's state; ``unchanged`` is the text for a command that had no effect."""
     gate, held = stores.gates.get(document["_id"]), stores.held.count_held(document["_id"], COUNT_LIMIT)
-    if as_json:
-        state = {"_id": document["_id"], "state": gate.state, "by": gate.by, "reason": gate.reason, "since": gate.since}
-        print_json(document_json({**state, "kept": held, "changed": unchanged is None}))
-        return
     line = f"{_name(document)} {unchanged or _describe_change(gate)}; {count(held)} held"
     if gate.hold_until is not None and gate.state is not State.PAUSED and gate.is_held_back(stores.deliveries.now()):
         line += f"; its receiver asked to wait until {format_instant(gate.hold_until)}"
-    click.echo(make_safe(line))
+    if as_json:
+        state = {"_id": document["_id"], "state": gate.state, "by": gate.by, "reason": gate.reason, "since": gate.since}
+        print_json(document_json({**state, "kept": held, "changed": unchanged is None}))
+    else:
+        click.echo(make_safe(line))
+    return line
 
 
 def _describe_change(gate: Gate) -> str:

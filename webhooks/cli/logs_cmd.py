@@ -1,23 +1,25 @@
 """``webhooks logs``: show attempts as a table or as JSON, and follow new ones."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any
 
 import click
 from bson import ObjectId
 
-from webhooks.cli.options import COMPANY_OPTION, INSTANT, JSON_OPTION, limit_option
+from webhooks.cli.filters import filter_options, read_options
+from webhooks.cli.options import JSON_OPTION, limit_option
 from webhooks.cli.output import Cell, Table, print_error, print_json
-from webhooks.cli.stores import find_webhook, get_stores
+from webhooks.cli.stores import get_stores, shorten
 from webhooks.errors import StoreUnavailable
-from webhooks.models import COTWebhookLog, describe_event, now
+from webhooks.models import COTWebhookLog, describe_event, format_instant, now
 from webhooks.models.wire import document_json
 from webhooks.rules.hints import hint
 from webhooks.rules.retry import Outcome, judge
 from webhooks.store.logs import LogQuery, LogStore
+from webhooks.store.search import is_bounded
+from webhooks.store.stores import Stores
 
 #: Minimum seconds between two polls; the pause is also a multiple of a poll's time, to spare a busy database.
 _PAUSE_S = 0.5
@@ -25,45 +27,60 @@ _PAUSE_FACTOR = 5
 #: Maximum delay of a log that is still found. Logs wait in the broker while MongoDB is away, and clocks differ.
 WINDOW = timedelta(minutes=2)
 
-_HEADER = ("TIME (UTC)", "RESULT", "RETRY", "EVENT", "WEBHOOK", "MS", "RESPONSE")
+#: Pages of a bounded search that one command reads.
+_MOST_PAGES = 10
+#: Columns of a terminal in which whole ids leave room for the response.
+_WIDE = 180
+
+_HEADER = ("TIME (UTC)", "RESULT", "RETRY", "EVENT", "WEBHOOK", "MS", "DELIVERY", "EVENT ID", "RESPONSE")
 
 
 @click.command()
-@click.option("--webhook", "reference", metavar="REF", help="Only of this webhook: an id or a code.")
-@COMPANY_OPTION
-@click.option(
-    "--event", "event_id", metavar="ID", help="Only of this event: the id that `webhooks send` and Flower show."
-)
-@click.option("--delivery", "delivery_id", metavar="ID", help="Only of this delivery: the header `webhook-id`.")
-@click.option("--failed", "outcome", flag_value=Outcome.FAILED, type=Outcome, help="Only attempts that failed.")
-@click.option("--success", "outcome", flag_value=Outcome.SUCCESS, type=Outcome, help="Only attempts that succeeded.")
-@click.option("--since", type=INSTANT, help="Not before: 90s 30m 2h 7d ago, or a date, in UTC unless it has a zone.")
-@click.option("--until", type=INSTANT, help="Only before.")
+@filter_options
+@click.option("--failed", "result", flag_value=Outcome.FAILED.value, help="Only attempts that failed.")
+@click.option("--success", "result", flag_value=Outcome.SUCCESS.value, help="Only attempts that succeeded.")
 @limit_option(minimum=0)
 @click.option("--follow", "-f", is_flag=True, help="Print new ones until Ctrl-C.")
 @JSON_OPTION
-def logs(
-    reference: str | None, company: ObjectId | None, limit: int, follow: bool, as_json: bool, **filters: Any
-) -> None:
+def logs(limit: int, follow: bool, as_json: bool, **filters: str | None) -> None:
     """Show attempts, the newest last.
 
-    A result such as "409 connect_refused" means that no response came; RESPONSE has the reason.
+    A result such as "409 connect_refused" means that no response came; RESPONSE has the reason. `webhooks show` takes
+    what DELIVERY shows, `webhooks event` what EVENT ID shows.
     """
     if follow and filters["until"]:
         raise click.UsageError("--follow does not go with --until")
     stores = get_stores()
-    webhook_id = find_webhook(stores.webhooks, reference, company)["_id"] if reference else None
-    query = LogQuery(webhook_id=webhook_id, company=company, **filters)
+    query = read_options(stores, filters).query
     printer = LogPrinter(as_json=as_json)
     # Created before the first read, so that no log between the two is missed.
     follower = Follower(stores.logs, query, now()) if follow else None
-    found = stores.logs.read(query, limit)[::-1] if limit else []
+    found, searched_to = read_newest(stores, query, limit) if limit else ([], None)
     printer.print(found)
+    if searched_to is not None:
+        at = format_instant(searched_to)
+        print_error(f"note: no index serves these filters, so only logs since {at} were searched; --until {at} goes on")
     if follower:
         follower.note_shown(found)
         _follow(follower, printer)
     elif not found and not as_json:
         print_error("no logs found")
+
+
+def read_newest(stores: Stores, query: LogQuery, limit: int) -> tuple[list[COTWebhookLog], datetime | None]:
+    """Return the newest logs, oldest first, and how far back was searched where the search ended at its bound."""
+    if not is_bounded(query):
+        return stores.logs.read(query, limit)[::-1], None
+    ids: dict[object, None] = {}
+    page, cursor = None, None
+    for _ in range(_MOST_PAGES):
+        page = stores.search.find_page(query, limit - len(ids), cursor)
+        ids |= {row.log_id: None for row in page.rows}  # the next page may repeat some
+        cursor = page.next
+        if cursor is None or len(ids) >= limit:
+            break
+    found = stores.logs.get_many([log_id for log_id in ids if isinstance(log_id, ObjectId)])
+    return found, page.searched_to if page and len(ids) < limit else None
 
 
 def _follow(follower: "Follower", printer: "LogPrinter") -> None:
@@ -148,7 +165,8 @@ class LogPrinter:
             for log in found:
                 print_json(document_json(log.to_wire()))
             return
-        rows: list[Sequence[str | Cell]] = [_row(log) for log in found]
+        write_id = str if self._table.width >= _WIDE else shorten
+        rows: list[Sequence[str | Cell]] = [_row(log, write_id) for log in found]
         if rows and not self._has_header:
             rows.insert(0, [Cell(name, "bold") for name in _HEADER])
             self._has_header = True
@@ -161,7 +179,7 @@ class LogPrinter:
                 print_error(f"note: {kind}: {text}")
 
 
-def _row(log: COTWebhookLog) -> list[str | Cell]:
+def _row(log: COTWebhookLog, write_id: Callable[[str], str]) -> list[str | Cell]:
     attempt = log.attempt  # None in a log that another system wrote
     is_success = (attempt.outcome if attempt else judge(log.status)) == Outcome.SUCCESS
     result = (attempt.error_kind if attempt else None) or ("success" if is_success else "failed")
@@ -175,6 +193,8 @@ def _row(log: COTWebhookLog) -> list[str | Cell]:
         describe_event(log.event),
         attempt.webhook if attempt else str(log.subscription),
         f"{attempt.total_ms:.0f}" if attempt and attempt.total_ms is not None else "-",
+        write_id(attempt.delivery_id) if attempt else "-",
+        write_id(attempt.event_id) if attempt else "-",
         first_line(log.response),
     ]
 

@@ -1,13 +1,11 @@
 """Arguments and options that several commands have."""
 
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import click
 
 from webhooks.models.wire import parse_object_id
-from webhooks.rules.times import parse_time
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -31,8 +29,6 @@ class ParsedParam(click.ParamType):
 
 
 ID = ParsedParam("id", parse_object_id)
-#: How long ago, or a date and time, in UTC unless it has a zone.
-INSTANT = ParsedParam("time", lambda text: parse_time(text, datetime.now(UTC)))
 COMPANY_OPTION = click.option("--company", type=ID, metavar="ID", help="Only of this company.")
 JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Print JSON, one object per line.")
 

@@ -63,7 +63,8 @@ class Table:
         self._indent = indent
         self._right = frozenset(right)
         self._cut = cut
-        self._width = width or (self._console.width if sys.stdout.isatty() else _NO_WIDTH)
+        #: Of the terminal; a pipe has no end.
+        self.width = width or (self._console.width if sys.stdout.isatty() else _NO_WIDTH)
         self._widths: list[int] = []
 
     def print(self, rows: Sequence[Sequence[str | Cell]]) -> None:
@@ -83,11 +84,11 @@ class Table:
             line.append(padding if number in self._right else "")
             line.append(cell.text, cell.style)
             line.append("  " if number in self._right else padding + "  ")
-        room = self._width - line.cell_len
+        room = self.width - line.cell_len
         if room < min(_MIN_LAST_WIDTH, cell_len(row[-1].text)):
             line.rstrip()
             line.append("\n" + self._indent + _INDENT)
-            room = self._width - len(self._indent + _INDENT)
+            room = self.width - len(self._indent + _INDENT)
         line.append(_cut(row[-1].text, room) if self._cut else row[-1].text, row[-1].style)
         line.rstrip()
         self._console.print(line)

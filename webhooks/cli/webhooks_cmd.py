@@ -10,6 +10,7 @@ from typing import Any, TypeVar, get_args
 import click
 from bson import ObjectId
 
+from webhooks.cli.delivery_cmd import show_delivery
 from webhooks.cli.logs_cmd import LogPrinter, first_line
 from webhooks.cli.options import COMPANY_OPTION, ID, JSON_OPTION, ParsedParam, webhook_argument
 from webhooks.cli.output import Cell, Table, print_error, print_json
@@ -23,12 +24,13 @@ from webhooks.cli.status import (
     read_gates,
     read_status,
 )
-from webhooks.cli.stores import find_webhook, get_stores
+from webhooks.cli.stores import complete_delivery_id, find_webhook, get_stores, record_action
 from webhooks.cli.workers import check_key, find_workers, note_refusal
 from webhooks.delivery import operate
 from webhooks.delivery.operate import change_webhook
 from webhooks.errors import InvalidWebhook
 from webhooks.models import TRIGGERS, COTWebhook, COTWebhookLog, format_instant, now, parse_webhook
+from webhooks.models.ids import DELIVERY_PREFIX
 from webhooks.models.webhook import MAX_RATE, MIN_RATE, TriggerName
 from webhooks.models.wire import document_json, parse_object_id, to_wire
 from webhooks.rules.retry import Outcome
@@ -224,8 +226,14 @@ def _list_row(document: Document, state: Cell) -> list[str | Cell]:
 @webhook_argument
 @JSON_OPTION
 def show(reference: str, company: ObjectId | None, as_json: bool) -> None:
-    """Show a webhook, its pending deliveries and its last attempts. REF is an id or a code."""
+    """Show a webhook, its pending deliveries and its last attempts. REF is an id or a code.
+
+    A delivery's id, which begins with msg_, shows the delivery: its attempts, why they failed and what comes next.
+    """
     stores = get_stores()
+    if reference.startswith(DELIVERY_PREFIX) and not stores.webhooks.find(reference, company):
+        show_delivery(stores, complete_delivery_id(stores, reference), as_json=as_json)
+        return
     document = find_webhook(stores.webhooks, reference, company)
     query = LogQuery(webhook_id=document["_id"])
     attempts = stores.logs.read(query, _SHOWN_ATTEMPTS)[::-1]
@@ -325,7 +333,9 @@ def deactivate(reference: str, company: ObjectId | None) -> None:
     and its logs stay.
     """
     stores = get_stores()
-    _say_active(operate.deactivate(stores, find_webhook(stores.webhooks, reference, company)))
+    document = find_webhook(stores.webhooks, reference, company)
+    with record_action(stores, "deactivate", document) as record:
+        record.result = _say_active(operate.deactivate(stores, document))
 
 
 @click.command()
@@ -336,12 +346,16 @@ def activate(reference: str, company: ObjectId | None) -> None:
     It gets new events within 5 s, but none of those it missed. If it is paused or has stopped, this also resumes it.
     """
     stores = get_stores()
-    _say_active(operate.activate(stores, find_webhook(stores.webhooks, reference, company)))
+    document = find_webhook(stores.webhooks, reference, company)
+    with record_action(stores, "activate", document) as record:
+        record.result = _say_active(operate.activate(stores, document))
 
 
-def _say_active(webhook: COTWebhook) -> None:
+def _say_active(webhook: COTWebhook) -> str:
     state = "active" if webhook.isActive else "inactive"
-    click.echo(f"{webhook.label} ({webhook.id}) of company {webhook.company} is {state}")
+    line = f"{webhook.label} ({webhook.id}) of company {webhook.company} is {state}"
+    click.echo(line)
+    return line
 
 
 def _read_sending(given: Mapping[str, Any]) -> dict[str, Any]:

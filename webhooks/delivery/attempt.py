@@ -1,6 +1,5 @@
 """Fan an event out to deliveries, prepare an attempt's request, and turn its answer into a log."""
 
-import hashlib
 import json
 import logging
 import time
@@ -9,8 +8,6 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from http import HTTPStatus
 from typing import Any
-
-from bson import ObjectId
 
 from webhooks.errors import ErrorKind, SecretUnreadable, TooLate, trace
 from webhooks.models import (
@@ -23,6 +20,7 @@ from webhooks.models import (
     describe_event,
     now,
 )
+from webhooks.models.ids import make_delivery_id, wire_id
 from webhooks.rules.encryption import Use, Vault
 from webhooks.rules.hints import hint
 from webhooks.rules.matching import match
@@ -36,34 +34,6 @@ from webhooks.version import __version__
 logger = logging.getLogger(__name__)
 
 USER_AGENT = f"webhooks/{__version__}"
-
-#: Stands before the number of a resent delivery in its id; no other id has it.
-_RESENT = "~"
-
-
-def make_delivery_id(event_id: str, webhook_id: ObjectId) -> str:
-    """Return the id of the delivery of an event to a webhook; receivers get it as ``webhook-id``.
-
-    It depends on nothing else, so a redelivered message makes no second delivery. It is a hash because receivers see
-    it, and Standard Webhooks allows no ``.`` in it.
-    """
-    digest = hashlib.sha256(f"{event_id}\0{webhook_id}".encode()).hexdigest()
-    return f"msg_{digest[:32]}"
-
-
-def make_resent_id(delivery_id: str, number: int) -> str:
-    """Return the id of a delivery that sends another one again.
-
-    Args:
-        delivery_id: of the delivery, or of one that it was resent as.
-        number: 1 for the first time.
-    """
-    return f"{wire_id(delivery_id)}{_RESENT}{number}"
-
-
-def wire_id(delivery_id: str) -> str:
-    """Return what the receiver gets as ``webhook-id``: the same for a delivery and for those that it is resent as."""
-    return delivery_id.partition(_RESENT)[0]
 
 
 def plain_headers(delivery_id: str, started_at: datetime) -> dict[str, str]:

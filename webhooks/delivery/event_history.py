@@ -92,7 +92,7 @@ def _read_accepted(
     return EventHistory(
         event_id=event_id,
         fate=Fate.ACCEPTED,
-        text=f"It was accepted, and {count} asked for it.",
+        text=f"It was accepted{_explain_acceptance(deliveries)}, and {count} asked for it.",
         company=company,
         type=body.type if body is not None else last.event_type if last is not None else "",
         event=body.event if body is not None else last.event_name if last is not None else "",
@@ -102,6 +102,14 @@ def _read_accepted(
         mismatches=[one for one in _find_mismatches(stores, body) if one.webhook_id not in got_it] if body else (),
         dead_letters=letters,
     )
+
+
+def _explain_acceptance(deliveries: Sequence[DeliveryState]) -> str:
+    known = [one.accepted_at for one in deliveries if one.accepted_at is not None and not one.is_resent]
+    if known:
+        return f" at {min(known):%Y-%m-%d %H:%M:%S} UTC"
+    begun = [one.begun_at for one in deliveries if one.begun_at is not None]
+    return f" by {min(begun):%Y-%m-%d %H:%M:%S} UTC, when its first attempt began" if begun else ""
 
 
 def read_event(stores: Stores, delivery: DeliveryState) -> COTEvent | None:

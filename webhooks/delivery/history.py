@@ -2,15 +2,16 @@
 
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 
 from bson import ObjectId
 
-from webhooks.delivery.attempt import plain_headers, wire_id
+from webhooks.delivery.attempt import plain_headers
 from webhooks.errors import ErrorKind
-from webhooks.models import COTWebhook
+from webhooks.models import AttemptDetails, COTWebhook
+from webhooks.models.ids import wire_id
 from webhooks.rules.explain import Explanation, explain_attempt
 from webhooks.rules.retry import Outcome, ends_webhook
 from webhooks.rules.times import describe_span
@@ -30,6 +31,17 @@ RESPONSE_CHARS = 20_000
 _INLINE_BODY = 8_000
 #: How much later than planned an attempt may begin before that is worth a word.
 _LATE = timedelta(seconds=5)
+#: Units of a time line's bar.
+BAR = 1000.0
+#: The phases of an attempt, in their order, and what people call them.
+_PHASES = (
+    ("lookup", "look-up"),
+    ("connect", "connect"),
+    ("tls", "TLS"),
+    ("send", "send"),
+    ("wait", "wait"),
+    ("read", "read"),
+)
 
 
 class Stage(StrEnum):
@@ -78,6 +90,10 @@ class DeliveryState:
     attempts: int
     #: The newest one; None before the first.
     last: LogRow | None
+    #: When it was written down; None where that is not known any more.
+    accepted_at: datetime | None
+    #: When its first attempt began of which there is a log.
+    begun_at: datetime | None
 
     @property
     def is_resent(self) -> bool:
@@ -134,6 +150,7 @@ def read_delivery(stores: Stores, delivery_id: str, present: datetime) -> Delive
         event_id, company = "" if details is None else details.event_id, rows[-1].company
         body = _read_body(stores, rows[-1])
     states = read_deliveries(stores, event_id, present) if event_id else []
+    outlook = explain_outlook(pending, rows[-1] if rows else None, gate, present)
     return DeliveryHistory(
         delivery_id=delivery_id,
         event_id=event_id,
@@ -143,7 +160,7 @@ def read_delivery(stores: Stores, delivery_id: str, present: datetime) -> Delive
         gate=gate,
         attempts=place_attempts(rows, None if pending is None else pending.created_at),
         has_more=page.next is not None,
-        outlook=explain_outlook(pending, rows[-1] if rows else None, gate, present),
+        outlook=_note_resends(outlook, delivery_id, (one.delivery_id for one in states)),
         body=body,
         others=[one for one in states if one.delivery_id != delivery_id and one.company == company],
     )
@@ -159,23 +176,47 @@ def read_deliveries(stores: Stores, event_id: str, present: datetime) -> list[De
             by_delivery.setdefault(row.details.delivery_id, []).append(row)
     gates = stores.gates.get_many(_ids([*(one.webhook_id for one in pending.values())]))
     states = []
-    for delivery_id in sorted({*by_delivery, *pending}):
-        logs, owed = by_delivery.get(delivery_id, []), pending.get(delivery_id)
+    known = sorted({*by_delivery, *pending})
+    for delivery_id in known:
+        logs, waits = by_delivery.get(delivery_id, []), pending.get(delivery_id)
         last = logs[0] if logs else None
-        webhook_id = owed.webhook_id if last is None and owed is not None else last.webhook_id if last else None
+        webhook_id = waits.webhook_id if last is None and waits is not None else last.webhook_id if last else None
         gate = gates.get(webhook_id) if isinstance(webhook_id, ObjectId) else None
         states.append(
             DeliveryState(
                 delivery_id=delivery_id,
                 webhook_id=webhook_id,
-                company=last.company if last is not None else owed.company if owed is not None else None,
-                name=_name(last, owed),
-                outlook=explain_outlook(owed, last, gate or Gate(ObjectId()), present),
+                company=last.company if last is not None else waits.company if waits is not None else None,
+                name=_name(last, waits),
+                outlook=_note_resends(
+                    explain_outlook(waits, last, gate or Gate(ObjectId()), present), delivery_id, known
+                ),
                 attempts=len(logs),
                 last=last,
+                accepted_at=None if waits is None else waits.created_at,
+                begun_at=logs[-1].details.started_at if logs and logs[-1].details is not None else None,
             )
         )
     return states
+
+
+def _note_resends(outlook: Outlook, delivery_id: str, known: Iterable[str]) -> Outlook:
+    """Add as what a failed delivery was resent, of the known deliveries of its event."""
+    resent = [one for one in known if find_first(one) == delivery_id]
+    if outlook.stage is not Stage.FAILED or not resent:
+        return outlook
+    return replace(outlook, text=f"{outlook.text} It was resent as {', '.join(resent)}.")
+
+
+def read_outlooks(stores: Stores, pending: Sequence[PendingDetails], present: datetime) -> list[Outlook]:
+    """Say of pending deliveries when the next attempt comes and why then."""
+    gates = stores.gates.get_many(_ids(one.webhook_id for one in pending))
+    outlooks = []
+    for one in pending:
+        rows = stores.search.find_page(LogQuery(delivery_id=one.delivery_id), 1).rows if one.retry else []
+        gate = gates.get(one.webhook_id) if isinstance(one.webhook_id, ObjectId) else None
+        outlooks.append(explain_outlook(one, rows[0] if rows else None, gate or Gate(ObjectId()), present))
+    return outlooks
 
 
 def _read_webhook(stores: Stores, webhook_id: object) -> tuple[Gate, COTWebhook | None]:
@@ -377,3 +418,46 @@ def _write_curl(url: str, headers: Iterable[tuple[str, str | None]], body: str, 
     for name, value in shown.items():
         words += ["-H", f"{name}: {value}"]
     return shlex.join([*words, "--data-binary", data])
+
+
+def describe_latest(found: DeliveryHistory) -> RequestText | None:
+    """Describe the request of the newest attempt; None where there was none, or its parts are gone."""
+    details: Sequence[AttemptDetails] = [a.row.details for a in found.attempts if a.row.details is not None]
+    if not details or found.webhook is None or found.body is None:
+        return None
+    return describe_request(found.webhook, found.delivery_id, found.body, details[-1].started_at)
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A part of an attempt's bar."""
+
+    name: str
+    label: str
+    ms: float
+    x: float
+    width: float
+
+
+def draw_phases(details: AttemptDetails | None, longest_ms: float) -> list[Phase]:
+    """Return the parts of an attempt's bar.
+
+    Args:
+        details: of the attempt.
+        longest_ms: how long the longest attempt took: its bar is the whole width.
+    """
+    if details is None:
+        return []
+    phases, x = [], 0.0
+    for name, label in _PHASES:
+        ms: float | None = getattr(details, f"{name}_ms")
+        if ms is not None:
+            width = max(1.0, ms / longest_ms * BAR)
+            phases.append(Phase(name, label, ms, x, width))
+            x += width
+    return phases
+
+
+def find_longest_ms(found: DeliveryHistory) -> float:
+    """Return how long a delivery's longest attempt took, for `draw_phases`."""
+    return max([1.0, *(a.row.details.total_ms or 0.0 for a in found.attempts if a.row.details is not None)])

@@ -1,21 +1,25 @@
 """What operators do to webhooks and deliveries, from the command line and from Flower's pages."""
 
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 from bson import ObjectId
 from kombu.exceptions import OperationalError
 
-from webhooks.delivery.attempt import label_delivery, make_delivery_id, make_resent_id, read_rate
+from webhooks.delivery.attempt import label_delivery, read_rate
 from webhooks.delivery.queueing import queue_attempts
 from webhooks.delivery.records import DeliveryRecords
 from webhooks.delivery.skip import Skipped, skip
+from webhooks.errors import CannotAct, InvalidWebhook
 from webhooks.models import TRIGGERS, COTEvent, COTWebhook, describe_event, now, parse_event, parse_webhook
+from webhooks.models.ids import TEST_PREFIX, make_delivery_id, make_resent_id
 from webhooks.models.wire import format_instant, to_wire
 from webhooks.store.deliveries import Delivery
 from webhooks.store.gates import State
+from webhooks.store.logs import LogQuery
 from webhooks.store.mongo import Document
 from webhooks.store.stores import Stores
 from webhooks.store.webhooks import CACHE_S, read_stored, why_unusable
@@ -24,6 +28,69 @@ from webhooks.store.webhooks import CACHE_S, read_stored, why_unusable
 _MAX_LOOKS = 5
 #: Seconds after which all workers know of a change of a webhook.
 _KNOWN_AFTER_S = CACHE_S + 1
+
+
+@dataclass(slots=True)
+class Record:
+    """The record of an action while it is done."""
+
+    #: What came of it, in sentences.
+    result: str = ""
+
+
+@contextmanager
+def on_record(
+    stores: Stores,
+    action: str,
+    webhook_id: ObjectId | None,
+    *,
+    by: str,
+    delivery_id: str | None = None,
+    reason: str = "",
+    action_id: ObjectId | None = None,
+) -> Iterator[Record | None]:
+    """Record an operator's action before it is done, and its result afterwards.
+
+    Args:
+        stores: where to.
+        action: its name.
+        webhook_id: of the webhook that it is done to; None: of several.
+        by: who does it.
+        delivery_id: of the delivery that it is done to, if it is.
+        reason: why, for people.
+        action_id: identifies the action, so that it is done once; None: it is a new one.
+
+    Yields:
+        The record, whose result the caller sets; None if the action was begun before.
+    """
+    action_id = action_id or ObjectId()
+    what = {"by": by, "action": action, "webhook_id": webhook_id, "delivery_id": delivery_id, "reason": reason}
+    if not stores.actions.begin(action_id, **what):
+        yield None
+        return
+    record = Record()
+    try:
+        yield record
+    except (CannotAct, InvalidWebhook) as refusal:
+        record.result = f"Not done. {refusal}"
+        raise
+    finally:
+        if record.result:
+            stores.actions.end(action_id, record.result)
+
+
+def get_active(document: Document) -> COTWebhook:
+    """Return a stored webhook.
+
+    Raises:
+        CannotAct: nothing can be sent to it.
+    """
+    webhook = read_usable(document)
+    if webhook is None:
+        raise CannotAct("The webhook's document breaks the contract. Correct it first.")
+    if not webhook.isActive:
+        raise CannotAct("The webhook is inactive. Activate it first.")
+    return webhook
 
 
 def let_through(stores: Stores, webhook_id: ObjectId, *, at_full_rate: bool = False) -> bool:
@@ -123,8 +190,8 @@ def send_test(stores: Stores, webhook: COTWebhook) -> Delivery:
         stores: where to write it down.
         webhook: an active one.
     """
-    event, event_id = make_test_event(webhook), str(ObjectId())
-    return _send(stores, webhook, event, f"test-{event_id}", make_delivery_id(f"test-{event_id}", webhook.id))
+    event, event_id = make_test_event(webhook), f"{TEST_PREFIX}{ObjectId()}"
+    return _send(stores, webhook, event, event_id, make_delivery_id(event_id, webhook.id))
 
 
 def make_test_event(webhook: COTWebhook) -> COTEvent:
@@ -139,6 +206,30 @@ def make_test_event(webhook: COTWebhook) -> COTEvent:
         data = {"_id": str(ObjectId()), "name": "Test event", "test": True}
         event |= {"event": "create", "data": {**data, **{k: v for k, v in context.items() if v}}, "extraData": None}
     return parse_event(event, max_bytes=1_000_000)
+
+
+def resend_delivery(stores: Stores, document: Document, delivery_id: str) -> Delivery:
+    """Send a delivery that has ended once more, as `resend` does.
+
+    Args:
+        stores: where to look.
+        document: its webhook's.
+        delivery_id: of the delivery.
+
+    Raises:
+        CannotAct: it has not ended, or cannot be sent again.
+    """
+    webhook = get_active(document)
+    rows = stores.search.find_page(LogQuery(webhook_id=webhook.id, delivery_id=delivery_id), 1).rows
+    logs = stores.logs.get_many([row.log_id for row in rows if isinstance(row.log_id, ObjectId)])
+    if not logs:
+        raise CannotAct("Nothing is known of the delivery any more, so it cannot be resent.")
+    if stores.pending.find(delivery_id) is not None:
+        raise CannotAct("The delivery has not ended yet: its next attempt comes by itself.")
+    details = logs[0].details
+    if details.event_cut:
+        raise CannotAct("The log does not hold the whole event, so the delivery cannot be resent.")
+    return resend(stores, webhook, logs[0].event, details.event_id, delivery_id)
 
 
 def resend(stores: Stores, webhook: COTWebhook, event: COTEvent, event_id: str, delivery_id: str) -> Delivery:
@@ -161,9 +252,9 @@ def resend(stores: Stores, webhook: COTWebhook, event: COTEvent, event_id: str, 
     return _send(stores, webhook, event, event_id, make_resent_id(delivery_id, number))
 
 
-def _send(stores: Stores, webhook: COTWebhook, event: COTEvent, event_id: str, delivery_id: str) -> Delivery:
-    """Write a delivery down and queue it."""
-    delivery = Delivery(
+def make_delivery(webhook: COTWebhook, event: COTEvent, event_id: str, delivery_id: str) -> Delivery:
+    """Return the delivery of an event that an operator sends to a webhook."""
+    return Delivery(
         delivery_id=delivery_id,
         event_id=event_id,
         webhook_id=webhook.id,
@@ -173,8 +264,17 @@ def _send(stores: Stores, webhook: COTWebhook, event: COTEvent, event_id: str, d
         is_ordered=webhook.ordered,
         rate=read_rate(webhook),
     )
-    records = DeliveryRecords(stores.deliveries, stores.held, stores.logs, stores.gates, stores.webhooks)
-    pending = [one for one in records.accept([delivery]) if not one.is_held]
-    with suppress(OperationalError):  # the sweep finds it
-        queue_attempts(pending)
+
+
+def _send(stores: Stores, webhook: COTWebhook, event: COTEvent, event_id: str, delivery_id: str) -> Delivery:
+    """Write a delivery down and queue it."""
+    delivery = make_delivery(webhook, event, event_id, delivery_id)
+    accept(DeliveryRecords(stores.deliveries, stores.held, stores.logs, stores.gates, stores.webhooks), [delivery])
     return delivery
+
+
+def accept(records: DeliveryRecords, deliveries: Sequence[Delivery]) -> None:
+    """Write deliveries down and queue them; those that are known already are left as they are."""
+    pending = [one for one in records.accept(deliveries) if not one.is_held]
+    with suppress(OperationalError):  # the sweep finds them
+        queue_attempts(pending)

@@ -13,7 +13,7 @@ from webhooks.rules.lanes import SEND_QUEUE
 from webhooks.rules.retry import Verdict, is_own_fault, judge_endpoint
 from webhooks.store.deliveries import Delivery, PendingDelivery
 from webhooks.transport.channel import Channel
-from webhooks.transport.headers import LANE_HEADER
+from webhooks.transport.headers import DUE_HEADER, LANE_HEADER
 from webhooks.transport.lanes import FIRST_HEADER, RATE_HEADER, TAKEN_FROM_HEADER
 from webhooks.transport.messages import Admission, Turn
 from webhooks.transport.settlements import report
@@ -22,7 +22,14 @@ from webhooks.transport.settlements import report
 FROM_OUTBOX = "webhooks_outbox"
 
 #: Request keys of Celery, kombu and this package. All others come from the producer or its tracing.
-_NOT_INHERITED = CELERY_HEADERS | {"redelivered", LANE_HEADER, RATE_HEADER, TAKEN_FROM_HEADER, FROM_OUTBOX}
+_NOT_INHERITED = CELERY_HEADERS | {
+    "redelivered",
+    LANE_HEADER,
+    DUE_HEADER,
+    RATE_HEADER,
+    TAKEN_FROM_HEADER,
+    FROM_OUTBOX,
+}
 
 
 def _task(name: str) -> Any:

@@ -185,12 +185,10 @@ class DeliveryRecords:
             if attempt.error_kind in (ErrorKind.WEBHOOK_INACTIVE, ErrorKind.WEBHOOK_UNUSABLE):
                 ownerless.add(log.subscription)
             if attempt.retry_after_s:
-                # The log may come late, through the broker.
-                passed_s = max(0.0, (self._ledger.now() - log.createdAt).total_seconds())
-                asked[log.subscription] = max(asked.get(log.subscription, 0.0), attempt.retry_after_s - passed_s)
+                # From now on, though the log may come late through the broker: the worker's clock may be wrong.
+                asked[log.subscription] = max(asked.get(log.subscription, 0.0), attempt.retry_after_s)
         for webhook_id, seconds in asked.items():
-            if seconds > 0:
-                self._gates.hold(webhook_id, seconds)
+            self._gates.hold(webhook_id, seconds)
         for webhook_id in ownerless:
             # Its held deliveries end with their next attempts, instead of one with each probe.
             self._gates.open(webhook_id, from_state=State.PAUSED)

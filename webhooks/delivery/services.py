@@ -14,6 +14,7 @@ from webhooks.sender import Sender
 from webhooks.store.actions import ActionStore
 from webhooks.store.deadletters import DeadLetterStore
 from webhooks.store.deliveries import DeliveryStore
+from webhooks.store.failed import FailedStore
 from webhooks.store.gates import GateStore
 from webhooks.store.held import HeldDeliveries
 from webhooks.store.leases import Leases
@@ -22,6 +23,7 @@ from webhooks.store.mongo import open_database
 from webhooks.store.notices import NoticeStore
 from webhooks.store.outbox import Outbox
 from webhooks.store.overview import OverviewStore
+from webhooks.store.resend_jobs import ResendJobStore
 from webhooks.store.traces import TraceStore
 from webhooks.store.webhooks import WebhookStore
 from webhooks.transport.holder import process_token
@@ -56,6 +58,8 @@ class Services:
     traces: TraceStore
     actions: ActionStore
     overview: OverviewStore
+    failed: FailedStore
+    resend_jobs: ResendJobStore
     records: DeliveryRecords
     attempt_runner: AttemptRunner
     progress: Progress
@@ -100,6 +104,8 @@ def get_services() -> Services:
         traces=TraceStore(database),
         actions=ActionStore(database),
         overview=OverviewStore(database),
+        failed=FailedStore(database),
+        resend_jobs=ResendJobStore(database),
         records=DeliveryRecords(ledger, held, logs, gates, webhooks),
         attempt_runner=AttemptRunner(
             sender=sender,

@@ -78,6 +78,7 @@ _WORKERS_MODULES = (
     "webhooks.metrics.server",
     "webhooks.jobs.sweep",
     "webhooks.jobs.health_monitor",
+    "webhooks.jobs.resend",
 )
 # Not the current app: the importing service keeps its own.
 app = OwnCelery("webhooks", set_as_current=False, amqp="webhooks.transport.connection:AMQP", include=_WORKERS_MODULES)

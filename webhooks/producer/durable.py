@@ -1,6 +1,8 @@
 """The base class of all our tasks. Producers load it too, so it imports nothing of the worker."""
 
 import logging
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from celery import Task
@@ -9,6 +11,7 @@ from kombu.exceptions import OperationalError
 
 from webhooks.config import get_settings
 from webhooks.errors import AttemptFailed, InvalidEvent, Requeue, TaskDefect, trace
+from webhooks.transport.headers import DUE_HEADER
 
 logger = logging.getLogger(__name__)
 
@@ -18,6 +21,14 @@ class DurableTask(Task):
 
     #: In the worker: writes a dead letter for each message that Celery would drop.
     Request = "webhooks.worker.request:DurableRequest"
+
+    def apply_async(  # pyright: ignore[reportIncompatibleMethodOverride] - the rest are options
+        self, args: Sequence[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> Any:
+        """Queue the task; takes Celery's options. A countdown is independent of the wall clock, unlike Celery's ETA."""
+        if countdown := options.get("countdown"):
+            options["headers"] = {**(options.get("headers") or {}), DUE_HEADER: time.monotonic() + countdown}
+        return super().apply_async(args, kwargs, **options)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the task; retry it after the retry delay if it raises an unexpected error.

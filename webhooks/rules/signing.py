@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable
 from enum import StrEnum
 from functools import lru_cache
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from webhooks.errors import InvalidWebhook
@@ -73,8 +74,42 @@ def sign(using: Iterable[str], message_id: str, timestamp: int, body: bytes) -> 
         timestamp: the header ``webhook-timestamp``, seconds since 1970.
         body: as it is sent.
     """
-    content = f"{message_id}.{timestamp}.".encode() + body
+    content = _content(message_id, timestamp, body)
     return " ".join(_load(secret)(content) for secret in using)
+
+
+def is_signed_with(secret: str, message_id: str, timestamp: int, body: bytes, signatures: str) -> bool:
+    """Tell whether one of a request's signatures was made with a secret; raise InvalidWebhook if that is invalid.
+
+    Args:
+        secret: ``whsec_…`` or ``whsk_…``; or the public key ``whpk_…``.
+        message_id: as for `sign`, and so are the next two.
+        timestamp: of the request.
+        body: as it came.
+        signatures: the header ``webhook-signature``.
+    """
+    given = signatures.split()
+    if not secret.startswith(_PUBLIC_PREFIX):
+        expected = sign([secret], message_id, timestamp, body).encode()
+        return any(hmac.compare_digest(expected, one.encode()) for one in given)
+    raw = _read(secret, _PUBLIC_PREFIX)
+    if len(raw) != _SEED_BYTES:
+        raise InvalidWebhook(f"invalid public key: must be 32 bytes in base64 after {_PUBLIC_PREFIX}")
+    key, content = Ed25519PublicKey.from_public_bytes(raw), _content(message_id, timestamp, body)
+    return any(_verifies(key, one, content) for one in given)
+
+
+def _verifies(key: Ed25519PublicKey, signature: str, content: bytes) -> bool:
+    scheme, _, text = signature.partition(",")
+    try:
+        key.verify(b64decode(text, validate=True), content)
+    except (InvalidSignature, ValueError):
+        return False
+    return scheme == Scheme.V1A
+
+
+def _content(message_id: str, timestamp: int, body: bytes) -> bytes:
+    return f"{message_id}.{timestamp}.".encode() + body
 
 
 @lru_cache(maxsize=_CACHE_SIZE)

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 _AGO = re.compile(r"(\d{1,9})([smhdw])", re.ASCII)
 _AGO_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_MS_PER_S = 1_000
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 
 
@@ -56,3 +57,10 @@ def describe_span(start: datetime, end: datetime) -> str:
         elif parts:
             break
     return " ".join(parts[:2]) or "0 s"
+
+
+def describe_ms(ms: float) -> str:
+    """Write how long a part of an attempt took."""
+    if ms < 1:
+        return f"{ms:.1f} ms"
+    return f"{ms:.0f} ms" if ms < _MS_PER_S else f"{ms / _MS_PER_S:.2f} s"

@@ -48,7 +48,7 @@ class ActionStore:
         *,
         by: str,
         action: str,
-        webhook_id: ObjectId,
+        webhook_id: ObjectId | None,
         delivery_id: str | None,
         reason: str,
     ) -> bool:

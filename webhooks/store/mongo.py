@@ -31,6 +31,9 @@ _BAD_URL = f"WEBHOOKS_MONGODB_URL: is not a MongoDB URL, or its options contradi
 #: Used when the URL names no database.
 _DEFAULT_DATABASE = "webhooks"
 
+#: Sorts after all that ids consist of: ends a search for those that begin with a text.
+LAST_CHARACTER = "\U0010ffff"
+
 _DUPLICATE_KEY = 11000
 _BAD_VALUE = 2
 #: The driver's errors for a document that it cannot encode. Their texts may hold the document's content.

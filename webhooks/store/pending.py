@@ -27,7 +27,7 @@ _WRITTEN_SOON_S = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One event owed to one webhook."""
+    """One event for one webhook."""
 
     delivery_id: str
     event_id: str

@@ -1,13 +1,14 @@
 """Pending deliveries for people: read only, tolerant of invalid documents."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Literal
 
 from bson import ObjectId
 from pymongo.database import Database
 
-from webhooks.store.mongo import Document, instant, store_errors
+from webhooks.store.mongo import LAST_CHARACTER, Document, instant, store_errors
 from webhooks.store.pending import shared_id
 
 #: Pending deliveries of one event that are read.
@@ -60,6 +61,12 @@ class PendingDetailsStore:
             found = list(self._deliveries.find({"event_id": event_id}, _FIELDS).limit(MOST_OF_EVENT))
         return [read_details(document) for document in found]
 
+    def find_ids(self, field: Literal["_id", "event_id"], start: str, limit: int) -> set[str]:
+        """Return ids of pending deliveries, or of their events, that begin with a text; of up to `limit` deliveries."""
+        query = {field: {"$gte": start, "$lt": start + LAST_CHARACTER}}
+        with store_errors():
+            return {str(one[field]) for one in self._deliveries.find(query, {field: 1}).limit(limit)}
+
     def find_body(self, delivery_id: str) -> str | None:
         """Return the JSON text that a pending delivery sends; None when there is none."""
         with store_errors():
@@ -75,11 +82,28 @@ class PendingDetailsStore:
         with store_errors():
             return {one: self._deliveries.count_documents({"webhook_id": one}, limit=limit) for one in webhook_ids}
 
-    def find_of_webhook(self, webhook_id: ObjectId, limit: int) -> Sequence[PendingDetails]:
-        """Return pending deliveries of a webhook, those that are due first."""
+    def find_first(self, webhook_ids: Collection[ObjectId] | None, limit: int) -> list[PendingDetails]:
+        """Return pending deliveries, those that are due first, then held and quarantined ones.
+
+        Args:
+            webhook_ids: of these webhooks; None: of all.
+            limit: how many at most.
+        """
+        query: Document = {} if webhook_ids is None else {"webhook_id": {"$in": list(webhook_ids)}}
         with store_errors():
-            found = list(self._deliveries.find({"webhook_id": webhook_id}, _FIELDS).sort("due_at", 1).limit(limit))
+            found = list(
+                self._deliveries.find({**query, "due_at": {"$type": "date"}}, _FIELDS).sort("due_at", 1).limit(limit)
+            )
+            if len(found) < limit:
+                found += self._deliveries.find({**query, "due_at": None}, _FIELDS).limit(limit - len(found))
         return [read_details(document) for document in found]
+
+    def count(self, webhook_ids: Collection[ObjectId] | None, limit: int) -> int:
+        """Count pending deliveries up to a limit; those of all webhooks are estimated."""
+        with store_errors():
+            if webhook_ids is None:
+                return min(limit, self._deliveries.estimated_document_count())
+            return self._deliveries.count_documents({"webhook_id": {"$in": list(webhook_ids)}}, limit=limit)
 
 
 def read_details(document: Document) -> PendingDetails:

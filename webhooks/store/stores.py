@@ -8,6 +8,7 @@ from webhooks.config import get_settings
 from webhooks.store.actions import ActionStore
 from webhooks.store.deadletters import DeadLetterStore
 from webhooks.store.deliveries import DeliveryStore
+from webhooks.store.failed import FailedStore
 from webhooks.store.gates import GateStore
 from webhooks.store.held import HeldDeliveries
 from webhooks.store.leases import WorkerStore
@@ -16,6 +17,7 @@ from webhooks.store.mongo import Document, open_database
 from webhooks.store.outbox import Outbox
 from webhooks.store.overview import OverviewStore
 from webhooks.store.pending_details import PendingDetailsStore
+from webhooks.store.resend_jobs import ResendJobStore
 from webhooks.store.search import LogSearch
 from webhooks.store.statistics import StatisticsStore
 from webhooks.store.tokens import TokenStore
@@ -64,6 +66,16 @@ class Stores:
     def search(self) -> LogSearch:
         """Pages of logs."""
         return LogSearch(self._database)
+
+    @cached_property
+    def failed(self) -> FailedStore:
+        """Deliveries that failed."""
+        return FailedStore(self._database)
+
+    @cached_property
+    def resend_jobs(self) -> ResendJobStore:
+        """Jobs that resend deliveries."""
+        return ResendJobStore(self._database)
 
     @cached_property
     def dead_letters(self) -> DeadLetterStore:

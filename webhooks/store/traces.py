@@ -18,7 +18,7 @@ from pymongo.database import Database
 
 from webhooks.models import TRIGGERS, COTEvent, now
 from webhooks.store.expiry import ensure_expiry
-from webhooks.store.mongo import Document, insert_new, store_errors
+from webhooks.store.mongo import LAST_CHARACTER, Document, insert_new, store_errors
 from webhooks.store.pending import shared_id
 
 _INDEXES = [
@@ -54,7 +54,7 @@ class TraceStore:
 
     def __init__(self, database: Database[Document]) -> None:
         self._collection = database["eventtraces"]
-        # A crash of MongoDB may forget one: nothing that was owed is lost with it.
+        # A crash of MongoDB may forget one: nothing pending is lost with it.
         self._quick = self._collection.with_options(write_concern=WriteConcern(w=1))
 
     def ensure_indexes(self, ttl_days: int) -> None:
@@ -75,6 +75,12 @@ class TraceStore:
     def find_event(self, event_id: str) -> list[EventTrace]:
         """Return the traces of an event: one for each company that has one with this id."""
         return self._find({"event_id": event_id}, 10)
+
+    def find_ids(self, start: str, limit: int) -> set[str]:
+        """Return ids of events that begin with a text; of up to `limit` traces."""
+        query = {"event_id": {"$gte": start, "$lt": start + LAST_CHARACTER}}
+        with store_errors():
+            return {str(one["event_id"]) for one in self._collection.find(query, {"event_id": 1}).limit(limit)}
 
     def find_object(self, object_id: str, limit: int) -> list[EventTrace]:
         """Return the traces of events about an object, the newest first."""

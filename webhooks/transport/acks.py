@@ -151,6 +151,8 @@ class SettlingChannel(ScriptRunner):
     def _give_back_lost_takes(self) -> None:
         while self.outbox.lost_takes:
             take = self.outbox.lost_takes[0]
+            # Redis may not have run it yet.
+            self.run(SETTLE, self._notes, self._flatten([Settlement(take.id, "over")]))
             entries = self._script_client.hmget(self.global_keyprefix + self.unacked_key, take.tags)
             for tag, entry in reversed(list(zip(take.tags, entries, strict=True))):
                 if entry is not None:

@@ -17,9 +17,10 @@ message keeps its position.
 Keys, with the prefix ``webhooks.`` after the user's; ``q`` is the queue: ``lane.q/name`` (sorted set: messages by
 position), ``lanes.q`` (lanes that have messages), ``ring.q`` and ``ring.q/group`` (order of turns), ``later.q`` (lanes
 that must wait, by the time of the next check), ``state.q/name``, ``flight.q/name`` (tags in flight), ``slow.q/token``
-(a process's tags of slow lanes), ``taken`` (tag → lane and position), ``place`` and ``place.newest`` (last positions),
-``serial``, ``sorting`` (lock), ``threads``, ``workers``, ``leases`` (token → end), ``leases.since`` (token → start of
-renewals without a gap) and ``clock`` (Redis's last time and the sum of its steps back; all times here include both).
+(a process's tags of slow lanes), ``taken`` (tag → lane and position), ``over.id`` (of an attempt or a take that is over
+although its script may still come), ``place`` and ``place.newest`` (last positions), ``serial``, ``sorting`` (lock),
+``threads``, ``workers``, ``leases`` (token → end), ``leases.since`` (token → start of renewals without a gap) and
+``clock`` (Redis's last time and the sum of its steps back; all times here include both).
 """
 
 from collections.abc import Mapping

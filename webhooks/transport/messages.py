@@ -11,6 +11,8 @@ from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps, loads
 from pydantic_core import from_json
 
+from webhooks.transport.headers import DUE_HEADER
+
 
 class Settlement(NamedTuple):
     """The arguments of `SETTLE` for one message or report."""
@@ -115,7 +117,8 @@ def without_eta(message: dict[str, Any]) -> dict[str, Any]:
     """
     if due_at(message) is None:
         return message
-    return {**message, "headers": {**message["headers"], "eta": None}}
+    headers = {name: value for name, value in message["headers"].items() if name != DUE_HEADER}
+    return {**message, "headers": {**headers, "eta": None}}
 
 
 def read_message(raw: bytes) -> dict[str, Any]:

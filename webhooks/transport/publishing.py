@@ -10,7 +10,7 @@ from kombu.utils.imports import symbol_by_name
 from kombu.utils.json import dumps
 
 from webhooks.transport.acks import SettlingChannel
-from webhooks.transport.headers import LANE_HEADER, OTHERS
+from webhooks.transport.headers import DUE_HEADER, LANE_HEADER, OTHERS
 from webhooks.transport.lanes import FIRST_HEADER, LANES_OPTION, RATE_HEADER, Lanes, parent_lane_of
 from webhooks.transport.messages import Admission, LaneState, Turn, due_at, without_eta
 from webhooks.transport.scripts import ADMIT, COUNT, LOOK, PUT, SERIALIZE
@@ -98,11 +98,16 @@ class PublishingChannel(SettlingChannel):
             keys += [self._q_for_pri(name, step) for name in same for step in self.priority_steps]
         arguments: list[Any] = [self.prefixed(""), queue, into, priority]
         for message in messages:
-            eta = due_at(message)
-            delay_s = "" if eta is None or eta <= time.time() else repr(eta - time.time())
             lane = self.lane_of(message) if has_lanes else ""
             stored, is_first = _without_first(without_eta(message))
-            arguments += [write(stored), delay_s, lane, parent_lane_of(lane), *_rate_of(message), int(is_first)]
+            arguments += [
+                write(stored),
+                _delay_of(message),
+                lane,
+                parent_lane_of(lane),
+                *_rate_of(message),
+                int(is_first),
+            ]
         return keys, arguments
 
     # ── Lanes ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -185,6 +190,17 @@ class PublishingChannel(SettlingChannel):
 
     def _has_queue(self, queue: str, **kwargs: Any) -> bool:
         return super()._has_queue(queue, **kwargs) or self._count_in_lanes(queue) > 0
+
+
+def _delay_of(message: dict[str, Any]) -> float | str:
+    """Return the seconds until a message's ETA; "" if it has none or has passed."""
+    eta = due_at(message)
+    if eta is None:
+        return ""
+    due = message["headers"].get(DUE_HEADER)
+    # The clock may have been stepped since a countdown became an ETA.
+    delay_s = due - time.monotonic() if isinstance(due, int | float) else eta - time.time()
+    return delay_s if delay_s > 0 else ""
 
 
 def _rate_of(message: dict[str, Any]) -> tuple[float | str, float | str]:

@@ -52,6 +52,8 @@ _CONSTANTS: Mapping[str, float | str] = {
     "LANES_LOOKED_AT_PER_S": 2_000,
     #: Time for which a lane's state is kept after its last attempt.
     "STATE_KEPT_S": 86_400,
+    #: Time within which Redis may carry out a script whose connection is dead.
+    "OVER_KEPT_S": 600,
     #: Maximum number of lanes examined for one message; the next take continues after them.
     "MOST_LOOKS": 64,
     #: Time after its last report from which a worker counts as gone.

@@ -8,13 +8,15 @@ from functools import partial
 from bson import ObjectId
 from tornado.web import HTTPError, RequestHandler, authenticated
 
-from webhooks.delivery import operate
+from webhooks.delivery import operate, resending
+from webhooks.delivery.resending import FailedCount
 from webhooks.delivery.skip import Skipped
-from webhooks.errors import InvalidWebhook
+from webhooks.errors import CannotAct, InvalidWebhook
 from webhooks.models import COTWebhook
 from webhooks.models.wire import parse_object_id
 from webhooks.rules.health import FULL_RATE
 from webhooks.store.gates import By, Gate, State
+from webhooks.store.log_filter import read_filter
 from webhooks.store.logs import LogQuery
 from webhooks.store.mongo import Document
 from webhooks.store.stores import Stores
@@ -25,11 +27,29 @@ logger = logging.getLogger(__name__)
 
 #: Characters of a reason.
 _MAX_REASON = 300
+#: Logs of failed attempts that are looked at for a count.
+_COUNTED = 5_000
 #: Seconds that an action may take: deactivating a shut webhook waits until all workers know of it.
 _ACT_S = 20.0
 
-#: Does it, and says what came of it. Arguments: webhook's document, reason, delivery id.
-Act = Callable[[Stores, Document, str, str], str]
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a form asks for."""
+
+    #: Made with the form, so that a form that is sent twice acts once.
+    action_id: ObjectId
+    who: str
+    webhook_id: ObjectId
+    delivery_id: str
+    reason: str
+    #: Of what failed: since when to resend it. Of a job: which one.
+    since: str
+    job_id: str
+
+
+#: Does it, and says what came of it. The document is the webhook's.
+Act = Callable[[Stores, Document, Asked], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,90 +78,83 @@ class OfferedAction:
     action_id: ObjectId
 
 
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """What a form asks for."""
-
-    #: Made with the form, so that a form that is sent twice acts once.
-    action_id: ObjectId
-    who: str
-    webhook_id: ObjectId
-    delivery_id: str
-    reason: str
-
-
-class CannotActError(Exception):
-    """An action that cannot be done now; its text says why."""
-
-
-def _pause(stores: Stores, document: Document, reason: str, _: str) -> str:
-    is_changed = stores.gates.pause(document["_id"], By.OPERATOR, reason or "an operator paused it")
+def _pause(stores: Stores, document: Document, asked: Asked) -> str:
+    is_changed = stores.gates.pause(document["_id"], By.OPERATOR, asked.reason or "an operator paused it")
     if not is_changed:
-        raise CannotActError("An operator had paused the webhook already.")
+        raise CannotAct("An operator had paused the webhook already.")
     return "The webhook is paused. What is pending is held, and no retry is used up."
 
 
-def _resume(stores: Stores, document: Document, _: str, __: str) -> str:
+def _resume(stores: Stores, document: Document, _: Asked) -> str:
     if not operate.let_through(stores, document["_id"]):
-        raise CannotActError("The webhook was neither paused nor stopped.")
+        raise CannotAct("The webhook was neither paused nor stopped.")
     gate = stores.gates.get(document["_id"])
     return "The webhook is active." if gate.is_open else "Held deliveries are released, slowly at first."
 
 
-def _drain(stores: Stores, document: Document, _: str, __: str) -> str:
+def _drain(stores: Stores, document: Document, _: Asked) -> str:
     if not operate.let_through(stores, document["_id"], at_full_rate=True):
-        raise CannotActError("The webhook was not paused, stopped or recovering.")
+        raise CannotAct("The webhook was not paused, stopped or recovering.")
     return "Held deliveries are released as fast as the receiver takes them."
 
 
-def _skip(stores: Stores, document: Document, _: str, __: str) -> str:
+def _skip(stores: Stores, document: Document, _: Asked) -> str:
     done: Skipped = operate.skip_first(stores, document)
     if done.logs:
         return f"Delivery {done.logs[0].details.delivery_id} is given up; its log says so."
     if done.busy:
-        raise CannotActError("A worker is attempting the oldest delivery now. Try again when the attempt has ended.")
+        raise CannotAct("A worker is attempting the oldest delivery now. Try again when the attempt has ended.")
     for delivery_id, why in done.broken.items():
-        raise CannotActError(f"Delivery {delivery_id} cannot be skipped: {why}.")
-    raise CannotActError("Nothing is pending for the webhook.")
+        raise CannotAct(f"Delivery {delivery_id} cannot be skipped: {why}.")
+    raise CannotAct("Nothing is pending for the webhook.")
 
 
-def _deactivate(stores: Stores, document: Document, _: str, __: str) -> str:
+def _deactivate(stores: Stores, document: Document, _: Asked) -> str:
     operate.deactivate(stores, document)
     return "The webhook is inactive. It gets no events, and what is pending ends with a log that says so."
 
 
-def _activate(stores: Stores, document: Document, _: str, __: str) -> str:
+def _activate(stores: Stores, document: Document, _: Asked) -> str:
     operate.activate(stores, document)
     return "The webhook is active and gets new events within 5 s. Events of the time in between are not made up for."
 
 
-def _test(stores: Stores, document: Document, _: str, __: str) -> str:
-    delivery = operate.send_test(stores, _active(document))
+def _test(stores: Stores, document: Document, _: Asked) -> str:
+    delivery = operate.send_test(stores, operate.get_active(document))
     return f"A test event is on its way as delivery {delivery.delivery_id}."
 
 
-def _resend(stores: Stores, document: Document, _: str, delivery_id: str) -> str:
-    webhook = _active(document)
-    rows = stores.search.find_page(LogQuery(webhook_id=webhook.id, delivery_id=delivery_id), 1).rows
-    logs = stores.logs.get_many([row.log_id for row in rows if isinstance(row.log_id, ObjectId)])
-    if not logs:
-        raise CannotActError("Nothing is known of the delivery any more, so it cannot be resent.")
-    if stores.pending.find(delivery_id) is not None:
-        raise CannotActError("The delivery has not ended yet: its next attempt comes by itself.")
-    details = logs[0].details
-    if details.event_cut:
-        raise CannotActError("The log does not hold the whole event, so the delivery cannot be resent.")
-    delivery = operate.resend(stores, webhook, logs[0].event, details.event_id, delivery_id)
+def _resend(stores: Stores, document: Document, asked: Asked) -> str:
+    delivery = operate.resend_delivery(stores, document, asked.delivery_id)
     return f"It is on its way again as delivery {delivery.delivery_id}."
 
 
-def _active(document: Document) -> COTWebhook:
-    webhook = operate.read_usable(document)
-    if webhook is None:
-        raise CannotActError("The webhook's document breaks the contract. Correct it first.")
-    if not webhook.isActive:
-        raise CannotActError("The webhook is inactive. Activate it first.")
-    return webhook
+def count_failed(stores: Stores, webhook_id: ObjectId, since: str) -> FailedCount:
+    """Count what failed for good at a webhook since a time.
+
+    Raises:
+        CannotAct: that is no time.
+    """
+    asked = read_filter({"webhook": str(webhook_id), "since": since}, stores.deliveries.now())
+    if asked.errors:
+        raise CannotAct(asked.errors["since"])
+    return resending.count_failed(stores, asked, _COUNTED)
+
+
+def _resend_failed(stores: Stores, document: Document, asked: Asked) -> str:
+    operate.get_active(document)
+    found = count_failed(stores, asked.webhook_id, asked.since or "0s")
+    if not found.total:
+        raise CannotAct("Nothing failed for good since then that was not resent.")
+    job = resending.begin_job(stores, found, resending.RATE, by=asked.who, action_id=asked.action_id)
+    return f"Job {job.job_id} resends {found.text}, behind what waits for the webhook."
+
+
+def _stop_resend(stores: Stores, _: Document, asked: Asked) -> str:
+    job = resending.stop_job(stores, asked.job_id, by=asked.who)
+    if job is None:
+        raise CannotAct("The job is not running.")
+    return f"Job {job.job_id} is stopped. {resending.describe_job(job)}"
 
 
 _PAUSE = Action(
@@ -195,9 +208,19 @@ RESEND = Action(
     "One that has it already and does not compare ids processes it twice.",
     _resend,
 )
+RESEND_FAILED = Action(
+    resending.ACTION,
+    "Resend what failed",
+    "Resend them",
+    "The receiver gets each once more, with the same webhook-id, behind what waits for it. Deliveries that an operator "
+    "gave up are left out. Workers do it, a few per second, and this page shows how far they are.",
+    _resend_failed,
+)
+STOP_RESEND = Action("stop-resend", "Stop", "Stop the job", "What it has resent stays so.", _stop_resend)
 #: By name.
 ACTIONS: Mapping[str, Action] = {
-    one.name: one for one in (_PAUSE, _RESUME, _DRAIN, _SKIP, _DEACTIVATE, _ACTIVATE, _TEST, RESEND)
+    one.name: one
+    for one in (_PAUSE, _RESUME, _DRAIN, _SKIP, _DEACTIVATE, _ACTIVATE, _TEST, RESEND, RESEND_FAILED, STOP_RESEND)
 }
 
 
@@ -246,7 +269,8 @@ class ActionHandler(PageHandler):
         given = self.get_body_argument("action_id", "") or ""
         if not ObjectId.is_valid(given):
             raise RefusedError(400, "Not done", "The form is incomplete. Open the page again.")
-        asked = _Asked(ObjectId(given), self.who, webhook_id, delivery_id, reason)
+        since, job_id = (self.get_body_argument(name, "") or "" for name in ("since", "job"))
+        asked = Asked(ObjectId(given), self.who, webhook_id, delivery_id, reason, since, job_id)
         error = await call_in_thread(partial(_act_on_record, self.stores, action, asked), _ACT_S)
         if error is not None:
             raise RefusedError(409, "Not done", error)
@@ -299,7 +323,7 @@ def read_id(text: str) -> ObjectId:
         raise RefusedError(404, "No such webhook", "A webhook's id is 24 hexadecimal digits.") from None
 
 
-def _act_on_record(stores: Stores, action: Action, asked: _Asked) -> str | None:
+def _act_on_record(stores: Stores, action: Action, asked: Asked) -> str | None:
     """Do something, on record before and after.
 
     Returns:
@@ -308,18 +332,18 @@ def _act_on_record(stores: Stores, action: Action, asked: _Asked) -> str | None:
     document = stores.webhooks.get_stored(asked.webhook_id)
     if document is None:
         raise RefusedError(404, "No such webhook", "There is no webhook with this id any more.")
-    if not stores.actions.begin(
-        asked.action_id,
-        by=asked.who,
-        action=action.name,
-        webhook_id=asked.webhook_id,
-        delivery_id=asked.delivery_id or None,
-        reason=asked.reason,
-    ):
-        return None
     try:
-        result, error = action.act(stores, document, asked.reason, asked.delivery_id), None
-    except (CannotActError, InvalidWebhook) as refusal:
-        result, error = f"Not done. {refusal}", str(refusal)
-    stores.actions.end(asked.action_id, result)
-    return error
+        with operate.on_record(
+            stores,
+            action.name,
+            asked.webhook_id,
+            by=asked.who,
+            delivery_id=asked.delivery_id or None,
+            reason=asked.reason,
+            action_id=asked.action_id,
+        ) as record:
+            if record is not None:
+                record.result = action.act(stores, document, asked)
+    except (CannotAct, InvalidWebhook) as refusal:
+        return str(refusal)
+    return None

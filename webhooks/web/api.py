@@ -21,6 +21,7 @@ from webhooks.errors import StoreUnavailable
 from webhooks.models import format_instant, now
 from webhooks.models.wire import document_json, show
 from webhooks.rules.times import parse_time
+from webhooks.store.log_filter import read_filter
 from webhooks.store.logs import LogQuery, parse_log
 from webhooks.store.mongo import Document
 from webhooks.store.search import Cursor
@@ -28,7 +29,7 @@ from webhooks.store.stores import Stores
 from webhooks.store.webhooks import for_company
 from webhooks.web.base import ReadsStores
 from webhooks.web.extension import FOLDER
-from webhooks.web.filters import read_cursor, read_filter, write_cursor
+from webhooks.web.filters import read_cursor, write_cursor
 
 DEFAULT_LIMIT, MAX_LIMIT = 100, 1_000
 #: Bytes at which an answer takes no further log: one has up to some hundred kilobytes.

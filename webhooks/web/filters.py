@@ -1,71 +1,12 @@
-"""The filters of the list of logs, as they stand in its URL."""
+"""The page of a list of logs, as it stands in its URL."""
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Any
-from urllib.parse import urlencode
 
-from webhooks.errors import ErrorKind
-from webhooks.models import TRIGGERS, format_instant
-from webhooks.models.wire import parse_instant, parse_object_id
-from webhooks.rules.retry import Outcome
-from webhooks.rules.times import parse_time
-from webhooks.store.logs import LogQuery
+from webhooks.models import format_instant
+from webhooks.models.wire import parse_instant
 from webhooks.store.search import Cursor
 
-#: Names of the filters in the URL.
-NAMES = ("company", "webhook", "result", "status", "kind", "type", "since", "until", "delivery", "event", "object")
-#: The events that people choose among, as ``TYPE`` or ``TYPE NAME``.
-TYPES = tuple(
-    choice
-    for trigger in TRIGGERS.values()
-    for choice in (trigger.type, *(f"{trigger.type} {name}" for name in sorted(trigger.events)))
-)
-#: What `status` may be besides a number.
-CLASSES = ("2xx", "3xx", "4xx", "5xx", "none")
-
-_STATUS = re.compile(r"[1-9][0-9]{2}", re.ASCII)
-_CLASS = re.compile(r"([1-9])xx", re.ASCII)
 _CURSOR = re.compile(r"(.{1,40})~([0-9]{1,5})", re.ASCII)
-
-
-@dataclass(frozen=True, slots=True)
-class LogFilter:
-    """What the list of logs is asked for."""
-
-    #: As given, without those that are empty.
-    values: Mapping[str, str]
-    query: LogQuery
-    #: A webhook's code or id, still to be looked up.
-    webhook: str | None = None
-    #: Of each filter that cannot be used, what is wrong with it.
-    errors: Mapping[str, str] = field(default_factory=dict)
-
-    def to_url(self, **changes: str | None) -> str:
-        """Return the query string of these filters, some of them changed; None takes one away."""
-        values = {name: value for name, value in {**self.values, **changes}.items() if value}
-        return f"?{urlencode(values)}" if values else "?"
-
-
-def read_filter(values: Mapping[str, str], present: datetime) -> LogFilter:
-    """Read filters from a URL.
-
-    Args:
-        values: by name, one of each; other names are left alone.
-        present: what "2h ago" counts from.
-    """
-    given = {name: text for name in NAMES if (text := values.get(name, "").strip())}
-    read: dict[str, Any] = {}
-    errors: dict[str, str] = {}
-    for name, text in given.items():
-        if name in _READERS:
-            try:
-                read |= _READERS[name](text, present)
-            except ValueError as error:
-                errors[name] = str(error)
-    return LogFilter(given, LogQuery(**read), given.get("webhook"), errors)
 
 
 def read_cursor(text: str) -> Cursor | None:
@@ -80,48 +21,3 @@ def read_cursor(text: str) -> Cursor | None:
 def write_cursor(cursor: Cursor) -> str:
     """Write what `read_cursor` reads."""
     return f"{format_instant(cursor.at)}~{cursor.shown}"
-
-
-def _read_status(text: str, _: datetime) -> dict[str, Any]:
-    if text == "none":
-        return {"has_response": False}
-    if match := _CLASS.fullmatch(text):
-        first = int(match[1]) * 100
-        return {"statuses": (first, first + 99)}
-    if _STATUS.fullmatch(text):
-        return {"statuses": (int(text), int(text))}
-    raise ValueError("must be a status such as 404, a class such as 4xx, or none for attempts without a response")
-
-
-def _read_type(text: str, _: datetime) -> dict[str, Any]:
-    if text not in TYPES:
-        raise ValueError("must be an event type such as COTTask, or type and event such as COTTask create")
-    event_type, *names = text.split(" ")
-    return {"event_type": event_type, "event_name": names[0] if names else None}
-
-
-def _one_of(choices: type[Outcome] | type[ErrorKind]) -> Callable[[str], Any]:
-    def read(text: str) -> Any:
-        if text not in list(choices):
-            raise ValueError(f"must be one of {', '.join(choices)}")
-        return choices(text)
-
-    return read
-
-
-def _as(name: str, read: Callable[[str], Any]) -> Callable[[str, datetime], dict[str, Any]]:
-    return lambda text, _: {name: read(text)}
-
-
-_READERS: Mapping[str, Callable[[str, datetime], dict[str, Any]]] = {
-    "company": _as("company", parse_object_id),
-    "result": _as("outcome", _one_of(Outcome)),
-    "status": _read_status,
-    "kind": _as("kind", _one_of(ErrorKind)),
-    "type": _read_type,
-    "since": lambda text, present: {"since": parse_time(text, present)},
-    "until": lambda text, present: {"until": parse_time(text, present)},
-    "delivery": _as("delivery_id", str),
-    "event": _as("event_id", str),
-    "object": _as("object_id", str),
-}

@@ -1,7 +1,7 @@
 """``/webhooks/logs``: every attempt, newest first."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from urllib.parse import urlencode
 
 from bson import ObjectId
@@ -9,15 +9,15 @@ from tornado.web import authenticated
 
 from webhooks.errors import ErrorKind
 from webhooks.models import COTWebhook
-from webhooks.models.wire import parse_object_id
 from webhooks.rules.retry import Outcome
+from webhooks.store.log_filter import CLASSES, NAMES, TYPES, LogFilter, find_query, read_filter
 from webhooks.store.logs import LogQuery
 from webhooks.store.search import Cursor, LogPage
 from webhooks.store.stores import Stores
 from webhooks.store.traces import EventTrace
 from webhooks.web.base import PageHandler
 from webhooks.web.extension import page_path
-from webhooks.web.filters import CLASSES, NAMES, TYPES, LogFilter, read_cursor, read_filter, write_cursor
+from webhooks.web.filters import read_cursor, write_cursor
 
 #: Rows of a page.
 ROWS = 50
@@ -68,16 +68,7 @@ def find_logs(stores: Stores, asked: LogFilter, cursor: Cursor | None) -> FoundL
     Raises:
         ValueError: no webhook, or more than one, has the code that is asked for.
     """
-    query = asked.query
-    if asked.webhook is not None:
-        found = stores.webhooks.find(asked.webhook, query.company)
-        if len(found) > 1:
-            raise ValueError("several companies have a webhook with this code: give a company too, or the webhook's id")
-        if found:
-            query = replace(query, webhook_id=found[0]["_id"])
-        else:
-            # Logs outlive a webhook that was deleted.
-            query = replace(query, webhook_id=_read_id(asked.webhook))
+    query = find_query(asked, stores.webhooks)
     page = stores.search.find_page(query, ROWS, cursor)
     ids = {row.webhook_id for row in page.rows if isinstance(row.webhook_id, ObjectId)}
     names = {one_id: name_webhook(one) for one_id, one in stores.webhooks.get_many(ids).items()}
@@ -90,13 +81,6 @@ def find_logs(stores: Stores, asked: LogFilter, cursor: Cursor | None) -> FoundL
 def name_webhook(webhook: COTWebhook | None) -> str:
     """Return what people call a webhook; empty for one that is missing or cannot be used."""
     return "" if webhook is None else webhook.name or webhook.code
-
-
-def _read_id(text: str) -> ObjectId:
-    try:
-        return parse_object_id(text)
-    except ValueError:
-        raise ValueError("there is no webhook with this code or id") from None
 
 
 class FindHandler(PageHandler):

@@ -9,11 +9,10 @@ from typing import Any
 from urllib.parse import urlencode
 
 from webhooks.models.wire import make_safe, to_wire
-from webhooks.rules.times import describe_span
+from webhooks.rules.times import describe_ms, describe_span
 
 #: What may stand in a text of several lines as it is.
 _PLAIN = frozenset("\n\t")
-_MS_PER_S = 1000
 #: Fields of a webhook, in the contract's order of asking for them.
 _CONTRACT = ("name", "code", "url", "description", "trigger", "context", "isActive", "company", "_id")
 
@@ -51,13 +50,7 @@ def iso(at: datetime | None) -> str:
 
 def duration(ms: float | None) -> str:
     """Write how long something took."""
-    if ms is None:
-        return "—"
-    if ms < 1:
-        return f"{ms:.1f} ms"
-    if ms < _MS_PER_S:
-        return f"{ms:.0f} ms"
-    return f"{ms / _MS_PER_S:.2f} s"
+    return "—" if ms is None else describe_ms(ms)
 
 
 def span(start: datetime, end: datetime) -> str:

@@ -27,6 +27,7 @@ from billiard.einfo import ExceptionInfo
 from bson import ObjectId
 from celery.concurrency.base import BasePool, apply_target
 from celery.exceptions import Reject
+from celery.platforms import EX_FAILURE
 from celery.worker import state
 
 from webhooks.delivery.accept import Accepted, Accepting, accept, leave_lane
@@ -81,7 +82,10 @@ class Job:
 
     def begin(self) -> None:
         """Report the start of the task to Celery."""
-        self.accept_callback(os.getpid(), time.monotonic())
+        try:
+            self.accept_callback(os.getpid(), time.monotonic())
+        except Exception as error:  # noqa: BLE001 - such as NotImplementedError after `celery control terminate`
+            logger.error("job %s goes on although its start was not reported: %s", self.task_id, trace(error))  # noqa: TRY400
 
     def trace(self) -> None:
         """Run the task with Celery's tracer, within a batch that knows the outcome."""
@@ -488,4 +492,12 @@ def _take_batch(source: "queue.SimpleQueue[Any]", timeout_s: float | None = None
 
 
 def _thread(run: Callable[[], object], name: str) -> threading.Thread:
-    return threading.Thread(target=run, name=f"pool-{name}", daemon=True)
+    def run_or_stop() -> None:
+        try:
+            run()
+        except BaseException as error:  # noqa: BLE001 - a defect
+            # The leases go on, so this process would keep its messages for ever.
+            logger.critical("the worker ends, as its pool met a defect: %s", trace(error))
+            state.should_stop = EX_FAILURE
+
+    return threading.Thread(target=run_or_stop, name=f"pool-{name}", daemon=True)

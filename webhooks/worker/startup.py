@@ -150,7 +150,7 @@ def _make_indexes() -> None:
     while not stopping.is_set():
         try:
             services.logs.ensure_indexes(get_settings().log_ttl_days)
-            for store in (*stores, services.actions, services.dead_letters):
+            for store in (*stores, services.actions, services.dead_letters, services.resend_jobs):
                 store.ensure_indexes()
             services.traces.ensure_indexes(get_settings().log_ttl_days)
         except StoreUnavailable as error:

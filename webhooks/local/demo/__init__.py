@@ -17,8 +17,8 @@ import click
 from webhooks.config import Settings
 from webhooks.errors import CannotStart, StoreUnavailable
 from webhooks.local import servers
-from webhooks.local.demo.receiver import FLAKY_PATH, REFUSALS, run_receiver
 from webhooks.local.processes import Supervisor, kill_group, spawn
+from webhooks.local.receiver import Received, run_receiver
 from webhooks.local.up import child_env, flower_program, start_servers, worker_program
 from webhooks.rules.encryption import new_key
 from webhooks.store.logs import LogQuery, LogStore
@@ -26,10 +26,13 @@ from webhooks.store.mongo import open_database
 
 _EVENTS = Path(__file__).parent / "events"
 _COMPANY = "625bcbdcc9a8e3a86dbf041c"  # the company of the sample events
+#: Path at which the receiver answers each delivery some times with 503, then with 200.
+_FLAKY_PATH = "/notes"
+_REFUSALS = 2
 #: Seconds between attempts; short, so that the demo is quick.
 _RETRY_DELAY_S = 3
 #: Attempts of the demo: one for the task; for the note, those that fail and one that succeeds.
-_ATTEMPTS = 1 + REFUSALS + 1
+_ATTEMPTS = 1 + _REFUSALS + 1
 #: Seconds for all attempts.
 _ATTEMPTS_WITHIN_S = 60
 
@@ -49,7 +52,7 @@ def run_demo(settings: Settings, *, once: bool) -> None:
     """
     with (
         tempfile.TemporaryDirectory(prefix="webhooks-demo-") as folder,
-        run_receiver(lambda line: _say(f"receiver │ {line}", fg="cyan")) as receiver_port,
+        run_receiver(_answer, _show) as receiver_port,
     ):
         try:
             with Supervisor() as supervisor:
@@ -57,6 +60,16 @@ def run_demo(settings: Settings, *, once: bool) -> None:
         except KeyboardInterrupt:
             click.echo()
         click.echo("All stopped; no process and no file is left.")
+
+
+def _answer(received: Received) -> tuple[int, bytes]:
+    is_refused = received.path == _FLAKY_PATH and received.number <= _REFUSALS
+    return (503, b"busy, come back later") if is_refused else (200, b"thank you")
+
+
+def _show(received: Received, status: int) -> None:
+    line = f"POST {received.path}  {len(received.body)} bytes  webhook-id {received.delivery_id}  → {status}"
+    _say(f"receiver │ {line}", fg="cyan")
 
 
 def _run(data_dir: Path, settings: Settings, supervisor: Supervisor, receiver_port: int, *, once: bool) -> None:
@@ -83,7 +96,7 @@ def _run(data_dir: Path, settings: Settings, supervisor: Supervisor, receiver_po
     _say(f"receiver   {receiver}")
     _say(f"\nThe demo retries a failed attempt after {_RETRY_DELAY_S} s; the default is 30 s.\n")
     task = ("--trigger", "create-edit-delete-task", "--url", f"{receiver}/tasks", "--code", "tasks")
-    note = ("--trigger", "create-edit-delete-note", "--url", f"{receiver}{FLAKY_PATH}", "--code", "notes")
+    note = ("--trigger", "create-edit-delete-note", "--url", f"{receiver}{_FLAKY_PATH}", "--code", "notes")
     _command(env, "add", "--company", _COMPANY, *task)
     _command(env, "add", "--company", _COMPANY, *note)
     with _follow_logs(env):

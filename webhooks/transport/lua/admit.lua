@@ -18,7 +18,8 @@ for i = 6, #ARGV, 4 do
   set_limit(q, lane, ARGV[i + 2], ARGV[i + 3])
   local answer = 0
   local waiting = redis.call('ZCARD', key('lane.' .. q .. '/' .. lane))
-  if room > 0 and waiting == 0 and not why_not(q, lane, true) then
+  local is_over = redis.call('EXISTS', key('over.' .. tag)) == 1
+  if room > 0 and waiting == 0 and not is_over and not why_not(q, lane, true) then
     room = room - 1
     note_flight(q, lane, tag)
     redis.call('HSET', key('taken'), tag, q .. '\n' .. lane .. '\n')  -- for `OVERDUE`, if its process dies

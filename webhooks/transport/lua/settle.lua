@@ -7,12 +7,14 @@
 --   lane, "limit", rate and burst or "", "", queue
 --   lane, "hold", seconds, "", "", queue
 --   tag, "done", "", lane, "", queue: the end of an attempt that `ADMIT` admitted
+--   id of a take, "over": if it comes late, it takes nothing
 --#include now
 --#include wake
 --#include lanes
 --#include leave
 --#include limit
 --#include report
+local function note_over(id) redis.call('SET', key('over.' .. id), 1, 'EX', {OVER_KEPT_S}) end
 local is_ours = false
 local q, lane, position
 for i = 2, #ARGV, 6 do
@@ -29,8 +31,12 @@ for i = 2, #ARGV, 6 do
     redis.call('EXPIRE', state, math.ceil(tonumber(number)) + 3600)
     is_ours = false
   elseif act == 'done' then
-    redis.call('HDEL', key('taken'), tag)
+    -- Its admission, sent over a connection that died, may still come.
+    if redis.call('HDEL', key('taken'), tag) == 0 then note_over(tag) end
     leave_flight(ARGV[i + 5], where, tag)
+    is_ours = false
+  elseif act == 'over' then
+    note_over(tag)
     is_ours = false
   elseif act == 'stale' and redis.call('ZSCORE', KEYS[2], tag) ~= number then
     is_ours = false  -- its holder has settled it since

@@ -10,6 +10,7 @@
 --#include wake
 --#include lanes
 --#include leases
+if redis.call('EXISTS', key('over.' .. ARGV[2])) == 1 then return {string.format('%.6f', wall), -1, 0} end
 local id, most, room, row, queues = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local batch, held_s, slots, holder = ARGV[7], tonumber(ARGV[8]), tonumber(ARGV[9]), holder_of(id)
 local name, ending, kind = {}, {}, {}

@@ -1,0 +1,30 @@
+"""The pool's threads outlive what they meet, or the worker ends: it must not hold its messages and do nothing."""
+
+from typing import Any
+
+import pytest
+from celery.platforms import EX_FAILURE
+from celery.worker import state
+
+from webhooks.worker import pool
+
+
+def test_defect_that_ends_a_thread_of_the_pool_ends_the_worker(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(state, "should_stop", None)
+
+    def fail() -> None:
+        raise ValueError("a defect")
+
+    thread = pool._thread(fail, "test")
+    thread.start()
+    thread.join(10)
+    assert state.should_stop == EX_FAILURE
+
+
+def test_attempt_that_is_terminated_before_it_begins_does_not_end_its_thread():
+    """Celery has the pool end it when it begins, and a thread cannot be ended."""
+    batch_pool: Any = pool.BatchPool.__new__(pool.BatchPool)
+    job = pool.Job(print, ("webhooks.send", "msg_1", {}), print, batch_pool.terminate_job)
+    with pytest.raises(NotImplementedError):
+        batch_pool.terminate_job(1)
+    job.begin()
