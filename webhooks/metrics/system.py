@@ -15,8 +15,11 @@ from webhooks.store.overview import Overview, OverviewStore
 
 _T = TypeVar("_T")
 
-#: Seconds for which an answer is shown again: two Prometheus servers, or a probe beside it, ask once.
+#: Seconds for which an answer is shown again, at least: two Prometheus servers, and an outage, ask once. An answer that
+#: took long, as with very many lanes, is shown for this many times that, and at most so long.
 _FRESH_S = 5.0
+_TIMES_TAKEN = 100
+_MOST_FRESH_S = 60.0
 #: Seconds for both servers' answers. Less than Prometheus's 10 s for a scrape.
 _WITHIN_S = 3.0
 
@@ -35,7 +38,7 @@ class SystemReader:
     def __init__(self, store: OverviewStore) -> None:
         self._store = store
         self._lock = Lock()
-        self._read_at = 0.0
+        self._ask_at = 0.0
         self._system: System | None = None
 
     def read(self, lanes: Callable[[], Mapping[str, str]] = dict) -> System:
@@ -45,8 +48,12 @@ class SystemReader:
             lanes: returns the lanes to look at, as for `read_broker`.
         """
         with self._lock:
-            if self._system is None or time.monotonic() - self._read_at > _FRESH_S:
-                self._system, self._read_at = self._ask(lanes()), time.monotonic()
+            if self._system is None or time.monotonic() > self._ask_at:
+                begun = time.monotonic()
+                self._system = self._ask(lanes())
+                is_whole = self._system.broker is not None and self._system.database is not None
+                took_s = time.monotonic() - begun if is_whole else 0.0
+                self._ask_at = time.monotonic() + max(_FRESH_S, min(_TIMES_TAKEN * took_s, _MOST_FRESH_S))
             return self._system
 
     def _ask(self, lanes: Mapping[str, str]) -> System:
