@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import quote, unquote, urlsplit
@@ -182,6 +182,15 @@ class Settings(BaseSettings):
         default=256, ge=1, le=10_000, description="maximum number of attempts in flight per worker process"
     )
 
+    metrics_port: Annotated[frozenset[int] | None, NoDecode] = Field(
+        default=None,
+        description="port at which a worker serves metrics and probes, or ports such as `9464-9471`, of which each "
+        "worker takes the first that is free; empty: none",
+    )
+    metrics_address: str = Field(
+        default="127.0.0.1", description="address of that port: `0.0.0.0` or `::` for all; it has no login and no TLS"
+    )
+
     web_readonly: bool = Field(default=False, description="whether the pages in Flower are read-only")
 
     atomic_transport: bool = Field(
@@ -234,7 +243,7 @@ class Settings(BaseSettings):
             raise ValueError("must be keys as `webhooks secret new-key` makes them, comma-separated")
         return keys
 
-    @field_validator("allowed_ports", mode="before")
+    @field_validator("allowed_ports", "metrics_port", mode="before")
     @classmethod
     def _split_ports(cls, value: object) -> object:
         if not isinstance(value, str):
@@ -261,6 +270,14 @@ class Settings(BaseSettings):
     @classmethod
     def _none_when_empty(cls, value: object) -> object:
         return None if value == "" else value
+
+    @field_validator("metrics_address")
+    @classmethod
+    def _is_address(cls, value: str) -> str:
+        try:
+            return str(ip_address(value))
+        except ValueError:
+            raise ValueError("must be an IP address, such as 127.0.0.1 or 0.0.0.0") from None
 
     @field_validator("operators_url")
     @classmethod

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from bson import ObjectId
 
 from webhooks.delivery.attempt import fan_out
+from webhooks.delivery.meters import EventResult, meters
 from webhooks.delivery.outcomes import DeliverOutcome, Done, Failed, ToAttempt
 from webhooks.delivery.queueing import FROM_OUTBOX, ask_turns, queue_attempts, queue_next, serialize_lane
 from webhooks.delivery.records import PostponedClaim
@@ -176,6 +177,7 @@ def _read(services: Services, one: Accepting) -> DeliverOutcome | None:
         event = read_event(one.value)
     except InvalidEvent as error:
         logger.warning("event %s is refused, nothing of it is sent: %s", one.event_id, error)
+        meters.count_event(EventResult.REFUSED)
         return Failed(error)
     webhooks = services.webhooks.of_company(event.company)
     is_ordered = any(webhook.ordered and TRIGGERS[webhook.trigger].type == event.type for webhook in webhooks)
@@ -236,7 +238,7 @@ def _place(services: Services, events: Sequence[Accepting], room: Room | None) -
             admitted = {d.delivery_id: d for _, d in asked if turns[d.delivery_id] is Turn.NOW}
         taken, waiting, rest = _sort_out(pairs, turns)
         found = services.records.accept_claimed([(delivery, claims[delivery.delivery_id]) for _, delivery in taken])
-        begun = [pair for pair, one in zip(taken, found, strict=True) if isinstance(one, Claimed)]
+        begun = [(*pair, one.created_at) for pair, one in zip(taken, found, strict=True) if isinstance(one, Claimed)]
         # Deliveries that were stored before are queued and claimed like any other.
         rest += [pair for pair, one in zip(taken, found, strict=True) if isinstance(one, Blocked | PostponedClaim)]
         # A redelivered event is older than everything that entered its lanes since.
@@ -253,7 +255,7 @@ def _place(services: Services, events: Sequence[Accepting], room: Room | None) -
         raise
     if room is not None:
         room.give_back(places - len(begun))
-    for delivery_id in admitted.keys() - {delivery.delivery_id for _, delivery in begun}:
+    for delivery_id in admitted.keys() - {delivery.delivery_id for _, delivery, _ in begun}:
         leave_lane(admitted[delivery_id], claims[delivery_id])
     for event in events:
         event.pending = [delivery for delivery in event.pending if delivery.delivery_id not in ended]
@@ -262,8 +264,9 @@ def _place(services: Services, events: Sequence[Accepting], room: Room | None) -
     for event, delivery in waiting:
         event.unplaced.append(delivery)
     attempts: dict[int, list[ToAttempt]] = {}
-    for event, delivery in begun:
-        one = ToAttempt(delivery, claims[delivery.delivery_id], webhooks[delivery.webhook_id], event.event)
+    for event, delivery, at in begun:
+        webhook = webhooks[delivery.webhook_id]
+        one = ToAttempt(delivery, claims[delivery.delivery_id], webhook, event.event, accepted_at=at)
         attempts.setdefault(id(event), []).append(one)
     return attempts
 
@@ -310,6 +313,7 @@ def _finish(services: Services, one: Accepting, *, is_told: bool) -> Done:
     """Finish an event once all its deliveries are placed."""
     if one.is_from_outbox:
         services.outbox.remove(one.event_id)
+    meters.count_event(EventResult.UNMATCHED if one.is_unwanted else EventResult.MATCHED)
     if one.event is not None and not is_told:  # started attempts write log lines of their own
         logger.info("event %s (%s): %d deliveries", one.event_id, describe_event(one.event), len(one.pending))
     count = "1 delivery" if len(one.pending) == 1 else f"{len(one.pending)} deliveries"

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from webhooks.models import COTEvent, COTWebhook, COTWebhookLog
@@ -50,6 +51,8 @@ class ToAttempt:
     event: COTEvent | None = None
     #: Whether it probes a paused endpoint; a probe uses up no retry.
     is_probe: bool = False
+    #: When the delivery was stored, by MongoDB's clock; None if that is not known.
+    accepted_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -5,12 +5,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from webhooks.delivery.attempt import summarize
+from webhooks.delivery.meters import Fault, meters
 from webhooks.delivery.outcomes import Attempted
 from webhooks.delivery.queueing import queue_next
 from webhooks.delivery.services import Services, get_services
 from webhooks.delivery.stopping import stopping
 from webhooks.errors import StoreUnavailable, trace
-from webhooks.models import COTWebhookLog, format_instant
+from webhooks.models import COTWebhookLog, format_instant, now
 from webhooks.producer.app import app
 from webhooks.rules.retry import Outcome
 
@@ -46,6 +47,9 @@ def record(services: Services, attempted: Sequence[Attempted], first: Iterable[A
         for log, fault in zip(logs, faults, strict=True):
             if fault is not None:
                 _log_unstorable(log, fault)
+    theirs = services.deliveries.estimate_now()
+    ahead_s = None if theirs is None else (theirs - now()).total_seconds()
+    meters.count_attempts([(one.log, one.attempt.accepted_at) for one in attempted], ahead_s)
     for one in attempted:
         if one.span is not None:
             one.span.end(one.log)
@@ -117,6 +121,7 @@ def store_log(log: COTWebhookLog) -> None:
         except Exception as error:  # noqa: BLE001 - likewise; tried again
             logger.warning("log %s is held, neither MongoDB nor the broker takes it: %s", log.id, type(error).__name__)
         else:
+            meters.count_fault(Fault.LOG_LATE)
             return None
         if stopping.wait(1):
             # The ack fails too, so the broker redelivers the message.
@@ -125,4 +130,5 @@ def store_log(log: COTWebhookLog) -> None:
 
 
 def _log_unstorable(log: COTWebhookLog, error: Exception) -> None:
+    meters.count_fault(Fault.LOG_UNSTORABLE)
     logger.error("log %s cannot be stored: %s: %s", log.id, summarize(log), trace(error))

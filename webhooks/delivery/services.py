@@ -24,6 +24,7 @@ from webhooks.store.logs import LogStore
 from webhooks.store.mongo import open_database
 from webhooks.store.notices import NoticeStore
 from webhooks.store.outbox import Outbox
+from webhooks.store.overview import OverviewStore
 from webhooks.store.resend_jobs import ResendJobStore
 from webhooks.store.traces import TraceStore
 from webhooks.store.webhooks import WebhookStore
@@ -61,6 +62,7 @@ class Services:
     outbox: Outbox
     traces: TraceStore
     actions: ActionStore
+    overview: OverviewStore
     failed: FailedStore
     resend_jobs: ResendJobStore
     records: DeliveryRecords
@@ -109,6 +111,7 @@ def get_services() -> Services:
         outbox=Outbox(database),
         traces=TraceStore(database),
         actions=ActionStore(database),
+        overview=OverviewStore(database),
         failed=FailedStore(database),
         resend_jobs=ResendJobStore(database),
         records=DeliveryRecords(ledger, held, logs, gates, webhooks),

@@ -76,6 +76,7 @@ _WORKERS_MODULES = (
     "webhooks.worker.renewal",
     "webhooks.worker.startup",
     "webhooks.worker.tasks",
+    "webhooks.metrics.server",
     "webhooks.jobs.sweep",
     "webhooks.jobs.health_monitor",
     "webhooks.jobs.resend",

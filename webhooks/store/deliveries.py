@@ -138,6 +138,11 @@ class DeliveryStore:
             self._asked = asked = (answer["localTime"], self._clock())
         return asked[0] + timedelta(seconds=self._clock() - asked[1])
 
+    def estimate_now(self) -> datetime | None:
+        """Return MongoDB's time without asking, however old the last reading is; None if there is none."""
+        asked = self._asked
+        return None if asked is None else asked[0] + timedelta(seconds=self._clock() - asked[1])
+
     def add(self, deliveries: Iterable[Delivery], at: datetime) -> set[str]:
         """Store deliveries that are not stored yet, due at an instant; return the ids of the new ones.
 
@@ -413,11 +418,6 @@ class DeliveryStore:
             ended = [event["_id"] for event in old if event.get("event_id") not in pending]
             # The date is checked again: `add` may have renewed an event meanwhile.
             return self._events.delete_many({"_id": {"$in": ended}, **query}).deleted_count
-
-    def count(self) -> int:
-        """Return the estimated number of pending deliveries."""
-        with store_errors():
-            return self._deliveries.estimated_document_count()
 
 
 def _write(delivery: Delivery, at: datetime, *, has_body: bool) -> Document:
