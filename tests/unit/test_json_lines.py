@@ -60,9 +60,10 @@ def log_attempt(caplog: pytest.LogCaptureFixture, **fields: Any) -> logging.LogR
     log = make_log("their\nanswer", attempt=make_attempt(**fields), retry=1)
     delivery = Delivery("msg_1", "e1", log.subscription, log.company, "COTTask create → wo_update", log.event.to_json())
     attempted = Attempted(ToAttempt(delivery, Claim("msg_1", 1, log.id), None), log)
+    deliveries = SimpleNamespace(estimate_now=lambda: None)
     records = SimpleNamespace(keep_unended=lambda _: None, record=lambda logs: [None] * len(logs))
     with caplog.at_level(logging.INFO):
-        record(cast("Any", SimpleNamespace(records=records)), [attempted])
+        record(cast("Any", SimpleNamespace(records=records, deliveries=deliveries)), [attempted])
     (made,) = caplog.records
     return made
 
