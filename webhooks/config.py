@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 from urllib.parse import quote, unquote, urlsplit
 
 from pydantic import Field, ValidationError, field_validator
@@ -171,12 +171,24 @@ class Settings(BaseSettings):
     max_response_bytes: int = Field(
         default=16 * 1024, ge=0, le=1024 * 1024, description="maximum bytes of a response body that are read and logged"
     )
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="format of a worker's log lines: `text`, or `json` for one JSON object a line"
+    )
     log_ttl_days: int = Field(default=30, ge=0, le=24_000, description="days until a log expires; 0 keeps logs forever")
     sweep_interval_s: float = Field(
         default=10, gt=0, le=3600, description="seconds between two sweeps for deliveries whose message is lost"
     )
     concurrency: int = Field(
         default=256, ge=1, le=10_000, description="maximum number of attempts in flight per worker process"
+    )
+
+    metrics_port: Annotated[frozenset[int] | None, NoDecode] = Field(
+        default=None,
+        description="port at which a worker serves metrics and probes, or ports such as `9464-9471`, of which each "
+        "worker takes the first that is free; empty: none",
+    )
+    metrics_address: str = Field(
+        default="127.0.0.1", description="address of that port: `0.0.0.0` or `::` for all; it has no login and no TLS"
     )
 
     web_readonly: bool = Field(default=False, description="whether the pages in Flower are read-only")
@@ -231,7 +243,7 @@ class Settings(BaseSettings):
             raise ValueError("must be keys as `webhooks secret new-key` makes them, comma-separated")
         return keys
 
-    @field_validator("allowed_ports", mode="before")
+    @field_validator("allowed_ports", "metrics_port", mode="before")
     @classmethod
     def _split_ports(cls, value: object) -> object:
         if not isinstance(value, str):
@@ -258,6 +270,14 @@ class Settings(BaseSettings):
     @classmethod
     def _none_when_empty(cls, value: object) -> object:
         return None if value == "" else value
+
+    @field_validator("metrics_address")
+    @classmethod
+    def _is_address(cls, value: str) -> str:
+        try:
+            return str(ip_address(value))
+        except ValueError:
+            raise ValueError("must be an IP address, such as 127.0.0.1 or 0.0.0.0") from None
 
     @field_validator("operators_url")
     @classmethod

@@ -172,7 +172,7 @@ def test_log_of_an_interrupted_attempt_settles_nothing_and_gives_way_to_the_real
     assert [d["retry"] for d in database["deliveries"].find()] == [1]
 
 
-def test_claim_of_an_attempt_that_was_made_gets_nothing(ledger: DeliveryStore):
+def test_claim_of_an_attempt_that_was_made_gets_nothing(ledger: DeliveryStore, database: Documents):
     ledger.add([delivery(1)], now())
     a, b = ObjectId(), ObjectId()
     assert isinstance(claim_one(ledger, log_id=a), Claimed)
@@ -181,7 +181,7 @@ def test_claim_of_an_attempt_that_was_made_gets_nothing(ledger: DeliveryStore):
     assert isinstance(claim_one(ledger, retry=1, log_id=b), Claimed)
     ledger.settle([failed(1, 1, is_last=True, log_id=b)])
     assert claim_one(ledger, retry=2) is None
-    assert ledger.count() == 0
+    assert database["deliveries"].count_documents({}) == 0
 
 
 def test_claim_of_a_retry_may_be_faster_than_the_write_that_it_is_due(ledger: DeliveryStore):
@@ -272,7 +272,7 @@ def test_log_that_mongodb_cannot_hold_is_its_callers_error_and_the_ledger_goes_o
     attempt = make_attempt(delivery_id="msg_1", event_id="e", next_at=None)
     (fault,) = records.record([make_log("x", attempt=attempt, status=599)])
     assert "error 121" in str(fault)
-    assert ledger.count() == 0
+    assert database["deliveries"].count_documents({}) == 0
 
 
 def test_questions_to_the_ledger_use_an_index(ledger: DeliveryStore, database: Documents):
@@ -287,3 +287,16 @@ def test_questions_to_the_ledger_use_an_index(ledger: DeliveryStore, database: D
         plan = str((cursor.sort(sort) if sort else cursor).explain()["queryPlanner"]["winningPlan"])
         assert "IXSCAN" in plan
         assert "'SORT'" not in plan
+
+
+def test_trace_of_an_event_and_its_first_attempt_are_stored_with_its_delivery(ledger: DeliveryStore):
+    one = replace(delivery(1), traceparent="00-aa-bb-01")
+    ledger.add([one], now())
+    for retry, span_id in enumerate(["cc", "dd"]):
+        log_id = ObjectId()
+        assert isinstance(claim_one(ledger, retry=retry, log_id=log_id), Claimed)
+        attempt = make_attempt(delivery_id="msg_1", next_at=now(), trace_id="aa", span_id=span_id)
+        ledger.settle([make_log("x", attempt=attempt, retry=retry, log_id=log_id)])
+    claimed = claim_one(ledger, retry=2)
+    assert isinstance(claimed, Claimed)
+    assert claimed.delivery == replace(one, first_span="00-aa-cc-01")

@@ -1,4 +1,4 @@
-"""Operators see and steer what is owed to a webhook: the commands on a real MongoDB, without a worker."""
+"""Operators see and steer a webhook's pending deliveries: the commands on a real MongoDB, without a worker."""
 
 import json
 from collections.abc import Callable

@@ -42,7 +42,6 @@ def run(redis_url: str, database: Documents, monkeypatch: pytest.MonkeyPatch) ->
         "code": "wo_update",
     }
     database["webhooks"].insert_one(COTWebhook.model_validate(value).to_bson())
-    LogStore(database).ensure_indexes(0)
     return lambda *args: CliRunner().invoke(cli, args)
 
 
@@ -161,6 +160,13 @@ def test_delivery_is_shown_on_a_time_line(run: Run, database: Documents):
     assert json.loads(shown["body"])["type"] == "COTTask"
 
 
+def test_failed_delivery_says_as_what_it_was_resent(run: Run, database: Documents):
+    fail(database)
+    owe(database, f"{DELIVERY}~1")
+    assert f"It was resent as {DELIVERY}~1." in run("show", DELIVERY).stdout
+    assert "It was resent" not in run("show", f"{DELIVERY}~1").stdout.partition("Other deliveries")[0]
+
+
 def test_delivery_that_is_pending_says_when_and_why_then(run: Run, database: Documents):
     fail(database, age_s=10, is_last=False)
     owe(database, due_in_s=20)
@@ -237,7 +243,7 @@ def test_pending_says_when_it_is_due_why_it_waits_and_how_many_more(run: Run, da
 
 
 def test_what_is_done_to_a_webhook_is_on_record(run: Run, database: Documents, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("webhooks.cli.gate_cmd.time.sleep", lambda _: None)
+    monkeypatch.setattr("webhooks.cli.gate_cmd.BEGIN_WITHIN_S", 0.01)
     monkeypatch.setenv("SUDO_USER", "ann")
     owe(database)
     for command in ("pause", "resume", "drain", "skip", "activate"):

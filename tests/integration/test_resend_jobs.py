@@ -116,7 +116,6 @@ class World:
 def world(database: Documents, monkeypatch: pytest.MonkeyPatch) -> World:
     world = World(database)
     monkeypatch.setattr(operate, "queue_attempts", lambda found: world.queued.extend(one.delivery_id for one in found))
-    world.logs.ensure_indexes(0)
     return world
 
 
@@ -142,6 +141,7 @@ def test_failed_for_good_is_what_ended_so_and_has_not_been_resent_since(world: W
 
 
 def test_batches_miss_none_and_repeat_none(world: World, monkeypatch: pytest.MonkeyPatch):
+    world.logs.ensure_indexes(0)  # their order is the one of logs of one instant
     monkeypatch.setattr("webhooks.store.failed.BATCH", 2)
     at = datetime.fromisoformat("2026-05-05T12:00:00Z")
     for number in range(7):
@@ -158,6 +158,7 @@ def test_batches_miss_none_and_repeat_none(world: World, monkeypatch: pytest.Mon
 def test_looking_for_what_became_of_a_delivery_reads_an_index(world: World):
     for number in range(200):
         world.log(f"msg_{number:03}")
+    world.logs.ensure_indexes(0)
     found, _ = world.failed.find_batch(FAILED, None)
     world.database.command("profile", 2)
     assert world.failed.keep_failed(found[:1]) == found[:1]
@@ -231,12 +232,13 @@ def test_webhook_without_room_waits_and_others_go_on(world: World, why: str):
     assert world.run(job) == [f"msg_1~{job.job_id}"]
 
 
-def test_at_most_one_waits_in_the_lane_of_its_webhook(world: World):
+@pytest.mark.parametrize(("rate", "most"), [(10, 1), (1_000, 4)])
+def test_few_wait_in_the_lane_of_their_webhook(world: World, rate: float, most: int):
     world.add_webhook()
-    for number in range(5):
+    for number in range(9):
         world.log(f"msg_{number}", age_s=60 - number)
-    world.run(world.begin(rate=10), most=10, is_taken=False)
-    assert len(world.queued) == 1
+    world.run(world.begin(rate=rate), most=10, is_taken=False)
+    assert len(world.queued) == most
 
 
 def test_rate_holds(world: World):
@@ -275,6 +277,18 @@ def test_stopped_job_stops_at_once_and_goes_on_later(world: World):
     assert world.get(job).resent == 6
 
 
+@pytest.mark.parametrize(
+    "change", [{"filter": 1}, {"filter": {"since": "soon"}}, {"at": "x"}, {"filter.since": None}, {"rate": "x"}]
+)
+def test_job_that_was_changed_by_hand_resends_nothing(world: World, change: dict[str, Any]):
+    world.add_webhook()
+    world.log("msg_1")
+    world.begin()
+    world.database["resendjobs"].update_one({}, {"$set": change})
+    (job,) = world.resend_jobs.find_running()
+    assert world.run(job) == []
+
+
 def test_filters_choose(world: World):
     world.add_webhook()
     world.log("msg_old", age_s=7_200)
@@ -297,6 +311,7 @@ def run(
     monkeypatch.setenv("WEBHOOKS_BROKER_URL", redis_url)
     monkeypatch.setenv("WEBHOOKS_MONGODB_URL", f"mongodb://{host}:{port}/{database.name}")
     monkeypatch.setattr(resend_cmd, "_POLL_S", 0.01)
+    monkeypatch.setattr(operate, "_KNOWN_AFTER_S", 0.01)
     return lambda *args: CliRunner().invoke(cli, args)
 
 
@@ -321,6 +336,8 @@ def test_command_counts_begins_watches_and_stops(world: World, run: Callable[...
     assert run("resend", "--stop", job["job_id"]).exit_code == 1
     assert "Stopped by" in (world.database["operatoractions"].find_one() or {})["result"]
     assert run("resend", "--continue", job["job_id"], "--detach").exit_code == 0
+    assert run("resend", "--continue", job["job_id"]).exit_code == 1
+    assert "Continued by" in (world.database["operatoractions"].find_one() or {})["result"]
     (running,) = world.resend_jobs.find_running()
     assert len(world.run(running)) == 3
     watched = run("resend", "--watch", job["job_id"])

@@ -21,6 +21,7 @@ from webhooks.producer.app import app
 from webhooks.web.base import get_stores
 from webhooks.web.extension import install
 from webhooks.web.figures import get_figures
+from webhooks.web.metrics import get_reader, replace_metrics
 from webhooks.web.pages import HANDLERS
 
 #: Seconds for an answer, on a machine that runs other things beside.
@@ -64,6 +65,7 @@ class FlowerThread:
     def __enter__(self) -> Self:
         self._handlers = list(urls.handlers)
         install(HANDLERS)
+        replace_metrics()
         self._before = {name: getattr(default_options, name) for name in self.options}
         for name, value in self.options.items():
             setattr(default_options, name, value)
@@ -100,6 +102,7 @@ class FlowerThread:
             get_stores().close()
             get_stores.cache_clear()
             get_figures.cache_clear()
+            get_reader.cache_clear()
 
     def url(self, path: str) -> str:
         """Return the address of a page."""

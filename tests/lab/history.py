@@ -72,7 +72,7 @@ def fill(database: Database[dict[str, Any]], count: int, *, end: datetime | None
     logs = _make_logs(webhooks, count, end, chance)
     while chunk := list(islice(logs, 5_000)):
         database["webhooklogs"].insert_many([log for log, _ in chunk])
-        pending = [owed for _, owed in chunk if owed is not None]
+        pending = [one for _, one in chunk if one is not None]
         if pending:
             database["deliveries"].insert_many(pending, ordered=False)
     traces = TraceStore(database)

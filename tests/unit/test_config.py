@@ -51,6 +51,15 @@ def test_proxy_is_taken_apart(value: str, proxy: Proxy | None, monkeypatch: pyte
     assert get_settings().proxy_url == proxy
 
 
+def test_port_of_metrics_may_be_a_range(monkeypatch: pytest.MonkeyPatch):
+    assert get_settings().metrics_port is None
+    get_settings.cache_clear()
+    monkeypatch.setenv("WEBHOOKS_METRICS_PORT", "9464-9466")
+    monkeypatch.setenv("WEBHOOKS_METRICS_ADDRESS", "::")
+    assert get_settings().metrics_port == {9464, 9465, 9466}
+    assert get_settings().metrics_address == "::"
+
+
 def test_empty_ca_bundle_is_none(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("WEBHOOKS_CA_BUNDLE", "")
     assert get_settings().ca_bundle is None
@@ -73,6 +82,9 @@ def test_empty_ca_bundle_is_none(monkeypatch: pytest.MonkeyPatch):
         ("ALLOWED_PORTS", "80,"),
         ("ALLOWED_PORTS", ","),
         ("ALLOWED_PORTS", "80 443"),
+        ("METRICS_PORT", "0"),
+        ("METRICS_PORT", "9471-9464"),
+        ("METRICS_ADDRESS", "localhost"),
         ("ALLOWED_PORTS", "8_0"),
         ("ALLOWED_PORTS", "\u0664\u0664\u0663"),
         ("ALLOWED_PORTS", "https-secret"),

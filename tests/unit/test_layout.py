@@ -13,7 +13,7 @@ PACKAGE = Path(webhooks.__file__).parent
 
 #: From left to right. What else stands at the top of the package may import all.
 ORDER = ["errors", "version", "transport", "models", "rules", "config", "producer", "store", "sender"]
-ORDER += ["delivery", "local", "worker", "jobs", "web", "cli"]
+ORDER += ["delivery", "local", "worker", "metrics", "jobs", "web", "cli"]
 
 
 def room_of(path: Path) -> str:

@@ -70,7 +70,7 @@ def test_description_has_the_fields_and_choices_of_the_code():
 
     fields = [field.alias or name for name, field in COTWebhookLog.model_fields.items()]
     assert sorted(properties("COTWebhookLog")) == sorted([*fields, "__v"])
-    assert set(properties("Attempt")) == set(AttemptDetails.model_fields) - {"worker"}
+    assert set(properties("Attempt")) == set(AttemptDetails.model_fields) - {"worker", "trace_id", "span_id"}
     assert SCHEMAS["Attempt"]["required"] == properties("Attempt")
     assert set(properties("COTEvent")) == set(COTEvent.model_fields)
     webhook = [field.alias or name for name, field in COTWebhook.model_fields.items()]

@@ -9,16 +9,16 @@ from redis.exceptions import NoPermissionError
 
 from webhooks.cli.options import JSON_OPTION
 from webhooks.cli.output import Cell, Table, place_of, print_json
-from webhooks.cli.questions import NoAnswer, Query, connect, inspect_workers
-from webhooks.cli.queues_cmd import QueueLength, count_messages
 from webhooks.cli.secret_cmd import count_unreadable
 from webhooks.cli.workers import Digests, find_workers
 from webhooks.config import Settings, get_settings
+from webhooks.metrics.broker import QueueLength, count_messages, find_eviction_policy
+from webhooks.metrics.questions import NoAnswer, Query, connect, inspect_workers
 from webhooks.rules.encryption import Vault
-from webhooks.store.deadletters import DeadLetterStore
-from webhooks.store.deliveries import DeliveryStore
+from webhooks.store.gates import State
 from webhooks.store.leases import WorkerStore
 from webhooks.store.mongo import open_database, server_version
+from webhooks.store.overview import Overview, OverviewStore
 from webhooks.store.webhooks import WebhookStore
 from webhooks.worker.digest import Digest
 
@@ -26,8 +26,6 @@ from webhooks.worker.digest import Digest
 _WORKERS_TIMEOUT_S = 2
 #: Maximum number of webhooks whose secrets are checked.
 _SEALED_LIMIT = 1_000
-#: Maximum count of dead letters.
-_COUNT_LIMIT = 10_000
 
 _OK, _WARNING = Cell("ok", "green"), Cell("warning", "yellow")
 _DOWN, _UNKNOWN = Cell("DOWN", "bold red"), Cell("unknown", "dim")
@@ -43,8 +41,8 @@ class Part:
     is_ok: bool = False
     #: Product and version, or the error.
     text: str = ""
-    #: Pending deliveries; None for the broker.
-    pending: int | None = None
+    #: None for the broker, and for a database that does not answer.
+    overview: Overview | None = None
     #: Settings of the workers, which the database has.
     digests: Digests = field(default_factory=dict)
     #: Problems that an operator should solve.
@@ -101,7 +99,7 @@ def check(ctx: click.Context, as_json: bool) -> None:
     database = Query(lambda: _ask_database(settings))
     report = Report(_check_part(Query(lambda: _ask_broker(settings)), settings.broker_url), Part(""))
     if report.broker.is_ok:
-        counts = Query(lambda: count_messages(settings.broker_url))
+        counts = Query(lambda: _count_messages(settings))
         workers = Query(lambda: _ask_workers(settings))
         try:
             report.workers = workers.result()
@@ -143,6 +141,11 @@ def _ask_broker(settings: Settings) -> Part:
     return part
 
 
+def _count_messages(settings: Settings) -> tuple[list[QueueLength], int | None]:
+    with connect(settings.broker_url) as connection:
+        return count_messages(connection)
+
+
 def _ask_redis(client: Any, part: Part) -> None:
     try:
         facts = client.info()
@@ -173,8 +176,7 @@ def _to_text(value: object) -> str:
 def _find_dangers(facts: dict[str, Any]) -> list[str]:
     """Return warnings about settings with which a Redis loses messages, from the reply to INFO."""
     dangers = []
-    policy = facts.get("maxmemory_policy", "noeviction")
-    if policy != "noeviction":
+    if (policy := find_eviction_policy(facts)) != "noeviction":
         dangers.append(f"maxmemory-policy is {policy}: full memory drops queued messages; set it to noeviction")
     if not facts.get("aof_enabled"):
         dangers.append("appendonly is off: a restart loses the newest messages; set appendonly to yes")
@@ -186,8 +188,7 @@ def _ask_database(settings: Settings) -> Part:
     with database.client:
         part = Part(place_of(settings.mongodb_url), is_ok=True, text=f"MongoDB {server_version(database)}")
         part.digests = find_workers(WorkerStore(database))
-        dead = DeadLetterStore(database).count(_COUNT_LIMIT)
-        part.pending = DeliveryStore(database, settings.claim_s, settings.mongodb_timeout_s).count()
+        part.overview = OverviewStore(database).read()
         sealed = WebhookStore(database).list_sealed(_SEALED_LIMIT)
         unreadable = count_unreadable(sealed, Vault(settings.encryption_key))
     if unreadable:
@@ -195,7 +196,7 @@ def _ask_database(settings: Settings) -> Part:
         part.warnings.append(
             f"{many} secrets that WEBHOOKS_ENCRYPTION_KEY here does not open; workers with the same key cannot either"
         )
-    if dead:
+    if dead := part.overview.dead_letters:
         many = _count(dead, "dead letter", "dead letters")
         part.warnings.append(f"{many}: messages that no worker could handle; webhooks dead list")
     return part
@@ -226,8 +227,8 @@ def _print(report: Report) -> None:
         rows.append([name, state, text])
         rows.extend([name, _UNKNOWN, text] for text in part.unknown)
         rows.extend([name, _WARNING, warning] for warning in part.warnings)
-    if report.database.pending is not None:
-        rows.append(["ledger", _OK, f"{_count(report.database.pending, 'delivery', 'deliveries')} pending"])
+    if report.database.overview is not None:
+        rows.extend(_describe(report.database.overview))
     for worker in report.workers:
         active = "?" if worker.active is None else worker.active
         missing = sorted(_OUR_QUEUES - set(worker.queues))
@@ -242,12 +243,32 @@ def _print(report: Report) -> None:
         rows.append(
             ["worker", _DOWN, f"none answered within {_WORKERS_TIMEOUT_S} s; start one: celery -A webhooks worker"]
         )
-    rows.extend(["queue", _OK, f"{length.queue}: {length.waiting} waiting"] for length in report.queues)
+    rows.extend(["queue", _OK, _describe_queue(length)] for length in report.queues)
     if report.unacked is not None:
         rows.append(["queue", _OK, f"{report.unacked} taken by workers"])
     if report.parked is not None:
         rows.append(["queue", _OK, f"{report.parked} not due yet, such as retries"])
     Table().print(rows)
+
+
+def _describe(overview: Overview) -> list[list[str | Cell]]:
+    text = f"{_count(overview.pending, 'delivery', 'deliveries')} pending"
+    if overview.pending:
+        text += f", {overview.held} held; the oldest for {overview.oldest_s:.0f} s"
+    if overview.overdue_s:
+        text += f"; the longest due for {overview.overdue_s:.0f} s"
+    rows: list[list[str | Cell]] = [["ledger", _OK, text]]
+    shut = [(state, by, count) for (state, by), count in overview.endpoints.items() if state != State.OPEN and count]
+    rows.extend(
+        ["webhooks", _WARNING, f"{_count(count, 'webhook is', 'webhooks are')} {state}, by {by}"]
+        for state, by, count in shut
+    )
+    return rows
+
+
+def _describe_queue(length: QueueLength) -> str:
+    age = "" if length.oldest_s is None else f", the oldest for {length.oldest_s:.0f} s"
+    return f"{length.queue}: {length.waiting} waiting{age}"
 
 
 def _count(number: int, one: str, many: str) -> str:
@@ -259,6 +280,13 @@ def _as_dict(report: Report) -> dict[str, Any]:
     for name, part in (("broker", report.broker), ("database", report.database)):
         result[name] = {"ok": part.is_ok, "at": part.place, "text": part.text}
         result[name] |= {"warnings": part.warnings, "unknown": part.unknown}
-    result |= {"workers": [asdict(worker) for worker in report.workers], "owed": report.database.pending}
+    overview = report.database.overview
+    result |= {"workers": [asdict(worker) for worker in report.workers], "owed": overview and overview.pending}
+    if overview is not None:
+        result |= {"held": overview.held, "oldest_s": overview.oldest_s, "overdue_s": overview.overdue_s}
+        result |= {"outbox": overview.outbox, "dead_letters": overview.dead_letters}
+        result["endpoints"] = [
+            {"state": state, "by": by or None, "webhooks": count} for (state, by), count in overview.endpoints.items()
+        ]
     result["queued"] = {length.queue: length.waiting for length in report.queues}
     return {**result, "unacked": report.unacked, "parked": report.parked}

@@ -7,10 +7,10 @@ import click
 
 from webhooks.cli.options import JSON_OPTION
 from webhooks.cli.output import place_of, print_error, print_json
-from webhooks.cli.questions import NoAnswer, Query
 from webhooks.cli.workers import Digests, find_workers, note_refusal
 from webhooks.config import get_settings
 from webhooks.errors import InvalidEvent
+from webhooks.metrics.questions import NoAnswer, Query
 from webhooks.models import COTEvent, COTWebhook, parse_event_text
 from webhooks.producer.deliver import deliver
 from webhooks.rules.matching import match

@@ -8,8 +8,8 @@ from typing import Any
 from bson import ObjectId
 
 from webhooks.cli.output import Cell
-from webhooks.cli.questions import NoAnswer, connect
 from webhooks.config import get_settings
+from webhooks.metrics.questions import NoAnswer, connect
 from webhooks.models import format_instant
 from webhooks.rules.lanes import SEND_QUEUE, lane_of_webhook
 from webhooks.rules.remedies import BROKER_ERRORS

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from bson import ObjectId
 
 from webhooks.delivery.attempt import fan_out
+from webhooks.delivery.meters import EventResult, meters
 from webhooks.delivery.outcomes import DeliverOutcome, Done, Failed, ToAttempt
 from webhooks.delivery.queueing import FROM_OUTBOX, ask_turns, queue_attempts, queue_next, serialize_lane
 from webhooks.delivery.records import PostponedClaim
@@ -59,7 +60,7 @@ class Accepting:
     #: Whether no webhook matches it.
     is_unwanted: bool = False
     #: Its pending deliveries. On redelivery, ended ones are removed once they are found.
-    owed: list[Delivery] = field(default_factory=list)
+    pending: list[Delivery] = field(default_factory=list)
     #: Deliveries that are neither started nor queued yet.
     unplaced: list[Delivery] = field(default_factory=list)
     #: Whether admission was requested from the broker.
@@ -75,7 +76,7 @@ class Accepting:
     @property
     def size_bytes(self) -> int:
         """Bytes that its deliveries take, once it is read: each that is attempted here is stored with the event."""
-        return len(self.owed[0].body) * (len(self.owed) if self.makes_attempts else 1) if self.owed else 0
+        return len(self.pending[0].body) * (len(self.pending) if self.makes_attempts else 1) if self.pending else 0
 
     @property
     def is_from_outbox(self) -> bool:
@@ -129,7 +130,7 @@ def accept(services: Services, events: Sequence[Accepting], room: Room | None = 
             break
         if (outcome := _read(services, event)) is not None:
             ended[id(event)] = outcome
-        deliveries += len(event.owed)
+        deliveries += len(event.pending)
         size_bytes += event.size_bytes
     going = [event for event in events if event.event is not None]
     # Before an attempt starts: a failure from then on would record interrupted attempts.
@@ -140,7 +141,7 @@ def accept(services: Services, events: Sequence[Accepting], room: Room | None = 
         if not event.unplaced:
             ended[id(event)] = _finish(services, event, is_told=bool(begun.get(id(event))))
             # Celery's request of it is part of a cycle, which lives until Python looks for such.
-            event.owed = []
+            event.pending = []
     return [Accepted(ended.get(id(event)), begun.get(id(event), ())) for event in events]
 
 
@@ -163,7 +164,7 @@ def _take_turns(events: Sequence[Accepting], served: dict[str, int]) -> Iterator
         count, company = turns[0]
         event = lines[company].popleft()
         yield event
-        served[company] = count + max(1, len(event.owed))
+        served[company] = count + max(1, len(event.pending))
         if lines[company]:
             heapreplace(turns, (served[company], company))
         else:
@@ -176,6 +177,7 @@ def _read(services: Services, one: Accepting) -> DeliverOutcome | None:
         event = read_event(one.value)
     except InvalidEvent as error:
         logger.warning("event %s is refused, nothing of it is sent: %s", one.event_id, error)
+        meters.count_event(EventResult.REFUSED)
         return Failed(error)
     webhooks = services.webhooks.of_company(event.company)
     is_ordered = any(webhook.ordered and TRIGGERS[webhook.trigger].type == event.type for webhook in webhooks)
@@ -184,10 +186,11 @@ def _read(services: Services, one: Accepting) -> DeliverOutcome | None:
         return Failed(Requeue("its turn has not come"))
     if is_ordered and isinstance(lane, str) and one.is_from_outbox and services.outbox.stand_behind_older(one.event_id):
         return Done("older ones come first; it is queued again behind them")
-    one.owed = one.unplaced = fan_out(event, one.event_id, services.webhooks)
-    one.is_unwanted = not one.owed
+    traceparent = services.tracer and services.tracer.find_parent(one.headers)
+    one.pending = one.unplaced = fan_out(event, one.event_id, services.webhooks, traceparent)
+    one.is_unwanted = not one.pending
     # `add_claimed` writes without the journal. An ordered or outbox event needs its deliveries journaled first.
-    if is_ordered or one.is_from_outbox or len(one.owed) > MAX_OWN_DELIVERIES:
+    if is_ordered or one.is_from_outbox or len(one.pending) > MAX_OWN_DELIVERIES:
         one.makes_attempts = False
     one.queue_at = time.monotonic() + _WAIT_FOR_TURN_S
     one.event = event
@@ -235,7 +238,7 @@ def _place(services: Services, events: Sequence[Accepting], room: Room | None) -
             admitted = {d.delivery_id: d for _, d in asked if turns[d.delivery_id] is Turn.NOW}
         taken, waiting, rest = _sort_out(pairs, turns)
         found = services.records.accept_claimed([(delivery, claims[delivery.delivery_id]) for _, delivery in taken])
-        begun = [pair for pair, one in zip(taken, found, strict=True) if isinstance(one, Claimed)]
+        begun = [(*pair, one.created_at) for pair, one in zip(taken, found, strict=True) if isinstance(one, Claimed)]
         # Deliveries that were stored before are queued and claimed like any other.
         rest += [pair for pair, one in zip(taken, found, strict=True) if isinstance(one, Blocked | PostponedClaim)]
         # A redelivered event is older than everything that entered its lanes since.
@@ -252,17 +255,18 @@ def _place(services: Services, events: Sequence[Accepting], room: Room | None) -
         raise
     if room is not None:
         room.give_back(places - len(begun))
-    for delivery_id in admitted.keys() - {delivery.delivery_id for _, delivery in begun}:
+    for delivery_id in admitted.keys() - {delivery.delivery_id for _, delivery, _ in begun}:
         leave_lane(admitted[delivery_id], claims[delivery_id])
     for event in events:
-        event.owed = [delivery for delivery in event.owed if delivery.delivery_id not in ended]
+        event.pending = [delivery for delivery in event.pending if delivery.delivery_id not in ended]
         event.unplaced = []
         event.is_asked = True
     for event, delivery in waiting:
         event.unplaced.append(delivery)
     attempts: dict[int, list[ToAttempt]] = {}
-    for event, delivery in begun:
-        one = ToAttempt(delivery, claims[delivery.delivery_id], webhooks[delivery.webhook_id], event.event)
+    for event, delivery, at in begun:
+        webhook = webhooks[delivery.webhook_id]
+        one = ToAttempt(delivery, claims[delivery.delivery_id], webhook, event.event, accepted_at=at)
         attempts.setdefault(id(event), []).append(one)
     return attempts
 
@@ -309,10 +313,11 @@ def _finish(services: Services, one: Accepting, *, is_told: bool) -> Done:
     """Finish an event once all its deliveries are placed."""
     if one.is_from_outbox:
         services.outbox.remove(one.event_id)
+    meters.count_event(EventResult.UNMATCHED if one.is_unwanted else EventResult.MATCHED)
     if one.event is not None and not is_told:  # started attempts write log lines of their own
-        logger.info("event %s (%s): %d deliveries", one.event_id, describe_event(one.event), len(one.owed))
-    count = "1 delivery" if len(one.owed) == 1 else f"{len(one.owed)} deliveries"
-    return Done(f"{count}: " + ", ".join(owed.label.partition(" → ")[2] for owed in one.owed[:10]))
+        logger.info("event %s (%s): %d deliveries", one.event_id, describe_event(one.event), len(one.pending))
+    count = "1 delivery" if len(one.pending) == 1 else f"{len(one.pending)} deliveries"
+    return Done(f"{count}: " + ", ".join(delivery.label.partition(" → ")[2] for delivery in one.pending[:10]))
 
 
 def leave_lane(delivery: Delivery, claim: Claim) -> None:

@@ -6,6 +6,7 @@ from contextlib import suppress
 
 from webhooks.delivery.attempt import describe_interrupted, read_rate, summarize
 from webhooks.delivery.holding import hold, requeue
+from webhooks.delivery.meters import meters
 from webhooks.delivery.outcomes import Done, Failed, Postponed, SendOutcome, ToAttempt
 from webhooks.delivery.record import store_log
 from webhooks.delivery.records import ClaimResult, Held, PostponedClaim
@@ -77,7 +78,7 @@ def _judge(services: Services, claim: Claim, found: ClaimResult, webhooks: dict)
         store_log(made_before)
         logger.info("attempt of %s was made before: %s", claim.delivery_id, summarize(made_before))
         return Done(f"was made before: {summarize(made_before)}")
-    return ToAttempt(found.delivery, claim, webhook, is_probe=found.is_probe)
+    return ToAttempt(found.delivery, claim, webhook, is_probe=found.is_probe, accepted_at=found.created_at)
 
 
 def give_back(services: Services, claim: Claim, error: TooLate) -> Failed:
@@ -106,7 +107,9 @@ def _log_interrupted(
     for interrupted in claimed.interrupted:
         log = hold(lambda log_id=interrupted.log_id: services.logs.find_ended_attempt(log_id))
         if log is None:
-            store_log(describe_interrupted(claimed.delivery, webhook, interrupted, now()))
+            log = describe_interrupted(claimed.delivery, webhook, interrupted, now())
+            meters.count_attempts([(log, None)], None)
+            store_log(log)
         elif interrupted.retry == claim.retry:
             return log
     if len(claimed.interrupted) >= _MAX_INTERRUPTED:

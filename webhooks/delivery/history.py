@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 
@@ -150,6 +150,7 @@ def read_delivery(stores: Stores, delivery_id: str, present: datetime) -> Delive
         event_id, company = "" if details is None else details.event_id, rows[-1].company
         body = _read_body(stores, rows[-1])
     states = read_deliveries(stores, event_id, present) if event_id else []
+    outlook = explain_outlook(pending, rows[-1] if rows else None, gate, present)
     return DeliveryHistory(
         delivery_id=delivery_id,
         event_id=event_id,
@@ -159,7 +160,7 @@ def read_delivery(stores: Stores, delivery_id: str, present: datetime) -> Delive
         gate=gate,
         attempts=place_attempts(rows, None if pending is None else pending.created_at),
         has_more=page.next is not None,
-        outlook=explain_outlook(pending, rows[-1] if rows else None, gate, present),
+        outlook=_note_resends(outlook, delivery_id, (one.delivery_id for one in states)),
         body=body,
         others=[one for one in states if one.delivery_id != delivery_id and one.company == company],
     )
@@ -175,25 +176,36 @@ def read_deliveries(stores: Stores, event_id: str, present: datetime) -> list[De
             by_delivery.setdefault(row.details.delivery_id, []).append(row)
     gates = stores.gates.get_many(_ids([*(one.webhook_id for one in pending.values())]))
     states = []
-    for delivery_id in sorted({*by_delivery, *pending}):
-        logs, owed = by_delivery.get(delivery_id, []), pending.get(delivery_id)
+    known = sorted({*by_delivery, *pending})
+    for delivery_id in known:
+        logs, waits = by_delivery.get(delivery_id, []), pending.get(delivery_id)
         last = logs[0] if logs else None
-        webhook_id = owed.webhook_id if last is None and owed is not None else last.webhook_id if last else None
+        webhook_id = waits.webhook_id if last is None and waits is not None else last.webhook_id if last else None
         gate = gates.get(webhook_id) if isinstance(webhook_id, ObjectId) else None
         states.append(
             DeliveryState(
                 delivery_id=delivery_id,
                 webhook_id=webhook_id,
-                company=last.company if last is not None else owed.company if owed is not None else None,
-                name=_name(last, owed),
-                outlook=explain_outlook(owed, last, gate or Gate(ObjectId()), present),
+                company=last.company if last is not None else waits.company if waits is not None else None,
+                name=_name(last, waits),
+                outlook=_note_resends(
+                    explain_outlook(waits, last, gate or Gate(ObjectId()), present), delivery_id, known
+                ),
                 attempts=len(logs),
                 last=last,
-                accepted_at=None if owed is None else owed.created_at,
+                accepted_at=None if waits is None else waits.created_at,
                 begun_at=logs[-1].details.started_at if logs and logs[-1].details is not None else None,
             )
         )
     return states
+
+
+def _note_resends(outlook: Outlook, delivery_id: str, known: Iterable[str]) -> Outlook:
+    """Add as what a failed delivery was resent, of the known deliveries of its event."""
+    resent = [one for one in known if find_first(one) == delivery_id]
+    if outlook.stage is not Stage.FAILED or not resent:
+        return outlook
+    return replace(outlook, text=f"{outlook.text} It was resent as {', '.join(resent)}.")
 
 
 def read_outlooks(stores: Stores, pending: Sequence[PendingDetails], present: datetime) -> list[Outlook]:

@@ -9,6 +9,7 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from webhooks.config import get_settings
+from webhooks.delivery.meters import Fault, meters
 from webhooks.delivery.outcomes import Failed
 from webhooks.delivery.stopping import stopping
 from webhooks.errors import Requeue, StoreUnavailable
@@ -34,6 +35,7 @@ def hold(operation: Callable[[], _T]) -> _T:
             return operation()
         except OUTAGES as error:
             logger.warning("holding messages: %s", error)
+            meters.count_fault(Fault.SERVER_AWAY)
             if stopping.wait(1) or time.monotonic() > give_up_at:
                 raise Requeue(str(error)) from error
 

@@ -2,9 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING
 
 from webhooks.models import COTEvent, COTWebhook, COTWebhookLog
 from webhooks.store.deliveries import Claim, Delivery
+
+if TYPE_CHECKING:
+    from webhooks.delivery.tracing import AttemptSpan
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +51,8 @@ class ToAttempt:
     event: COTEvent | None = None
     #: Whether it probes a paused endpoint; a probe uses up no retry.
     is_probe: bool = False
+    #: When the delivery was stored, by MongoDB's clock; None if that is not known.
+    accepted_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,6 +61,8 @@ class Attempted:
 
     attempt: ToAttempt
     log: COTWebhookLog
+    #: Ends when the log is stored; None: there is none, or it has ended.
+    span: "AttemptSpan | None" = None
 
 
 #: Outcomes of ``webhooks.deliver`` and of ``webhooks.send`` messages.

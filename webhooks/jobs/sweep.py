@@ -20,6 +20,7 @@ from celery.signals import worker_ready
 from kombu.exceptions import OperationalError
 
 from webhooks.config import Settings, get_settings
+from webhooks.delivery.meters import Fault, meters
 from webhooks.delivery.queueing import queue_accepted, queue_released
 from webhooks.delivery.services import Services, get_services
 from webhooks.delivery.stopping import stopping
@@ -81,6 +82,7 @@ def _run(name: str, job: Callable[[Services, Settings], int], pause_s: float) ->
             logger.warning("the %s waits: the broker cannot be reached (%s)", name, error)
         except Exception as error:  # noqa: BLE001 - the next run may succeed
             logger.error("the %s met a defect; it goes on: %s", name, trace(error))  # noqa: TRY400
+            meters.count_fault(Fault.JOB_DEFECT)
 
 
 def relay(services: Services, settings: Settings) -> int:
@@ -145,6 +147,7 @@ def sweep(services: Services, settings: Settings) -> int:
         # Their messages are last in their lanes now, so their due times must be the latest.
         services.deliveries.postpone([delivery.delivery_id for delivery in lost], present)
         logger.warning("queued %d deliveries again whose messages were lost", len(lost))
+        meters.count_fault(Fault.MESSAGE_LOST, len(lost))
     return len(lost)
 
 

@@ -13,6 +13,10 @@ from webhooks.models.wire import Id, Instant, WireModel, to_wire
 NO_RESPONSE_STATUS = 409
 
 
+#: Fields about the inside of the installation.
+_NOT_FOR_COMPANY = {"worker", "trace_id", "span_id"}
+
+
 class AttemptDetails(BaseModel):
     """How the attempt went: the one sub-document that this project adds to a log."""
 
@@ -57,6 +61,9 @@ class AttemptDetails(BaseModel):
     probe: bool = False
     #: Whether the delivery is held for an operator because its retries are used up.
     kept: bool = False
+    #: Of OpenTelemetry's span of the attempt, in hex; None: none is recorded.
+    trace_id: str | None = None
+    span_id: str | None = None
 
 
 class COTWebhookLog(WireModel):
@@ -133,12 +140,12 @@ class COTWebhookLog(WireModel):
         )
 
     def for_company(self) -> dict[str, Any]:
-        """Return the log as its company may read it: other systems' keys and the worker's name are left out."""
+        """Return the log as its company may read it: other systems' keys, worker and trace are left out."""
         shown = self._arrange(self.event.to_wire(), {})
         if self.attempt is None:
             del shown["attempt"]
         else:
-            shown["attempt"] = self.attempt.model_dump(exclude={"worker"})
+            shown["attempt"] = self.attempt.model_dump(exclude=_NOT_FOR_COMPANY)
         return shown
 
     def to_wire(self) -> dict[str, Any]:

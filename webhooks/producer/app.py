@@ -72,9 +72,11 @@ def _prepare_command(context: click.Context, *_: object) -> None:
 #: Modules that only workers load: periodic tasks and handlers of Celery's signals.
 _WORKERS_MODULES = (
     "webhooks.worker.bindings",
+    "webhooks.worker.json_lines",
     "webhooks.worker.renewal",
     "webhooks.worker.startup",
     "webhooks.worker.tasks",
+    "webhooks.metrics.server",
     "webhooks.jobs.sweep",
     "webhooks.jobs.health_monitor",
     "webhooks.jobs.resend",

@@ -6,9 +6,9 @@ the sweep queues overdue deliveries again, and a message without a pending deliv
 ``deliveries``: ``_id`` (the delivery's id), ``event_id``, ``webhook_id``, ``company``, ``label``, ``body`` (absent if
 the event is stored once for several deliveries), ``retry`` (number of the next attempt), ``due_at`` (absent while held
 or quarantined), ``held`` (true: see `held`), ``place`` (position in an ordered webhook's line), ``probe`` (true:
-released to probe a paused endpoint), ``created_at``, and during an attempt its ``claim``: ``log_id``, ``retry``,
-``worker``, ``at``, ``until``, ``holder`` (token of the process; absent without a lease). A claim that expired, or whose
-holder's lease lapsed, moves to the list ``interrupted``.
+released to probe a paused endpoint), ``traceparent``, ``first_span``, ``created_at``, and during an attempt its
+``claim``: ``log_id``, ``retry``, ``worker``, ``at``, ``until``, ``holder`` (token of the process; absent without a
+lease). A claim that expired, or whose holder's lease lapsed, moves to the list ``interrupted``.
 
 ``events``: ``_id`` (event id and company, as producers may choose event ids), ``event_id``, ``body``, ``created_at``.
 """
@@ -137,6 +137,11 @@ class DeliveryStore:
                 answer = database.command("hello", codec_options=database.codec_options)
             self._asked = asked = (answer["localTime"], self._clock())
         return asked[0] + timedelta(seconds=self._clock() - asked[1])
+
+    def estimate_now(self) -> datetime | None:
+        """Return MongoDB's time without asking, however old the last reading is; None if there is none."""
+        asked = self._asked
+        return None if asked is None else asked[0] + timedelta(seconds=self._clock() - asked[1])
 
     def add(self, deliveries: Iterable[Delivery], at: datetime) -> set[str]:
         """Store deliveries that are not stored yet, due at an instant; return the ids of the new ones.
@@ -320,7 +325,9 @@ class DeliveryStore:
                 # Held as before, if still released as a probe: a late log must not undo a later release.
                 changes.append(UpdateOne({**query, "probe": True}, keep))
             else:
-                next_one = {"retry": log.retry + 1, "due_at": self.now() + (attempt.next_at - log.createdAt)}
+                next_one: Document = {"retry": log.retry + 1, "due_at": self.now() + (attempt.next_at - log.createdAt)}
+                if not log.retry and attempt.trace_id is not None:
+                    next_one["first_span"] = f"00-{attempt.trace_id}-{attempt.span_id}-01"
                 changes.append(UpdateOne(query, {"$set": next_one, "$unset": {**done, "held": "", "probe": ""}}))
         with store_errors():
             try:
@@ -412,11 +419,6 @@ class DeliveryStore:
             # The date is checked again: `add` may have renewed an event meanwhile.
             return self._events.delete_many({"_id": {"$in": ended}, **query}).deleted_count
 
-    def count(self) -> int:
-        """Return the estimated number of pending deliveries."""
-        with store_errors():
-            return self._deliveries.estimated_document_count()
-
 
 def _write(delivery: Delivery, at: datetime, *, has_body: bool) -> Document:
     return {
@@ -430,6 +432,7 @@ def _write(delivery: Delivery, at: datetime, *, has_body: bool) -> Document:
         **({"held": True} if delivery.is_held else {"due_at": at}),
         **({} if delivery.place is None else {"place": delivery.place}),
         **({} if delivery.unusable is None else {"unusable": delivery.unusable}),
+        **({} if delivery.traceparent is None else {"traceparent": delivery.traceparent}),
         "created_at": at,
     }
 

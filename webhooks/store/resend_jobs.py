@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 
 from bson import ObjectId
@@ -25,6 +25,7 @@ from webhooks.store.mongo import Document, instant, store_errors
 _ID_BYTES = 4
 #: Days for which a job is kept after its end.
 _KEPT_DAYS = 30
+_LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class JobState(StrEnum):
@@ -135,18 +136,21 @@ class ResendJobStore:
 
 
 def _read(document: Document) -> ResendJob:
-    given = document.get("filter")
+    """Read a job; a field that was changed by hand has it do nothing."""
+    given, state = document.get("filter"), document.get("state")
+    numbers = {name: document.get(name) for name in ("rate", "total", "resent", "left_out")}
+    rate, total, resent, left_out = (value if isinstance(value, int | float) else 0 for value in numbers.values())
     return ResendJob(
         job_id=str(document["_id"]),
-        at=document["at"],
+        at=instant(document.get("at")) or _LONG_AGO,
         by=str(document.get("by", "")),
         action_id=document.get("action_id"),
         filter={str(name): str(value) for name, value in given.items()} if isinstance(given, dict) else {},
-        rate=float(document["rate"]),
-        total=int(document["total"]),
-        state=JobState(document["state"]),
-        resent=int(document["resent"]),
-        left_out=int(document["left_out"]),
+        rate=rate,
+        total=int(total),
+        state=JobState(state) if state in list(JobState) else JobState.STOPPED,
+        resent=int(resent),
+        left_out=int(left_out),
         waits=str(document.get("waits", "")),
         seen_at=instant(document.get("seen_at")),
     )

@@ -23,6 +23,8 @@ from webhooks.store.mongo import LAST_CHARACTER, Document, instant, store_errors
 SEARCHED_AT_MOST = 2_000
 #: Characters of a response that a row has.
 RESPONSE_CHARS = 300
+#: Logs of other systems that one page looks at besides where the result is asked for, which they do not have.
+_SPARE = 100
 #: Filters that no index serves.
 _UNINDEXED = ("status", "event.type", "event.event")
 _SUCCESS = {"$gte": SUCCESS_STATUSES.start, "$lt": SUCCESS_STATUSES.stop}
@@ -112,10 +114,6 @@ def _split(query: LogQuery) -> tuple[Document, Document]:
     unindexed = {field: wanted.pop(field) for field in _UNINDEXED if field in wanted}
     if isinstance(wanted.get("attempt.error_kind"), dict):  # whether there is one
         unindexed["attempt.error_kind"] = wanted.pop("attempt.error_kind")
-    if query.outcome is not None:
-        # A log that another system wrote has no outcome; its status tells.
-        wanted["attempt.outcome"] = {"$in": [query.outcome.value, None]}
-        unindexed["$or"] = [{"attempt.outcome": query.outcome.value}, {"status": _STATUSES[query.outcome]}]
     return wanted, unindexed
 
 
@@ -172,6 +170,11 @@ class LogSearch:
     ) -> tuple[Cursor | None, bool]:
         """Return where the next page begins, and whether that is where a search without an index ended."""
         wanted, unindexed = _split(query)
+        bound = self._bound if unindexed else limit + 1 + _SPARE
+        if query.outcome is not None:
+            # A log that another system wrote has no outcome; its status tells.
+            wanted["attempt.outcome"] = {"$in": [query.outcome.value, None]}
+            unindexed["$or"] = [{"attempt.outcome": query.outcome.value}, {"status": _STATUSES[query.outcome]}]
         # A list of dates, which only another system writes, would break the order of the pages.
         span: Document = {"$gte": _FIRST, "$lte": _LAST, **wanted.get("createdAt", {}), "$not": {"$type": "array"}}
         if after is not None:
@@ -180,31 +183,37 @@ class LogSearch:
         ordered: list[Document] = [{"$match": wanted}, {"$sort": {"createdAt": DESCENDING}}]
         if after is not None:
             ordered.append({"$skip": after.shown})
-        bound = [{"$limit": self._bound}, {"$match": unindexed}] if unindexed else []
-        pipeline = [*ordered, *bound, {"$limit": limit + 1}, *(stages or [])]
+        bounded = [{"$limit": bound}, {"$match": unindexed}] if unindexed else []
+        pipeline = [*ordered, *bounded, {"$limit": limit + 1}, *(stages or [])]
         with store_errors(), self._collection.aggregate(pipeline, batchSize=limit + 1 if stages else _BATCH) as found:
             end, last, takes_more = after, None, True
             for number, document in enumerate(found):
                 if number == limit or not takes_more:
-                    return (self._find_end(ordered, after, last) if unindexed else end), False
+                    return (self._find_end(ordered, after, last, bound) if unindexed else end), False
                 takes_more, last = take(document), document
                 end = advance(end, document["createdAt"])
-            return (self._find_end(ordered, after, None), True) if unindexed else (None, False)
+            return (self._find_end(ordered, after, None, bound), True) if unindexed else (None, False)
 
-    def _find_end(self, ordered: list[Document], after: Cursor | None, last: Document | None) -> Cursor | None:
+    def _find_end(
+        self, ordered: list[Document], after: Cursor | None, last: Document | None, bound: int
+    ) -> Cursor | None:
         """Return where a search without an index ended: it passes logs that are on no page.
 
         Args:
             ordered: the stages before the search.
             after: where the page before ended.
             last: the last log of the page; None if the search ended at its bound, or went through all logs.
+            bound: how many logs it looked at, at most.
         """
-        stages, end, passed = [{"$limit": self._bound}, {"$project": {"createdAt": 1}}], after, 0
-        for document in self._collection.aggregate([*ordered, *stages]):
+        wanted, end, passed = ordered[0]["$match"], after, 0
+        if last is not None:
+            wanted = {**wanted, "createdAt": {**wanted["createdAt"], "$gte": last["createdAt"]}}
+        stages = [{"$match": wanted}, *ordered[1:], {"$limit": bound}, {"$project": {"createdAt": 1}}]
+        for document in self._collection.aggregate(stages):
             end, passed = advance(end, document["createdAt"]), passed + 1
             if last is not None and document["_id"] == last["_id"]:
                 return end
-        return end if passed == self._bound else None
+        return end if passed == bound else None
 
     def find_ids(self, field: Literal["delivery_id", "event_id"], start: str, limit: int) -> set[str]:
         """Return ids of deliveries or events of which there are logs, and that begin with a text.

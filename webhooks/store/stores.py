@@ -15,6 +15,7 @@ from webhooks.store.leases import WorkerStore
 from webhooks.store.logs import LogStore
 from webhooks.store.mongo import Document, open_database
 from webhooks.store.outbox import Outbox
+from webhooks.store.overview import OverviewStore
 from webhooks.store.pending_details import PendingDetailsStore
 from webhooks.store.resend_jobs import ResendJobStore
 from webhooks.store.search import LogSearch
@@ -105,6 +106,11 @@ class Stores:
     def statistics(self) -> StatisticsStore:
         """Counts of attempts."""
         return StatisticsStore(self._database)
+
+    @cached_property
+    def overview(self) -> OverviewStore:
+        """Counts of everything."""
+        return OverviewStore(self._database)
 
     @cached_property
     def pending(self) -> PendingDetailsStore:

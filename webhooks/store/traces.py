@@ -54,7 +54,7 @@ class TraceStore:
 
     def __init__(self, database: Database[Document]) -> None:
         self._collection = database["eventtraces"]
-        # A crash of MongoDB may forget one: nothing that was owed is lost with it.
+        # A crash of MongoDB may forget one: nothing pending is lost with it.
         self._quick = self._collection.with_options(write_concern=WriteConcern(w=1))
 
     def ensure_indexes(self, ttl_days: int) -> None:

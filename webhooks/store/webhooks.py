@@ -32,7 +32,7 @@ _CACHE_SIZE = 10_000
 _SHOWN_OF = {"secrets": ("id", "scheme", "public", "createdAt", "expiresAt"), "headers": ("name", "value")}
 #: What a company may see: the contract's fields in the order of its sample, then this project's.
 _FOR_COMPANY = ("_id", "company", "isActive", "trigger", "url", "name", "code", "context", "__v", "description")
-_FOR_COMPANY += ("ordered", "on_exhausted", "rate_limit", "rate_burst", "secrets", "headers")
+_FOR_COMPANY += ("ordered", "on_exhausted", "rate_limit", "rate_burst", "traced", "secrets", "headers")
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,12 @@ class QueueCounts(NamedTuple):
     delayed: int
     #: Seconds for which the oldest message has waited in its lane; None if none is waiting.
     oldest_s: float | None
+    #: Lanes that have messages, and those of them that may not send one now.
+    lanes: int
+    blocked_lanes: int
+
+
+_FIELDS = len(QueueCounts._fields)
 
 
 def count_arguments(queues: Iterable[str], prefix: str, priority_steps: Sequence[int], sep: str) -> tuple[Any, ...]:
@@ -45,8 +51,11 @@ def count_arguments(queues: Iterable[str], prefix: str, priority_steps: Sequence
 
 def read_counts(reply: Sequence[Any]) -> list[QueueCounts]:
     """Read the reply to `count_arguments`, in the order of the queues."""
-    rows = zip(reply[::4], reply[1::4], reply[2::4], reply[3::4], strict=True)
-    return [QueueCounts(int(row[0]), int(row[1]), int(row[2]), float(row[3]) if row[3] else None) for row in rows]
+    rows = (reply[start : start + _FIELDS] for start in range(0, len(reply), _FIELDS))
+    return [
+        QueueCounts(int(waiting), int(unacked), int(delayed), float(age) if age else None, int(lanes), int(blocked))
+        for waiting, unacked, delayed, age, lanes, blocked in rows
+    ]
 
 
 def count_queues(channel: Channel, queues: Iterable[str]) -> list[QueueCounts]:

@@ -6,6 +6,7 @@ import click
 from tornado.options import options
 
 from webhooks.web.extension import install
+from webhooks.web.metrics import replace_metrics
 from webhooks.web.pages import HANDLERS
 from webhooks.web.queues import count_lanes
 
@@ -38,6 +39,9 @@ max_tasks = 10_000
 
 # What waits in lanes counts as well.
 count_lanes()
+
+# What MongoDB and the broker tell of the whole system, in Prometheus's format.
+replace_metrics()
 
 # The tab "Webhooks".
 install(HANDLERS)

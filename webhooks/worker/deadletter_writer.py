@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from webhooks.config import get_settings
+from webhooks.delivery.meters import Fault, meters
 from webhooks.delivery.services import get_services
 from webhooks.delivery.stopping import stopping
 from webhooks.errors import StoreUnavailable, trace
@@ -76,6 +77,7 @@ class DeadLetterWriter:
                     "dead letter %s: %s, task=%s message=%s queue=%s: %s",
                     *(letter.id, letter.reason, letter.task, letter.message_id, letter.queue, letter.text),
                 )
+                meters.count_fault(Fault.DEAD_LETTER)
                 pending.finish()
                 return
         pending.give_back()

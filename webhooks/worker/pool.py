@@ -241,7 +241,18 @@ class BatchPool(BasePool):
         self._slots.resize(self.limit)
 
     def _get_info(self) -> dict[str, Any]:
-        return {**super()._get_info(), "processes": [os.getpid()], "in-flight": self._slots.taken}
+        return {**super()._get_info(), "processes": [os.getpid()], "in-flight": self.in_flight}
+
+    @property
+    def in_flight(self) -> int:
+        """Attempts that use a slot."""
+        return self._slots.taken
+
+    def find_dead_threads(self) -> list[str]:
+        """Return the names of its threads that have ended though the pool runs."""
+        if self._closing.is_set():
+            return []
+        return [one.name for one in (*self._steps, self._recorder) if one.ident is not None and not one.is_alive()]
 
     # ── Accept ──────────────────────────────────────────────────────────────────────────────────────────────────────
     def _accept_all(self) -> None:
@@ -372,7 +383,7 @@ class BatchPool(BasePool):
             # The claim stays. Once it has expired, the next claimant records an interrupted attempt.
             self._end(send, Failed(error))
         else:
-            self._end(send, Attempted(one, log))
+            self._end(send, Attempted(one, log, prepared.span))
 
     def _end(self, send: _Send, outcome: SendOutcome) -> None:
         send.job.outcome = outcome

@@ -15,6 +15,7 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from webhooks.config import get_settings
+from webhooks.delivery.meters import Fault, meters
 from webhooks.delivery.services import get_services
 from webhooks.errors import StoreUnavailable, trace
 from webhooks.producer.app import app
@@ -44,10 +45,12 @@ class Renewal:
             renew: renews the lease; may raise any error.
             end: ends the lease; may raise any error.
         """
-        self._name = name
+        self.name = name
         self._renew = renew
         self._end = end
         self._is_ending = threading.Event()
+        #: Whether the last renewal succeeded; None before the first has ended.
+        self.is_good: bool | None = None
         self._thread = threading.Thread(target=self._run, name=f"lease-{name}", daemon=True)
 
     def start(self) -> None:
@@ -63,12 +66,14 @@ class Renewal:
         self._thread.join(timeout_s)
 
     def _run(self) -> None:
-        is_good = True
         while True:
-            was_good, is_good = is_good, self._try(self._renew, is_logged=is_good)
-            if is_good and not was_good:
-                logger.info("the lease in %s is renewed again", self._name)
-            if self._is_ending.wait(RENEW_EVERY_S if is_good else RENEW_AGAIN_S):
+            was_bad = self.is_good is False
+            self.is_good = self._try(self._renew, is_logged=not was_bad)
+            if not self.is_good:
+                meters.count_fault(Fault.LEASE_NOT_RENEWED)
+            elif was_bad:
+                logger.info("the lease in %s is renewed again", self.name)
+            if self._is_ending.wait(RENEW_EVERY_S if self.is_good else RENEW_AGAIN_S):
                 self._try(self._end, is_logged=True)
                 return
 
@@ -77,9 +82,9 @@ class Renewal:
             action()
         except _OUTAGES as error:
             if is_logged:
-                logger.warning("the lease in %s is not renewed: %s", self._name, error)
+                logger.warning("the lease in %s is not renewed: %s", self.name, error)
         except Exception as error:  # noqa: BLE001 - the thread must go on; the next renewal may succeed
-            logger.error("renewing the lease in %s met a defect: %s", self._name, trace(error))  # noqa: TRY400
+            logger.error("renewing the lease in %s met a defect: %s", self.name, trace(error))  # noqa: TRY400
         else:
             return True
         return False
@@ -131,24 +136,25 @@ class RedisLease:
             connection.collect()
 
 
-_renewals: list[Renewal] = []
+#: This worker's, one per server.
+renewals: list[Renewal] = []
 
 
 @worker_init.connect
 def _start(sender: Any, **_: object) -> None:
     if sender.app is not app:  # a service's own worker, which only produces events
         return
-    _renewals.append(Renewal("MongoDB", partial(_renew_in_mongodb, sender.hostname), _end_in_mongodb))
+    renewals.append(Renewal("MongoDB", partial(_renew_in_mongodb, sender.hostname), _end_in_mongodb))
     if app.connection_for_read().get_transport_cls() is Transport:
         lease = RedisLease()
-        _renewals.append(Renewal("Redis", lease.renew, lease.end))
-    for renewal in _renewals:
+        renewals.append(Renewal("Redis", lease.renew, lease.end))
+    for renewal in renewals:
         renewal.start()
 
 
 @worker_shutdown.connect
 def _end(**_: object) -> None:
-    for renewal in _renewals:
+    for renewal in renewals:
         renewal.end()
-    for renewal in _renewals:
+    for renewal in renewals:
         renewal.join(_END_TIMEOUT_S)

@@ -196,9 +196,9 @@ class SendRequest(DurableRequest):
 def skip_one(delivery_id: str) -> None:
     """Record that a delivery is given up, if it is pending and no worker is attempting it."""
     services = get_services()
-    owed = services.deliveries.find(delivery_id)
-    if owed is not None:
-        skip([owed], services.webhooks.get(owed.webhook_id), services.deliveries, services.logs)
+    pending = services.deliveries.find(delivery_id)
+    if pending is not None:
+        skip([pending], services.webhooks.get(pending.webhook_id), services.deliveries, services.logs)
 
 
 class DeliverRequest(DurableRequest):
