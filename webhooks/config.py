@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from functools import cache
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 from urllib.parse import quote, unquote, urlsplit
 
 from pydantic import Field, ValidationError, field_validator
@@ -170,6 +170,9 @@ class Settings(BaseSettings):
     )
     max_response_bytes: int = Field(
         default=16 * 1024, ge=0, le=1024 * 1024, description="maximum bytes of a response body that are read and logged"
+    )
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="format of a worker's log lines: `text`, or `json` for one JSON object a line"
     )
     log_ttl_days: int = Field(default=30, ge=0, le=24_000, description="days until a log expires; 0 keeps logs forever")
     sweep_interval_s: float = Field(

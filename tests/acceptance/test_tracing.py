@@ -31,9 +31,11 @@ class ToFile(SpanExporter):
     def export(self, spans):
         with path.open("a") as file:
             for span in spans:
-                parent = None if span.parent is None else f"{span.parent.span_id:x}"
-                about = {"name": span.name, "trace": f"{span.context.trace_id:x}", "span": f"{span.context.span_id:x}"}
-                file.write(json.dumps(about | {"parent": parent}) + "\\n")
+                parent = None if span.parent is None else f"{span.parent.span_id:016x}"
+                ids = {"trace": f"{span.context.trace_id:032x}", "span": f"{span.context.span_id:016x}"}
+                links = [f"{link.context.span_id:016x}" for link in span.links]
+                about = {"name": span.name, **ids, "parent": parent, "kind": span.kind.name, "links": links}
+                file.write(json.dumps(about | {"attributes": dict(span.attributes)}, default=str) + "\\n")
         return SpanExportResult.SUCCESS
 
 provider = TracerProvider()
@@ -126,6 +128,36 @@ def test_producers_trace_goes_on_in_event_attempt_and_retry(
     of_tasks = [span for span in found if span["name"] in (deliver_name, send_name)]
     assert {span["trace"] for span in of_tasks} == {root["trace"]}
     assert all(span["parent"] for span in of_tasks)
+
+
+def test_each_attempt_is_a_span_of_the_producers_trace_and_tells_its_receiver(stack: Stack):
+    (stack.folder / "traced.py").write_text(OPENTELEMETRY)
+    with Receiver() as receiver:
+        receiver.then(reply(503))
+        stack.add_webhook(receiver.url, traced=True)
+        worker = Worker(stack.folder, environment(stack), "worker", "--include", "traced")
+        stack.workers.append(worker)
+        worker.start()
+        event_id = produce(
+            stack, "import traced\nwith traced.request():\n    sent = deliver.delay(event)\nprint(sent.id)"
+        )
+        logs = stack.logs(2, RETRY_DELAY_S + 30)
+        got = [request.headers["traceparent"] for request in receiver.wait_for(2)]
+
+        def attempts() -> list[dict[str, Any]]:
+            return [span for span in spans(stack.folder) if span["kind"] == "CLIENT"]
+
+        wait_until(lambda: len(attempts()) == 2, "a span of each attempt")
+    first, second = attempts()
+    found = {span["name"]: span for span in spans(stack.folder)}
+    assert first["parent"] == second["parent"] == found["apply_async/webhooks.deliver"]["span"]
+    assert (first["links"], second["links"]) == ([], [first["span"]])
+    assert [span["attributes"]["http.response.status_code"] for span in (first, second)] == [503, 200]
+    assert {span["attributes"]["webhooks.event.id"] for span in (first, second)} == {event_id}
+    assert {span["trace"] for span in (first, second)} == {found["request"]["trace"]}
+    in_logs = [(log["attempt"]["trace_id"], log["attempt"]["span_id"]) for log in logs]
+    assert in_logs == [(span["trace"], span["span"]) for span in (first, second)]
+    assert [tuple(text.split("-")[1:3]) for text in got] == in_logs
 
 
 def test_links_and_errbacks_are_queued(stack: Stack, redis_client: redis.Redis):

@@ -264,6 +264,8 @@ def test_how_events_are_sent_is_said_in_words(run: Callable[..., Result]) -> Non
         ({"rate_limit": 5, "rate_burst": 10}, ["--rate-limit", "0.25"], {"rate_limit": 0.25, "rate_burst": 10}),
         ({"rate_limit": 5, "rate_burst": 10}, ["--rate-limit", "none"], {"rate_burst": 10}),
         ({"rate_limit": 5, "rate_burst": 10}, ["--rate-burst", "1"], {"rate_limit": 5}),
+        ({}, ["--traced"], {"traced": True}),
+        ({"traced": True}, ["--untraced"], {}),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

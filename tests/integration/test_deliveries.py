@@ -287,3 +287,16 @@ def test_questions_to_the_ledger_use_an_index(ledger: DeliveryStore, database: D
         plan = str((cursor.sort(sort) if sort else cursor).explain()["queryPlanner"]["winningPlan"])
         assert "IXSCAN" in plan
         assert "'SORT'" not in plan
+
+
+def test_trace_of_an_event_and_its_first_attempt_are_stored_with_its_delivery(ledger: DeliveryStore):
+    one = replace(delivery(1), traceparent="00-aa-bb-01")
+    ledger.add([one], now())
+    for retry, span_id in enumerate(["cc", "dd"]):
+        log_id = ObjectId()
+        assert isinstance(claim_one(ledger, retry=retry, log_id=log_id), Claimed)
+        attempt = make_attempt(delivery_id="msg_1", next_at=now(), trace_id="aa", span_id=span_id)
+        ledger.settle([make_log("x", attempt=attempt, retry=retry, log_id=log_id)])
+    claimed = claim_one(ledger, retry=2)
+    assert isinstance(claimed, Claimed)
+    assert claimed.delivery == replace(one, first_span="00-aa-cc-01")

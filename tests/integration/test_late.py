@@ -61,7 +61,7 @@ class Process:
         self.held, self.gates = HeldDeliveries(database, self.deliveries), GateStore(database)
         self.logs, self.webhooks = LogStore(database), WebhookStore(database)
         self.records = DeliveryRecords(self.deliveries, self.held, self.logs, self.gates, self.webhooks)
-        self.progress = Progress()
+        self.progress, self.tracer = Progress(), None
         self.services: Any = self
         self.attempt_runner: Any = None
 
@@ -224,7 +224,7 @@ def test_pause_holds_for_what_waited_for_its_turn(ours: Process, lanes: Lanes, d
     event = message()
     lanes.turn = Turn.SOON
     assert ours.accept(event) is None
-    (delivery,) = event.owed
+    (delivery,) = event.pending
     ours.gates.pause(delivery.webhook_id, By.OPERATOR, "test")
     lanes.turn = Turn.NOW
     assert ours.accept(event) == []

@@ -69,7 +69,7 @@ class World:
         ledger = SimpleNamespace(give_up=self.given_up.append)
         stores = {"webhooks": webhooks, "records": records, "deliveries": ledger, "gates": None}
         traces = SimpleNamespace(write=lambda events: self.traced.extend(event_id for event_id, _ in events))
-        self.services = cast("Any", SimpleNamespace(**stores, traces=traces, progress=Progress()))
+        self.services = cast("Any", SimpleNamespace(**stores, traces=traces, tracer=None, progress=Progress()))
         monkeypatch.setattr(accept_module, "ask_turns", self._step("ask", self._ask))
         monkeypatch.setattr(
             accept_module, "queue_attempts", self._step("queue", lambda *given: self.queued.extend(given[0]))

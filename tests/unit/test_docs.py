@@ -1,6 +1,8 @@
 """README and docs say what is so: their tables, commands, settings, paths and links are compared with the code."""
 
 import ast
+import json
+import logging
 import re
 from importlib import import_module
 from pathlib import Path
@@ -13,16 +15,19 @@ from flower.views.auth import authenticate
 
 from tests.fairness.scenarios import SCENARIOS
 from tests.faults.matrix import ROWS
+from tests.lab.logs import make_attempt, make_log
 from tests.lab.pages import PAGES, README, ROOT, blocks, cells, commands, names, page, prose, quoted, table, tables
 from tests.lab.refused import to_markdown
 from tests.unit.test_layout import ORDER
 from webhooks.cli import cli
 from webhooks.config import PREFIX, Settings, get_settings
+from webhooks.delivery.record import name_fields
 from webhooks.errors import ErrorKind
 from webhooks.models import TRIGGERS, AttemptDetails
 from webhooks.rules.encryption import new_key
 from webhooks.rules.signing import Scheme, new_secret, public_key, sign
 from webhooks.store.deadletters import Reason
+from webhooks.worker.json_lines import JsonFormatter
 
 SOURCE = "\n".join(path.read_text() for path in sorted((ROOT / "webhooks").rglob("*.py")))
 SETTINGS = {f"{PREFIX}{name.upper()}": field for name, field in Settings.model_fields.items()}
@@ -32,7 +37,7 @@ MAX_README_LINES = 250
 FOREIGN_LINES = {"Unrecoverable error"}
 #: Options of Celery, Flower and the suites.
 FOREIGN_OPTIONS = {"--address", "--autoscale", "--conf", "--config", "--hostname", "--loader", "--result-backend"}
-FOREIGN_OPTIONS |= {"--only", "--quick", "--size"}
+FOREIGN_OPTIONS |= {"--logfile", "--only", "--quick", "--size"}
 
 each_page = pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 
@@ -235,6 +240,13 @@ def test_fields_of_an_attempt_are_all_there():
 @pytest.mark.parametrize("line", names(table(page("operations"), "Line has")))
 def test_log_lines_are_those_that_the_code_writes(line: str):
     assert line in FOREIGN_LINES or line in SOURCE
+
+
+def test_names_in_json_lines_are_all_there():
+    failed = (KeyError, KeyError(), None)
+    record = logging.LogRecord("x", logging.INFO, "", 0, "m", None, failed)
+    assert names(table(page("logs"), "Name")) == list(json.loads(JsonFormatter().format(record)))
+    assert names(table(page("logs"), "Name", 1)) == list(name_fields(make_log(attempt=make_attempt())))
 
 
 def test_readmes_log_lines_are_explained_in_operations():

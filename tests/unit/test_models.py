@@ -288,7 +288,7 @@ def test_bad_webhook_is_refused_in_words(changes: dict[str, Any], words: str):
     assert "secret" not in str(raised.value)
 
 
-SENDING = {"ordered": False, "on_exhausted": "next", "rate_limit": None, "rate_burst": 1}
+SENDING = {"traced": False, "ordered": False, "on_exhausted": "next", "rate_limit": None, "rate_burst": 1}
 
 
 def sending_of(made: COTWebhook) -> dict[str, Any]:
@@ -303,11 +303,12 @@ def sending_of(made: COTWebhook) -> dict[str, Any]:
         ({"ordered": True, "on_exhausted": "stop"}, {"ordered": True, "on_exhausted": "stop"}),
         ({"rate_limit": 5, "rate_burst": 10}, {"rate_limit": 5.0, "rate_burst": 10}),
         ({"rate_limit": 0.001}, {"rate_limit": 0.001}),
+        ({"traced": True}, {"traced": True}),
         ({"rate_limit": 10_000, "rate_burst": 10_000}, {"rate_limit": 10_000.0, "rate_burst": 10_000}),
         ({"rate_limit": Int64(5), "rate_burst": Int64(10)}, {"rate_limit": 5.0, "rate_burst": 10}),
         ({"rate_limit": 2.5, "rate_burst": 10.0}, {"rate_limit": 2.5, "rate_burst": 10}),  # a shell's numbers
     ],
-    ids=["none", "null", "ordered", "rate", "least", "most", "int64", "float"],
+    ids=["none", "null", "ordered", "rate", "least", "traced", "most", "int64", "float"],
 )
 def test_how_a_webhooks_events_are_sent(changes: dict[str, Any], expected: dict[str, Any]):
     made = parse_webhook(stored({**parse_webhook(webhook()).to_bson(), **changes}))
@@ -341,6 +342,7 @@ def test_rate_that_is_none_is_refused(field: str, value: object):
         ({"on_exhausted": "Stop"}, "on_exhausted"),
         ({"on_exhausted": ""}, "on_exhausted"),
         ({"on_exhausted": True}, "on_exhausted"),
+        ({"traced": 1}, "traced"),
     ],
     ids=str,
 )

@@ -43,8 +43,8 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 #: Options that narrow a webhook → the field of its context.
 _CONTEXT_OPTIONS = {"survey": "survey", "group": "group", "task_group": "taskGroup"}
-#: Options, and fields, for order and rate. Defaults are not stored.
-_SENDING_FIELDS = ("ordered", "on_exhausted", "rate_limit", "rate_burst")
+#: Options, and fields, for order, rate and tracing. Defaults are not stored.
+_SENDING_FIELDS = ("ordered", "on_exhausted", "rate_limit", "rate_burst", "traced")
 #: What an ordered webhook does after a delivery whose retries are used up.
 _ON_EXHAUSTED = {"next": "continues with the next", "stop": "stops"}
 #: Plain decimals; `float` accepts other forms too.
@@ -122,6 +122,12 @@ def _fields(*, is_new: bool) -> Callable[[_F], _F]:
                 type=click.IntRange(1, MAX_RATE),
                 metavar="N",
                 help="With --rate-limit: maximum attempts at once after a pause.",
+            ),
+            click.option(
+                "--traced/--untraced",
+                default=None,
+                help="Send the header traceparent, with the id of the attempt's span, if the worker makes spans; or "
+                "do not.",
             ),
         ]
         for option in reversed(options):
@@ -359,7 +365,7 @@ def _say_active(webhook: COTWebhook) -> str:
 
 
 def _read_sending(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the given fields of order and rate, with None for defaults."""
+    """Return the given fields of order, rate and tracing, with None for defaults."""
     found = {field: given[field] for field in _SENDING_FIELDS if given.get(field) is not None}
     return {
         field: None if value in (0, COTWebhook.model_fields[field].default) else value for field, value in found.items()
@@ -408,7 +414,7 @@ def _describe(webhook: COTWebhook) -> list[list[str]]:
 
 
 def _describe_sending(webhook: COTWebhook) -> list[list[str]]:
-    """Return rows about order and rate; none for defaults."""
+    """Return rows about order, rate and tracing; none for defaults."""
     rows = []
     if webhook.ordered:
         then = _ON_EXHAUSTED[webhook.on_exhausted]
@@ -417,6 +423,8 @@ def _describe_sending(webhook: COTWebhook) -> list[list[str]]:
         burst = f", bursts of {webhook.rate_burst}" if webhook.rate_burst > 1 else ""
         attempts = "attempt" if webhook.rate_limit == 1 else "attempts"
         rows.append(["rate", f"at most {webhook.rate_limit:.10g} {attempts} per second{burst}"])
+    if webhook.traced:
+        rows.append(["traced", "requests have the header traceparent, if the worker makes spans"])
     return rows
 
 

@@ -186,7 +186,8 @@ def _read(services: Services, one: Accepting) -> DeliverOutcome | None:
         return Failed(Requeue("its turn has not come"))
     if is_ordered and isinstance(lane, str) and one.is_from_outbox and services.outbox.stand_behind_older(one.event_id):
         return Done("older ones come first; it is queued again behind them")
-    one.pending = one.unplaced = fan_out(event, one.event_id, services.webhooks)
+    traceparent = services.tracer and services.tracer.find_parent(one.headers)
+    one.pending = one.unplaced = fan_out(event, one.event_id, services.webhooks, traceparent)
     one.is_unwanted = not one.pending
     # `add_claimed` writes without the journal. An ordered or outbox event needs its deliveries journaled first.
     if is_ordered or one.is_from_outbox or len(one.pending) > MAX_OWN_DELIVERIES:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from http import HTTPStatus
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from webhooks.errors import ErrorKind, SecretUnreadable, TooLate, trace
 from webhooks.models import (
@@ -30,6 +30,9 @@ from webhooks.sender import Answer, OutgoingRequest, Sender, Timings
 from webhooks.store.deliveries import Claim, Delivery, Interrupted
 from webhooks.store.webhooks import WebhookStore
 from webhooks.version import __version__
+
+if TYPE_CHECKING:
+    from webhooks.delivery.tracing import AttemptSpan, AttemptTracer
 
 logger = logging.getLogger(__name__)
 
@@ -104,10 +107,16 @@ def label_delivery(kind: str, webhook: COTWebhook) -> str:
     return f"{kind} → {webhook.label} ({webhook.origin})"
 
 
-def fan_out(event: COTEvent, event_id: str, webhooks: WebhookStore) -> list[Delivery]:
+def fan_out(event: COTEvent, event_id: str, webhooks: WebhookStore, traceparent: str | None = None) -> list[Delivery]:
     """Return one delivery for each webhook that matches the event.
 
     An unusable webhook gets one too: its only attempt logs the reason.
+
+    Args:
+        event: what happened.
+        event_id: of its message.
+        webhooks: where to find them.
+        traceparent: `Delivery.traceparent`.
 
     Raises:
         StoreUnavailable: the webhooks cannot be read now.
@@ -124,6 +133,7 @@ def fan_out(event: COTEvent, event_id: str, webhooks: WebhookStore) -> list[Deli
             company=event.company,
             label=label,
             body=body,
+            traceparent=traceparent,
             **fields,
         )
 
@@ -143,10 +153,12 @@ class AttemptRunner:
         policy: RetryPolicy,
         vault: Vault,
         probe_interval_s: float = 0,
+        tracer: "AttemptTracer | None" = None,
         clock: Callable[[], datetime] = now,
     ) -> None:
         #: What sends the requests that `prepare` makes.
         self.sender = sender
+        self._tracer = tracer
         self._probe_interval_s = probe_interval_s
         self._policy = policy
         self._vault = vault
@@ -168,7 +180,10 @@ class AttemptRunner:
         """
         prepared = self.prepare(delivery, webhook, claim, event, is_probe=is_probe)
         request = prepared.request
-        return self.conclude(prepared, request if isinstance(request, Answer) else self._send(request))
+        log = self.conclude(prepared, request if isinstance(request, Answer) else self._send(request))
+        if prepared.span is not None:
+            prepared.span.end(log)
+        return log
 
     def prepare(
         self,
@@ -198,7 +213,13 @@ class AttemptRunner:
         # Without an active webhook there is nothing to probe.
         is_probe = is_probe and webhook is not None and webhook.isActive
         request = self._make_request(webhook, delivery, claim, started_at, is_first=not claim.retry and not is_probe)
-        return PreparedAttempt(delivery, event, webhook, claim, started_at, is_probe, request)
+        span = None
+        if self._tracer is not None and webhook is not None and isinstance(request, OutgoingRequest):
+            # Before the request, as the receiver may get the span's id.
+            span = self._tracer.start(delivery, webhook, claim.retry, started_at)
+            if span is not None and span.traceparent is not None and webhook.traced:
+                request = replace(request, headers={**request.headers, "traceparent": span.traceparent})
+        return PreparedAttempt(delivery, event, webhook, claim, started_at, is_probe, request, span)
 
     def conclude(self, prepared: "PreparedAttempt", answer: Answer) -> COTWebhookLog:
         """Judge an answer and return the attempt's log, which is not stored yet."""
@@ -226,7 +247,7 @@ class AttemptRunner:
             probe=is_probe,
             kept=is_used_up and webhook is not None and webhook.ordered and webhook.on_exhausted == "stop",
         )
-        return _make_log(prepared.delivery, prepared.event, webhook, claim, answer, made)
+        return _make_log(prepared.delivery, prepared.event, webhook, claim, answer, made, prepared.span)
 
     def _bound(self, retry_after_s: float | None) -> float | None:
         """Limit ``Retry-After`` to what the settings allow."""
@@ -302,6 +323,8 @@ class PreparedAttempt:
     is_probe: bool
     #: The request, or the answer that says why none is sent.
     request: OutgoingRequest | Answer
+    #: None: there is no request, or this worker makes no spans. The caller of `AttemptRunner.conclude` ends it.
+    span: "AttemptSpan | None" = None
 
 
 def _own(delivery: Delivery, webhook: COTWebhook | None) -> COTWebhook | None:
@@ -360,6 +383,7 @@ def _make_log(
     asked: Claim | Interrupted,
     answer: Answer,
     made: _Made,
+    span: "AttemptSpan | None" = None,
 ) -> COTWebhookLog:
     timings = answer.timings
     return COTWebhookLog.make(
@@ -393,6 +417,8 @@ def _make_log(
             wait_ms=timings.wait_ms,
             read_ms=timings.read_ms,
             total_ms=None if isinstance(asked, Interrupted) else timings.total_ms,
+            trace_id=span and span.trace_id,
+            span_id=span and span.span_id,
         ),
     )
 

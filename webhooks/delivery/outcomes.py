@@ -3,9 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from webhooks.models import COTEvent, COTWebhook, COTWebhookLog
 from webhooks.store.deliveries import Claim, Delivery
+
+if TYPE_CHECKING:
+    from webhooks.delivery.tracing import AttemptSpan
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,8 @@ class Attempted:
 
     attempt: ToAttempt
     log: COTWebhookLog
+    #: Ends when the log is stored; None: there is none, or it has ended.
+    span: "AttemptSpan | None" = None
 
 
 #: Outcomes of ``webhooks.deliver`` and of ``webhooks.send`` messages.

@@ -1,7 +1,7 @@
 """Record attempts: the log, its effect on the webhook, and the delivery's next attempt."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from webhooks.delivery.attempt import summarize
@@ -11,11 +11,14 @@ from webhooks.delivery.queueing import queue_next
 from webhooks.delivery.services import Services, get_services
 from webhooks.delivery.stopping import stopping
 from webhooks.errors import StoreUnavailable, trace
-from webhooks.models import COTWebhookLog, now
+from webhooks.models import COTWebhookLog, format_instant, now
 from webhooks.producer.app import app
 from webhooks.rules.retry import Outcome
 
 logger = logging.getLogger(__name__)
+
+#: The attribute of an attempt's log record that holds `name_fields`.
+ATTEMPT = "webhooks_attempt"
 
 
 def record(services: Services, attempted: Sequence[Attempted], first: Iterable[Attempted] = ()) -> set[str]:
@@ -48,19 +51,46 @@ def record(services: Services, attempted: Sequence[Attempted], first: Iterable[A
     ahead_s = None if theirs is None else (theirs - now()).total_seconds()
     meters.count_attempts([(one.log, one.attempt.accepted_at) for one in attempted], ahead_s)
     for one in attempted:
+        if one.span is not None:
+            one.span.end(one.log)
         _log_attempt(one)
         _release_next(services, one)
     return forgotten
 
 
 def _log_attempt(one: Attempted) -> None:
-    delivery, details = one.attempt.delivery, one.log.details
-    is_given_up = details.outcome == Outcome.FAILED and details.next_at is None
+    details = one.log.details
+    level = logging.WARNING if details.outcome == Outcome.FAILED and details.next_at is None else logging.INFO
+    if not logger.isEnabledFor(level):
+        return
+    fields = name_fields(one.log)
     logger.log(
-        logging.WARNING if is_given_up else logging.INFO,
-        "attempt delivery=%s event=%s label=%r: %s",
-        *(delivery.delivery_id, delivery.event_id, delivery.label, summarize(one.log)),
+        level,
+        "attempt delivery=%s event=%s webhook=%s company=%s label=%r: %s",
+        *(fields["delivery"], fields["event"], fields["webhook"], fields["company"]),
+        *(one.attempt.delivery.label, summarize(one.log)),
+        extra={ATTEMPT: fields},
     )
+
+
+def name_fields(log: COTWebhookLog) -> Mapping[str, str | int | float | None]:
+    """Return an attempt's facts by the names that its line has as JSON. No payload, no response, no path of a URL."""
+    details = log.details
+    return {
+        "delivery": details.delivery_id,
+        "event": details.event_id,
+        "webhook": str(log.subscription),
+        "company": str(log.company),
+        "retry": log.retry,
+        "status": log.status,
+        "outcome": details.outcome,
+        "error_kind": details.error_kind,
+        "total_ms": details.total_ms,
+        "next_at": None if details.next_at is None else format_instant(details.next_at),
+        "worker": details.worker,
+        "trace_id": details.trace_id,
+        "span_id": details.span_id,
+    }
 
 
 def _release_next(services: Services, one: Attempted) -> None:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from webhooks.config import Settings, get_settings
 from webhooks.delivery.attempt import AttemptRunner
@@ -27,6 +29,9 @@ from webhooks.store.resend_jobs import ResendJobStore
 from webhooks.store.traces import TraceStore
 from webhooks.store.webhooks import WebhookStore
 from webhooks.transport.holder import process_token
+
+if TYPE_CHECKING:
+    from webhooks.delivery.tracing import AttemptTracer
 
 #: Concurrent requests of a process. The size of the pool is the effective limit.
 _MOST_REQUESTS = 10_000
@@ -65,6 +70,8 @@ class Services:
     progress: Progress
     #: None when no operators' URL is set.
     operators: Operators | None = None
+    #: None when OpenTelemetry is not installed.
+    tracer: "AttemptTracer | None" = None
 
 
 @cache
@@ -91,6 +98,7 @@ def get_services() -> Services:
     )
     policy = RetryPolicy(settings.retry_delay_s, settings.max_retries, settings.max_retry_after_s)
     held, gates, webhooks = HeldDeliveries(database, ledger), GateStore(database), WebhookStore(database)
+    tracer = _open_tracer()
     return Services(
         webhooks=webhooks,
         logs=logs,
@@ -112,10 +120,21 @@ def get_services() -> Services:
             policy=policy,
             vault=Vault(settings.encryption_key),
             probe_interval_s=settings.probe_interval_s,
+            tracer=tracer,
         ),
         progress=Progress(),
         operators=None if settings.operators_url is None else _open_operators(settings, settings.operators_url),
+        tracer=tracer,
     )
+
+
+def _open_tracer() -> "AttemptTracer | None":
+    try:
+        return import_module("webhooks.delivery.tracing").AttemptTracer()
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "opentelemetry":
+            raise
+        return None
 
 
 def _open_operators(settings: Settings, url: str) -> Operators:

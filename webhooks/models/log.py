@@ -57,6 +57,9 @@ class AttemptDetails(BaseModel):
     probe: bool = False
     #: Whether the delivery is held for an operator because its retries are used up.
     kept: bool = False
+    #: Of OpenTelemetry's span of the attempt, in hex; None: none is recorded.
+    trace_id: str | None = None
+    span_id: str | None = None
 
 
 class COTWebhookLog(WireModel):

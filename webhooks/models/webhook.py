@@ -123,6 +123,8 @@ class COTWebhook(WireModel):
     rate_limit: float | None = Field(default=None, ge=MIN_RATE, le=MAX_RATE)
     #: Attempts allowed at once after a quiet period.
     rate_burst: int = Field(default=1, ge=1, le=MAX_RATE)
+    #: Send the id of each attempt's span to the receiver. Ids of traces are ours to give away, so never by default.
+    traced: bool = Field(default=False, strict=True)
 
     @field_validator("url")
     @classmethod
@@ -138,7 +140,7 @@ class COTWebhook(WireModel):
             raise ValueError("must be small letters, digits and _ only, at least one")
         return code
 
-    @field_validator("context", "secrets", "headers", "ordered", "on_exhausted", "rate_burst", mode="before")
+    @field_validator("context", "secrets", "headers", "ordered", "on_exhausted", "rate_burst", "traced", mode="before")
     @classmethod
     def _default(cls, value: object, info: ValidationInfo) -> object:
         """Take the default for None, which hand-written documents hold for a missing field."""

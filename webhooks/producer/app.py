@@ -72,6 +72,7 @@ def _prepare_command(context: click.Context, *_: object) -> None:
 #: Modules that only workers load: periodic tasks and handlers of Celery's signals.
 _WORKERS_MODULES = (
     "webhooks.worker.bindings",
+    "webhooks.worker.json_lines",
     "webhooks.worker.renewal",
     "webhooks.worker.startup",
     "webhooks.worker.tasks",

@@ -6,9 +6,9 @@ the sweep queues overdue deliveries again, and a message without a pending deliv
 ``deliveries``: ``_id`` (the delivery's id), ``event_id``, ``webhook_id``, ``company``, ``label``, ``body`` (absent if
 the event is stored once for several deliveries), ``retry`` (number of the next attempt), ``due_at`` (absent while held
 or quarantined), ``held`` (true: see `held`), ``place`` (position in an ordered webhook's line), ``probe`` (true:
-released to probe a paused endpoint), ``created_at``, and during an attempt its ``claim``: ``log_id``, ``retry``,
-``worker``, ``at``, ``until``, ``holder`` (token of the process; absent without a lease). A claim that expired, or whose
-holder's lease lapsed, moves to the list ``interrupted``.
+released to probe a paused endpoint), ``traceparent``, ``first_span``, ``created_at``, and during an attempt its
+``claim``: ``log_id``, ``retry``, ``worker``, ``at``, ``until``, ``holder`` (token of the process; absent without a
+lease). A claim that expired, or whose holder's lease lapsed, moves to the list ``interrupted``.
 
 ``events``: ``_id`` (event id and company, as producers may choose event ids), ``event_id``, ``body``, ``created_at``.
 """
@@ -325,7 +325,9 @@ class DeliveryStore:
                 # Held as before, if still released as a probe: a late log must not undo a later release.
                 changes.append(UpdateOne({**query, "probe": True}, keep))
             else:
-                next_one = {"retry": log.retry + 1, "due_at": self.now() + (attempt.next_at - log.createdAt)}
+                next_one: Document = {"retry": log.retry + 1, "due_at": self.now() + (attempt.next_at - log.createdAt)}
+                if not log.retry and attempt.trace_id is not None:
+                    next_one["first_span"] = f"00-{attempt.trace_id}-{attempt.span_id}-01"
                 changes.append(UpdateOne(query, {"$set": next_one, "$unset": {**done, "held": "", "probe": ""}}))
         with store_errors():
             try:
@@ -430,6 +432,7 @@ def _write(delivery: Delivery, at: datetime, *, has_body: bool) -> Document:
         **({"held": True} if delivery.is_held else {"due_at": at}),
         **({} if delivery.place is None else {"place": delivery.place}),
         **({} if delivery.unusable is None else {"unusable": delivery.unusable}),
+        **({} if delivery.traceparent is None else {"traceparent": delivery.traceparent}),
         "created_at": at,
     }
 

@@ -47,6 +47,10 @@ class Delivery:
     rate: tuple[float, int] | None = None
     #: Why its webhook was unusable when the event was accepted, without values; None: it was usable.
     unusable: str | None = None
+    #: Trace contexts as W3C's header has them: of the event's producer, and of the first attempt's span if it failed.
+    #: None: not traced.
+    traceparent: str | None = None
+    first_span: str | None = None
     #: The broker's lane of the webhook.
     lane: str = field(init=False, repr=False, compare=False)
 
@@ -189,7 +193,9 @@ def read_claimed(
         body=body,
         place=place if isinstance(place := document.get("place"), int) else None,
         is_held=document.get("held") is True,
-        unusable=unusable if isinstance(unusable := document.get("unusable"), str) else None,
+        unusable=_text(document, "unusable"),
+        traceparent=_text(document, "traceparent"),
+        first_span=_text(document, "first_span"),
     )
     before = document.get("interrupted")
     interrupted = [_read_interrupted(old) for old in before] if isinstance(before, list) else []
@@ -201,6 +207,10 @@ def read_claimed(
         instant(document.get("created_at")),
         document.get("probe") is True,
     )
+
+
+def _text(document: Document, field: str) -> str | None:
+    return value if isinstance(value := document.get(field), str) else None
 
 
 def _read_blocked(held: Document, asked: int, present: datetime, claim_s: float) -> Blocked:

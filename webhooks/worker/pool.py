@@ -383,7 +383,7 @@ class BatchPool(BasePool):
             # The claim stays. Once it has expired, the next claimant records an interrupted attempt.
             self._end(send, Failed(error))
         else:
-            self._end(send, Attempted(one, log))
+            self._end(send, Attempted(one, log, prepared.span))
 
     def _end(self, send: _Send, outcome: SendOutcome) -> None:
         send.job.outcome = outcome
