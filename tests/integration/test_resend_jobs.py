@@ -232,12 +232,13 @@ def test_webhook_without_room_waits_and_others_go_on(world: World, why: str):
     assert world.run(job) == [f"msg_1~{job.job_id}"]
 
 
-def test_at_most_one_waits_in_the_lane_of_its_webhook(world: World):
+@pytest.mark.parametrize(("rate", "most"), [(10, 1), (1_000, 4)])
+def test_few_wait_in_the_lane_of_their_webhook(world: World, rate: float, most: int):
     world.add_webhook()
-    for number in range(5):
+    for number in range(9):
         world.log(f"msg_{number}", age_s=60 - number)
-    world.run(world.begin(rate=10), most=10, is_taken=False)
-    assert len(world.queued) == 1
+    world.run(world.begin(rate=rate), most=10, is_taken=False)
+    assert len(world.queued) == most
 
 
 def test_rate_holds(world: World):
@@ -335,6 +336,8 @@ def test_command_counts_begins_watches_and_stops(world: World, run: Callable[...
     assert run("resend", "--stop", job["job_id"]).exit_code == 1
     assert "Stopped by" in (world.database["operatoractions"].find_one() or {})["result"]
     assert run("resend", "--continue", job["job_id"], "--detach").exit_code == 0
+    assert run("resend", "--continue", job["job_id"]).exit_code == 1
+    assert "Continued by" in (world.database["operatoractions"].find_one() or {})["result"]
     (running,) = world.resend_jobs.find_running()
     assert len(world.run(running)) == 3
     watched = run("resend", "--watch", job["job_id"])

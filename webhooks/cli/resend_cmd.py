@@ -3,6 +3,7 @@
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 
 import click
@@ -14,7 +15,7 @@ from webhooks.cli.options import JSON_OPTION, webhook_argument
 from webhooks.cli.output import Table, print_error, print_json
 from webhooks.cli.stores import complete_delivery_id, find_user, find_webhook, get_stores, record_action
 from webhooks.delivery import operate
-from webhooks.delivery.resending import ACTION, RATE, begin_job, count_failed, describe_job, stop_job
+from webhooks.delivery.resending import ACTION, RATE, begin_job, continue_job, count_failed, describe_job, stop_job
 from webhooks.models import format_instant
 from webhooks.models.wire import document_json
 from webhooks.producer.app import app
@@ -39,6 +40,7 @@ _RATES = click.FloatRange(0.1, 1_000)
 #: Logs of failed attempts that are looked at for the count, and webhooks that are named with theirs.
 _COUNTED, _NAMED = 50_000, 10
 _LISTED = 20
+_GIVEN = click.core.ParameterSource.COMMANDLINE
 #: Seconds between two looks at a job, and until a word about a job that no worker has begun.
 _POLL_S, _BEGIN_S = 0.5, 10.0
 
@@ -91,13 +93,18 @@ def resend(
     """Send a delivery that has ended once more, or all that failed.
 
     The receiver gets the same webhook-id. With --failed a job in the workers resends deliveries whose last attempt
-    failed and after which none comes, also those of deactivated or changed webhooks; not those that an operator
-    skipped, unless --kind skipped asks for them. The filters are about that last attempt. A webhook gets the next one
-    only while nothing else of it waits for its turn. Ctrl-C stops the job, and --continue goes on with it.
+    failed and after which none comes. The filters are about that attempt; --since is needed. Deliveries of inactive
+    webhooks are left out, and those that an operator skipped, unless --kind skipped asks for them. A webhook gets the
+    next one only while nothing else of it waits for its turn. Ctrl-C stops the job, and --continue goes on with it.
     """
     ways = [delivery_id is not None, is_bulk, is_list, watch is not None, stop is not None, again is not None]
     if sum(ways) != 1:
         raise click.UsageError("give a delivery's id, or one of --failed, --list, --watch, --stop and --continue")
+    is_watched = is_bulk or watch is not None or again is not None
+    _refuse_idle(is_bulk, [name for name, value in filters.items() if value], "--failed")
+    _refuse_idle(is_bulk, ["rate", "yes"], "--failed")
+    _refuse_idle(is_watched, ["detach"], "--failed, --watch and --continue")
+    _refuse_idle(delivery_id is not None, ["wait_s"], "a delivery's id")
     stores = _get_stores_to_send()
     if delivery_id is not None:
         _resend_one(stores, complete_delivery_id(stores, delivery_id), wait_s, as_json=as_json)
@@ -110,7 +117,7 @@ def resend(
             job = _begin(stores, filters, rate, yes=yes)
         else:
             job = _get_job(stores, watch or again or "")
-            if again is not None and not stores.resend_jobs.change(job.job_id, JobState.STOPPED, JobState.RUNNING):
+            if again is not None and not continue_job(stores, job, by=find_user()):
                 raise click.ClickException(f"the job {job.job_id} is {job.state.value}, not stopped")
         if job is None:
             click.echo("nothing to resend")
@@ -118,6 +125,14 @@ def resend(
             _print_jobs([_get_job(stores, job.job_id)], as_json=as_json)
         else:
             _watch(stores, job.job_id)
+
+
+def _refuse_idle(is_used: bool, names: Sequence[str], goes_with: str) -> None:
+    """Refuse options of the command line that would have no effect."""
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        if not is_used and parameter.name in names and context.get_parameter_source(parameter.name) is _GIVEN:
+            raise click.UsageError(f"{parameter.opts[0]} goes with {goes_with} only")
 
 
 def _get_stores_to_send() -> Stores:
@@ -128,8 +143,8 @@ def _get_stores_to_send() -> Stores:
 
 def _resend_one(stores: Stores, delivery_id: str, wait_s: float, *, as_json: bool) -> None:
     rows = stores.search.find_page(LogQuery(delivery_id=delivery_id), 1).rows
-    found = stores.webhooks.find(str(rows[0].webhook_id)) if rows else []
-    document = next((one for one in found if one["_id"] == rows[0].webhook_id), None)
+    webhook_id = rows[0].webhook_id if rows else None
+    document = stores.webhooks.get_stored(webhook_id) if isinstance(webhook_id, ObjectId) else None
     if document is None:
         raise click.ClickException(f"nothing is known of the delivery {delivery_id}, or its webhook is gone")
     with record_action(stores, "resend", document, delivery_id=delivery_id) as record:

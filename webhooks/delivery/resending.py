@@ -81,9 +81,22 @@ def stop_job(stores: Stores, job_id: str, *, by: str) -> ResendJob | None:
     if not stores.resend_jobs.change(job_id, JobState.RUNNING, JobState.STOPPED):
         return None
     job = stores.resend_jobs.get(job_id)
-    if job is not None and isinstance(job.action_id, ObjectId):
-        stores.actions.end(job.action_id, f"{describe_job(job)} Stopped by {by or 'somebody without a login'}.")
+    if job is not None:
+        _record(stores, job, f"Stopped by {by or 'somebody without a login'}.")
     return job
+
+
+def continue_job(stores: Stores, job: ResendJob, *, by: str) -> bool:
+    """Go on with a job that was stopped, on record; return whether it was."""
+    if not stores.resend_jobs.change(job.job_id, JobState.STOPPED, JobState.RUNNING):
+        return False
+    _record(stores, job, f"Continued by {by}.")
+    return True
+
+
+def _record(stores: Stores, job: ResendJob, text: str) -> None:
+    if isinstance(job.action_id, ObjectId):
+        stores.actions.end(job.action_id, f"{describe_job(job)} {text}")
 
 
 def describe_job(job: ResendJob) -> str:

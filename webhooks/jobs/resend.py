@@ -39,6 +39,8 @@ _RUN_S = 2.0
 _STEP_S = 0.1
 #: Webhooks that one step looks at.
 _MOST_LOOKS = 50
+#: Deliveries that a webhook gets in one step: a live one that comes next waits for no more than these.
+_MOST_AT_ONCE = 4
 #: Seconds until a webhook that had no room is looked at again.
 _AGAIN_S = 0.5
 #: Seconds between two notes of a job that waits.
@@ -127,8 +129,10 @@ class Resender:
 
     def _carry_on(self, services: Services, job: ResendJob, progress: _Progress) -> tuple[int, bool]:
         present = self._clock()
-        at_once = max(1, int(job.rate * 2 * _STEP_S))
-        progress.allowed = min(at_once + 1.0, progress.allowed + job.rate * (present - progress.counted_at))
+        at_once = min(_MOST_AT_ONCE, max(1, int(job.rate * _STEP_S)))
+        progress.allowed = min(
+            1 + job.rate * 2 * _STEP_S, progress.allowed + job.rate * (present - progress.counted_at)
+        )
         progress.counted_at = present
         sent = 0
         for _ in range(min(len(progress.lines), _MOST_LOOKS)):
