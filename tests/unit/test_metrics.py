@@ -145,6 +145,14 @@ def test_worker_whose_port_is_taken_goes_on_and_says_so_in_one_line(port: int, c
     assert "WEBHOOKS_METRICS_PORT" in record.getMessage()
 
 
+def test_port_is_opened_without_a_name_server(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(socket, "getfqdn", lambda *_: pytest.fail("looked up"))
+    made = serve("::1", [free_port()], lambda path, accept: (HTTPStatus.OK, "text/plain", b"ok"))
+    assert made is not None
+    made.shutdown()
+    made.server_close()
+
+
 def test_clients_that_send_nothing_do_not_keep_others_out_for_long(port: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(server._Handler, "timeout", 0.2)
     silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(server._MOST_CLIENTS)]

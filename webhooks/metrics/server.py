@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import import_module
 from ipaddress import ip_address
 from socket import AF_INET, AF_INET6
+from socketserver import TCPServer
 from typing import Any, cast
 
 from celery.signals import celeryd_after_setup, worker_ready
@@ -144,6 +145,11 @@ class MetricsServer(ThreadingHTTPServer):
         self.answer = answer
         self._clients = threading.BoundedSemaphore(_MOST_CLIENTS)
         super().__init__((address, port), _Handler)
+
+    def server_bind(self) -> None:
+        """Bind without looking up the host's name, which would wait for a name server that is away."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Serve a client, unless there are too many."""
