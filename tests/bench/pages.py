@@ -104,7 +104,7 @@ _PAGES: dict[str, Callable[[dict[str, Any]], str]] = {
         lambda log: f"/api/v3/webhook/subscription/logs/{log['subscription']}"
     ),
     "… 100 in the middle of the history": _api("limit=100"),
-    "… 1,000": _api("limit=1000"),
+    "… 500": _api("limit=500"),
     "… 100 failed": _api("result=failed"),
     "… 100 with a class of status (no index)": _api("status=4xx"),
     "… a status that nobody answers (no index)": _api("status=418"),

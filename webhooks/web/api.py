@@ -31,7 +31,7 @@ from webhooks.web.base import ReadsStores
 from webhooks.web.extension import FOLDER
 from webhooks.web.filters import read_cursor, write_cursor
 
-DEFAULT_LIMIT, MAX_LIMIT = 100, 1_000
+DEFAULT_LIMIT, MAX_LIMIT = 100, 500
 #: Bytes at which an answer takes no further log: one has up to some hundred kilobytes.
 MAX_BYTES = 4 * 1024 * 1024
 
