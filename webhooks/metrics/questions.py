@@ -89,7 +89,7 @@ def inspect_workers(url: str, what: str, timeout_s: float) -> dict[str, Any]:
 
     Args:
         url: the broker's.
-        what: name of an inspect command, Celery's or ours.
+        what: name of one of Celery's inspect commands.
         timeout_s: seconds to wait for answers.
 
     Returns:

@@ -15,7 +15,6 @@ import logging
 import os
 import queue
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,10 +22,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
 
-from billiard.einfo import ExceptionInfo
 from bson import ObjectId
 from celery.concurrency.base import BasePool, apply_target
-from celery.exceptions import Reject
 from celery.platforms import EX_FAILURE
 from celery.worker import state
 
@@ -34,7 +31,7 @@ from webhooks.delivery.accept import Accepted, Accepting, accept, leave_lane
 from webhooks.delivery.attempt import PreparedAttempt
 from webhooks.delivery.claim import claim_all, give_back, release
 from webhooks.delivery.holding import carry_out
-from webhooks.delivery.outcomes import Attempted, DeliverOutcome, Failed, SendOutcome, ToAttempt
+from webhooks.delivery.outcomes import Attempted, Failed, SendOutcome, ToAttempt
 from webhooks.delivery.queueing import report_attempt
 from webhooks.delivery.record import record
 from webhooks.delivery.services import get_services
@@ -43,6 +40,7 @@ from webhooks.sender import Answer, OutgoingRequest
 from webhooks.store.deliveries import Claim
 from webhooks.worker.current_batch import new_batch
 from webhooks.worker.inplace import InPlaceMessage
+from webhooks.worker.job import Job
 
 logger = logging.getLogger(__name__)
 
@@ -54,61 +52,6 @@ _ACCEPT_AGAIN_S = 0.003
 _OTHER_THREADS = 8
 #: Ends the thread that reads it from its queue.
 _END = None
-
-
-@dataclass(slots=True, eq=False)
-class Job:
-    """One application of a task."""
-
-    target: Callable[..., Any]
-    args: Sequence[Any]
-    callback: Callable[..., Any]
-    accept_callback: Callable[..., Any]
-    outcome: DeliverOutcome | SendOutcome | None = None
-    #: The attempt's runtime for Celery's task events, in seconds; None: use the tracer's.
-    took_s: float | None = None
-    #: Celery's tracer's return value: failed, value, runtime.
-    result: Any = None
-
-    @property
-    def task_id(self) -> str:
-        """The task's id: of an attempt the delivery's id, of an event its own."""
-        return self.args[1]
-
-    @property
-    def request(self) -> dict[str, Any]:
-        """The message's headers, with its ``args`` and ``kwargs``."""
-        return self.args[2]
-
-    def begin(self) -> None:
-        """Report the start of the task to Celery."""
-        try:
-            self.accept_callback(os.getpid(), time.monotonic())
-        except Exception as error:  # noqa: BLE001 - such as NotImplementedError after `celery control terminate`
-            logger.error("job %s goes on although its start was not reported: %s", self.task_id, trace(error))  # noqa: TRY400
-
-    def trace(self) -> None:
-        """Run the task with Celery's tracer, within a batch that knows the outcome."""
-        try:
-            self.result = self.target(*self.args)
-        except Exception as error:  # noqa: BLE001 - the tracer lets a few pass; Celery's pools report them as failures
-            logger.error("job %s: %s", self.task_id, trace(error))  # noqa: TRY400
-            self.result = 1, ExceptionInfo(), 0.0
-
-    def reject(self, reason: str) -> None:
-        """Requeue its message, whatever its result was."""
-        try:
-            raise Reject(reason, requeue=True)  # noqa: TRY301 - `ExceptionInfo` reads the exception in flight
-        except Reject:
-            self.result = 1, ExceptionInfo(), 0.0
-
-    def finish(self) -> None:
-        """Report the result to Celery."""
-        failed, value, runtime = self.result
-        try:
-            self.callback((failed, value, runtime if self.took_s is None else self.took_s))
-        except Exception as error:  # noqa: BLE001 - for example an ack on a lost connection: the message comes back
-            logger.warning("message %s stays unacked: %s", self.task_id, trace(error))
 
 
 @dataclass(slots=True, eq=False)
