@@ -1,11 +1,14 @@
 """The pool's threads outlive what they meet, or the worker ends: it must not hold its messages and do nothing."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from celery.platforms import EX_FAILURE
 from celery.worker import state
 
+from webhooks.delivery.outcomes import Failed
+from webhooks.errors import Requeue
 from webhooks.worker import pool
 
 
@@ -28,3 +31,19 @@ def test_attempt_that_is_terminated_before_it_begins_does_not_end_its_thread():
     with pytest.raises(NotImplementedError):
         batch_pool.terminate_job(1)
     job.begin()
+
+
+@pytest.mark.parametrize(("error", "released"), [(Requeue("too late"), [["claim"]]), (ValueError("a defect"), [[]])])
+def test_claim_of_a_message_that_goes_back_is_released_before(
+    error: Exception, released: list[Any], monkeypatch: pytest.MonkeyPatch
+):
+    """Without this another worker that takes the message finds it claimed, until the claim has run out."""
+    seen: list[Any] = []
+    monkeypatch.setattr(pool, "get_services", object)
+    monkeypatch.setattr(pool, "record", lambda *_: set())
+    monkeypatch.setattr(pool, "release", lambda _, claims: seen.append(claims))
+    job = pool.Job(lambda *_: (1, None, 0.0), ("webhooks.send", "msg_1", {}), lambda _: seen.append("end"), print)
+    job.outcome = Failed(error)
+    batch_pool: Any = pool.BatchPool(limit=1)
+    batch_pool._record([pool._Send(job, None, SimpleNamespace(claim="claim"))])  # pyright: ignore[reportArgumentType]
+    assert seen == [*released, "end"]
