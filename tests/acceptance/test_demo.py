@@ -46,7 +46,7 @@ def test_demo_shows_the_main_job_and_leaves_nothing_behind(tmp_path: Path):
     assert "200 success  0      COTTask create" in table
     assert "200 success  2      COTNote edit" in table
     assert "receiver │ POST /tasks" in shown
-    assert "/tasks" in shown.partition("Flower shows")[2]
+    assert "/webhooks" in shown.partition("Flower shows")[2]
     assert processes_in(tmp_path) == []
     assert list(tmp_path.iterdir()) == [log_path]
 

@@ -109,7 +109,7 @@ def _run(data_dir: Path, settings: Settings, supervisor: Supervisor, receiver_po
     _command(env, "logs")
     _command(env, "show", "notes")
     if flower_url:
-        _say(f"Flower shows each attempt: {flower_url}/tasks", bold=True)
+        _say(f"Flower shows what happened: {flower_url}/webhooks", bold=True)
     if not once:
         _say("Ctrl-C stops everything.")
         supervisor.wait()
