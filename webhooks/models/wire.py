@@ -276,17 +276,16 @@ class WireModel(BaseModel):
 
     def to_bson(self) -> dict[str, Any]:
         """Return the object as MongoDB stores it: the contract's ids are ObjectIds, its instants dates."""
-        return {key: self._stored(key, value) for key, value in self._wire.items()}
-
-    def _stored(self, key: str, wire_value: Any) -> Any:
-        name = _names(type(self)).get(key)
-        if name is not None:
+        stored = dict(self._wire)
+        for key, name in _names(type(self)).items():
             typed = getattr(self, name)
-            if isinstance(typed, ObjectId | datetime):
-                return typed
             if isinstance(typed, WireModel):
-                return typed.to_bson()
-        return wire_value
+                typed = typed.to_bson()
+            elif not isinstance(typed, ObjectId | datetime):
+                continue
+            if key in stored:
+                stored[key] = typed
+        return stored
 
 
 @cache
