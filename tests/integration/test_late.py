@@ -28,7 +28,7 @@ from webhooks.delivery.outcomes import Attempted, Done, Failed, ToAttempt
 from webhooks.delivery.record import record
 from webhooks.delivery.records import DeliveryRecords
 from webhooks.delivery.services import Progress
-from webhooks.errors import Requeue
+from webhooks.errors import Requeue, StoreUnavailable
 from webhooks.models import COTEvent, COTWebhook, COTWebhookLog, now
 from webhooks.rules.encryption import Vault
 from webhooks.rules.retry import RetryPolicy
@@ -40,7 +40,7 @@ from webhooks.store.logs import LogQuery, LogStore
 from webhooks.store.webhooks import WebhookStore
 from webhooks.transport.holder import CLAIM_LEASE_S, uptime
 from webhooks.transport.messages import Turn
-from webhooks.worker import pool
+from webhooks.worker import pool, renewal
 
 Documents = Database[dict[str, Any]]
 CLAIM_S = 600.0
@@ -286,6 +286,37 @@ def test_claim_that_is_too_old_makes_no_request_and_is_given_up(
     again = ours.deliveries.claim([Claim(attempt.delivery.delivery_id, 0, ObjectId())])[0]
     assert isinstance(again, Claimed)
     assert again.interrupted == ()
+
+
+def test_delivery_whose_claim_was_given_up_with_a_lost_reply_is_free_when_it_is_queued(
+    ours: Process, theirs: Process, monkeypatch: pytest.MonkeyPatch
+):
+    """The claim stood until this worker claimed something else; then another one logged an interrupted attempt."""
+    written = ours.records.accept_claimed
+
+    def lose_reply(claims: Any) -> Any:
+        written(claims)
+        raise StoreUnavailable("MongoDB is not reachable")
+
+    event = message()
+    with monkeypatch.context() as patched:
+        patched.setattr(ours.records, "accept_claimed", lose_reply)
+        with pytest.raises(StoreUnavailable):
+            ours.accept(event)
+    (delivery,) = event.pending
+    assert ours.accept(event) == [], "it is queued"
+    assert isinstance(theirs.claim(delivery.delivery_id), ToAttempt)
+
+
+def test_claim_that_was_given_up_is_undone_with_the_next_renewal_of_the_lease(
+    ours: Process, theirs: Process, monkeypatch: pytest.MonkeyPatch
+):
+    """A worker without work does not claim: what it gave up was blocked until its time was over, then interrupted."""
+    (attempt,) = ours.accept(message()) or []
+    ours.deliveries.give_up(attempt.claim)
+    monkeypatch.setattr(renewal, "get_services", lambda: ours)
+    renewal._renew_in_mongodb("ours")
+    assert isinstance(theirs.claim(attempt.delivery.delivery_id), ToAttempt)
 
 
 class OnDelete(CommandListener):
