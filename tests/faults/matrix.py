@@ -642,6 +642,7 @@ def _conclude(row: Row, size: Size, stage: Stage, load_s: float) -> Result:
     if result.faults:
         repeated = [key for key, receipts in evidence.receipts.items() if receipts.ok > 1]
         wrong = [*verdict.lost, *verdict.unlogged, *verdict.underlogged, *verdict.renamed, *verdict.disordered]
+        wrong += verdict.interrupted
         late = [key for key, at in came_at.items() if row.within_s is not None and at - ended_at > row.within_s]
         stage.dump(evidence, [*wrong, *late, *evidence.owed, *repeated])
     return result
