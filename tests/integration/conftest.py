@@ -6,12 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from pymongo.database import Database
 
 from tests.lab.flower import FlowerThread
 from tests.lab.receiver import Authority
 from tests.lab.senders import MakeSender, new_sender
 from webhooks.sender import Sender
+
+
+@pytest.fixture
+def url(redis_url: str, redis_client: redis.Redis) -> str:
+    """URL of an empty Redis."""
+    return redis_url
 
 
 @pytest.fixture
