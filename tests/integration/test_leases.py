@@ -5,20 +5,14 @@ from typing import Any
 
 import pytest
 from bson import ObjectId
-from pymongo.database import Database
 
 from tests.lab.logs import make_attempt, make_log
-from webhooks.delivery.records import DeliveryRecords
+from tests.lab.stores import Documents, WorkerStores
 from webhooks.models import COTWebhookLog, now
 from webhooks.store.deliveries import Blocked, Claim, Claimed, Delivery, DeliveryStore
-from webhooks.store.gates import GateStore
-from webhooks.store.held import HeldDeliveries
 from webhooks.store.leases import Leases, WorkerStore
-from webhooks.store.logs import LogStore
-from webhooks.store.webhooks import WebhookStore
 from webhooks.transport.holder import CLAIM_LEASE_S, WITNESS_AFTER_S
 
-Documents = Database[dict[str, Any]]
 #: Far from the tests' own pace: what is free before is so because of a lease.
 CLAIM_S = 600.0
 COMPANY = ObjectId()
@@ -48,15 +42,12 @@ class Clock:
         return self.now
 
 
-class Process:
+class Process(WorkerStores):
     """One worker's part in the ledger."""
 
     def __init__(self, database: Documents, token: str, clock: Clock | None = None):
         self.leases = Leases(database, token, clock or Clock())
-        self.deliveries = DeliveryStore(database, CLAIM_S, 10, leases=self.leases)
-        kept, gates = HeldDeliveries(database, self.deliveries), GateStore(database)
-        self.logs = LogStore(database)
-        self.records = DeliveryRecords(self.deliveries, kept, self.logs, gates, WebhookStore(database))
+        super().__init__(database, CLAIM_S, self.leases)
 
     def claim(self, retry: int = 0) -> Claimed | Blocked | None:
         (result,) = self.deliveries.claim([Claim("msg_1", retry, ObjectId(), "worker@host")])
