@@ -254,6 +254,20 @@ def test_release_whose_reply_is_lost_is_known_to_have_been_made(ours: Process, d
     assert dropping.name == ""
 
 
+def test_end_whose_reply_is_lost_is_written_again(ours: Process, database: Documents, mongodb_url: str):
+    """Otherwise each log of the batch was written again by itself."""
+    ours.deliveries.add([Delivery("msg_1", "e", ObjectId(), ObjectId(), "label", "{}")], now())
+    success = make_log(attempt=make_attempt(outcome="success", error_kind=None), status=200, retry=0)
+    dropping = Once("delete deliveries")
+    with (
+        ReplyDropper(urlsplit(mongodb_url).port or 0, MongoWire(), name_mongodb_write, dropping) as front,
+        pymongo.MongoClient[dict[str, Any]]("127.0.0.1", front.port, tz_aware=True) as client,
+    ):
+        DeliveryStore(client[database.name], CLAIM_S, 10).settle([success])
+    assert database["deliveries"].count_documents({}) == 0
+    assert dropping.name == ""
+
+
 def test_claim_that_is_too_old_makes_no_request_and_is_given_up(
     ours: Process, database: Documents, monkeypatch: pytest.MonkeyPatch
 ):

@@ -80,7 +80,8 @@ class COTEvent(WireModel):
 
     def to_json(self) -> str:
         """Return the event as JSON text, keys in the given order."""
-        return super().to_json() if self._text is None else self._text
+        text = self._private("_text")
+        return super().to_json() if text is None else text
 
     def to_bson(self) -> dict[str, Any]:
         """Return the event as a log holds it in MongoDB."""

@@ -32,6 +32,8 @@ _MAX_PATH = 200
 #: Context for `model_validate`: the value is in wire form and will not be changed.
 AS_WIRE: Final[dict[str, Any]] = {"is_wire": True}
 
+#: What MongoDB stores as it is, where the wire form has text.
+_STORED_TYPED = (ObjectId, datetime)
 _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 _INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", re.ASCII)
 _HEX_24 = re.compile(r"[0-9a-fA-F]{24}", re.ASCII)
@@ -281,7 +283,11 @@ class WireModel(BaseModel):
 
     def to_wire(self) -> dict[str, Any]:
         """Return the object as JSON holds it; not to be changed."""
-        return self._wire
+        return self._private("_wire")
+
+    def _private(self, name: str) -> Any:
+        # As an attribute, which pydantic looks for in many places, it takes 2 µs.
+        return cast("dict[str, Any]", self.__pydantic_private__)[name]
 
     def to_json(self) -> str:
         """Return the object as JSON text, keys in the given order."""
@@ -289,15 +295,14 @@ class WireModel(BaseModel):
 
     def to_bson(self) -> dict[str, Any]:
         """Return the object as MongoDB stores it: the contract's ids are ObjectIds, its instants dates."""
-        stored = dict(self._wire)
+        stored, typed = dict(WireModel.to_wire(self)), self.__dict__
         for key, name in _names(type(self)).items():
-            typed = getattr(self, name)
-            if isinstance(typed, WireModel):
-                typed = typed.to_bson()
-            elif not isinstance(typed, ObjectId | datetime):
-                continue
             if key in stored:
-                stored[key] = typed
+                value = typed[name]
+                if isinstance(value, _STORED_TYPED):
+                    stored[key] = value
+                elif isinstance(value, WireModel):
+                    stored[key] = value.to_bson()
         return stored
 
 

@@ -30,7 +30,7 @@ from webhooks.models import COTWebhookLog
 from webhooks.models.wire import show
 from webhooks.rules.retry import Outcome
 from webhooks.store.leases import Leases, is_over
-from webhooks.store.mongo import Document, document_errors, insert_new, store_errors
+from webhooks.store.mongo import Document, document_errors, insert_new, repeat_once, store_errors
 from webhooks.store.pending import (
     PENDING_FIELDS,
     Blocked,
@@ -329,11 +329,15 @@ class DeliveryStore:
 
         Interrupted attempts change nothing, as they are repeated; nor do attempts that are not heeded (`_heeded`).
         """
+        succeeded: dict[int, list[str]] = {}
         ends: list[DeleteOne] = []
         changes: list[UpdateOne] = []
         for log in logs:
             attempt = log.details
             if attempt.error_kind is ErrorKind.INTERRUPTED:
+                continue
+            if attempt.outcome == Outcome.SUCCESS:
+                succeeded.setdefault(log.retry, []).append(attempt.delivery_id)
                 continue
             query = _heeded(log)
             done = {"claim": "", "interrupted": ""}
@@ -354,9 +358,13 @@ class DeliveryStore:
             try:
                 if changes:
                     self._deliveries.bulk_write(changes, ordered=False)
+                # A lost deletion is detected: the log says that the attempt was made.
                 if ends:
-                    # A lost deletion is detected: the log says that the attempt was made.
                     self._quick.bulk_write(ends, ordered=False)
+                # One query for many costs MongoDB half of what a query for each does.
+                for retry, delivery_ids in succeeded.items():
+                    query = _until(retry, {"$in": delivery_ids})
+                    repeat_once(lambda query=query: self._quick.delete_many(query))
             except BulkWriteError as error:
                 document_errors(error)
 
@@ -464,10 +472,15 @@ def _heeded(log: COTWebhookLog) -> Document:
     A success may always. A failure may not once another process took over the claim: then the new claim decides.
     Neither undoes a later retry.
     """
-    query: Document = {"_id": log.details.delivery_id, "retry": {"$lte": log.retry}}
+    query = _until(log.retry, log.details.delivery_id)
     if log.details.outcome != Outcome.SUCCESS:
         query["claim.log_id"] = {"$in": [log.id, None]}  # None matches a missing claim
     return query
+
+
+def _until(retry: int, delivery_id: object) -> Document:
+    """Return the query that matches deliveries until a later attempt is due."""
+    return {"_id": delivery_id, "retry": {"$lte": retry}}
 
 
 def _release(given_up: Iterable[tuple[str, ObjectId]]) -> list[UpdateOne]:
