@@ -256,7 +256,7 @@ def test_message_with_an_eta_waits_in_redis_and_is_run_when_due(url: str, redis_
         assert (held(redis_client), redis_client.zcard("webhooks.parked.a"), len(worker.got)) == (0, 1, 1)
         assert worker.drain(2) == ["long ago", "later"]
         assert 1.4 < time.monotonic() - published_at < 15
-        assert [message.headers["eta"] for message in worker.got] == [None, None]
+        assert ["eta" in message.headers for message in worker.got] == [False, False]
         assert worker.got[1].properties["priority"] == 3
     assert redis_client.zcard("webhooks.parked.a") == 0
 
