@@ -29,6 +29,9 @@ _TOOLS = ("ip", "unshare", "nsenter", "sh", "sleep")
 _MORE_FOLDERS = "/usr/sbin:/sbin"
 #: Places in the network: of the bridge, of this machine, and of the first worker.
 _HUB, _HERE, _FIRST = 1, 2, 10
+#: Without an address of its own a bridge takes the lowest of its ports', which changes as ports are added. Hosts that
+#: know the one before would send to it in vain, for up to a minute.
+BRIDGE_ADDRESS = "02:00:00:00:00:01"
 #: Seconds for one command.
 _SOON_S = 10.0
 #: Says which process it is, then holds its namespace.
@@ -74,7 +77,7 @@ class Network:
         self._ip("link", "add", self._link, "type", "veth", "peer", "name", "here", "netns", str(hub))
         self._ip("address", "add", f"{self._net}.{_HERE}/24", "dev", self._link)
         self._ip("link", "set", self._link, "up")
-        self._ip("link", "add", "bridge", "type", "bridge", at=self.hub)
+        self._ip("link", "add", "bridge", "address", BRIDGE_ADDRESS, "type", "bridge", at=self.hub)
         self._open(self.hub, "bridge")
         self._ip("link", "set", "here", "master", "bridge", "up", at=self.hub)
 

@@ -69,6 +69,20 @@ def test_workers_reach_what_listens_at_the_bridge_and_all_of_it_goes_again(tmp_p
 
 
 @pytest.mark.usefixtures("_namespaces")
+def test_bridge_keeps_its_address_when_a_port_with_a_lower_one_is_added(tmp_path: Path):
+    """Otherwise hosts go on sending to the address before, and connections to the servers time out."""
+    with open_network(tmp_path, sys.stderr) as made:
+
+        def ip(*arguments: str) -> str:
+            argv = [*made.hub.prefix, "ip", "-json", "link", *arguments]
+            return subprocess.run(argv, check=True, capture_output=True, text=True, timeout=TIMEOUT_S).stdout
+
+        ip("add", "low", "address", "02:00:00:00:00:00", "type", "veth", "peer", "name", "other")
+        ip("set", "low", "master", "bridge", "up")
+        assert json.loads(ip("show", "bridge"))[0]["address"] == network.BRIDGE_ADDRESS
+
+
+@pytest.mark.usefixtures("_namespaces")
 def test_nothing_is_left_of_a_network_after_an_error(tmp_path: Path):
 
     def fail() -> None:
