@@ -48,3 +48,23 @@ def test_claim_of_a_message_that_goes_back_is_released_before(
     batch_pool: Any = pool.BatchPool(limit=1)
     batch_pool._record([pool._Send(job, None, SimpleNamespace(claim="claim"))])  # pyright: ignore[reportArgumentType]
     assert seen == [*released, "end"]
+
+
+@pytest.mark.parametrize(("in_flight", "batches"), [(100, [["a", "b"]]), (1, [["a"], ["b"]])])
+def test_ended_attempts_are_gathered_before_they_are_recorded_if_many_are_in_flight(
+    in_flight: int, batches: list[list[str]], monkeypatch: pytest.MonkeyPatch
+):
+    batch_pool: Any = pool.BatchPool(limit=in_flight)
+    batch_pool._slots.take(in_flight)
+    recorded: list[list[str]] = []
+    monkeypatch.setattr(batch_pool, "_record", lambda ended: (recorded.append(list(ended)), end_another()))
+    others = ["b", pool._END]
+
+    def end_another(_: float = 0) -> None:
+        if others:
+            batch_pool._ended.put(others.pop(0))
+
+    monkeypatch.setattr(pool.time, "sleep", end_another)
+    batch_pool._ended.put("a")
+    batch_pool._record_all()
+    assert recorded == batches

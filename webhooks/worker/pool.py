@@ -15,6 +15,7 @@ import logging
 import os
 import queue
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -46,6 +47,10 @@ logger = logging.getLogger(__name__)
 
 #: Maximum number of jobs in one step.
 _MAX_BATCH = 100
+#: With so many attempts in flight, ended ones are gathered for so many seconds before they are recorded: a batch of one
+#: costs the worker and MongoDB as much as several more logs do.
+_MANY_IN_FLIGHT = 32
+_GATHER_S = 0.01
 #: Interval at which events whose first attempts wait for their turn are accepted again.
 _ACCEPT_AGAIN_S = 0.003
 #: Threads for other tasks: late logs, and a service's own tasks.
@@ -337,6 +342,9 @@ class BatchPool(BasePool):
     def _record_all(self) -> None:
         while True:
             batch = _take_batch(self._ended)
+            if len(batch) < _MAX_BATCH and batch[-1] is not _END and self.in_flight >= _MANY_IN_FLIGHT:
+                time.sleep(_GATHER_S)
+                batch += _take_batch(self._ended, 0)
             is_last = batch[-1] is _END
             ended = batch[:-1] if is_last else batch
             if ended:
