@@ -7,7 +7,7 @@ messages in flight:
 * Its **concurrency window** starts at `FIRST_WINDOW`, grows by one with each success while it is fully used, halves
   with each failure (AIMD), and shrinks to twice the recent use. So an endpoint that stops responding holds few slots.
 * A lane may use at most four times the number of **idle threads** of all workers. Lanes that are slow or have had no
-  success yet may use three quarters of each worker's threads together.
+  success yet may use three quarters (rounded up) of each worker's threads together.
 * The scripts that take and settle messages count those in flight. So a dead worker's count ends with its lease.
 
 A lane may have a rate limit (GCRA: the theoretical arrival time of ITU-T I.371) and may be held until an instant. A

@@ -3,11 +3,11 @@
 -- Whether the last examined lane is slow; whether the search ended at its limit.
 local is_slow, is_tired = false, false
 
--- Returns whether the process uses all threads that slow lanes may use: a quarter is for others.
+-- Returns whether the process uses all threads that slow lanes may use: a quarter, rounded down, is for others.
 local function is_crowded(q)
   local slow = slow_key(q, holder)
   redis.call('ZREMRANGEBYSCORE', slow, '-inf', now - held_s)
-  return redis.call('ZCARD', slow) >= math.max(1, math.floor(slots * 3 / 4))
+  return redis.call('ZCARD', slow) >= math.ceil(slots * 3 / 4)
 end
 
 -- Returns nil if a lane may send a message now, else the time of the next check.
