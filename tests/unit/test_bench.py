@@ -206,6 +206,12 @@ def test_nginx_listens_at_its_address_alone(echo: Path | None):
     assert ("echo_sleep 0.1;" in text) is ("load_module" in text) is (echo is not None)
 
 
+def test_nginx_has_tls_where_it_is_asked_for():
+    texts = [Nginx(Path("nginx"), "1.22.1", None).configuration("127.0.0.1", [8443], is_tls=it) for it in (True, False)]
+    assert ["listen 127.0.0.1:8443 ssl " in text for text in texts] == [True, False]
+    assert ["ssl_certificate_key key.pem;" in text for text in texts] == [True, False]
+
+
 @pytest.mark.parametrize("name", ["baselines.py", "receiver.py"])
 def test_what_the_product_is_held_against_has_nothing_of_it(name: str):
     imported = set()
