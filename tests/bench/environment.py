@@ -20,7 +20,7 @@ import trustme
 
 from tests.bench import processes
 from tests.bench.events import Target, to_lines
-from tests.bench.flower import FlowerReader
+from tests.bench.flower import read_tasks
 from tests.bench.measures import RowFailed, Sample
 from tests.bench.network import LOCAL, Network, NoNetwork, find_tools, open_network
 from tests.bench.plan import ENDPOINTS, Plan
@@ -231,9 +231,9 @@ class Environment:
         program = Program("flower", argv, system.env, folder, grace_s=_GRACE_S)
         with (
             run_programs([program], self._path("programs"), self._screen) as running,
-            FlowerReader(f"http://{LOOPBACK}:{port}") as reader,
+            read_tasks(f"http://{LOOPBACK}:{port}") as has_read,
         ):
-            wait(reader.has_read, "Flower's task page", running.check)
+            wait(has_read.is_set, "Flower's task page", running.check)
             yield running
 
     # ── Samples ─────────────────────────────────────────────────────────────────────────────────────────────────────
