@@ -4,7 +4,7 @@ import os
 import signal
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -57,31 +57,15 @@ def faults(monkeypatch: pytest.MonkeyPatch) -> Counter[Fault]:
 @pytest.fixture(scope="session")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URL of a Redis for tests; they may wipe it. One that runs already: WEBHOOKS_TEST_REDIS_URL."""
-    if url := os.environ.get("WEBHOOKS_TEST_REDIS_URL"):
-        yield url
-        return
-    try:
-        server = Server(
-            "valkey", local_servers.valkey_command, local_servers.valkey_url, tmp_path_factory.mktemp("session")
-        )
-    except ServerMissing as missing:
-        _skip_or_fail(missing)
-    yield from _run(server)
+    given, folder = os.environ.get("WEBHOOKS_TEST_REDIS_URL"), tmp_path_factory.mktemp("session")
+    yield from _run(given, lambda: Server("valkey", local_servers.valkey_command, local_servers.valkey_url, folder))
 
 
 @pytest.fixture(scope="session")
 def mongodb_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URL of a MongoDB for tests. One that runs already: WEBHOOKS_TEST_MONGODB_URL."""
-    if url := os.environ.get("WEBHOOKS_TEST_MONGODB_URL"):
-        yield url
-        return
-    try:
-        server = Server(
-            "mongod", local_servers.mongod_command, local_servers.mongodb_url, tmp_path_factory.mktemp("session")
-        )
-    except ServerMissing as missing:
-        _skip_or_fail(missing)
-    yield from _run(server)
+    given, folder = os.environ.get("WEBHOOKS_TEST_MONGODB_URL"), tmp_path_factory.mktemp("session")
+    yield from _run(given, lambda: Server("mongod", local_servers.mongod_command, local_servers.mongodb_url, folder))
 
 
 @pytest.fixture
@@ -125,7 +109,15 @@ def installed_servers() -> None:
         _skip_or_fail(missing)
 
 
-def _run(server: Server) -> Iterator[str]:
+def _run(given: str | None, make: Callable[[], Server]) -> Iterator[str]:
+    """Give the URL of a server: the one that was given, or that of one that runs for the session."""
+    if given:
+        yield given
+        return
+    try:
+        server = make()
+    except ServerMissing as missing:
+        _skip_or_fail(missing)
     try:
         server.start()
         yield server.url

@@ -206,10 +206,3 @@ def sources_of(key: str) -> list[str]:
             names = sources_of(name)
         found += [other for other in names if other not in found]
     return found
-
-
-def show(value: float) -> str:
-    """Write a number for people: three significant digits if it is small."""
-    if value == 0 or value >= 100 or value == int(value):
-        return f"{value:,.0f}"
-    return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}"

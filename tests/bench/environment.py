@@ -20,14 +20,14 @@ import trustme
 
 from tests.bench import processes
 from tests.bench.events import Target, to_lines
-from tests.bench.flower import FlowerReader
+from tests.bench.flower import read_tasks
 from tests.bench.measures import RowFailed, Sample
 from tests.bench.network import LOCAL, Network, NoNetwork, find_tools, open_network
 from tests.bench.plan import ENDPOINTS, Plan
 from tests.bench.producer import Handing
 from tests.bench.receivers import INSTANT, NEAR, Receivers
 from tests.bench.servers import Servers
-from tests.bench.workers import LOOK_EVERY_S, SOON_S, Crew, Troupe, run_crew, run_to_end, wait
+from tests.bench.workers import LOOK_EVERY_S, SOON_S, Group, Running, run_programs, run_to_end, wait
 from tests.lab.rabbitmq import find_rabbitmq, run_rabbitmq
 from tests.lab.worker import environment
 from webhooks.errors import CannotStart
@@ -94,7 +94,7 @@ class Environment:
         self._tls: TlsHosts | None = None
         place, key = LOCAL if network is None else network.hub, new_key()
         self._vault = Vault([key])
-        self.receivers = Receivers(place, folder, on_close.enter_context(Troupe(screen)))
+        self.receivers = Receivers(place, folder, on_close.enter_context(Group(screen)))
         self.servers = Servers(plan, place, folder, on_close)
         #: The settings that differ from the product's defaults, except for servers and the key of secrets.
         self.settings = {"WEBHOOKS_ALLOWED_NETWORKS": "127.0.0.0/8" if network is None else f"{place.address}/32"}
@@ -190,7 +190,7 @@ class Environment:
         return told["count"] / told["seconds"]
 
     # ── Workers ─────────────────────────────────────────────────────────────────────────────────────────────────────
-    def workers(self, wanted: Workers) -> AbstractContextManager[Crew]:
+    def workers(self, wanted: Workers) -> AbstractContextManager[Running]:
         """Run workers of the product while the context lasts; in a network each gets a namespace."""
         env = {**self.product.env, **wanted.settings}
         if wanted.concurrency is not None:
@@ -202,14 +202,14 @@ class Environment:
             name = f"worker{number}"
             argv = [*place.prefix, *wanted.prefix, *base.argv, *wanted.options, f"--hostname={name}@%h"]
             programs.append(replace(base, argv=argv, name=name))
-        return run_crew(programs, self._path("crew"), self._screen)
+        return run_programs(programs, self._path("programs"), self._screen)
 
-    def plain_worker(self) -> AbstractContextManager[Crew]:
+    def plain_worker(self) -> AbstractContextManager[Running]:
         """Run the plain worker while the context lasts, with as many processes as the product has workers."""
         argv = [sys.executable, "-m", "celery", "-A", self.plain.app, "worker", "--loglevel=INFO", "--pool=prefork"]
         argv += [f"--concurrency={self._plan.workers}"]
         program = Program("plain", argv, self.plain.env, self.plain.folder, grace_s=_GRACE_S)
-        return run_crew([program], self._path("crew"), self._screen)
+        return run_programs([program], self._path("programs"), self._screen)
 
     @contextmanager
     def rabbitmq(self) -> Iterator[Mapping[str, str]]:
@@ -223,33 +223,33 @@ class Environment:
             yield {"WEBHOOKS_BROKER_URL": url, "WEBHOOKS_PUBLISH_TIMEOUT_S": "60"}
 
     @contextmanager
-    def flower(self, system: System) -> Iterator[Crew]:
+    def flower(self, system: System) -> Iterator[Running]:
         """Run Flower while the context lasts, and read its task page every two seconds."""
         port = free_port()
         argv = [sys.executable, "-m", "celery", "-A", system.app, "flower", f"--address={LOOPBACK}", f"--port={port}"]
         folder = self._folder if system is self.product else system.folder
         program = Program("flower", argv, system.env, folder, grace_s=_GRACE_S)
         with (
-            run_crew([program], self._path("crew"), self._screen) as crew,
-            FlowerReader(f"http://{LOOPBACK}:{port}") as reader,
+            run_programs([program], self._path("programs"), self._screen) as running,
+            read_tasks(f"http://{LOOPBACK}:{port}") as has_read,
         ):
-            wait(reader.has_read, "Flower's task page", crew.check)
-            yield crew
+            wait(has_read.is_set, "Flower's task page", running.check)
+            yield running
 
     # ── Samples ─────────────────────────────────────────────────────────────────────────────────────────────────────
     def watch(
         self,
-        crew: Crew,
+        running: Running,
         logged: Callable[[], int],
         enough: int,
         *,
         tell: Callable[[str], None],
-        also: Mapping[str, Crew] | None = None,
+        also: Mapping[str, Running] | None = None,
     ) -> list[Sample]:
         """Take samples until there are enough logs.
 
         Args:
-            crew: the workers.
+            running: the workers.
             logged: counts logs.
             enough: how many to wait for.
             tell: is told how far it is.
@@ -258,14 +258,14 @@ class Environment:
         samples: list[Sample] = []
         grown_at = time.monotonic()
         while True:
-            used = self._cpu_s({"workers": crew, **(also or {})})
+            used = self._cpu_s({"workers": running, **(also or {})})
             sample = Sample(time.monotonic(), logged(), used)
             if not samples or sample.logged > samples[-1].logged:
                 grown_at = sample.at
             samples.append(sample)
             if sample.logged >= enough:
                 return samples
-            crew.check()
+            running.check()
             if sample.at - grown_at > _PATIENCE_S:
                 raise RowFailed(f"no new log for {_PATIENCE_S:g} s: {sample.logged} of {enough}")
             tell(f"{sample.logged:,} of {enough:,}")
@@ -275,8 +275,8 @@ class Environment:
         """Return the CPU seconds that our own servers have used: ``valkey``, ``mongod``."""
         return {name: self._cpu.used_s([pid]) for name, pid in self.servers.pids.items()}
 
-    def _cpu_s(self, crews: Mapping[str, Crew]) -> dict[str, float]:
-        used = {name: crew.cpu_s() for name, crew in crews.items()} | self.server_cpu_s()
+    def _cpu_s(self, parts: Mapping[str, Running]) -> dict[str, float]:
+        used = {name: running.cpu_s() for name, running in parts.items()} | self.server_cpu_s()
         used |= {"receiver": self._cpu.used_s(self.receivers.pids()), "bench": processes.own_cpu_s()}
         machine = processes.machine_cpu_s()
         # The use of a given server cannot be told from that of programs outside the benchmark.

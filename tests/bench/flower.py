@@ -1,8 +1,9 @@
 """Reads Flower's task page again and again, as an open browser does."""
 
 import threading
-import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 #: Seconds between two reads.
 _EVERY_S = 2.0
@@ -13,31 +14,22 @@ _PAGE = (
 )
 
 
-class FlowerReader:
-    """Reads in a thread while the context lasts."""
+@contextmanager
+def read_tasks(url: str) -> Iterator[threading.Event]:
+    """Read the page in a thread while the context lasts; yields an event that is set after the first time."""
+    is_over, has_read = threading.Event(), threading.Event()
 
-    def __init__(self, url: str) -> None:
-        self._url = url
-        self._is_over = threading.Event()
-        self._has_read = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def __enter__(self) -> "FlowerReader":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._is_over.set()
-        self._thread.join()
-
-    def has_read(self) -> bool:
-        return self._has_read.is_set()
-
-    def _run(self) -> None:
-        while not self._is_over.wait(_EVERY_S if self._has_read.is_set() else 0.2):
-            try:
-                with urllib.request.urlopen(self._url + _PAGE, timeout=30) as answer:
+    def run() -> None:
+        while not is_over.wait(_EVERY_S if has_read.is_set() else 0.2):
+            with suppress(OSError):  # not up yet, or too busy
+                with urllib.request.urlopen(url + _PAGE, timeout=30) as answer:
                     answer.read()
-                self._has_read.set()
-            except (OSError, urllib.error.URLError):
-                continue  # not up yet, or too busy
+                has_read.set()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield has_read
+    finally:
+        is_over.set()
+        thread.join()

@@ -1,4 +1,4 @@
-"""Rates, medians and percentiles. Pure: no clock, no process, no server."""
+"""Rates, medians, percentiles, and how numbers are written. Pure: no clock, no process, no server."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -97,3 +97,10 @@ def percentile(values: Sequence[float], percent: float) -> float:
     if not values:
         raise ValueError("no values")
     return sorted(values)[max(0, math.ceil(len(values) * percent / 100) - 1)]
+
+
+def show(value: float) -> str:
+    """Write a number for people, with three significant digits if it is below 100."""
+    if value == 0 or value >= 100 or value == int(value):
+        return f"{value:,.0f}"
+    return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}"

@@ -13,7 +13,7 @@ from tests.bench.events import Target
 from tests.bench.measures import NOISE, STEADY, RowFailed, Sample, Steady, steady
 from tests.bench.plan import EVENT_BYTES, Plan
 from tests.bench.servers import LOGS, PLAIN_LOGS
-from tests.bench.workers import Crew
+from tests.bench.workers import Running
 
 MS, US, MB = 1e3, 1e6, 1 << 20
 #: A log of a success: of the product, and of the plain worker.
@@ -168,7 +168,7 @@ class Bench:
         *,
         note: str = "",
         hanging: Target | None = None,
-        also: Mapping[str, Crew] | None = None,
+        also: Mapping[str, Running] | None = None,
     ) -> Drain:
         """Fill a queue, then start workers, and take the rate at which they work it off.
 
@@ -178,7 +178,7 @@ class Bench:
             count: events.
             workers: which; None: those of the plan.
             note: of the figure.
-            hanging: gets as many events as each other target beside, which are not counted.
+            hanging: gets the same number, too; its events do not count.
             also: what runs beside, by the name of its CPU time.
         """
         environment, servers, workers = self.environment, self.environment.servers, workers or Workers()
@@ -195,31 +195,31 @@ class Bench:
             uncounted = servers.count(LOGS, not_counted) if not_counted else 0
             return max(0, servers.logged(LOGS) - logs_before - uncounted)
 
-        with environment.workers(workers) as crew:
-            samples = environment.watch(crew, logged, count, tell=self.progress.now, also=also)
-            memory, traffic = crew.memory_bytes(), servers.traffic_bytes()
+        with environment.workers(workers) as running:
+            samples = environment.watch(running, logged, count, tell=self.progress.now, also=also)
+            memory, traffic = running.memory_bytes(), servers.traffic_bytes()
         self.require(count, {"company": {"$in": [target.company for target in targets]}})
         part = self.take_rate(key, samples, STEADY[0] * count, STEADY[1] * count, note or f"{count:,} events")
         each = {name: (total - traffic_before[name]) / count for name, total in traffic.items()}
         return Drain(part, memory, redis_bytes / queued, queueing_cpu_s / queued, each)
 
     def watch(
-        self, crew: Crew, enough: int, collection: str = LOGS, also: Mapping[str, Crew] | None = None
+        self, running: Running, enough: int, collection: str = LOGS, also: Mapping[str, Running] | None = None
     ) -> list[Sample]:
         """Take samples until a collection has this many logs."""
         environment = self.environment
         return environment.watch(
-            crew, lambda: environment.servers.logged(collection), enough, tell=self.progress.now, also=also
+            running, lambda: environment.servers.logged(collection), enough, tell=self.progress.now, also=also
         )
 
-    def drain_plain(self, key: str, also: Mapping[str, Crew] | None = None) -> Drain:
+    def drain_plain(self, key: str, also: Mapping[str, Running] | None = None) -> Drain:
         """As `drain`, with the plain worker."""
         environment, count = self.environment, self.plan.sizes.plain_events
         lines = environment.write_events(environment.targets(), EVENT_BYTES)
         environment.queue(environment.plain, lines, count)
-        with environment.plain_worker() as crew:
-            samples = self.watch(crew, count, PLAIN_LOGS, also)
-            memory = crew.memory_bytes()
+        with environment.plain_worker() as running:
+            samples = self.watch(running, count, PLAIN_LOGS, also)
+            memory = running.memory_bytes()
         self.require(count, {}, PLAIN_LOGS)
         note = f"prefork -c {self.plan.workers}, {count:,} events"
         return Drain(self.take_rate(key, samples, STEADY[0] * count, STEADY[1] * count, note), memory, 0, 0, {})

@@ -19,9 +19,9 @@ from tests.bench.capacity import (
     Line,
     need,
     script,
-    show,
     sources_of,
 )
+from tests.bench.measures import show
 from tests.bench.rows import FIGURES
 from tests.bench.scaling import SCALE_WORKERS
 from tests.bench.stored import StoredFigure, StoredRun

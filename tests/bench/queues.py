@@ -50,13 +50,13 @@ def latency(bench: Bench) -> None:
     bench.step(f"latency at {per_s:.0f} events/s", in_rounds=False)
     targets = environment.timed_targets()
     lines = environment.prepare(targets, EVENT_BYTES)
-    with environment.workers(Workers()) as crew:
-        crew.wait_until_ready()
+    with environment.workers(Workers()) as running:
+        running.wait_until_ready()
         _take_latency(bench, "latency", environment.product, lines, per_s)
     environment.servers.reset()
     bench.step(f"latency of plain Celery at {per_s:.0f} events/s", in_rounds=False)
-    with environment.plain_worker() as crew:
-        crew.wait_until_ready()
+    with environment.plain_worker() as running:
+        running.wait_until_ready()
         _take_latency(bench, "plain", environment.plain, lines, per_s)
 
 
@@ -122,14 +122,14 @@ def fanout(bench: Bench) -> None:
     urls = [target.url for target in environment.timed_targets()]
     targets = [Target(urls[number % len(urls)], company) for number in range(count)]
     lines = environment.prepare(targets, EVENT_BYTES)
-    with environment.workers(Workers()) as crew:
-        crew.wait_until_ready()
+    with environment.workers(Workers()) as running:
+        running.wait_until_ready()
         # The first of all finds caches empty and connections closed.
         for number in range(bench.plan.sizes.rounds + 1):
             environment.receivers.arrivals()
             environment.produce(environment.product, lines, [Handing(1, is_warm=True)], 60)
             logs = (number + 1) * count
-            samples = bench.watch(crew, logs)
+            samples = bench.watch(running, logs)
             arrived = _await_arrivals(bench, count)
             bench.require(logs, {})
             if number:
@@ -179,8 +179,8 @@ def _take_queue_rate(bench: Bench, key: str, queued: int) -> None:
     """Take the rate of the same number of deliveries, however many are queued."""
     environment, there = bench.environment, bench.environment.servers.logged(LOGS)
     first, last = (there + int(bench.plan.sizes.short_queue * share) for share in _QUEUE_PART)
-    with environment.workers(Workers()) as crew:
-        samples = bench.watch(crew, last)
+    with environment.workers(Workers()) as running:
+        samples = bench.watch(running, last)
     bench.take_rate(key, samples, first, last, f"{queued:,} queued, {SMALL_EVENT_BYTES} bytes each")
 
 
@@ -189,7 +189,7 @@ def _take_queue_rate(bench: Bench, key: str, queued: int) -> None:
     "what deliveries that wait for their retry take up, and (a) beside them",
     {
         "waiting_redis": ("Redis, per delivery that waits for its retry", "bytes"),
-        "waiting_mongodb": ("MongoDB, the same, before compression", "bytes"),
+        "waiting_mongodb": ("MongoDB, per delivery that waits, before compression", "bytes"),
         "waiting_a": ("(a) beside deliveries that wait", "/s"),
         "waiting_memory": ("memory of a worker after that", "MB"),
     },
@@ -203,8 +203,8 @@ def waiting(bench: Bench) -> None:
     environment.queue(environment.product, lines, count)
     # Longer than the row takes.
     workers = Workers(settings={"WEBHOOKS_RETRY_DELAY_S": "3600"})
-    with environment.workers(workers) as crew:
-        bench.watch(crew, count)
+    with environment.workers(workers) as running:
+        bench.watch(running, count)
     failed = servers.count(LOGS, {"attempt.outcome": "failed"})
     if failed != count:
         raise RowFailed(f"{failed:,} first attempts failed, of {count:,}")

@@ -14,7 +14,7 @@ import trustme
 
 from tests.bench.network import NoNetwork, Place
 from tests.bench.plan import DELAY_S, ENDPOINTS
-from tests.bench.workers import SOON_S, Troupe
+from tests.bench.workers import SOON_S, Group
 from tests.lab.worker import environment
 from webhooks.local.processes import Program
 from webhooks.local.servers import free_port
@@ -106,10 +106,10 @@ def find_nginx() -> Nginx | None:
 class Receivers:
     """Each receiver starts when it is first asked for."""
 
-    def __init__(self, place: Place, folder: Path, troupe: Troupe) -> None:
+    def __init__(self, place: Place, folder: Path, group: Group) -> None:
         self._place = place
         self._folder = folder
-        self._troupe = troupe
+        self._group = group
         self._nginx = find_nginx()
         self._running: dict[str, Receiver] = {}
 
@@ -181,7 +181,7 @@ class Receivers:
     def _start(self, name: str, argv: Sequence[str], says: Path) -> None:
         """Start a program, and wait until it has written a file."""
         log_path = self._folder / f"{name}.log"
-        self._troupe.start(
+        self._group.start(
             Program(
                 name,
                 argv,

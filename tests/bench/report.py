@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.bench import processes
 from tests.bench.bars import BARS, BEFORE, Verdict, judge
-from tests.bench.measures import NOISE, Figure
+from tests.bench.measures import NOISE, Figure, show
 from tests.bench.measuring import Run
 from tests.bench.plan import EVENT_BYTES, Plan
 from tests.bench.rows import ROWS
@@ -17,10 +17,6 @@ from tests.bench.scaling import SCALE_WORKERS, SIZES
 from webhooks.version import __version__
 
 _PACKAGES = ("celery", "kombu", "redis", "pymongo", "requests")
-#: From here on a number is shown without decimals.
-_ROUND_FROM = 100
-#: Below this a number of a grid has two decimals.
-_DECIMALS_TO = 10
 #: Rows whose figures have tables of their own.
 _GRIDS = ("scale", "sizes")
 
@@ -148,7 +144,7 @@ def grids_of(figures: Sequence[Figure]) -> list[list[list[str]]]:
     def cells(*keys: str) -> list[str]:
         # CPU time as ms.
         found = [(values.get(key), 1e-3 if key.endswith("_cpu") else 1) for key in keys]
-        return ["–" if value is None else _in_grid(value * factor) for value, factor in found]
+        return [_or_dash(None if value is None else value * factor) for value, factor in found]
 
     scale = [["WORKERS", "DELIVERIES/S", "× ONE WORKER", "% OF WHAT RECEIVERS ALLOW", "CORES USED"]]
     for count in SCALE_WORKERS:
@@ -159,10 +155,6 @@ def grids_of(figures: Sequence[Figure]) -> list[list[list[str]]]:
     return [grid for grid in (scale, sizes) if any(cell != "–" for row in grid[1:] for cell in row[1:])]
 
 
-def _in_grid(value: float) -> str:
-    return f"{value:.2f}" if value < _DECIMALS_TO else show(value)
-
-
 def verdict_rows_of(verdicts: Sequence[Verdict]) -> list[list[str]]:
     """Return the bars as rows: what, now, before, bar, whether it is met."""
     rows = [["BAR", "NOW", "BEFORE", "WANTED", "MET"]]
@@ -170,15 +162,12 @@ def verdict_rows_of(verdicts: Sequence[Verdict]) -> list[list[str]]:
         bar, value = verdict.bar, verdict.value
         wanted = "–" if bar.limit is None else f"{bar.sense} {bar.limit:g} {bar.unit}".strip()
         met = {True: "met", False: "NOT MET", None: "not measured" if value is None else "reported"}[verdict.is_met]
-        rows.append([bar.text, _ratio(value), _ratio(BEFORE.get(bar.key)), wanted, met])
+        rows.append([bar.text, _or_dash(value), _or_dash(BEFORE.get(bar.key)), wanted, met])
     return rows
 
 
-def _ratio(value: float | None) -> str:
-    if value is None:
-        return "–"
-    # Three digits below 1, where bars are close to each other.
-    return show(value) if value >= _ROUND_FROM else f"{value:.3f}" if value < 1 else f"{value:.2f}"
+def _or_dash(value: float | None) -> str:
+    return "–" if value is None else show(value)
 
 
 def noise_of(runs: Sequence[Run]) -> str | None:
@@ -190,7 +179,3 @@ def noise_of(runs: Sequence[Run]) -> str | None:
         f"Other programs used up to {max(noisy):.0%} of a core in {len(noisy)} of {len(runs)} runs: "
         "measure again on a machine that does nothing else."
     )
-
-
-def show(value: float) -> str:
-    return f"{value:,.0f}" if value >= _ROUND_FROM else f"{value:.1f}"

@@ -74,11 +74,11 @@ def _take_scale(bench: Bench, workers: int) -> None:
     allowed = workers * _SCALE_CONCURRENCY / DELAY_S
     count = max(_FEWEST, int(allowed * bench.plan.sizes.grid_s))
     lines = environment.prepare(environment.targets(SLOW), EVENT_BYTES)
-    with environment.workers(Workers(workers, _SCALE_CONCURRENCY)) as crew:
+    with environment.workers(Workers(workers, _SCALE_CONCURRENCY)) as running:
         # On one machine they take a while to start.
-        crew.wait_until_ready()
+        running.wait_until_ready()
         environment.queue(environment.product, lines, count)
-        samples = bench.watch(crew, count)
+        samples = bench.watch(running, count)
     bench.require(count, {})
     done = samples[0].logged
     first, last = (done + share * (count - done) for share in STEADY)

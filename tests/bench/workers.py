@@ -22,7 +22,7 @@ SOON_S = 60.0
 LOOK_EVERY_S = 0.05
 
 
-class Troupe(Supervisor):
+class Group(Supervisor):
     """Programs of one measurement. A Ctrl-C that comes while they end still ends the whole run."""
 
     def __exit__(self, *error: object) -> None:
@@ -31,18 +31,18 @@ class Troupe(Supervisor):
             raise KeyboardInterrupt
 
 
-class Crew:
+class Running:
     """Running programs: workers, or Flower."""
 
-    def __init__(self, troupe: Troupe, logs: Mapping[str, Path]) -> None:
-        self._troupe = troupe
+    def __init__(self, group: Group, logs: Mapping[str, Path]) -> None:
+        self._group = group
         self._logs = logs
         self._cpu = processes.Cpu()
 
     def check(self) -> None:
         """Make sure that all run."""
         for name, path in self._logs.items():
-            if not self._troupe.is_running(name):
+            if not self._group.is_running(name):
                 raise RowFailed(f"{name} has ended: {_last_words(path)}")
 
     def wait_until_ready(self) -> None:
@@ -57,11 +57,11 @@ class Crew:
         return [processes.memory_bytes(processes.members_of([leader])) for leader in self._leaders()]
 
     def _leaders(self) -> list[int]:
-        return [pid for name in self._logs if (pid := self._troupe.pid_of(name)) is not None]
+        return [pid for name in self._logs if (pid := self._group.pid_of(name)) is not None]
 
 
 @contextmanager
-def run_crew(programs: Sequence[Program], folder: Path, screen: TextIO) -> Iterator[Crew]:
+def run_programs(programs: Sequence[Program], folder: Path, screen: TextIO) -> Iterator[Running]:
     """Run programs while the context lasts; workers may not take messages yet.
 
     Args:
@@ -71,10 +71,10 @@ def run_crew(programs: Sequence[Program], folder: Path, screen: TextIO) -> Itera
     """
     folder.mkdir()
     logs = {program.name: folder / f"{program.name}.log" for program in programs}
-    with Troupe(screen) as troupe:
+    with Group(screen) as group:
         for program in programs:
-            troupe.start(replace(program, log_path=logs[program.name], restart=False))
-        yield Crew(troupe, logs)
+            group.start(replace(program, log_path=logs[program.name], restart=False))
+        yield Running(group, logs)
     shutil.rmtree(folder)
 
 
@@ -90,12 +90,12 @@ def run_to_end(programs: Sequence[Program], folder: Path, screen: TextIO, within
     folder.mkdir()
     reports = {program.name: folder / f"{program.name}.json" for program in programs}
     logs = {name: path.with_suffix(".log") for name, path in reports.items()}
-    with Troupe(screen) as troupe:
+    with Group(screen) as group:
         for program in programs:
             name = program.name
             argv = [*program.argv, str(reports[name])]
-            troupe.start(replace(program, argv=argv, log_path=logs[name], restart=False))
-        wait(lambda: not any(map(troupe.is_running, reports)), f"{' and '.join(reports)} to end", within_s=within_s)
+            group.start(replace(program, argv=argv, log_path=logs[name], restart=False))
+        wait(lambda: not any(map(group.is_running, reports)), f"{' and '.join(reports)} to end", within_s=within_s)
     for name, report in reports.items():
         if not report.exists():
             raise RowFailed(f"{name} failed: {_last_words(logs[name])}")

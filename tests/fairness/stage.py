@@ -7,7 +7,6 @@ stage belongs to the thread that makes it: Linux ends its processes with that th
 import json
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -24,10 +23,8 @@ from tests.fairness.producer import Plan, Stream
 from tests.fairness.receiver import Behaviour
 from tests.lab.quick_http import command
 from tests.lab.servers import Servers
-from tests.lab.worker import Worker, environment, wait_until
-from webhooks.local.processes import kill_group, last_lines, spawn
-
-_ROOT = Path(__file__).parents[2]
+from tests.lab.worker import Worker, environment, run_module, wait_until
+from webhooks.local.processes import kill_group, last_lines
 
 #: Seconds for whatever should happen soon, on a machine that runs other things beside.
 _SOON_S = 60.0
@@ -137,7 +134,9 @@ class Stage:
     def __enter__(self) -> Self:
         try:
             self.servers.start()
-            self._receiver = self._run(["tests.fairness.receiver"], self.folder / "receiver.log", subprocess.PIPE)
+            self._receiver = run_module(
+                ["tests.fairness.receiver"], self.settings, self.folder / "receiver.log", subprocess.PIPE
+            )
             assert self._receiver.stdout is not None
             self._port, self._control_port = json.loads(self._receiver.stdout.readline())
         except BaseException:
@@ -150,11 +149,6 @@ class Stage:
     ) -> None:
         self.close()
 
-    def _run(self, arguments: list[str], log_path: Path, stdout: int | None = None) -> "subprocess.Popen[bytes]":
-        env = {**environment(), **self.settings, "PYTHONPATH": str(_ROOT)}
-        with log_path.open("ab") as log:
-            return spawn([sys.executable, "-m", *arguments], env=env, cwd=_ROOT, stdout=stdout or log)
-
     # ── Webhooks and events ─────────────────────────────────────────────────────────────────────────────────────────
     def add(self, hooks: Iterable[Hook]) -> None:
         """Add webhooks."""
@@ -166,7 +160,9 @@ class Stage:
         """Have a producer carry out a plan."""
         name = f"producer{len(self._producers)}"
         report, log = self.folder / f"{name}.json", self.folder / f"{name}.log"
-        producer = Producer(self._run(["tests.fairness.producer", str(report), plan.to_json()], log), report, log)
+        producer = Producer(
+            run_module(["tests.fairness.producer", str(report), plan.to_json()], self.settings, log), report, log
+        )
         self._producers.append(producer)
         return producer
 

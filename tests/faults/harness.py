@@ -10,7 +10,6 @@ import shutil
 import signal
 import struct
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -29,10 +28,10 @@ from tests.faults.producer import number_of
 from tests.lab.quick_http import command
 from tests.lab.reply_dropper import MongoWire, RedisWire, ReplyDropper, name_mongodb_write
 from tests.lab.servers import Server, Servers
-from tests.lab.worker import Worker, environment, wait_until
+from tests.lab.worker import Worker, environment, run_module, wait_until
 from webhooks.config import Settings
 from webhooks.local import servers
-from webhooks.local.processes import kill_group, spawn
+from webhooks.local.processes import kill_group
 from webhooks.store.gates import GateStore
 from webhooks.transport import scripts
 
@@ -61,7 +60,6 @@ _HAS_MESSAGES_BYTES = 500
 _LOOKS_TO_BE_SURE = 4
 #: How keys of Redis begin that hold messages, besides what is in workers' hands.
 HOLD_MESSAGES = ("webhooks.deliver", "webhooks.send", "webhooks.lane.", "webhooks.parked.")
-_ROOT = Path(__file__).parents[2]
 
 
 class Cancelled(Exception):
@@ -163,7 +161,9 @@ class Stage:
 
     def _start(self) -> None:
         self.servers.start()
-        self._receiver = self._run(["tests.faults.receiver"], "receiver", subprocess.PIPE)
+        self._receiver = run_module(
+            ["tests.faults.receiver"], self.settings, self.folder / "receiver.log", subprocess.PIPE
+        )
         assert self._receiver.stdout is not None
         port, self._control_port = json.loads(self._receiver.stdout.readline())
         self.database["webhooks"].insert_many(
@@ -187,11 +187,6 @@ class Stage:
         for worker in self.workers:
             wait_until(lambda w=worker: f"{w.name} ready" in w.log(), f"ready: {worker.log_path}", 120)
 
-    def _run(self, arguments: list[str], name: str, stdout: int | None = None) -> "subprocess.Popen[bytes]":
-        env = {**environment(), **self.settings, "PYTHONPATH": str(_ROOT)}
-        with (self.folder / f"{name}.log").open("ab") as log:
-            return spawn([sys.executable, "-m", *arguments], env=env, cwd=_ROOT, stdout=stdout or log)
-
     # ── The load ────────────────────────────────────────────────────────────────────────────────────────────────────
     def start_load(self, events_per_s: float, ways: Sequence[str]) -> None:
         """Start the producer, and return when its first event has come through.
@@ -202,7 +197,7 @@ class Stage:
         """
         arguments = [str(events_per_s), str(self.company), str(self._report), *ways]
         self._ways = len(ways)
-        self._producer = self._run(["tests.faults.producer", *arguments], "producer")
+        self._producer = run_module(["tests.faults.producer", *arguments], self.settings, self.folder / "producer.log")
         self.run_until(lambda: len(self.receipts()) > 0, "the first delivery has come", 60)
 
     def stop_load(self) -> None:

@@ -86,6 +86,12 @@ def responses() -> st.SearchStrategy[bytes]:
     return st.integers(0, 2**32).map(lambda seed: make_response(random.Random(seed)))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def threads_before() -> frozenset[threading.Thread]:
+    """The threads that other tests left in this process."""
+    return frozenset(threading.enumerate())
+
+
 @pytest.fixture(scope="module")
 def sender() -> Iterator[Sender]:
     made = Sender(
@@ -218,5 +224,5 @@ def test_no_header_makes_the_url_appear_in_the_log(
     assert TOKEN not in caplog.text
 
 
-def test_threads_of_these_tests_end() -> None:
-    assert threading.active_count() < 100
+def test_threads_of_these_tests_end(threads_before: frozenset[threading.Thread]) -> None:
+    assert len(frozenset(threading.enumerate()) - threads_before) < 100

@@ -102,7 +102,7 @@ def test_nothing_is_left_of_a_network_when_a_run_is_ended(tmp_path: Path, number
     process = start(temporary, "--quick", "--only", "scale")
     try:
         deadline = time.monotonic() + TIMEOUT_S
-        while not list(temporary.glob("*/*-crew/worker0.log")):
+        while not list(temporary.glob("*/*-programs/worker0.log")):
             assert time.monotonic() < deadline
             assert process.poll() is None
             time.sleep(0.05)

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,6 +13,7 @@ from webhooks.local.processes import kill_group, spawn
 
 #: Seconds for whatever should happen soon, on a machine that runs other things beside.
 TIMEOUT_S = 60.0
+_ROOT = Path(__file__).parents[2]
 
 T = TypeVar("T")
 
@@ -32,6 +33,15 @@ def wait_until(look: Callable[[], T], what: str, timeout_s: float = TIMEOUT_S) -
 def environment() -> dict[str, str]:
     """Return our own environment without settings: a developer's must not change what is measured."""
     return {name: value for name, value in os.environ.items() if not name.startswith("WEBHOOKS_")}
+
+
+def run_module(
+    arguments: Sequence[str], settings: Mapping[str, str], log_path: Path, stdout: int | None = None
+) -> "subprocess.Popen[bytes]":
+    """Start a module of the tests as a process with settings; what it writes goes to a file, but for its `stdout`."""
+    env = {**environment(), **settings, "PYTHONPATH": str(_ROOT)}
+    with log_path.open("ab") as log:
+        return spawn([sys.executable, "-m", *arguments], env=env, cwd=_ROOT, stdout=stdout or log)
 
 
 class Worker:

@@ -12,7 +12,8 @@ import pytest
 from click.testing import CliRunner
 
 from tests.bench.__main__ import bench as bench_command
-from tests.bench.capacity import ASSUMPTIONS, COSTS, DEFAULTS, FORMULAS, LINES, RATES, need, show, sources_of
+from tests.bench.capacity import ASSUMPTIONS, COSTS, DEFAULTS, FORMULAS, LINES, RATES, need, sources_of
+from tests.bench.measures import show
 from tests.bench.page import render
 from tests.bench.rows import FIGURES
 from tests.bench.stored import InvalidRun, read_run
