@@ -181,12 +181,12 @@ class DeliveryStore:
         Returns:
             For each delivery whether it was new, so that the attempt is ours.
         """
-        until = at + timedelta(seconds=self._claim_s)
+        same = {"at": at, "until": at + timedelta(seconds=self._claim_s), **self._holder()}
         documents = []
         for delivery, claim in claims:
-            ours = {"log_id": claim.log_id, "retry": claim.retry, "worker": claim.worker, "at": at, "until": until}
-            ours |= self._holder()
-            documents.append(_write(delivery, at, has_body=True) | {"claim": ours})
+            document = _write(delivery, at, has_body=True)
+            document["claim"] = {"log_id": claim.log_id, "retry": claim.retry, "worker": claim.worker, **same}
+            documents.append(document)
         result = insert_new(self._quick, documents)
         return [place not in result.known and place not in result.faults for place in range(len(claims))]
 
