@@ -105,6 +105,21 @@ def test_attempt_is_made_by_one_claim_at_a_time(ledger: DeliveryStore):
     assert isinstance(claim_one(ledger, log_id=a), Blocked)
 
 
+def test_claims_of_one_batch_have_their_own_logs_retries_and_workers(ledger: DeliveryStore, database: Documents):
+    names = ["msg_0", "msg_1", "$_id", "msg_3", "msg_4"]
+    ledger.add([replace(delivery(number), delivery_id=name) for number, name in enumerate(names)], now())
+    ledger.settle([failed(1, 0), failed(3, 0)])
+    claims = [Claim(name, number % 2, ObjectId(), f"$worker{number % 3}") for number, name in enumerate(names)]
+    others = [Claim("msg_0", 0, ObjectId()), Claim("unknown", 0, ObjectId())]
+    found = ledger.claim([*claims, *others])
+    assert [type(one) for one in found] == [*[Claimed] * len(names), Blocked, type(None)]
+    stored = {one["_id"]: one["claim"] for one in database["deliveries"].find()}
+    fields = ("log_id", "retry", "worker")
+    assert {name: tuple(claim[field] for field in fields) for name, claim in stored.items()} == {
+        claim.delivery_id: (claim.log_id, claim.retry, claim.worker) for claim in claims
+    }
+
+
 def test_attempt_whose_claim_ran_out_is_known_as_interrupted_until_one_ends(ledger: DeliveryStore, database: Documents):
     ledger.add([delivery(1)], now())
     log_ids = [ObjectId() for _ in range(3)]

@@ -1,5 +1,6 @@
 """Logs on a real MongoDB: the questions that people ask are answered by an index, and logs expire."""
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
@@ -9,7 +10,8 @@ from pymongo.database import Database
 
 from tests.lab.logs import COMPANY, NOON, WEBHOOK_ID, make_attempt, make_log
 from webhooks.rules.retry import Outcome
-from webhooks.store.logs import LogQuery, LogStore
+from webhooks.store.logs import LogQuery, LogStore, by_outcome, find_order
+from webhooks.store.search import LogSearch
 from webhooks.store.statistics import StatisticsStore
 
 Documents = Database[dict[str, Any]]
@@ -51,12 +53,58 @@ def test_newest_logs_come_from_an_index_without_a_sort(store: LogStore, database
     found = store.read(query, 3)
     assert found == sorted(found, key=lambda log: log.createdAt, reverse=True)
     assert found
-    cursor = database["webhooklogs"].find(query.to_filter()).sort("createdAt", -1).limit(3)
-    explained = cursor.explain()
+    wanted = by_outcome(database["webhooklogs"], query.to_filter())
+    explained = database["webhooklogs"].find(wanted).sort(find_order(wanted)).limit(3).explain()
     plan = str(explained["queryPlanner"]["winningPlan"])
     assert "IXSCAN" in plan
     assert "'SORT'" not in plan
     assert explained["executionStats"]["totalDocsExamined"] <= 3
+
+
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        None,
+        [],
+        [5],
+        [{"outcome": "failed"}, {"outcome": "success"}],
+        {"outcome": None},
+        {"outcome": []},
+        {"outcome": [["failed"]]},
+        {"outcome": "another"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("limit", [1, 2, 50])
+def test_log_of_another_system_is_found_among_those_of_the_same_instant(
+    store: LogStore, database: Documents, attempt: Any, limit: int
+):
+    logs = [
+        make_log(attempt=make_attempt(outcome=outcome)).to_bson() for outcome in ["failed", "success", "success"] * 2
+    ]
+    logs[1:1] = [{**make_log().to_bson(), "attempt": attempt}]
+    database["webhooklogs"].insert_many([*logs, make_log().to_bson()])
+    for query in (LogQuery(webhook_id=WEBHOOK), LogQuery(company=BUYER), LogQuery(company=BUYER, webhook_id=WEBHOOK)):
+        assert len(store.read_ids(query)) == store.count(query, 100) == 8
+        seen: list[ObjectId] = []
+        after = None
+        for _ in range(9):
+            page: list[Any] = []
+            after = LogSearch(database).walk_whole(query, limit, after, lambda log, page=page: not page.append(log))
+            seen += [log["_id"] for log in page]
+            if after is None:
+                break
+        assert len(seen) == len(set(seen)) == 8
+
+
+def test_indexes_of_earlier_versions_go_while_several_workers_start(store: LogStore, database: Documents):
+    database["webhooklogs"].create_index([("subscription", 1), ("createdAt", -1)], name="webhook_newest")
+    database["webhooklogs"].create_index([("subscription", 1), ("response", 1)], name="of_another_system")
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(store.ensure_indexes, [30] * 4))
+    names = database["webhooklogs"].index_information().keys()
+    assert {"webhook_outcome_age", "of_another_system"} <= names
+    assert "webhook_newest" not in names
 
 
 def test_log_written_twice_is_there_once(store: LogStore, database: Documents):

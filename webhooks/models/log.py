@@ -131,17 +131,18 @@ class COTWebhookLog(WireModel):
         attempt: AttemptDetails,
     ) -> "COTWebhookLog":
         """Make a log of validated parts. Validating them again took as long as sending the request."""
-        return cls.model_construct(
-            id=log_id,
-            company=event.company,
-            createdAt=created_at,
-            status=status,
-            retry=retry,
-            response=response,
-            event=event,
-            subscription=webhook_id,
-            attempt=attempt,
-        )
+        fields = {
+            "id": log_id,
+            "company": event.company,
+            "createdAt": created_at,
+            "status": status,
+            "retry": retry,
+            "response": response,
+            "event": event,
+            "subscription": webhook_id,
+            "attempt": attempt,
+        }
+        return cls._build(fields)
 
     def for_company(self) -> dict[str, Any]:
         """Return the log as its company may read it: other systems' keys, worker and trace are left out."""

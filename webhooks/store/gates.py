@@ -141,7 +141,7 @@ class GateStore:
     def read(self, webhook_ids: Iterable[ObjectId], found: Iterable[Document]) -> dict[ObjectId, Gate]:
         """Return the gates of webhooks from the documents that were found."""
         stored = {document["_id"]: document for document in found}
-        return {webhook_id: _read(webhook_id, stored.get(webhook_id, {})) for webhook_id in webhook_ids}
+        return {one: _read(one, stored[one]) if one in stored else Gate(one) for one in webhook_ids}
 
     def find_due(self, present: datetime, limit: int) -> list[Gate]:
         """Return the gates whose probe is due, longest due first."""

@@ -178,18 +178,22 @@ class Query:
 def find_both(first: Query, second: Query) -> tuple[list[Document], list[Document]]:
     """Read two collections of one database in one round trip; needs MongoDB 4.4.
 
+    Args:
+        first: its documents have no field ``second``.
+        second: any query.
+
     Raises:
         StoreUnavailable: the server is away.
     """
 
-    def stages(query: Query, name: str) -> list[Document]:
-        fields = [] if query.fields is None else [{"$project": query.fields}]
-        return [{"$match": query.filter}, *fields, {"$replaceWith": {name: "$$ROOT"}}]
+    def stages(query: Query) -> list[Document]:
+        return [{"$match": query.filter}, *([] if query.fields is None else [{"$project": query.fields}])]
 
-    union = {"$unionWith": {"coll": second.collection.name, "pipeline": stages(second, "second")}}
+    others = [*stages(second), {"$replaceWith": {"second": "$$ROOT"}}]
+    union = {"$unionWith": {"coll": second.collection.name, "pipeline": others}}
     with store_errors():
-        found = list(first.collection.aggregate([*stages(first, "first"), union]))
-    return [one["first"] for one in found if "first" in one], [one["second"] for one in found if "second" in one]
+        found = list(first.collection.aggregate([*stages(first), union]))
+    return [one for one in found if "second" not in one], [one["second"] for one in found if "second" in one]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,12 +11,11 @@ from typing import Any, Literal
 
 from bson import ObjectId
 from pydantic import ValidationError
-from pymongo import DESCENDING
 from pymongo.database import Database
 
 from webhooks.models import NO_RESPONSE_STATUS, AttemptDetails
 from webhooks.rules.retry import SUCCESS_STATUSES, Outcome, judge
-from webhooks.store.logs import LogQuery
+from webhooks.store.logs import LogQuery, by_outcome, find_order
 from webhooks.store.mongo import LAST_CHARACTER, Document, instant, store_errors
 
 #: Logs that one page looks at where a filter has no index.
@@ -179,8 +178,8 @@ class LogSearch:
         span: Document = {"$gte": _FIRST, "$lte": _LAST, **wanted.get("createdAt", {}), "$not": {"$type": "array"}}
         if after is not None:
             span["$lte"] = after.at
-        wanted["createdAt"] = span
-        ordered: list[Document] = [{"$match": wanted}, {"$sort": {"createdAt": DESCENDING}}]
+        wanted = by_outcome(self._collection, {**wanted, "createdAt": span})
+        ordered: list[Document] = [{"$match": wanted}, {"$sort": find_order(wanted)}]
         if after is not None:
             ordered.append({"$skip": after.shown})
         bounded = [{"$limit": bound}, {"$match": unindexed}] if unindexed else []
