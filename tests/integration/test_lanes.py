@@ -153,6 +153,16 @@ def test_one_take_of_many_has_the_order_of_many_takes_of_one(url: str, redis_cli
     assert orders[0] == orders[1]
 
 
+def test_message_in_a_queue_without_lanes_is_as_kombu_stores_it(url: str, redis_client: Any):
+    """A worker that knows nothing of lanes may take it."""
+    put(url, "theirs", "a/x", 1)
+    put(url, DELIVER, "a/x", 1)
+    [theirs] = redis_client.lrange("theirs", 0, -1)
+    [ours] = redis_client.zrange(f"webhooks.lane.{DELIVER}/a/x", 0, -1)
+    assert set(json.loads(theirs)) == {"body", "content-encoding", "content-type", "headers", "properties"}
+    assert set(json.loads(ours)) == {"body", "content-type", "headers", "nonce"}
+
+
 def test_take_that_fails_loses_no_message(url: str, redis_client: redis.Redis):
     put(url, DELIVER, "a/x", 1, 2)
     redis_client.set("unacked", "of another type")
