@@ -9,6 +9,7 @@ from typing import Any
 
 import celery.app.amqp
 import kombu.connection
+import kombu.message
 import pytest
 from kombu.transport import redis as plain
 from kombu.transport import virtual
@@ -40,6 +41,8 @@ INSIDES: list[tuple[Any, str, list[str]]] = [
     (plain.Channel, "priority", ["self", "n"]),
     (plain.Channel, "close", ["self"]),
     (virtual.Channel, "decode_body", ["self", "body", "encoding"]),
+    (virtual.Channel, "_inplace_augment_message", ["self", "message", "exchange", "routing_key"]),
+    (kombu.message.Message, "_decode", ["self"]),
     (plain.QoS, "append", ["self", "message", "delivery_tag"]),
     (plain.QoS, "ack", ["self", "delivery_tag"]),
     (plain.QoS, "reject", ["self", "delivery_tag", "requeue"]),
