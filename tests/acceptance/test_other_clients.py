@@ -98,7 +98,7 @@ TAKEN = {
 
 #: What a queue holds → what the dead letter says of it.
 REFUSED = {
-    b"nonsense": "cannot be decoded: expected ident at line 1 column 2",
+    b"nonsense": "cannot be decoded: Expecting value: line 1 column 1",
     b"[1]": "cannot be decoded: it is not an object",
     b'{"body": "x", "headers": [1]}': "cannot be decoded: its headers are not an object",
     b'{"body": "x", "properties": "x"}': "cannot be decoded: its properties are not an object",

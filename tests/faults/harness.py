@@ -352,7 +352,7 @@ class Stage:
         for member, at in waiting:
             head, _, text = member.partition(b":")
             message = json.loads(text)
-            message["properties"]["delivery_tag"] += "-again"
+            message["nonce"] = f"{message['nonce']}-again"
             self.redis.zadd(key, {head + b":" + json.dumps(message).encode(): at})
 
     def drop_replies(self, times: Mapping[str, int]) -> None:

@@ -1,7 +1,9 @@
 """Lanes at the level of channels, with a real Redis: whose turn it is, and how much of one is in hand."""
 
 import itertools
+import json
 import time
+from random import Random
 from typing import Any
 
 import pytest
@@ -63,6 +65,55 @@ def test_late_lanes_without_end_do_not_starve_one(url: str):
             party.drain(number + 1)
             party.got[-1].ack()
         assert party.bodies.count("steady") >= 5
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_one_take_of_many_has_the_order_of_many_takes_of_one(url: str, redis_client: redis.Redis, seed: int):
+    """A take reads only the first members of each ring, writes their turns at its end, and reads more when needed."""
+    random = Random(seed)
+    # More groups than a take has messages, and groups of more lanes than are read at a time.
+    lanes = [f"g{group}/{lane}" for group in range(30) for lane in range(random.choice([1, 1, 2, 9]))]
+    orders = []
+    for most in (1, 25):
+        redis_client.flushdb()
+        random.seed(seed)
+        for number in range(200):
+            put(url, DELIVER, random.choice(lanes), number)
+        hold_lane(DELIVER, lanes[0], 600)
+        with worker(url, DELIVER, threads=most) as party:
+            party.channel.flush()
+            is_held = 0
+            while len(party.got) + is_held < 200:
+                is_held = state(url, lanes[0], DELIVER).waiting
+                before = len(party.got)
+                party.poll()
+                for message in party.got[before:]:
+                    message.ack()
+        orders.append(party.bodies)
+        assert is_held, "the seed gives the held lane a message"
+        left = set(redis_client.smembers(f"webhooks.lanes.{DELIVER}")) | set(redis_client.keys("webhooks.lane.*"))
+        assert left == {lanes[0].encode(), f"webhooks.lane.{DELIVER}/{lanes[0]}".encode()}
+    assert orders[0] == orders[1]
+
+
+def test_message_in_a_queue_without_lanes_is_as_kombu_stores_it(url: str, redis_client: Any):
+    """A worker that knows nothing of lanes may take it."""
+    put(url, "theirs", "a/x", 1)
+    put(url, DELIVER, "a/x", 1)
+    [theirs] = redis_client.lrange("theirs", 0, -1)
+    [ours] = redis_client.zrange(f"webhooks.lane.{DELIVER}/a/x", 0, -1)
+    assert set(json.loads(theirs)) == {"body", "content-encoding", "content-type", "headers", "properties"}
+    assert set(json.loads(ours)) == {"body", "content-type", "headers", "nonce"}
+
+
+def test_take_that_fails_loses_no_message(url: str, redis_client: redis.Redis):
+    put(url, DELIVER, "a/x", 1, 2)
+    redis_client.set("unacked", "of another type")
+    with worker(url, DELIVER) as party:
+        with pytest.raises(redis.ConnectionError, match="WRONGTYPE"):
+            party.poll()
+        redis_client.delete("unacked")
+        assert state(url, "a/x", DELIVER).waiting == 2
 
 
 def test_queue_is_as_long_as_its_lanes_and_purging_empties_them(url: str, redis_client: Any):

@@ -4,10 +4,12 @@ import inspect
 import re
 from datetime import UTC, datetime, timedelta, timezone
 from importlib.resources import files
+from types import SimpleNamespace
 from typing import Any
 
 import celery.app.amqp
 import kombu.connection
+import kombu.message
 import pytest
 from kombu.transport import redis as plain
 from kombu.transport import virtual
@@ -39,6 +41,8 @@ INSIDES: list[tuple[Any, str, list[str]]] = [
     (plain.Channel, "priority", ["self", "n"]),
     (plain.Channel, "close", ["self"]),
     (virtual.Channel, "decode_body", ["self", "body", "encoding"]),
+    (virtual.Channel, "_inplace_augment_message", ["self", "message", "exchange", "routing_key"]),
+    (kombu.message.Message, "_decode", ["self"]),
     (plain.QoS, "append", ["self", "message", "delivery_tag"]),
     (plain.QoS, "ack", ["self", "delivery_tag"]),
     (plain.QoS, "reject", ["self", "delivery_tag", "requeue"]),
@@ -103,6 +107,18 @@ def test_kombu_starts_a_take_where_it_started_brpop():
     source = inspect.getsource(plain.MultiChannelPoller)
     assert "channel._brpop_start()" in source
     assert "_brpop_read" in inspect.getsource(plain.Channel.__init__)
+
+
+def test_many_acks_of_one_turn_ask_for_one_more():
+    asked: list[Any] = []
+    loop = SimpleNamespace(call_repeatedly=lambda *_: None, call_soon=asked.append)
+    poller = Poller()
+    poller.turn_with(loop)
+    for turn in (1, 2):
+        poller.take_turn_soon()
+        poller.take_turn_soon()
+        assert len(asked) == turn
+        poller.on_poll_start()
 
 
 def test_celery_makes_connections_with_ours():

@@ -165,14 +165,13 @@ def publish_many(task: Task, messages: Sequence[OutgoingMessage]) -> None:
                 batch.add(task, message)
             batch.publish_all()
         return
-    # One random part for all delivery tags, as it costs more than the rest of a tag.
-    tags = secrets.token_urlsafe(6)
+    # One random part for all, as it costs more than the rest of a nonce.
+    nonces, origin = secrets.token_urlsafe(4), anon_nodename()
 
     @lru_cache(maxsize=2)
     def make(step: int) -> list[dict[str, Any]]:
-        name = str(task.name)
-        first = step * _IN_ONE_STEP
-        return [_make(name, message, f"{tags}{place:x}") for place, message in enumerate(steps[step], start=first)]
+        numbered = enumerate(steps[step], start=step * _IN_ONE_STEP)
+        return [_make(str(task.name), origin, message, f"{nonces}{number:x}") for number, message in numbered]
 
     def put(step: int) -> None:
         channel = cast("Any", producer.channel)
@@ -195,7 +194,7 @@ def publish_many(task: Task, messages: Sequence[OutgoingMessage]) -> None:
             connection.give_up_at = None  # each step has the full timeout; the first that fails ends the call
 
 
-def _make(task: str, message: OutgoingMessage, tag: str) -> dict[str, Any]:
+def _make(task: str, origin: str, message: OutgoingMessage, nonce: str) -> dict[str, Any]:
     """Return a message in its stored form, with JSON types only, as `shorten` makes it of Celery's."""
     headers: dict[str, Any] = {"task": task, "id": message.task_id}
     if message.parent_id is not None:
@@ -206,6 +205,6 @@ def _make(task: str, message: OutgoingMessage, tag: str) -> dict[str, Any]:
     return {
         "body": write_body(message.args, message.kwargs),
         "content-type": JSON,
-        "headers": {**headers, "origin": anon_nodename(), **message.headers},
-        "properties": {"delivery_tag": tag},
+        "headers": {**headers, "origin": origin, **message.headers},
+        "nonce": nonce,
     }

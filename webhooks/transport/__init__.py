@@ -13,6 +13,7 @@ Celery makes its connections with this package's ``AMQP``; ``OPTION`` in ``broke
   token. Messages held without a lease come back after ``visibility_timeout``. Those of a stopping worker, and rejected
   ones, come back at once, as the next to be taken.
 * **A lost connection** returns no messages: running tasks finish and ack over the next connection.
+* **This package's messages** are stored without what workers assume anyway (`compact`).
 * **Other clients' messages** are taken as by kombu, also without headers (task protocol 1). An unreadable one reaches
   the consumer as a message that cannot be decoded (`NO_MESSAGE`).
 * **A full Redis** (``maxmemory``) refuses only publishing; taking and acks continue, so it drains.

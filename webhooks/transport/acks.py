@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any, cast
 
 import redis
@@ -105,8 +105,10 @@ class SettlingChannel(ScriptRunner):
                 self.outbox.settlements.extendleft(reversed(settlements))
                 raise
 
-    def _flatten(self, settlements: Iterable[Settlement]) -> list[str | bytes]:
-        return [self.prefixed(""), *(part for settlement in settlements for part in settlement)]
+    def _flatten(self, settlements: Sequence[Settlement]) -> list[str | bytes | int]:
+        acks = [settlement.tag for settlement in settlements if settlement.act == "ack"]
+        others = [part for settlement in settlements if settlement.act != "ack" for part in settlement]
+        return [self.prefixed(""), len(acks), *acks, *others]
 
     def _next_settlements(self) -> list[Settlement]:
         reports = take_out(self.outbox.reports, BATCH)

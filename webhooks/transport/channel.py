@@ -163,8 +163,8 @@ class Channel(PublishingChannel):
             tag, queue = f"{take.id}:{number}", take.queues[int(queue_number) - 1]
             try:
                 payload = read_message(raw)
-                eta = due_at(payload)
-                payload = without_eta(payload)
+                if (eta := due_at(payload)) is not None:
+                    payload = without_eta(payload)
                 if "content-encoding" not in payload:
                     restore(payload, queue)
                 payload["properties"]["delivery_tag"] = tag

@@ -1,4 +1,4 @@
-"""The stored form of messages with a lane: what a worker assumes anyway is left out. Any version's worker reads it.
+"""The stored form of messages in lanes: what a worker assumes anyway is left out. Workers of any version read it.
 
 An event, which is the only argument of its task and is JSON text, is not quoted: in the body it is an object, each of
 its quotes takes two bytes instead of four, and `read_inlined` returns its text without parsing it.
@@ -30,7 +30,7 @@ _ASSUMED: Mapping[str, Any] = {
     "kwargsrepr": "",
     **dict.fromkeys(("shadow", "eta", "expires", "group", "group_index", "stamped_headers", "parent_id")),
 }
-#: Properties that say again what headers and queue say, or are for results and for brokers other than Redis.
+#: Properties that repeat headers or queue, or are for results and for brokers other than Redis.
 _REPEATED = frozenset(
     {"correlation_id", "reply_to", "delivery_mode", "delivery_info", "argsrepr", "kwargsrepr", "body_encoding"}
 )
@@ -45,23 +45,19 @@ def can_shorten(message: Mapping[str, Any]) -> bool:
     )
 
 
-def shorten(message: Mapping[str, Any], tag: str) -> dict[str, Any]:
+def shorten(message: Mapping[str, Any], nonce: str) -> dict[str, Any]:
     """Return a message of which `can_shorten` is true in its stored form.
 
     Args:
         message: it is unchanged, as kombu uses its parts again if publishing is retried.
-        tag: tells apart two messages that are otherwise equal.
+        nonce: tells apart two messages that are otherwise equal, as a lane is a set.
     """
     headers = {name: value for name, value in message["headers"].items() if _ASSUMED.get(name, _ASSUMED) != value}
     if headers.get("root_id") == headers.get("id"):
         headers.pop("root_id", None)
     properties = {name: value for name, value in message["properties"].items() if value and name not in _REPEATED}
-    return {
-        "body": _shorten_body(message["body"]),
-        "content-type": JSON,
-        "headers": headers,
-        "properties": {**properties, "delivery_tag": tag},
-    }
+    stored = {"body": _shorten_body(message["body"]), "content-type": JSON, "headers": headers, "nonce": nonce}
+    return {**stored, "properties": properties} if properties else stored
 
 
 def restore(message: dict[str, Any], queue: str) -> None:

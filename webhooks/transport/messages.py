@@ -1,5 +1,6 @@
 """Values that channel and scripts exchange, and reading and writing of messages."""
 
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -81,8 +82,8 @@ class LaneState(NamedTuple):
     waited_s: float | None
 
 
-#: ``__type__``, or an escape that one of its characters may be written as.
-_SIGNS_OF_TYPES = (b"__type__", b"\\u005", b"\\u006", b"\\u007")
+#: An escape that a character of ``__type__`` may be written as.
+_ESCAPED = re.compile(rb"\\u00[567]")
 #: Content type of a `Message.unreadable`.
 NO_MESSAGE = "application/x-no-message"
 
@@ -143,9 +144,11 @@ def without_eta(message: dict[str, Any]) -> dict[str, Any]:
 def _read_json(raw: bytes) -> Any:
     """Read JSON as kombu does, which checks each object for a Python type that it encoded."""
     # The key of such an object can be written with escapes, and is rare.
-    if not any(sign in raw for sign in _SIGNS_OF_TYPES):
-        with suppress(ValueError):  # kombu reads some that this does not, such as half of a surrogate pair
+    if b"__type__" not in raw and not _ESCAPED.search(raw):
+        try:
             return from_json(raw)
+        except ValueError:  # kombu reads some that this does not, such as half of a surrogate pair
+            pass
     return loads(bytes_to_str(raw))
 
 

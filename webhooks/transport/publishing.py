@@ -46,9 +46,9 @@ class PublishingChannel(SettlingChannel):
         self.run(PUT, *self._put_arguments(queue, [message], self.priority(self._get_message_priority(message))))
 
     def _inplace_augment_message(self, message: dict[str, Any], exchange: str, routing_key: str) -> None:
-        """Make a prepared message's stored form: kombu's, or a shorter one if only our workers take it."""
-        if can_shorten(message):
-            stored = shorten(message, secrets.token_urlsafe(6))
+        """Make a prepared message's stored form: kombu's, or a shorter one in a queue that only our workers take."""
+        if not exchange and self._has_lanes(routing_key) and can_shorten(message):
+            stored = shorten(message, secrets.token_urlsafe(4))
             message.clear()
             message.update(stored)
         else:

@@ -12,28 +12,45 @@ local threads = math.max(tonumber(redis.call('GET', key('threads')) or '0'), slo
 -- The messages of these attempts' events are in unacked and use no thread.
 local free = math.min(math.max(threads - redis.call('HLEN', KEYS[1]), 0) + room, threads)
 --#include turns
-local reply = {}
-for i = 6, #ARGV, 4 do
-  local tag, lane = ARGV[i], ARGV[i + 1]
-  set_limit(q, lane, ARGV[i + 2], ARGV[i + 3])
-  local answer = 0
-  local waiting = redis.call('ZCARD', key('lane.' .. q .. '/' .. lane))
-  local is_over = redis.call('EXISTS', key('over.' .. tag)) == 1
-  if room > 0 and waiting == 0 and not is_over and not why_not(q, lane, true) then
-    room = room - 1
-    note_flight(q, lane, tag)
-    redis.call('HSET', key('taken'), tag, q .. '\n' .. lane .. '\n')  -- for `OVERDUE`, if its process dies
-    free = free - 1
-    answer = 1
-  else
-    local s = redis.call('HMGET', key('state.' .. q .. '/' .. lane), 'held', 'rate', 'mean', 'good', 'share')
-    local is_slow = s[3] and (not s[4] or tonumber(s[3]) >= {SLOW_S}) or not s[4] and is_crowded(q)
-    local oldest = redis.call('ZRANGE', key('flight.' .. q .. '/' .. lane), 0, 0, 'WITHSCORES')[2]
-    local is_stuck = oldest and now - tonumber(oldest) > {STUCK_S}
-    local wait_s = waiting * (tonumber(s[3]) or {MEAN_S}) / (tonumber(s[5]) or {FIRST_WINDOW})
-    local is_held = tonumber(s[1] or '0') > now
-    if not is_held and not s[2] and not is_slow and not is_stuck and wait_s < {SOON_S} then answer = 2 end
-  end
-  reply[#reply + 1] = answer
+local over, is_any_over = {}, false
+for i = 6, #ARGV, 4 do over[#over + 1] = key('over.' .. ARGV[i]) end
+for i = 1, #over, 1000 do
+  is_any_over = is_any_over or redis.call('EXISTS', unpack(over, i, math.min(i + 999, #over))) > 0
 end
+
+-- Returns whether few messages wait in a lane that is not slow and has no attempt that is stuck.
+local function is_quick(l)
+  if l.held > now or l.rate ~= '' then return false end
+  if l.is_good and (l.mean or 0) >= {SLOW_S} or not l.is_good and (l.mean or is_crowded(q)) then return false end
+  local wait_s = l.waiting * (l.mean or {MEAN_S}) / (l.window or {FIRST_WINDOW})
+  if wait_s >= {SOON_S} then return false end
+  if l.is_stuck == nil then
+    local oldest = redis.call('ZRANGE', l.flight, 0, 0, 'WITHSCORES')[2]
+    l.is_stuck = oldest ~= nil and now - tonumber(oldest) > {STUCK_S}
+  end
+  return not l.is_stuck
+end
+
+local reply, places = {}, {}
+for i = 6, #ARGV, 4 do
+  local tag, lane, rate, burst = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
+  local l = look_at(q, lane, true)
+  if l.rate ~= rate or l.burst ~= burst then
+    set_limit(q, lane, rate, burst)
+    read_state(l)
+  end
+  local is_over = is_any_over and redis.call('EXISTS', key('over.' .. tag)) == 1
+  if room > 0 and l.waiting == 0 and not is_over and not why_not(l) then
+    room = room - 1
+    free = free - 1
+    note_flight(l, tag)
+    places[#places + 1] = tag
+    places[#places + 1] = q .. '\n' .. lane .. '\n'
+    reply[#reply + 1] = 1
+  else
+    reply[#reply + 1] = is_quick(l) and 2 or 0
+  end
+end
+call_many('HSET', key('taken'), places)  -- for `OVERDUE`, if its process dies
+save_flights()
 return reply

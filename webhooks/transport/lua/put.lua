@@ -11,7 +11,9 @@
 --#include limit
 local q, is_taken_soon = ARGV[2], false
 local unsorted = 0
-for k = 2, #KEYS do unsorted = unsorted + redis.call('LLEN', KEYS[k]) end
+if #KEYS > 1 and redis.call('EXISTS', unpack(KEYS, 2)) > 0 then
+  for k = 2, #KEYS do unsorted = unsorted + redis.call('LLEN', KEYS[k]) end
+end
 local function line_up_unsorted(message)
   for k = 3, #KEYS do
     if redis.call('EXISTS', KEYS[k]) == 1 and redis.call('EXISTS', KEYS[2]) == 0 then
@@ -44,4 +46,5 @@ for i = 5, #ARGV, 7 do
     end
   end
 end
+save_position()
 if is_taken_soon then wake(key('wake.' .. ARGV[3])) end

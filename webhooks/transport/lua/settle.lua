@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
--- KEYS: unacked, unacked_index. ARGV: prefix, then six values per settlement:
---   tag, "ack" or "next" or "stale" or "also" or "park", number, key, value, wake-up: ends a hold. "next" requeues the
---     message, to its position if it came from a lane; "stale" likewise if its score is still `number`; "also" adds one
---     more copy; "park" parks it for `number` seconds. Only the script that removed the tag does so.
+-- KEYS: unacked, unacked_index. ARGV: prefix, number of acks, their tags, then six values per other settlement:
+--   tag, "next" or "stale" or "also" or "park", number, key, value, wake-up: ends a hold. "next" requeues the message, to
+--     its position if it came from a lane; "stale" likewise if its score is still `number`; "also" adds one more copy;
+--     "park" parks it for `number` seconds. Only the script that removed the tag does so.
 --   lane, "report", milliseconds, verdict, "", queue: the result of an attempt
 --   lane, "limit", rate and burst or "", "", queue
 --   lane, "hold", seconds, "", "", queue
@@ -17,7 +17,14 @@
 local function note_over(id) redis.call('SET', key('over.' .. id), 1, 'EX', {OVER_KEPT_S}) end
 local is_ours = false
 local q, lane, position
-for i = 2, #ARGV, 6 do
+local acks, ended, done = tonumber(ARGV[2]), {}, {}
+-- First, so that nothing requeues a message that is acked.
+if acks > 0 then
+  redis.call('ZREM', KEYS[2], unpack(ARGV, 3, 2 + acks))
+  redis.call('HDEL', KEYS[1], unpack(ARGV, 3, 2 + acks))
+end
+for i = 3, 2 + acks do ended[#ended + 1] = ARGV[i] end
+for i = 3 + acks, #ARGV, 6 do
   local tag, act, number, where, value = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4]
   if act == 'report' then
     report(ARGV[i + 5], tag, number, where)
@@ -31,9 +38,8 @@ for i = 2, #ARGV, 6 do
     redis.call('EXPIRE', state, math.ceil(tonumber(number)) + 3600)
     is_ours = false
   elseif act == 'done' then
-    -- Its admission, sent over a connection that died, may still come.
-    if redis.call('HDEL', key('taken'), tag) == 0 then note_over(tag) end
-    leave_flight(ARGV[i + 5], where, tag)
+    ended[#ended + 1] = tag
+    done[tag] = ARGV[i + 5] .. '\n' .. where
     is_ours = false
   elseif act == 'over' then
     note_over(tag)
@@ -55,4 +61,17 @@ for i = 2, #ARGV, 6 do
   elseif is_ours and act == 'park' then
     redis.call('ZADD', where, now + tonumber(number), value)
   end
+end
+save_reports()
+if #ended > 0 then
+  local by_lane = {}
+  for i, where in ipairs(redis.call('HMGET', key('taken'), unpack(ended))) do
+    local tag = ended[i]
+    -- The admission of an attempt, sent over a connection that died, may still come.
+    if done[tag] and not where then note_over(tag) end
+    local place = done[tag] or where and string.match(where, '^[^\n]*\n[^\n]*')
+    if place then add(by_lane, place, tag) end
+  end
+  redis.call('HDEL', key('taken'), unpack(ended))
+  leave_flights(by_lane)
 end

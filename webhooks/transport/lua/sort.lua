@@ -41,6 +41,7 @@ for i = 5, #ARGV, 6 do
     sorted = sorted + 1
   end
 end
+save_position()
 if sorted > 0 then wake(key('wake.' .. ARGV[4])) end
 redis.call('DEL', key('sorting'))
 return sorted

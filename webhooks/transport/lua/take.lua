@@ -23,6 +23,7 @@ for p = 1, priorities do level[ARGV[9 + 3 * queues + p]] = p end
 local threads = tonumber(redis.call('GET', key('threads')) or '0')
 local free = math.max(threads - redis.call('HLEN', KEYS[1]), room)
 --#include turns
+--#include rings
 local lease = holder and redis.call('ZSCORE', key('leases'), holder)
 if lease and tonumber(lease) <= now then renew(holder) end
 
@@ -32,7 +33,7 @@ local function note_due(at)
   if next_due < 0 or wait < next_due then next_due = wait end
 end
 
-local unsorted = 0
+local unsorted_lists = {}
 for q = 1, queues do
   local parked = KEYS[1 + 2 * q]
   local due = redis.call('ZRANGEBYSCORE', parked, '-inf', now, 'LIMIT', 0, batch)
@@ -52,21 +53,43 @@ for q = 1, queues do
     for _, lane in ipairs(redis.call('ZRANGEBYSCORE', key('later.' .. name[q]), '-inf', now, 'LIMIT', 0, batch)) do
       line_up(name[q], lane, 1)
     end
-    for p = 1, priorities do unsorted = unsorted + redis.call('LLEN', list(p, q)) end
+    for p = 1, priorities do unsorted_lists[#unsorted_lists + 1] = list(p, q) end
   end
 end
+save_position()
+local unsorted = 0
+if #unsorted_lists > 0 and redis.call('EXISTS', unpack(unsorted_lists)) > 0 then
+  for _, name in ipairs(unsorted_lists) do unsorted = unsorted + redis.call('LLEN', name) end
+end
 
+-- Messages are chosen, then stored in unacked, then removed from lists and lanes: an error loses none.
 local reply, taken = {string.format('%.6f', wall), next_due, unsorted}, 0
-local function take(q, lane, position, message)
+local entries, index, places, popped = {}, {}, {}, {}
+local function choose_message(q, message)
   taken = taken + 1
   free = free - 1
   local tag = id .. ':' .. taken
-  redis.call('HSET', KEYS[1], tag, '[' .. message .. ending[q])
-  redis.call('ZADD', KEYS[2], now, tag)
-  if lane ~= '' then note(name[q], lane, position, tag, kind[q] == 'bounded') end
-  reply[#reply + 1] = q
-  reply[#reply + 1] = lane
-  reply[#reply + 1] = message
+  entries[2 * taken - 1], entries[2 * taken] = tag, '[' .. message .. ending[q]
+  index[2 * taken - 1], index[2 * taken] = now, tag
+  reply[3 * taken + 1], reply[3 * taken + 2], reply[3 * taken + 3] = q, '', message
+  return tag
+end
+local function choose_from_lanes(q)
+  local message, l, position = choose_in_turn(name[q], kind[q] == 'bounded')
+  if not message then return false end
+  local tag = choose_message(q, message)
+  reply[3 * taken + 2] = l.lane
+  places[#places + 1] = tag
+  places[#places + 1] = name[q] .. '\n' .. l.lane .. '\n' .. position
+  note_flight(l, tag)
+  return true
+end
+local function choose_from_list(q, from)
+  local message = redis.call('LINDEX', from, -1 - (popped[from] or 0))
+  if not message then return false end
+  popped[from] = (popped[from] or 0) + 1
+  choose_message(q, message)
+  return true
 end
 for p = 1, priorities do
   local found = true
@@ -75,23 +98,22 @@ for p = 1, priorities do
     for q = 1, queues do
       for _ = 1, row do
         if taken == most then break end
-        if kind[q] == '' then
-          local message = redis.call('RPOP', list(p, q))
-          if not message then break end
-          found = true
-          take(q, '', '', message)
-        elseif p == 1 then
-          local message, lane, position = take_in_turn(name[q], kind[q] == 'bounded')
-          if not message then break end
-          found = true
-          take(q, lane, position, message)
-        else
-          break
-        end
+        local is_found
+        if kind[q] == '' then is_found = choose_from_list(q, list(p, q)) else is_found = p == 1 and choose_from_lanes(q) end
+        if not is_found then break end
+        found = true
       end
     end
   end
 end
+if taken > 0 then
+  redis.call('HSET', KEYS[1], unpack(entries))
+  redis.call('ZADD', KEYS[2], unpack(index))
+  if #places > 0 then redis.call('HSET', key('taken'), unpack(places)) end
+  save_flights()
+end
+for from, count in pairs(popped) do redis.call('RPOP', from, count) end
+save_turns()
 
 for q = 1, queues do
   if kind[q] ~= '' then

@@ -1,12 +1,24 @@
 -- Needs `lanes` and `wake`.
--- Ends a tag's flight, and wakes a worker for the lane's next message.
-local function leave_flight(q, lane, tag)
-  redis.call('ZREM', key('flight.' .. q .. '/' .. lane), tag)
-  redis.call('ZREM', slow_key(q, holder_of(tag)), tag)
-  if redis.call('EXISTS', key('lane.' .. q .. '/' .. lane)) == 1 then
-    line_up(q, lane, 1)
-    wake(key('wake.' .. q))
+-- Adds a tag to a list of a table of lists.
+local function add(lists, name, tag)
+  lists[name] = lists[name] or {}
+  table.insert(lists[name], tag)
+end
+
+-- Ends the flights of tags, by queue and lane as "queue\nlane"; wakes workers for the next messages of these lanes.
+local function leave_flights(tags_by_lane)
+  local slow = {}
+  for place, tags in pairs(tags_by_lane) do
+    local q, lane = string.match(place, '^([^\n]*)\n(.*)$')
+    local name = q .. '/' .. lane
+    call_many('ZREM', key('flight.' .. name), tags)
+    for _, tag in ipairs(tags) do add(slow, slow_key(q, holder_of(tag)), tag) end
+    if redis.call('EXISTS', key('lane.' .. name)) == 1 then
+      line_up(q, lane, 1)
+      wake(key('wake.' .. q))
+    end
   end
+  for name, tags in pairs(slow) do call_many('ZREM', name, tags) end
 end
 
 -- Ends the flight of a message, if it came from a lane; returns queue, lane and position.
@@ -15,6 +27,6 @@ local function leave(tag)
   if not where then return nil end
   redis.call('HDEL', key('taken'), tag)
   local q, lane, position = string.match(where, '^([^\n]*)\n([^\n]*)\n(.*)$')
-  leave_flight(q, lane, tag)
+  leave_flights({[q .. '\n' .. lane] = {tag}})
   return q, lane, tonumber(position)
 end
