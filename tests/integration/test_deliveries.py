@@ -55,6 +55,11 @@ def failed(number: int, retry: int, *, is_last: bool = False, log_id: ObjectId |
     return make_log("x", attempt=attempt, retry=retry, log_id=log_id or ObjectId())
 
 
+def succeeded(number: int, retry: int) -> Any:
+    attempt = make_attempt(delivery_id=f"msg_{number}", event_id="e", outcome="success", error_kind=None)
+    return make_log(attempt=attempt, status=200, retry=retry, log_id=ObjectId())
+
+
 def test_event_of_one_webhook_is_stored_with_its_delivery(ledger: DeliveryStore, database: Documents):
     one = delivery(1)
     ledger.add([one], now())
@@ -194,6 +199,14 @@ def test_log_that_is_written_late_does_not_undo_what_came_after(ledger: Delivery
     ledger.settle([failed(1, 1)])
     ledger.settle([failed(1, 0)])
     assert [d["retry"] for d in database["deliveries"].find()] == [2]
+
+
+def test_successes_of_one_batch_end_no_delivery_that_has_a_later_retry(ledger: DeliveryStore, database: Documents):
+    ledger.add([delivery(number) for number in range(5)], now())
+    ledger.settle([failed(3, 0), failed(4, 0)])
+    retries = [0, 0, 1, 0, 1]  # of msg_4 the retry succeeded; of msg_3 a late log tells of the first attempt
+    ledger.settle([succeeded(number, retry) for number, retry in enumerate(retries)])
+    assert [(left["_id"], left["retry"]) for left in database["deliveries"].find()] == [("msg_3", 1)]
 
 
 def test_claim_of_a_delivery_without_its_event_is_an_error_of_its_own(ledger: DeliveryStore, database: Documents):

@@ -203,7 +203,7 @@ def _judge(claimed: Claimed, gate: Gate, present: datetime) -> Claimed | Held | 
             return Held("the receiver sent Retry-After")
         return PostponedClaim(claimed.delivery, (gate.hold_until - present).total_seconds())
     # If the webhook is no longer paused, a probe is an ordinary attempt.
-    return claimed if gate.is_probed else replace(claimed, is_probe=False)
+    return replace(claimed, is_probe=False) if claimed.is_probe and not gate.is_probed else claimed
 
 
 def _last(log: COTWebhookLog) -> str:

@@ -65,6 +65,10 @@ class AttemptDetails(BaseModel):
     trace_id: str | None = None
     span_id: str | None = None
 
+    def to_bson(self) -> dict[str, Any]:
+        """Return the details as MongoDB stores them; as `model_dump`, whose checks of each value take longer."""
+        return dict(self.__dict__)
+
 
 class COTWebhookLog(WireModel):
     """One attempt's record (contract), with `attempt` after the contract's keys."""
@@ -85,11 +89,11 @@ class COTWebhookLog(WireModel):
 
     def to_bson(self) -> dict[str, Any]:
         """Return the log as MongoDB stores it."""
-        if not self._wire:  # made by `make`
-            return self._arrange(self.event.to_bson(), self.details.model_dump())
+        if not super().to_wire():  # made by `make`
+            return self._arrange(self.event.to_bson(), self.details.to_bson())
         stored = super().to_bson()
         if self.attempt is not None:
-            stored["attempt"] = self.attempt.model_dump()
+            stored["attempt"] = self.attempt.to_bson()
         return stored
 
     def _arrange(self, event: dict[str, Any], attempt: dict[str, Any]) -> dict[str, Any]:
@@ -150,6 +154,6 @@ class COTWebhookLog(WireModel):
 
     def to_wire(self) -> dict[str, Any]:
         """Return the log as JSON holds it; not to be changed."""
-        if not self._wire:  # made by `make`
+        if not super().to_wire():  # made by `make`
             self._wire = to_wire(self._arrange(self.event.to_wire(), self.details.model_dump()))
-        return self._wire
+        return super().to_wire()

@@ -161,8 +161,6 @@ class Sender:
         """Begin a job over a kept connection, or hand it to a thread."""
         job.attempt = attempt = Attempt(_NO_TARGET, self._connect_timeout_s, self._total_timeout_s)
         asked = job.request
-        if asked.begin_by is not None and uptime() > asked.begin_by:
-            raise TooLate("its time had passed before the request was begun")
         try:
             attempt.target = target = find_url(asked.url)
             check_port(target.port, self._allowed_ports)
@@ -170,6 +168,7 @@ class Sender:
             self._answer(job, _failed(attempt, error))
             return None
         job.post = prepare(target, asked.headers, asked.body, attempt)
+        _check_time(asked)  # last, as this process may be suspended at any moment
         job.in_flight = self._adapter.begin(job.post, asked.max_connection_age_s)
         if job.in_flight is None:
             self._threads.submit(self._post, job, job.post)
@@ -245,6 +244,8 @@ class Sender:
     def _post(self, job: "_Job", post: OutgoingPost) -> None:
         """Send a request over a new connection, and wait for its answer."""
         try:
+            if job.in_flight is None:  # else it began over a kept connection, and is in flight
+                _check_time(job.request)
             answer = self._wait_for_answer(post)
         except NoResponse as error:
             answer = _failed(post.attempt, error)
@@ -296,6 +297,12 @@ class _Job:
     #: None over a new connection as well, and once it is finished.
     in_flight: InFlightRequest | None = None
     collector: BodyCollector | None = None
+
+
+def _check_time(request: OutgoingRequest) -> None:
+    """Raise TooLate if a request may no longer be begun."""
+    if request.begin_by is not None and uptime() > request.begin_by:
+        raise TooLate("its time had passed before the request was begun")
 
 
 def _answered(attempt: Attempt, status: int, headers: Mapping[str, str], collector: BodyCollector) -> Answer:

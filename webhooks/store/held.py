@@ -10,10 +10,9 @@ from typing import Any
 from bson import MinKey, ObjectId
 from pymongo import ASCENDING, IndexModel, UpdateOne, WriteConcern
 from pymongo.database import Database
-from pymongo.errors import AutoReconnect, ServerSelectionTimeoutError
 
 from webhooks.store.deliveries import PENDING_FIELDS, Claimed, DeliveryStore, PendingDelivery
-from webhooks.store.mongo import Document, instant, store_errors
+from webhooks.store.mongo import Document, instant, repeat_once, store_errors
 
 #: The order of a line. Deliveries from before their webhook was ordered have no place and sort first.
 _IN_LINE = [("place", ASCENDING), ("created_at", ASCENDING), ("_id", ASCENDING)]
@@ -118,16 +117,10 @@ class HeldDeliveries:
             change["$set"]["probe"] = True
         else:
             change["$unset"]["probe"] = ""
-        # The due time tells what was released just now, if its reply is lost: the driver repeats no write of many.
+        # The due time tells what was released just now, if its reply is lost.
         query = {"_id": {"$in": [one.delivery_id for one in deliveries]}, "$or": [{"held": True}, {"due_at": at}]}
         with store_errors():
-            try:
-                done = self._quick.update_many(query, change)
-            except AutoReconnect as error:
-                if isinstance(error, ServerSelectionTimeoutError):
-                    raise
-                done = self._quick.update_many(query, change)
-            return done.matched_count == len(deliveries)
+            return repeat_once(lambda: self._quick.update_many(query, change)).matched_count == len(deliveries)
 
     def find_probe(self, webhook_id: ObjectId) -> tuple[PendingDelivery, datetime | None] | None:
         """Return the delivery that was released as a probe, and the end of the claim on it; None if there is none."""

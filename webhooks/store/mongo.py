@@ -1,16 +1,17 @@
 """The connection to MongoDB, and the classification of its errors."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from bson.errors import BSONError
 from pymongo import MongoClient
 from pymongo.collection import Collection
 from pymongo.database import Database
 from pymongo.errors import (
+    AutoReconnect,
     BulkWriteError,
     ConfigurationError,
     ConnectionFailure,
@@ -18,6 +19,7 @@ from pymongo.errors import (
     InvalidName,
     InvalidURI,
     OperationFailure,
+    ServerSelectionTimeoutError,
     WriteError,
 )
 from pymongo.uri_parser import split_options
@@ -26,6 +28,7 @@ from webhooks.errors import ENCODE_HINT, InvalidSettings, StoreUnavailable
 from webhooks.rules.mongodb_url import list_options, read_mongodb_url
 
 Document = dict[str, Any]
+T = TypeVar("T")
 
 _BAD_URL = f"WEBHOOKS_MONGODB_URL: is not a MongoDB URL, or its options contradict each other; {ENCODE_HINT}"
 #: Used when the URL names no database.
@@ -150,6 +153,16 @@ def store_errors() -> Iterator[None]:
             raise
         remedy = _REMEDIES.get(error.code or 0, "")
         raise StoreUnavailable(f"MongoDB refused an operation: {_name(error)}{remedy}") from error
+
+
+def repeat_once(write: Callable[[], T]) -> T:
+    """Carry out a write, and again if its reply is lost: the driver does not repeat writes of many documents."""
+    try:
+        return write()
+    except ServerSelectionTimeoutError:
+        raise
+    except AutoReconnect:
+        return write()
 
 
 @dataclass(frozen=True, slots=True)
