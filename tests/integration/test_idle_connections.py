@@ -146,6 +146,18 @@ def test_connection_closed_by_its_receiver_is_closed(make_sender: MakeSender, mo
         wait_until(lambda: not sockets_to(receiver.port))
 
 
+def test_connection_that_carried_two_requests_is_closed_as_soon_as_its_receiver_closes_it(
+    make_sender: MakeSender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "_SWEEP_EVERY_S", 60.0)
+    with Receiver() as receiver:
+        sender = make_sender()
+        assert [sender.post(receiver.url, HEADERS, b"").status for _ in range(2)] == [200] * 2
+        receiver.close_connections()
+        wait_until(lambda: not sockets_to(receiver.port))
+        assert sender.post(receiver.url, HEADERS, b"").status == 200
+
+
 @contextmanager
 def one_at_a_time() -> Iterator[str]:
     """Serve one connection after another, each to its end, as the simplest servers do; gives the URL."""

@@ -2,6 +2,7 @@
 
 import queue
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -220,6 +221,40 @@ def test_answer_that_is_not_taken_does_not_end_the_others(
             sender.submit(OutgoingRequest(receiver.url, HEADERS, b""), refuse)
             assert sender.post(receiver.url, HEADERS, b"").status == 200
     assert "the handler of an answer failed: ZeroDivisionError" in caplog.text
+
+
+def test_answer_may_cause_the_next_request_over_its_connection(make_sender: MakeSender) -> None:
+    with Receiver() as receiver:
+        sender = make_sender()
+        answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
+        request = OutgoingRequest(receiver.url, HEADERS, b"")
+
+        def send_again(answer: Answer) -> None:
+            answers.put(answer)
+            sender.submit(request, answers.put)
+
+        sender.post(receiver.url, HEADERS, b"")
+        sender.submit(request, send_again)
+        assert [answers.get(timeout=5).status for _ in range(2)] == [200] * 2
+        assert receiver.connections == 1
+
+
+def test_many_threads_each_get_the_answers_to_their_own_requests(make_sender: MakeSender) -> None:
+    def act(wire: r.Wire, request: r.Recorded) -> bool:
+        wire.send(r.response(200, request.body))
+        return not request.body.endswith(b"7")  # some connections end here, and may be chosen meanwhile
+
+    with Receiver(default=r.Behaviour(act)) as receiver:
+        sender = make_sender(pool_size=8)
+
+        def post(thread: int) -> list[tuple[str, str]]:
+            bodies = [f"{thread}-{number}" for number in range(60)]
+            return [(body, sender.post(receiver.url, HEADERS, body.encode()).text) for body in bodies]
+
+        with ThreadPoolExecutor(6) as threads:
+            got = [pair for pairs in threads.map(post, range(6)) for pair in pairs]
+    assert len(got) == 360
+    assert [pair for pair in got if pair[0] != pair[1]] == []
 
 
 def test_closed_sender_has_answered_all_and_takes_no_more(make_sender: MakeSender) -> None:
