@@ -312,7 +312,9 @@ def test_rate_limit_is_kept(url: str, rate: float, burst: int):
                 report(SEND, "c/w", ms=5, is_good=True)
                 message.ack()
             party.got.clear()
-        assert count == pytest.approx(3 * rate + burst, rel=0.05, abs=2)
+        allowed = (time.monotonic() - begun) * rate + burst
+        # At least: a test that gets no processor for a moment misses what it may not have later.
+        assert 0.75 * allowed <= count <= 1.02 * allowed + 1
 
 
 def test_rate_limit_that_was_taken_away_is_forgotten_with_the_next_attempt(url: str):
