@@ -32,8 +32,9 @@ EventName = Literal["create", "edit", "delete", "logout"]
 _MAX_BSON_BYTES = 12 * 1024 * 1024
 #: Maximum bytes of BSON per byte of JSON: a digit and a comma in a list take 13.
 _BSON_PER_JSON = 7
-#: A number of at most so many characters, sign included, fits into 64 bits.
-_SAFE_DIGITS = 18
+#: Every digit → 0, and what a number that may not fit into 64 bits then contains; found in 2 us, a pattern takes 27.
+_TO_ZEROS = bytes.maketrans(b"123456789", b"000000000")
+_LONG_NUMBER = b"0" * 19
 
 
 class COTEvent(WireModel):
@@ -149,16 +150,17 @@ def parse_event_text(text: str, max_bytes: int) -> COTEvent:
 def _read_canonical(text: str, max_bytes: int) -> COTEvent | None:
     """Read an event whose text is exactly what we would write; return None for any other text.
 
-    Our own producers send this form, but anyone may, so it is checked. Measured: 35 µs instead of 190 for 2.7 KB.
+    Our own producers send this form, but anyone may, so it is checked. Measured: 23 µs for 2 KB; the full check takes several times as long.
     """
     if "\\u0000" in text or text.count("[") + text.count("{") > MAX_DEPTH:
         return None
     try:
-        value, body = _DECODER.decode(text), text.encode()
-        if not isinstance(value, dict) or len(body) > max_bytes:
+        body = text.encode()
+        if len(body) > max_bytes or _LONG_NUMBER in body.translate(_TO_ZEROS):
             return None
+        value = pydantic_core.from_json(body)
         # The fastest writer. Where it differs from `to_json`, the full check decides.
-        if pydantic_core.to_json(value, inf_nan_mode="null") != body:
+        if not isinstance(value, dict) or pydantic_core.to_json(value, inf_nan_mode="null") != body:
             return None
         event = COTEvent.model_validate(value, context=AS_WIRE)
     except (ValueError, RecursionError):  # of UTF-8, JSON or validation
@@ -179,16 +181,6 @@ def _check_fits(event: COTEvent, json_bytes: int) -> None:
     size = len(encode(event.to_bson()))
     if size > _MAX_BSON_BYTES:
         _refuse(f"it has {size} bytes as MongoDB stores it, more than fit into a log ({_MAX_BSON_BYTES}): send less")
-
-
-def _read_safe_digits(digits: str) -> int:
-    if len(digits) > _SAFE_DIGITS:
-        raise ValueError("may be a number beyond 64 bits")
-    return int(digits)
-
-
-#: Shared, because `json.loads` with a hook creates a decoder per call.
-_DECODER = json.JSONDecoder(parse_int=_read_safe_digits)
 
 
 def _refuse(reason: str) -> NoReturn:
