@@ -59,6 +59,8 @@ local function enter(q, lane, position, message)
   if entered[name] then return end
   entered[name] = true
   redis.call('SADD', key('lanes.' .. q), lane)
+  -- A lane that has messages is in its ring or in the set of those that must wait.
+  if redis.call('ZSCORE', key('ring.' .. q) .. '/' .. string.match(lane, '^[^/]*'), lane) then return end
   if not redis.call('ZSCORE', key('later.' .. q), lane) then give_turn(q, lane, 0.125) end
 end
 

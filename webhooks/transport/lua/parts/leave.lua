@@ -13,8 +13,9 @@ local function leave_flights(tags_by_lane)
     local name = q .. '/' .. lane
     call_many('ZREM', key('flight.' .. name), tags)
     for _, tag in ipairs(tags) do add(slow, slow_key(q, holder_of(tag)), tag) end
-    if redis.call('EXISTS', key('lane.' .. name)) == 1 then
-      line_up(q, lane, 1)
+    -- A lane that does not wait has its turn already, if it has messages.
+    if redis.call('ZREM', key('later.' .. q), lane) == 1 then
+      give_turn(q, lane, 1)
       wake(key('wake.' .. q))
     end
   end
