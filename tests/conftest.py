@@ -3,6 +3,7 @@
 import os
 import signal
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,6 +15,7 @@ from pymongo.database import Database
 
 from tests.lab.servers import Server, Servers
 from webhooks.config import get_settings
+from webhooks.delivery.meters import Fault, meters
 from webhooks.errors import ServerMissing
 from webhooks.local import servers as local_servers
 
@@ -42,6 +44,14 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     get_settings.cache_clear()
     yield
     get_settings.cache_clear()
+
+
+@pytest.fixture
+def faults(monkeypatch: pytest.MonkeyPatch) -> Counter[Fault]:
+    """The faults that this process counts during the test."""
+    counted: Counter[Fault] = Counter()
+    monkeypatch.setattr(meters, "faults", counted)
+    return counted
 
 
 @pytest.fixture(scope="session")

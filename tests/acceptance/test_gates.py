@@ -300,7 +300,10 @@ for number in range(60):
 
 
 def test_pause_holds_when_its_command_returns_though_a_worker_was_suspended(stack: Stack):
-    """Attempts for which it had asked before went out afterwards, also without that: up to 0.2 s later under load."""
+    """Attempts for which it had asked before went out afterwards, also without that: up to 0.2 s later under load.
+
+    In flight are requests whose connections the suspended worker was opening, and one that it was about to write.
+    """
     code = f"""
 import json, webhooks
 event = json.loads({json.dumps(EVENT)!r})
@@ -323,7 +326,10 @@ while True:
         finally:
             producer.kill()
             producer.wait()
-        assert sum(request.received_at > paused_at for request in receiver.requests) == 0
+        used = {request.connection for request in receiver.requests if request.received_at <= paused_at}
+        late = [request.connection for request in receiver.requests if request.received_at > paused_at]
+        assert len(used.intersection(late)) <= 1, late
+        assert len(late) == len(set(late)), "one at most over each connection"
         wait_until(lambda: owed(stack, claim={"$exists": True}) == 0, "all claims are given up", 60)
 
 

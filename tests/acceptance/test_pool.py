@@ -1,6 +1,5 @@
 """The worker's pool: every attempt is a Celery task, made and recorded many at a time."""
 
-import base64
 import json
 import os
 import subprocess
@@ -28,9 +27,7 @@ EVENT = read_sample("event-task-create")
 def produce_many(stack: Stack, count: int) -> list[str]:
     """Hand events in at one time, from a service that has this package; return their ids."""
     code = f"""
-import base64
 import json
-from typing import Any, cast
 from webhooks import deliver
 event = json.loads({body_of(EVENT).decode()!r})
 print(json.dumps(deliver.delay_many({{**event, "data": {{**event["data"], "n": n}}}} for n in range({count}))))
@@ -353,9 +350,7 @@ def test_worker_that_is_stopped_ends_what_it_began_and_gives_the_rest_back(stack
 
 def test_bad_event_among_many_is_named_by_its_place_and_none_is_queued(stack: Stack, redis_client: redis.Redis):
     code = f"""
-import base64
 import json
-from typing import Any, cast
 from webhooks import deliver
 from webhooks.errors import InvalidEvent
 event = json.loads({body_of(EVENT).decode()!r})
@@ -371,9 +366,7 @@ except InvalidEvent as error:
 def test_message_of_many_is_the_message_of_one(stack: Stack, redis_client: redis.Redis):
     # What this package writes by itself must stay what Celery's `delay` writes.
     code = f"""
-import base64
 import json
-from typing import Any, cast
 from webhooks import deliver
 event = json.loads({body_of(EVENT).decode()!r})
 print(json.dumps([deliver.delay(event).id, *deliver.delay_many([event])]))
@@ -382,12 +375,6 @@ print(json.dumps([deliver.delay(event).id, *deliver.delay_many([event])]))
     [lane] = redis_client.keys("webhooks.lane.webhooks.deliver/*")
     messages: list[Any] = [json.loads(text) for text in cast("list[bytes]", redis_client.zrange(lane, 0, -1))]
     for message, event_id in zip(messages, ids, strict=True):
-        headers, properties = message["headers"], message["properties"]
-        assert {headers.pop("id"), headers.pop("root_id"), properties.pop("correlation_id")} == {event_id}
-        assert properties.pop("delivery_tag")
-        # Celery names the producer's thread here, for results, of which there are none; and repeats what headers say.
-        for name in ("reply_to", "argsrepr", "kwargsrepr"):
-            properties.pop(name, None)
-        message["body"] = json.loads(base64.b64decode(message["body"]))
-        headers["origin"] = headers["origin"].partition("@")[2]
+        assert message["headers"].pop("id") == event_id
+        assert message["properties"].pop("delivery_tag")
     assert messages[0] == messages[1]

@@ -1,55 +1,49 @@
-"""``python -m tests.bench``: measure how fast it is here; see `tests.bench`."""
+"""``python -m tests.bench``: the command."""
 
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
 
-from tests.bench import run_bench
+from tests.bench.environment import open_environment
 from tests.bench.page import render
-from tests.bench.plan import ROWS, Plan, rows_of, sizes_of
+from tests.bench.plan import Plan, sizes_of
 from tests.bench.processes import cores
-from tests.bench.report import Report, grids_of, noise_of, verdict_rows_of
+from tests.bench.report import Report, describe_machine, grids_of, head_of, noise_of, verdict_rows_of
 from tests.bench.report import rows_of as figure_rows_of
+from tests.bench.rows import ROWS, figures_of, measure, rows_of
 from tests.bench.stored import InvalidRun, StoredRun, read_run, read_run_file
 from webhooks.cli import OneLineCommand
 from webhooks.cli.output import Cell, Table, print_json
 from webhooks.models.wire import make_safe
 
-#: Columns of the table of figures that hold numbers.
-_NUMBERS = (1, 3)
-_STYLES = {"met": "green", "NOT MET": "bold red", "not measured": "dim"}
+_STYLES = {"met": "green", "NOT MET": "bold red", "error": "bold red", "not measured": "dim"}
 
 
-class _OnScreen:
-    """Tells people how it goes, on standard error: standard output is for what was found."""
+class _Screen:
+    """Shows progress on standard error; standard output is for results."""
 
-    def __init__(self, *, is_json: bool) -> None:
+    def __init__(self) -> None:
         self._begun = time.monotonic()
-        self._is_json = is_json
         self._is_terminal = sys.stderr.isatty()
 
-    def begin(self, head: Sequence[Sequence[str]]) -> None:
-        """Write the head of the tables."""
-        if not self._is_json:
-            Table().print(head)
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._begun
 
     def step(self, text: str) -> None:
-        """Write a line."""
-        start = "\r\x1b[K" if self._is_terminal else ""
-        click.echo(f"{start}{time.monotonic() - self._begun:4.0f} s  {make_safe(text)}", err=True)
+        self.end()
+        click.echo(f"{self.seconds:4.0f} s  {make_safe(text)}", err=True)
 
     def now(self, text: str) -> None:
         """Write over the last line, on a terminal."""
         if self._is_terminal:
-            click.echo(f"\r\x1b[K{time.monotonic() - self._begun:4.0f} s    {text}", err=True, nl=False)
+            click.echo(f"\r\x1b[K{self.seconds:4.0f} s    {text}", err=True, nl=False)
 
     def end(self) -> None:
-        """Leave no half line."""
         if self._is_terminal:
             click.echo("\r\x1b[K", err=True, nl=False)
 
@@ -71,9 +65,9 @@ def _split(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]
     multiple=True,
     callback=_split,
     metavar="ROW",
-    help=f"Only these rows, also with commas between: {', '.join(f'{row}, {text}' for row, text in ROWS.items())}.",
+    help=f"Only these rows, with commas between: {'; '.join(f'{name}: {row.text}' for name, row in ROWS.items())}.",
 )
-@click.option("--quick", is_flag=True, help="Everything smaller: some two minutes, and less to be relied on.")
+@click.option("--quick", is_flag=True, help="Everything smaller: a few minutes, and less to be relied on.")
 @click.option("--queued", type=click.IntRange(100, 100_000_000), help="Events of the long queue.")
 @click.option("--broker-url", help="A Redis that is there already; the database in it must be empty and is wiped.")
 @click.option("--mongodb-url", help="A MongoDB that is there already; the database in it must be new and is dropped.")
@@ -116,29 +110,26 @@ def bench(
     """Measure how fast it is here, beside a bare requests loop and a plain Celery worker.
 
     Starts a Valkey, a MongoDB, workers and receivers of its own on free loopback ports, and leaves nothing behind.
-    Workers have the product's defaults: of the environment's WEBHOOKS_… variables none is heeded. Nothing else should
-    run meanwhile.
+    Workers have the product's defaults; WEBHOOKS_… variables of the environment have no effect. Nothing else should run
+    meanwhile.
     """
     if from_path is not None:
         if html_path is None:
             raise click.UsageError("--from measures nothing: say with --html where to write the page")
         _write(html_path, _page_of(lambda: read_run_file(from_path)))
         return
-    if html_path is not None and only and not {"a", "waiting"} <= set(only):
+    rows = rows_of(only)
+    if html_path is not None and not {"a", "waiting"} <= set(rows):
         raise click.UsageError("--html needs the rows a and waiting: add them to --only")
     plan = Plan(
-        rows_of(only),
+        rows,
         sizes_of(is_quick=quick, events=events, queued=queued),
         cores() if workers is None else workers,
         concurrency,
         broker_url,
         mongodb_url,
     )
-    screen = _OnScreen(is_json=json_path == Path("-"))
-    try:
-        report = run_bench(plan, screen)
-    finally:
-        screen.end()
+    report = _run(plan, has_head=json_path != Path("-"))
     text = json.dumps(report.to_dict(), ensure_ascii=False)
     if json_path == Path("-"):
         print_json(text)
@@ -150,6 +141,20 @@ def bench(
         _write(html_path, _page_of(lambda: read_run(json.loads(text))))
     if any(figure.error for figure in report.figures):
         raise click.exceptions.Exit(1)
+
+
+def _run(plan: Plan, *, has_head: bool) -> Report:
+    """Measure what a plan says, and leave no process and no file behind."""
+    screen = _Screen()
+    try:
+        with open_environment(plan) as environment:
+            machine, settings = describe_machine(environment.versions()), environment.settings
+            if has_head:
+                Table().print(head_of(machine, plan, settings))
+            results = measure(environment, plan, screen)
+    finally:
+        screen.end()
+    return Report(machine, plan, settings, figures_of(results, plan.rows), results.runs, screen.seconds)
 
 
 def _page_of(read: Callable[[], StoredRun]) -> str:
@@ -168,21 +173,14 @@ def _write(path: Path, text: str) -> None:
 
 def _print(report: Report) -> None:
     figures = figure_rows_of(report.figures)
-    if figures[1:]:
+    tables = [(figures, (1, 3))] if figures[1:] else []
+    tables += [(grid, tuple(range(1, len(grid[0])))) for grid in grids_of(report.figures)]
+    tables.append((verdict_rows_of(report.verdicts()), (1, 2)))
+    for rows, right in tables:
         click.echo()
-        Table(right=_NUMBERS).print([_styled(row) for row in figures])
-    for grid in grids_of(report.figures):
-        click.echo()
-        Table(right=tuple(range(1, len(grid[0])))).print(grid)
-    click.echo()
-    Table(right=(1,)).print([_styled(row) for row in verdict_rows_of(report.verdicts)])
+        Table(right=right).print([[Cell(cell, _STYLES.get(cell, "")) for cell in row] for row in rows])
     noise = noise_of(report.runs)
     click.echo(f"\nIt took {report.seconds:.0f} s." + (f" {noise}" if noise else ""))
-
-
-def _styled(row: list[str]) -> list[str | Cell]:
-    cells: list[Any] = [Cell(cell, _STYLES[cell]) if cell in _STYLES else cell for cell in row]
-    return [Cell(cell, "bold red") if cell == "error" else cell for cell in cells]
 
 
 if __name__ == "__main__":

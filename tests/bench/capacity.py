@@ -1,47 +1,30 @@
-"""What a rate of deliveries takes in workers, Redis, MongoDB, storage and network, from costs that were measured.
+"""What a rate of deliveries takes in workers, Redis, MongoDB, storage and network, computed from measured costs.
 
-Pure: numbers in, numbers out. `page` shows them, and its script repeats `need` for rates and assumptions that a reader
-types in; a test holds the two against each other. Each rule says what it leaves out.
+`FORMULAS` is the one place with the rules: Python evaluates them here, and the page has them as a script.
 """
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-#: Seconds from a failed attempt to the next one: the default of ``WEBHOOKS_RETRY_DELAY_S``.
-RETRY_DELAY_S = 30
 #: Deliveries per second that a page shows.
 RATES = (10_000, 1_000_000)
-
-_DAY_S = 86_400
-_GB, _TB, _GBIT = 1e9, 1e12, 1e9 / 8
-_MB = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Costs:
-    """What one delivery costs, as a run measured it. All are more than 0."""
-
-    #: Microseconds of CPU time per delivery.
-    worker_us: float
-    redis_us: float
-    #: The same, for taking its event from a producer, in bulk.
-    redis_queueing_us: float
-    mongodb_us: float
-    #: MB (2^20 bytes) of one worker process.
-    worker_mb: float
-    #: Bytes in Redis of a delivery that is queued, and of one that waits for its retry.
-    queued_bytes: float
-    waiting_redis_bytes: float
-    #: Bytes in MongoDB of a delivery that waits, of a log, and of a log's part in the indexes; before compression.
-    waiting_mongodb_bytes: float
-    log_bytes: float
-    log_index_bytes: float
-    #: Bytes between workers and the servers per delivery, both ways.
-    redis_traffic_bytes: float
-    mongodb_traffic_bytes: float
-    #: Bytes of an event's JSON.
-    event_bytes: float
+#: Figures of a run that the rules use, by their keys, beside ``event_bytes``, the bytes of an event's JSON.
+COSTS = (
+    "cpu_workers",
+    "cpu_valkey",
+    "cpu_queueing",
+    "cpu_mongod",
+    "memory",
+    "redis_bytes",
+    "waiting_redis",
+    "waiting_mongodb",
+    "log_bytes",
+    "log_index_bytes",
+    "traffic_redis",
+    "traffic_mongodb",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +35,9 @@ class Assumption:
     text: str
     unit: str
     default: float
-    #: The least and the most that it may be.
     lowest: float
     highest: float
-    #: Why it is what it is.
+    #: Why the default is what it is.
     reason: str
 
 
@@ -74,66 +56,71 @@ ASSUMPTIONS: Sequence[Assumption] = (
     Assumption("ttl_days", "Days that logs are kept", "days", 30, 1, 3_650, "the default of WEBHOOKS_LOG_TTL_DAYS"),
     Assumption("head_bytes", "HTTP heads of an attempt", "bytes", 700, 0, 100_000, "request and answer, without TLS"),
 )
-#: By their keys, as a page has them before anybody changes one.
 DEFAULTS = {assumption.key: assumption.default for assumption in ASSUMPTIONS}
 
+#: In the order in which they are computed. ``rate`` is deliveries per second. CPU times are µs, ``memory`` is in 2^20
+#: bytes. A first attempt and a retry are taken to cost the same. The default of ``WEBHOOKS_RETRY_DELAY_S`` is 30.
+FORMULAS: Mapping[str, str] = {
+    "share": "utilisation / 100",
+    "retries": "rate * retry_percent / 100",
+    "attempts": "rate + retries",
+    # Python uses about one core per process.
+    "processes": "ceil(attempts * cpu_workers / 1e6 / share)",
+    "hosts": "ceil(processes / cores)",
+    # Little's law.
+    "in_flight": "attempts * answer_ms / 1e3",
+    "concurrency": "ceil(in_flight / processes / share)",
+    "host_memory": "ceil(processes / hosts) * memory * 1048576 / 1e9",
+    "waiting": "retries * 30",
+    "queued": "rate * backlog_s * redis_bytes + waiting * waiting_redis",
+    # Redis runs commands in one thread.
+    "redis_by_cpu": "ceil((attempts * cpu_valkey + rate * cpu_queueing) / 1e6 / share)",
+    "redis_by_memory": "ceil(queued / (redis_gb * 1e9))",
+    "redis_shards": "max(redis_by_cpu, redis_by_memory)",
+    "logs_per_s": "attempts * (log_bytes + log_index_bytes)",
+    "stored": "logs_per_s * 86400 * ttl_days + waiting * waiting_mongodb",
+    "mongodb_by_cpu": "ceil(attempts * cpu_mongod / 1e6 / share / mongodb_cores)",
+    "mongodb_by_disk": "ceil(stored / (mongodb_tb * 1e12))",
+    "mongodb_shards": "max(mongodb_by_cpu, mongodb_by_disk)",
+    "mongodb_hosts": "mongodb_shards * copies",
+    "log_per_day": "logs_per_s * 86400 / 1e12",
+    "log_kept": "stored / 1e12",
+    "log_copies": "stored * copies / 1e12",
+    "log_write": "logs_per_s / mongodb_shards / 1e6",
+    "to_receivers": "attempts * (event_bytes + head_bytes) / 1.25e8",
+    "to_servers": "attempts * (traffic_redis + traffic_mongodb) / 1.25e8",
+    "per_host": "(to_receivers + to_servers) / hosts",
+    "cells": "max(redis_shards, mongodb_shards)",
+}
 
-def need(costs: Costs, given: dict[str, float], rate: float) -> dict[str, float]:
+
+def need(costs: Mapping[str, float], given: Mapping[str, float], rate: float) -> dict[str, float]:
     """Compute what a rate takes.
 
-    Attempts are taken to cost the same, whether they are the first or a retry.
-
     Args:
-        costs: measured.
-        given: a value for the key of each of `ASSUMPTIONS`.
+        costs: by the keys of `COSTS`, and ``event_bytes``.
+        given: by the keys of `ASSUMPTIONS`.
         rate: deliveries per second.
 
     Returns:
-        A number for the key of each of `LINES`, in its unit. Numbers of processes and the like are whole.
+        A number for each of `FORMULAS`.
     """
-    share = given["utilisation"] / 100
-    retries = rate * given["retry_percent"] / 100
-    attempts = rate + retries
-    # Python uses about one core per process.
-    processes = math.ceil(attempts * costs.worker_us / 1e6 / share)
-    hosts = math.ceil(processes / given["cores"])
-    # Little's law: what is under way is the rate times how long each takes.
-    in_flight = attempts * given["answer_ms"] / 1e3
-    waiting = retries * RETRY_DELAY_S
-    queue_bytes = rate * given["backlog_s"] * costs.queued_bytes + waiting * costs.waiting_redis_bytes
-    # Redis carries out commands in one thread.
-    redis_by_cpu = math.ceil((attempts * costs.redis_us + rate * costs.redis_queueing_us) / 1e6 / share)
-    redis_by_memory = math.ceil(queue_bytes / (given["redis_gb"] * _GB))
-    log_bytes_per_s = attempts * (costs.log_bytes + costs.log_index_bytes)
-    stored = log_bytes_per_s * _DAY_S * given["ttl_days"] + waiting * costs.waiting_mongodb_bytes
-    mongodb_by_cpu = math.ceil(attempts * costs.mongodb_us / 1e6 / share / given["mongodb_cores"])
-    mongodb_by_disk = math.ceil(stored / (given["mongodb_tb"] * _TB))
-    redis_shards, mongodb_shards = max(redis_by_cpu, redis_by_memory), max(mongodb_by_cpu, mongodb_by_disk)
-    to_receivers = attempts * (costs.event_bytes + given["head_bytes"]) / _GBIT
-    to_servers = attempts * (costs.redis_traffic_bytes + costs.mongodb_traffic_bytes) / _GBIT
-    return {
-        "attempts": attempts,
-        "hosts": hosts,
-        "processes": processes,
-        "concurrency": math.ceil(in_flight / processes / share),
-        "in_flight": in_flight,
-        "host_memory": math.ceil(processes / hosts) * costs.worker_mb * _MB / _GB,
-        "cells": max(redis_shards, mongodb_shards),
-        "redis_shards": redis_shards,
-        "redis_by_cpu": redis_by_cpu,
-        "redis_by_memory": redis_by_memory,
-        "mongodb_shards": mongodb_shards,
-        "mongodb_by_cpu": mongodb_by_cpu,
-        "mongodb_by_disk": mongodb_by_disk,
-        "mongodb_hosts": mongodb_shards * given["copies"],
-        "log_per_day": log_bytes_per_s * _DAY_S / _TB,
-        "log_kept": stored / _TB,
-        "log_copies": stored * given["copies"] / _TB,
-        "log_write": log_bytes_per_s / mongodb_shards / 1e6,
-        "to_receivers": to_receivers,
-        "to_servers": to_servers,
-        "per_host": (to_receivers + to_servers) / hosts,
-    }
+    values: dict[str, float] = {**costs, **given, "rate": rate}
+    for key, formula in FORMULAS.items():
+        values[key] = eval(formula, {"ceil": math.ceil, "max": max}, values)
+    return {key: values[key] for key in FORMULAS}
+
+
+def script() -> str:
+    """Return `need` as a function of JavaScript, for the page."""
+    lines = "\n".join(f"    const {key} = {formula};" for key, formula in FORMULAS.items())
+    return f"""function need(costs, given, rate) {{
+    const ceil = Math.ceil, max = Math.max;
+    const {{{", ".join(COSTS)}, event_bytes}} = costs;
+    const {{{", ".join(DEFAULTS)}}} = given;
+{lines}
+    return {{{", ".join(FORMULAS)}}};
+  }}"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,159 +132,84 @@ class Line:
     unit: str
     #: How it is computed, in words.
     rule: str
-    #: The figures of the run that it comes from.
-    figures: tuple[str, ...] = ()
-    #: The assumptions that it comes from.
-    assumptions: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Lines that belong together."""
+#: Lines that stand out.
+MAIN = ("hosts", "processes", "concurrency", "redis_shards", "mongodb_shards", "log_per_day", "cells")
+#: By heading.
+LINES: Mapping[str, Sequence[Line]] = {
+    "Workers": (
+        Line("attempts", "Attempts per second", "/s", "deliveries and their retries"),
+        Line("hosts", "Worker hosts", "", "processes ÷ cores of a host"),
+        Line("processes", "Worker processes", "", "attempts × CPU time ÷ utilisation; a process uses one core at most"),
+        Line("concurrency", "WEBHOOKS_CONCURRENCY of each", "", "attempts under way ÷ processes ÷ utilisation"),
+        Line("in_flight", "Attempts under way", "", "attempts × answer time"),
+        Line(
+            "host_memory",
+            "Memory of a host's workers",
+            "GB",
+            "its processes × memory of one, at the concurrency of the run",
+        ),
+    ),
+    "Redis": (
+        Line("redis_shards", "Redis shards", "", "the larger of the next two"),
+        Line(
+            "redis_by_cpu",
+            "… by CPU time",
+            "",
+            "attempts × CPU time of Redis, and of queueing, ÷ utilisation; Redis works in one thread",
+        ),
+        Line(
+            "redis_by_memory", "… by memory", "", "what queues up and what waits 30 s for its retry ÷ memory of a shard"
+        ),
+    ),
+    "MongoDB": (
+        Line("mongodb_shards", "MongoDB shards", "", "the larger of the next two"),
+        Line("mongodb_by_cpu", "… by CPU time", "", "attempts × CPU time of mongod ÷ utilisation ÷ cores of a host"),
+        Line("mongodb_by_disk", "… by disk", "", "what is kept ÷ disk of a host"),
+        Line("mongodb_hosts", "MongoDB hosts", "", "shards × copies"),
+    ),
+    "Storage of logs": (
+        Line(
+            "log_per_day",
+            "Logs per day",
+            "TB",
+            "attempts of a day × (a log and its part of the indexes), before compression",
+        ),
+        Line("log_kept", "Kept at one time", "TB", "logs per day × days, and what is pending"),
+        Line("log_copies", "The same, all copies", "TB", "kept × copies"),
+        Line("log_write", "Written to a shard", "MB/s", "logs ÷ shards; the journal doubles it"),
+    ),
+    "Network": (
+        Line(
+            "to_receivers",
+            "Workers and receivers",
+            "Gbit/s",
+            "attempts × (an event and the heads); no TLS, no connecting",
+        ),
+        Line(
+            "to_servers", "Workers and servers", "Gbit/s", "attempts × traffic with Redis and MongoDB; no replication"
+        ),
+        Line("per_host", "Of one worker host", "Gbit/s", "both ÷ hosts"),
+    ),
+    "Cells": (Line("cells", "Cells", "", "the larger number of shards; see below what a cell is"),),
+}
+_SHOWN = {line.key for lines in LINES.values() for line in lines}
 
-    text: str
-    lines: tuple[Line, ...]
 
-
-GROUPS: Sequence[Group] = (
-    Group(
-        "Workers",
-        (
-            Line("attempts", "Attempts per second", "/s", "deliveries and their retries", (), ("retry_percent",)),
-            Line("hosts", "Worker hosts", "", "processes ÷ cores of a host", ("cpu_workers",), ("cores",)),
-            Line(
-                "processes",
-                "Worker processes",
-                "",
-                "attempts × CPU time of workers ÷ utilisation; a process uses one core at most",
-                ("cpu_workers",),
-                ("retry_percent", "utilisation"),
-            ),
-            Line(
-                "concurrency",
-                "WEBHOOKS_CONCURRENCY of each",
-                "",
-                "attempts under way ÷ processes ÷ utilisation",
-                ("cpu_workers",),
-                ("answer_ms", "utilisation"),
-            ),
-            Line("in_flight", "Attempts under way", "", "attempts × answer time", (), ("answer_ms", "retry_percent")),
-            Line(
-                "host_memory",
-                "Memory of a host's workers",
-                "GB",
-                "processes of a host × memory of one, at the concurrency of the run",
-                ("memory",),
-                ("cores",),
-            ),
-        ),
-    ),
-    Group(
-        "Redis",
-        (
-            Line("redis_shards", "Redis shards", "", "the larger of the next two"),
-            Line(
-                "redis_by_cpu",
-                "… by CPU time",
-                "",
-                "attempts × CPU time of Redis, and of queueing, ÷ utilisation; Redis works in one thread",
-                ("cpu_valkey", "cpu_queueing"),
-                ("utilisation", "retry_percent"),
-            ),
-            Line(
-                "redis_by_memory",
-                "… by memory",
-                "",
-                "what queues up and what waits 30 s for its retry ÷ memory of a shard",
-                ("redis_bytes", "waiting_redis"),
-                ("backlog_s", "redis_gb", "retry_percent"),
-            ),
-        ),
-    ),
-    Group(
-        "MongoDB",
-        (
-            Line("mongodb_shards", "MongoDB shards", "", "the larger of the next two"),
-            Line(
-                "mongodb_by_cpu",
-                "… by CPU time",
-                "",
-                "attempts × CPU time of mongod ÷ utilisation ÷ cores of a host",
-                ("cpu_mongod",),
-                ("utilisation", "mongodb_cores", "retry_percent"),
-            ),
-            Line(
-                "mongodb_by_disk",
-                "… by disk",
-                "",
-                "what is kept ÷ disk of a host",
-                ("log_bytes", "log_index_bytes"),
-                ("ttl_days", "mongodb_tb", "retry_percent"),
-            ),
-            Line("mongodb_hosts", "MongoDB hosts", "", "shards × copies", (), ("copies",)),
-        ),
-    ),
-    Group(
-        "Storage of logs",
-        (
-            Line(
-                "log_per_day",
-                "Logs per day",
-                "TB",
-                "attempts of a day × (a log and its part of the indexes), before compression",
-                ("log_bytes", "log_index_bytes"),
-                ("retry_percent",),
-            ),
-            Line(
-                "log_kept",
-                "Kept at one time",
-                "TB",
-                "logs per day × days, and what is owed",
-                ("log_bytes", "log_index_bytes", "waiting_mongodb"),
-                ("ttl_days",),
-            ),
-            Line("log_copies", "The same, all copies", "TB", "kept × copies", (), ("copies",)),
-            Line(
-                "log_write",
-                "Written to a shard",
-                "MB/s",
-                "logs ÷ shards; the journal doubles it",
-                ("log_bytes",),
-            ),
-        ),
-    ),
-    Group(
-        "Network",
-        (
-            Line(
-                "to_receivers",
-                "Workers and receivers",
-                "Gbit/s",
-                "attempts × (an event and the heads); no TLS, no connecting",
-                (),
-                ("head_bytes", "retry_percent"),
-            ),
-            Line(
-                "to_servers",
-                "Workers and servers",
-                "Gbit/s",
-                "attempts × traffic with Redis and MongoDB; no replication",
-                ("traffic_redis", "traffic_mongodb"),
-                ("retry_percent",),
-            ),
-            Line("per_host", "Of one worker host", "Gbit/s", "both ÷ hosts"),
-        ),
-    ),
-    Group(
-        "Cells",
-        (Line("cells", "Cells", "", "the larger of Redis shards and MongoDB shards; see below what a cell is"),),
-    ),
-)
-LINES = tuple(line for group in GROUPS for line in group.lines)
+def sources_of(key: str) -> list[str]:
+    """Return the costs and assumptions that a number comes from, as far as no other shown number has them."""
+    found: list[str] = []
+    for name in re.findall(r"[a-z_]+[a-z]", FORMULAS[key]):
+        names = [name] if name in COSTS or name in DEFAULTS else []
+        if name in FORMULAS and name not in _SHOWN:
+            names = sources_of(name)
+        found += [other for other in names if other not in found]
+    return found
 
 
 def show(value: float) -> str:
-    """Write a number for people: thousands apart, three digits that mean something where it is small."""
+    """Write a number for people: three significant digits if it is small."""
     if value == 0 or value >= 100 or value == int(value):
         return f"{value:,.0f}"
     return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}"

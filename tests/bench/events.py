@@ -1,7 +1,4 @@
-"""The events and webhooks of the benchmark.
-
-Pure but for the keys and secrets that it makes. Called by `rows`; producers read the events from a file.
-"""
+"""The events and webhooks of the benchmark."""
 
 import json
 import secrets
@@ -34,7 +31,7 @@ class Target:
     id: ObjectId = field(default_factory=ObjectId)
 
     def to_bson(self, vault: Vault) -> dict[str, Any]:
-        """Return it as MongoDB holds it, with a secret that its requests are signed with."""
+        """Return its document, with a secret that signs its requests."""
         text = new_secret()
         secret = SigningSecret(
             id=secrets.token_hex(4),
@@ -61,12 +58,12 @@ class Target:
 
 
 def make_event(company: ObjectId, kind: int, size: int) -> dict[str, Any]:
-    """Make an event as the contract has it.
+    """Make an event of the contract.
 
     Args:
-        company: whose.
-        kind: makes one differ from the others.
-        size: bytes that its JSON has, about; not less than an event needs.
+        company: its company.
+        kind: makes it differ from the others.
+        size: approximate bytes of its JSON.
     """
     event: dict[str, Any] = {
         "company": str(company),
@@ -74,7 +71,7 @@ def make_event(company: ObjectId, kind: int, size: int) -> dict[str, Any]:
         "event": "create",
         "createdAt": _CREATED_AT,
         "data": {
-            # Replaced by the producer, who alone knows them.
+            # The producer sets both.
             "number": kind,
             "sent_at": 0.0,
             "_id": f"62742b7562f37034d9{kind:06x}",
@@ -88,7 +85,7 @@ def make_event(company: ObjectId, kind: int, size: int) -> dict[str, Any]:
     text = _text(kind)
     index = 0
     while (missing := size - len(json.dumps(event, separators=(",", ":")))) > 0:
-        # Fields as objects have them, none very long.
+        # Short fields, as real objects have.
         event["data"][f"field{index}"] = next(text)[: max(1, missing - 12)]
         index += 1
     return event
@@ -102,7 +99,7 @@ def _text(kind: int) -> Iterator[str]:
 
 
 def to_lines(targets: Sequence[Target], size: int) -> Iterator[str]:
-    """Write events for a producer: one JSON object per line with ``url`` and ``event``, the webhooks in turn."""
+    """Write events for a producer: a JSON object per line with ``url`` and ``event``, the webhooks in turn."""
     for kind in range(_KINDS):
         for target in targets:
             line: Mapping[str, Any] = {"url": target.url, "event": make_event(target.company, kind, size)}

@@ -1,10 +1,10 @@
-"""Somebody who has Flower's task page open: it is read again and again, as a browser reads it."""
+"""Reads Flower's task page again and again, as an open browser does."""
 
 import threading
 import urllib.error
 import urllib.request
 
-#: Seconds between two reads; Flower's own page reads as often when it is told to.
+#: Seconds between two reads.
 _EVERY_S = 2.0
 #: What the page asks for: the newest tasks first.
 _PAGE = (
@@ -14,7 +14,7 @@ _PAGE = (
 
 
 class FlowerReader:
-    """Reads Flower's task page in a thread of its own while the context lasts."""
+    """Reads in a thread while the context lasts."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -31,7 +31,6 @@ class FlowerReader:
         self._thread.join()
 
     def has_read(self) -> bool:
-        """Tell whether the page has been read at least once."""
         return self._has_read.is_set()
 
     def _run(self) -> None:

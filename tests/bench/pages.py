@@ -22,7 +22,6 @@ _TIMES = 60
 
 
 def main(url: str) -> None:
-    """Print a table: each page with its times in milliseconds."""
     os.environ["WEBHOOKS_MONGODB_URL"] = url
     from tests.lab.flower import FlowerThread  # noqa: PLC0415 - reads the settings
 

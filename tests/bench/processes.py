@@ -1,4 +1,4 @@
-"""What Linux says of processes and of the machine, out of /proc: CPU time, memory, what is free. Used by `stage`."""
+"""CPU time and memory of processes and of the machine, from /proc."""
 
 import os
 import sys
@@ -61,7 +61,6 @@ def machine_cpu_s() -> float | None:
 
 
 def cores() -> int:
-    """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 

@@ -1,8 +1,8 @@
 """A service that hands in events: one at a time, at a pace, or many at once.
 
-A process of its own: ``python -m tests.bench.producer LINES PLAN REPORT``. LINES is a file of `events.to_lines`,
-which is gone through again and again; PLAN a `Handing` as JSON; the file REPORT gets ``{"single": […], "bulk": […]}``,
-the events per second of each round.
+A program: ``python -m tests.bench.producer LINES HANDING REPORT``. LINES is a file of `events.to_lines`, which is gone
+through again and again; HANDING a `Handing` as JSON. The file REPORT gets ``{"single": […], "bulk": […]}``, the events
+per second of each round.
 """
 
 import json
@@ -26,33 +26,32 @@ Lines = Sequence[dict[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Handing:
-    """What one producer hands in: events number `first`, `first` + `step`, … below `count`."""
+    """What one producer hands in: of events 0, 1, 2, … those with numbers `first`, `first` + `step`, …"""
 
-    count: int
+    #: Below this number, one at a time.
+    single: int
+    #: Then below this number, in bulk.
+    bulk: int = 0
     first: int = 0
     step: int = 1
     #: Events per second; 0: as fast as it can.
     per_s: float = 0
-    #: Hand them in one at a time.
-    is_single: bool = True
-    #: Hand so many of them in in bulk, after those; 0: none.
-    bulk: int = 0
     rounds: int = 1
-    #: Hand in one first that nobody asked for, so that the connection is there.
+    #: Before, hand in one that no webhook asked for, to have a connection.
     is_warm: bool = False
 
     def to_json(self) -> str:
-        """Return what `main` reads, here and in `yardsticks`."""
+        """Return it for the command line, here and in `baselines`."""
         return json.dumps(asdict(self))
 
 
 def hand_in(lines: Lines, handing: Handing) -> dict[str, list[float]]:
-    """Carry out a plan; return the events per second of each round."""
+    """Hand in; return the events per second of each round."""
     rates: dict[str, list[float]] = {"single": [], "bulk": []}
     if handing.is_warm:
         deliver.delay({**lines[0]["event"], "company": str(ObjectId())})  # pyright: ignore[reportFunctionMemberAccess]
     for _ in range(handing.rounds):
-        if handing.is_single:
+        if handing.single:
             rates["single"].append(_single(lines, handing))
         if handing.bulk:
             rates["bulk"].append(_bulk(lines, handing))
@@ -60,14 +59,14 @@ def hand_in(lines: Lines, handing: Handing) -> dict[str, list[float]]:
 
 
 def _single(lines: Lines, handing: Handing) -> float:
-    numbers = range(handing.first, handing.count, handing.step)
+    numbers = range(handing.first, handing.single, handing.step)
     begun = time.monotonic()
     for index, number in enumerate(numbers):
         event = lines[number % len(lines)]["event"]
         event["data"]["number"], event["data"]["sent_at"] = number, time.monotonic()
         deliver.delay(event)  # pyright: ignore[reportFunctionMemberAccess]
         if handing.per_s:
-            # From the beginning, not from the last one, so that the load is the same whatever one of them took.
+            # Counted from the start, so that a slow event does not lower the load.
             time.sleep(max(0.0, begun + (index + 1) / handing.per_s - time.monotonic()))
     return len(numbers) / (time.monotonic() - begun)
 
@@ -84,7 +83,6 @@ def _bulk(lines: Lines, handing: Handing) -> float:
 
 
 def main(lines: Path, handing: Handing, report: Path) -> None:
-    """Hand in, and write the report."""
     with lines.open() as file:
         told = hand_in([json.loads(line) for line in file], handing)
     report.write_text(json.dumps(told))

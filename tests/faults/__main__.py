@@ -7,7 +7,9 @@ import threading
 import time
 from pathlib import Path
 
-from tests.faults.matrix import ROWS, SIZES, Result, run_matrix, to_line, to_markdown
+from tests.faults.matrix import Result, run_matrix, to_line, to_markdown
+from tests.faults.rows import ROWS
+from tests.faults.sizes import SIZES
 
 
 def main() -> int:

@@ -1,6 +1,6 @@
 """The stage of one row: servers, workers, receiver and producer of its own, with a supervisor's hand on the workers.
 
-Owns the processes and what is read from them. Knows nothing of the single faults (`matrix`), nor what is right
+Owns the processes and what is read from them. Knows nothing of the single faults (`strikes`), nor what is right
 (`judge`). A stage belongs to the thread that makes it: Linux ends its processes with that thread.
 """
 
@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -24,8 +24,8 @@ import redis
 from bson import ObjectId
 from pymongo.errors import PyMongoError
 
-from tests.faults.judge import Evidence, Key, Logged, Receipts
-from tests.faults.producer import event_id, number_of
+from tests.faults.judge import Key, Receipts
+from tests.faults.producer import number_of
 from tests.lab.quick_http import command
 from tests.lab.reply_dropper import MongoWire, RedisWire, ReplyDropper, name_mongodb_write
 from tests.lab.servers import Server, Servers
@@ -33,7 +33,6 @@ from tests.lab.worker import Worker, environment, wait_until
 from webhooks.config import Settings
 from webhooks.local import servers
 from webhooks.local.processes import kill_group, spawn
-from webhooks.models.ids import make_delivery_id
 from webhooks.store.gates import GateStore
 from webhooks.transport import scripts
 
@@ -291,7 +290,7 @@ class Stage:
             if present - changed_at > patience_s or present - begun > at_most_s:
                 return False
             try:
-                found = self.count_queued(), self.database["deliveries"].count_documents(_OWED)
+                found = self.count_queued(), self.database["deliveries"].count_documents(OWED)
             except (PyMongoError, redis.RedisError):
                 found = (-1, -1)  # it is back only now, or slow
             if found != left:
@@ -450,63 +449,6 @@ class Stage:
         done = self.database["webhooklogs"].distinct("attempt.event_id")
         return {number_of(name) for name in [*owed, *done]}
 
-    def gather(self, expected: set[Key]) -> Evidence:
-        """Read everything that the judge wants to know, and stop the workers: nothing may change meanwhile."""
-        for worker in self.workers:
-            worker.stop()
-        logs: dict[Key, Logged] = {}
-        wanted = ("event.data.number", "subscription", "retry", "attempt.outcome", "attempt.error_kind")
-        for log in self.database["webhooklogs"].find({}, dict.fromkeys(wanted, 1)):
-            key = log["event"]["data"]["number"], self.webhooks[log["subscription"]]
-            logs.setdefault(key, Logged()).note(log["retry"], log["attempt"])
-        by_id = {
-            make_delivery_id(event_id(number), webhook_id): (number, path)
-            for number, _, _ in self.accepted
-            for webhook_id, path in self.webhooks.items()
-        }
-        return Evidence(
-            expected=expected,
-            receipts=self.receipts(),
-            logs=logs,
-            dead=[*self._find_dead(by_id)],
-            owed=[self._key(document) for document in self.database["deliveries"].find(_OWED)],
-            queued=self.count_queued(),
-            max_retries=self.derived.max_retries,
-            lines=self.lines(),
-        )
-
-    def dump(self, evidence: Evidence, keys: Iterable[Key]) -> Path:
-        """Write down all that is known of some deliveries and of what is left, for whoever looks for the cause."""
-        path = self.folder / "evidence.txt"
-        lines = ["# left in the ledger", *map(str, self.database["deliveries"].find().limit(200))]
-        lines += ["# left in Redis"]
-        for name in self.redis.scan_iter(count=1000):
-            lines.append(f"{name!r}: {self.redis.type(name)!r} {self.redis.object('encoding', name)!r}")
-            if name in (b"unacked_index", b"webhooks.parked.webhooks.send"):
-                lines += map(str, self.redis.zrange(name, 0, 20, withscores=True))  # pyright: ignore[reportArgumentType]
-        ids = {path: webhook_id for webhook_id, path in self.webhooks.items()}
-        for number, at in list(keys)[:50]:
-            delivery_id = make_delivery_id(event_id(number), ids[at])
-            lines += [f"# {number} {at} {delivery_id}: {evidence.receipts.get((number, at))}"]
-            query = {"attempt.delivery_id": delivery_id}
-            lines += map(str, self.database["webhooklogs"].find(query, {"event": 0}).sort("createdAt", 1))
-        path.write_text("\n".join(lines) + "\n")
-        return path
-
-    def _key(self, document: dict[str, Any]) -> Key:
-        return number_of(document["event_id"]), self.webhooks[document["webhook_id"]]
-
-    def _find_dead(self, by_id: dict[str, Key]) -> Iterator[Key]:
-        """Find what was set aside or is a dead letter: that of an event stands for all of its deliveries."""
-        for document in self.database["deliveries"].find({"due_at": None}):
-            yield self._key(document)
-        for letter in self.database["deadletters"].find({}, {"message_id": 1}):
-            name = str(letter["message_id"])
-            if name.startswith("event-"):
-                yield from ((number_of(name), path) for path in self.webhooks.values())
-            elif name in by_id:
-                yield by_id[name]
-
     # ── The end ─────────────────────────────────────────────────────────────────────────────────────────────────────
     def close(self) -> None:
         """End every process, whatever state it is in, and delete the servers' data. The logs stay."""
@@ -529,4 +471,5 @@ class Stage:
 
 #: What a worker's log says at each start: written by the harness.
 _STARTED = "──── started again"
-_OWED = {"due_at": {"$ne": None}}
+#: The deliveries that are owed.
+OWED = {"due_at": {"$ne": None}}

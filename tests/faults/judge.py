@@ -87,8 +87,8 @@ class Verdict:
     unlogged: list[Key]
     #: Received more often than there are logs, so that some attempt is on no record.
     underlogged: list[Key]
-    #: Logs of interrupted attempts.
-    interrupted: int
+    #: Whose attempts are logged as interrupted, once for each such log.
+    interrupted: list[Key]
     #: Repeated under another ``webhook-id``.
     renamed: list[Key]
     #: Of an ordered webhook, and came before an earlier one.
@@ -116,8 +116,10 @@ class Verdict:
             found.append(f"{self.stuck} stuck")
         if self.repeats > bound:
             found.append(f"{self.repeats} repeats, where {bound} are explained")
-        if self.interrupted > bound:
-            found.append(f"{self.interrupted} logged as interrupted, where {bound} are explained")
+        if len(self.interrupted) > bound:
+            found.append(
+                f"{len(self.interrupted)} logged as interrupted, where {bound} are explained: {self.interrupted[:5]}"
+            )
         if self.unlogged:
             found.append(f"{len(self.unlogged)} received but not logged: {self.unlogged[:5]}")
         if self.underlogged and not underlogged_why:
@@ -163,7 +165,7 @@ def judge(evidence: Evidence) -> Verdict:
         repeats=sum(_count_repeats(r, evidence.logs.get(key, Logged())) for key, r in evidence.receipts.items()),
         unlogged=unlogged,
         underlogged=underlogged,
-        interrupted=sum(logged.interrupted for logged in evidence.logs.values()),
+        interrupted=[key for key, logged in evidence.logs.items() for _ in range(logged.interrupted)],
         renamed=[key for key, receipts in evidence.receipts.items() if len(set(receipts.ids)) > 1],
         disordered=[key for line in evidence.lines for key in _find_disordered(line, evidence.receipts)],
         given_up=given_up,

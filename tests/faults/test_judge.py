@@ -83,7 +83,7 @@ def test_judge_of_one_repeat_allows_it_only_within_the_bound(receipts: Receipts)
     logged = Logged(succeeded=1, failed=[0], interrupted=1)
     assert faults_with_b(receipts, logged) == [
         "1 repeats, where 0 are explained",
-        "1 logged as interrupted, where 0 are explained",
+        "1 logged as interrupted, where 0 are explained: [(2, '/1')]",
     ]
     assert faults_with_b(receipts, logged, bound=1) == []
 
@@ -106,7 +106,7 @@ def test_judge_of_an_interrupted_attempt_that_was_not_received_allows_it_within_
     """A worker may die between its claim and its request; where none dies, such a log tells of what never was."""
     logs = {**GOOD.logs, A: Logged(succeeded=1, interrupted=1)}
     assert faults(1, logs=logs) == []
-    assert faults(0, logs=logs) == ["1 logged as interrupted, where 0 are explained"]
+    assert faults(0, logs=logs) == ["1 logged as interrupted, where 0 are explained: [(1, '/0')]"]
 
 
 def test_judge_of_three_failed_logs_and_an_interrupted_one_finds_the_delivery_lost():

@@ -11,7 +11,9 @@ from typing import IO
 import pytest
 
 from tests.faults.conftest import ROW
-from tests.faults.matrix import CI, ROWS, Row, run_row, to_line
+from tests.faults.matrix import run_row, to_line
+from tests.faults.rows import ROWS, Row
+from tests.faults.sizes import CI
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("installed_servers")]
 

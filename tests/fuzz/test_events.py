@@ -201,7 +201,7 @@ def test_worker_takes_no_object_with_a_key_twice(where: str) -> None:
     text = {"top": '{"a":1,"a":2}', "data": '[[{"data":{"a":1,"a":1}}],{},null]', "nested": '{"b":[{"":1,"":2}]}'}[
         where
     ]
-    with pytest.raises(ValueError, match="a key stands twice"):
+    with pytest.raises(ValueError, match="a key appears twice"):
         _loads(text)
 
 

@@ -1,17 +1,31 @@
-"""What tests against one real server share: senders that are closed again, and a certificate authority."""
+"""What tests against one real server share: senders, a certificate authority, the command, and Flower."""
 
+import os
 import socket
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
+from click.testing import CliRunner, Result
 from pymongo.database import Database
 
+from tests.lab.commands import PATIENCE_S
 from tests.lab.flower import FlowerThread
 from tests.lab.receiver import Authority
 from tests.lab.senders import MakeSender, new_sender
+from tests.lab.stores import Documents
+from webhooks.cli import cli
 from webhooks.sender import Sender
+
+
+@pytest.fixture
+def url(redis_url: str, redis_client: redis.Redis) -> str:
+    """URL of an empty Redis."""
+    return redis_url
 
 
 @pytest.fixture
@@ -75,3 +89,37 @@ def flower(web_settings: None) -> Iterator[FlowerThread]:
     """Flower with our pages, on this test's database."""
     with FlowerThread() as flower:
         yield flower
+
+
+@pytest.fixture
+def env(redis_url: str, database: Documents) -> dict[str, str]:
+    """An environment in which the command works on this test's database."""
+    host, port = database.client.address or ("", 0)
+    return {
+        "WEBHOOKS_BROKER_URL": redis_url,
+        "WEBHOOKS_MONGODB_URL": f"mongodb://{host}:{port}/{database.name}",
+        # Its part of a pipe is written at once.
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+@pytest.fixture
+def run(env: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Run a command in this process."""
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    return lambda *args: CliRunner().invoke(cli, args)
+
+
+@pytest.fixture
+def run_process(env: dict[str, str], tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a command as operators do."""
+
+    def run(*args: str, stdin: str = "", **more_env: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "webhooks", *args],
+            cwd=tmp_path, env={**os.environ, **env, **more_env}, input=stdin, capture_output=True, text=True,
+            timeout=PATIENCE_S, check=False,
+        )  # fmt: skip
+
+    return run

@@ -15,8 +15,7 @@ import pymongo
 import pytest
 import redis
 
-from tests.bench import receiver
-from tests.bench.findings import FIGURES
+from tests.bench.rows import ROWS
 
 #: Seconds for what takes some twenty, on a machine that runs other things beside.
 TIMEOUT_S = 100
@@ -75,14 +74,14 @@ def test_run_tells_figures_bars_and_what_it_ran_on(folder: Path):
     told: dict[str, Any] = json.loads(done.stdout)
     figures = told["figures"]
     assert {key: figure["error"] for key, figure in figures.items()} == dict.fromkeys(figures)
-    assert {*figures} == {key for key, definition in FIGURES.items() if definition.row in ("a", "bare")}
+    assert {*figures} == {*ROWS["a"].figures, *ROWS["bare"].figures}
     # The kernel counts CPU time in ticks: what a server spends on so few events may be none.
     assert all(
         value > 0 or (value == 0 and "cpu" in key) for key, figure in figures.items() for value in figure["samples"]
     )
     bars = {bar["key"]: bar for bar in told["bars"]}
-    assert bars["a_bare"]["ratio"] == pytest.approx(figures["a"]["value"] / figures["bare"]["value"])
-    assert bars["a_plain"]["ratio"] is None
+    assert bars["a_bare"]["value"] == pytest.approx(figures["a"]["value"] / figures["bare"]["value"])
+    assert bars["a_plain"]["value"] is None
     assert told["machine"]["mongod"]
     assert told["settings"] == {"WEBHOOKS_ALLOWED_NETWORKS": "127.0.0.0/8"}
     assert told["runs"][0]["logged"][-1][1] == 300
@@ -90,7 +89,7 @@ def test_run_tells_figures_bars_and_what_it_ran_on(folder: Path):
 
 
 @pytest.mark.slow
-def test_yardstick_and_producers_are_measured_on_servers_that_are_given_and_left_empty(
+def test_baseline_and_producers_are_measured_on_servers_that_are_given_and_left_empty(
     folder: Path, redis_client: redis.Redis, redis_url: str, mongodb_url: str, tmp_path: Path
 ):
     path = tmp_path / "report.json"
@@ -136,7 +135,7 @@ def test_ctrl_c_ends_it_and_leaves_nothing_behind(folder: Path):
 
 def test_own_receiver_answers_at_once_late_or_never_and_notes_what_came(tmp_path: Path):
     report = tmp_path / "receiver.json"
-    process = subprocess.Popen([sys.executable, "-I", str(receiver.__file__), str(report), "127.0.0.1", "2", "0.2"])
+    process = subprocess.Popen([sys.executable, "-m", "tests.bench.receiver", str(report), "127.0.0.1", "2", "0.2"])
     try:
         deadline = time.monotonic() + 30
         while not report.exists():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,20 +40,18 @@ def has_link(pid: int) -> bool:
 
 
 @pytest.fixture
-def _namespaces(tmp_path: Path) -> None:
+def _namespaces() -> None:
     """Namespaces can be made here, and none is left."""
     try:
-        with open_network(tmp_path, sys.stderr):
+        with open_network():
             pass
     except NoNetwork as reason:
         pytest.skip(str(reason))
-    for path in tmp_path.iterdir():
-        path.unlink()
 
 
 @pytest.mark.usefixtures("_namespaces")
-def test_workers_reach_what_listens_at_the_bridge_and_all_of_it_goes_again(tmp_path: Path):
-    with open_network(tmp_path, sys.stderr) as made:
+def test_workers_reach_what_listens_at_the_bridge_and_all_of_it_goes_again():
+    with open_network() as made:
         workers = [made.add_worker() for _ in range(2)]
         assert has_link(os.getpid())
         for client in (*workers, LOCAL):
@@ -69,10 +68,24 @@ def test_workers_reach_what_listens_at_the_bridge_and_all_of_it_goes_again(tmp_p
 
 
 @pytest.mark.usefixtures("_namespaces")
-def test_nothing_is_left_of_a_network_after_an_error(tmp_path: Path):
+def test_bridge_keeps_its_address_when_a_port_with_a_lower_one_is_added():
+    """Otherwise hosts go on sending to the address before, and connections to the servers time out."""
+    with open_network() as made:
+
+        def ip(*arguments: str) -> str:
+            argv = [*made.hub.prefix, "ip", "-json", "link", *arguments]
+            return subprocess.run(argv, check=True, capture_output=True, text=True, timeout=TIMEOUT_S).stdout
+
+        ip("add", "low", "address", "02:00:00:00:00:00", "type", "veth", "peer", "name", "other")
+        ip("set", "low", "master", "bridge", "up")
+        assert json.loads(ip("show", "bridge"))[0]["address"] == network.BRIDGE_ADDRESS
+
+
+@pytest.mark.usefixtures("_namespaces")
+def test_nothing_is_left_of_a_network_after_an_error():
 
     def fail() -> None:
-        with open_network(tmp_path, sys.stderr) as made:
+        with open_network() as made:
             made.add_worker()
             raise ZeroDivisionError
 
@@ -105,17 +118,17 @@ def test_nothing_is_left_of_a_network_when_a_run_is_ended(tmp_path: Path, number
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "said"),
+    ("module", "name", "value", "said"),
     [
-        pytest.param("geteuid", lambda: 1000, "root", id="not-root"),
-        pytest.param("_TOOLS", ("ip", "no-such-tool"), "without no-such-tool", id="no-tool"),
+        pytest.param(os, "geteuid", lambda: 1000, "root", id="not-root"),
+        pytest.param(shutil, "which", lambda *_, **__: None, "without ip and", id="no-tool"),
     ],
 )
 def test_where_namespaces_cannot_be_made_the_reason_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: object, said: str
+    monkeypatch: pytest.MonkeyPatch, module: object, name: str, value: object, said: str
 ):
-    monkeypatch.setattr(os if name == "geteuid" else network, name, value)
-    with pytest.raises(NoNetwork, match=said), open_network(tmp_path, sys.stderr):
+    monkeypatch.setattr(module, name, value)
+    with pytest.raises(NoNetwork, match=said), open_network():
         pass
 
 

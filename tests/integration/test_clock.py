@@ -5,11 +5,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import redis
 from kombu.messaging import Producer
 
-from tests.integration.test_lanes import DELIVER, OPTIONS, SEND, event, put, send_plainly, state, worker
-from tests.integration.test_transport import SHORT, publish
+from tests.lab.lanes import DELIVER, OPTIONS, SEND, event, put, send_plainly, state, worker
+from tests.lab.party import SHORT, publish
 from webhooks.producer.publishing import MessageBatch, _put_all
 from webhooks.transport.connection import Connection
 from webhooks.transport.lanes import RATE_HEADER
@@ -23,12 +22,6 @@ _STEPPED = """(function()
   local time = redis.call('TIME')
   return {tonumber(time[1]) + tonumber(redis.call('GET', 'test.ahead') or '0'), time[2]}
 end)()"""
-
-
-@pytest.fixture
-def url(redis_url: str, redis_client: redis.Redis) -> str:
-    """Give the URL of an empty Redis."""
-    return redis_url
 
 
 @pytest.fixture

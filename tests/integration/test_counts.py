@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from flower.utils import broker
 from flower.views import BaseHandler
 
-from tests.integration.test_lanes import DELIVER, OPTIONS, SEND, event, put, send_plainly, worker
+from tests.lab.lanes import DELIVER, OPTIONS, SEND, event, put, send_plainly, worker
 from tests.lab.worker import wait_until
 from webhooks.cli import cli
 from webhooks.local.processes import kill_group, spawn

@@ -7,22 +7,17 @@ from typing import Any
 
 import pytest
 from bson import ObjectId
-from pymongo.database import Database
 
 from tests.lab.logs import make_attempt, make_log
+from tests.lab.stores import Documents, WorkerStores
 from webhooks.config import Settings
-from webhooks.delivery.records import DeliveryRecords
 from webhooks.jobs import health_monitor as module
 from webhooks.jobs.health_monitor import HealthMonitor, find_health_pause_s, notify
 from webhooks.models import COTWebhook, now
-from webhooks.store.deliveries import Claim, Delivery, DeliveryStore
-from webhooks.store.gates import By, GateStore, State
-from webhooks.store.held import HeldDeliveries
-from webhooks.store.logs import LogStore
+from webhooks.store.deliveries import Claim, Delivery
+from webhooks.store.gates import By, State
 from webhooks.store.notices import NoticeStore
-from webhooks.store.webhooks import WebhookStore
 
-Documents = Database[dict[str, Any]]
 COMPANY = ObjectId("625bcbdcc9a8e3a86dbf041c")
 SETTINGS = Settings(pause_after_s=100, pause_min_attempts=10, probe_interval_s=60)
 
@@ -37,39 +32,20 @@ class Clock:
         return self.seconds
 
 
-class World:
+class World(WorkerStores):
     """The stores, a monitor, and what it has queued."""
 
     def __init__(self, database: Documents) -> None:
-        self.database = database
-        self.deliveries = DeliveryStore(database, 10, 10)
-        self.held = HeldDeliveries(database, self.deliveries)
-        self.logs, self.gates, self.webhooks = LogStore(database), GateStore(database), WebhookStore(database)
+        super().__init__(database, claim_s=10)
         self.notices = NoticeStore(database)
-        self.records = DeliveryRecords(self.deliveries, self.held, self.logs, self.gates, self.webhooks)
         self.operators: Any = None
         self.clock = Clock()
         self.monitor = HealthMonitor(self.clock)
         self.queued: list[str] = []
         self.written = 0
-        self.services: Any = self
         for store in (self.deliveries, self.held, self.gates, self.webhooks):
             store.ensure_indexes()
         self.logs.ensure_indexes(30)
-
-    def add_webhook(self, **changes: Any) -> ObjectId:
-        webhook_id = ObjectId()
-        value = {
-            "_id": str(webhook_id),
-            "company": str(COMPANY),
-            "isActive": True,
-            "trigger": "create-edit-delete-task",
-            "url": "https://receiver.example/x",
-            "code": f"code_{webhook_id}",
-            **changes,
-        }
-        self.database["webhooks"].insert_one(COTWebhook.model_validate(value).to_bson())
-        return webhook_id
 
     def accept(self, webhook_id: ObjectId, count: int, *, is_ordered: bool = False) -> list[str]:
         names = []

@@ -9,8 +9,8 @@ import pytest
 from tests.lab import receiver as r
 from tests.lab.receiver import Authority, Receiver
 from tests.lab.senders import SLACK_S, TOTAL_S, MakeSender, assert_failed, keep_connections
-from webhooks.errors import ErrorKind
-from webhooks.sender import Answer, OutgoingRequest
+from webhooks.errors import ErrorKind, TooLate
+from webhooks.sender import Answer, OutgoingRequest, client, idle
 from webhooks.sender.nonblocking import InFlightRequest
 
 HEADERS = {"Content-Type": "application/json", "User-Agent": "x/1", "webhook-id": "msg_1"}
@@ -340,3 +340,102 @@ def test_answer_before_the_whole_request_was_read_counts(make_sender: MakeSender
         answer = sender.post(receiver.url, HEADERS, b"x" * 100)
     assert (answer.status, answer.error_kind) == (413, None)
     assert [request.connection for request in receiver.requests] == [0, 0]
+
+
+# --- which connections are kept, and for how long ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("use_tls", [False, True], ids=["http", "https"])
+def test_connections_are_reused(make_sender: MakeSender, authority: Authority, ca_file: Path, use_tls: bool) -> None:
+    behaviours = [
+        r.reply(200, b"x" * 1000),  # just the cap
+        r.reply(204, b"", [("X-Empty", "yes")]),
+        r.reply(500, b""),
+        r.raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", keep=True),
+        r.raw(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early\r\nA: b\r\n\r\n" + r.response(201, b"ok"), keep=True),
+        r.redirect("http://127.0.0.1:1/"),
+        r.gzipped(b"hello"),
+    ]
+    with Receiver(tls=authority.context() if use_tls else None).then(*behaviours) as receiver:
+        sender = make_sender(ca_bundle=ca_file)
+        got = [sender.post(receiver.url, {}, b"{}") for _ in range(len(behaviours) + 1)]
+        assert receiver.connections == 1
+        assert len(receiver.requests) == len(behaviours) + 1
+    assert [answer.status for answer in got] == [200, 204, 500, 200, 201, 302, 200, 200]
+    assert [answer.text[:5] for answer in got] == ["xxxxx", "", "", "hello", "ok", "", "hello", "ok"]
+    assert {answer.peer for answer in got} == {f"127.0.0.1:{receiver.port}"}
+
+
+def test_deadline_is_set_anew_on_a_reused_connection(make_sender: MakeSender) -> None:
+    with Receiver().then(r.reply(), r.reply(delay_s=0.6), r.reply(delay_s=0.6)) as receiver:
+        sender = make_sender(total_timeout_s=1)
+        assert [sender.post(receiver.url, {}, b"").status for _ in range(3)] == [200, 200, 200]
+        assert receiver.connections == 1
+
+
+def test_connection_beyond_its_age_is_not_reused(make_sender: MakeSender, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(idle, "MAX_AGE_S", 0.0)
+    with Receiver() as receiver:
+        sender = make_sender()
+        assert [sender.post(receiver.url, {}, b"").status for _ in range(2)] == [200, 200]
+        assert receiver.connections == 2
+
+
+@pytest.mark.parametrize("use_tls", [False, True], ids=["http", "https"])
+@pytest.mark.parametrize("behaviour", [r.close_early(), r.reset()], ids=["closed", "reset"])
+def test_stale_connection_is_no_failed_attempt(
+    make_sender: MakeSender, authority: Authority, ca_file: Path, use_tls: bool, behaviour: r.Behaviour
+) -> None:
+    # The receiver closes just when the next request arrives: no look at the idle connection can show that.
+    with Receiver(tls=authority.context() if use_tls else None).then(r.reply(), behaviour) as receiver:
+        sender = make_sender(ca_bundle=ca_file)
+        got = [sender.post(receiver.url, {}, b"{}") for _ in range(2)]
+        assert [answer.status for answer in got] == [200, 200]
+        assert [request.connection for request in receiver.requests] == [0, 0, 1]
+    assert got[1].timings.connect_ms is not None
+
+
+def test_second_try_is_the_last(make_sender: MakeSender) -> None:
+    with Receiver().then(r.reply(), r.close_early(), r.close_early()) as receiver:
+        sender = make_sender()
+        assert sender.post(receiver.url, {}, b"").status == 200
+        assert_failed(sender.post(receiver.url, {}, b""), ErrorKind.HANG_UP, "socket hang up")
+        assert len(receiver.requests) == 3
+
+
+def test_connection_closed_while_idle_is_replaced(make_sender: MakeSender) -> None:
+    with Receiver() as receiver:
+        sender = make_sender()
+        assert sender.post(receiver.url, {}, b"").status == 200
+        receiver.close_connections()
+        assert sender.post(receiver.url, {}, b"").status == 200
+        assert receiver.connections == 2
+
+
+@pytest.mark.parametrize("is_kept", [False, True], ids=["new", "kept"])
+def test_request_whose_time_passes_before_it_is_begun_is_not_sent(
+    make_sender: MakeSender, monkeypatch: pytest.MonkeyPatch, is_kept: bool
+) -> None:
+    """A worker was suspended while threads were about to send over new connections: they sent when it went on."""
+    with Receiver() as receiver:
+        sender = make_sender()
+        if is_kept:
+            keep_connections(sender, receiver, 1)
+        times = iter([2.0] if is_kept else [0.0, 2.0])  # in the loop, then in a thread
+        monkeypatch.setattr(client, "uptime", lambda: next(times))
+        with pytest.raises(TooLate):
+            sender.post(receiver.url, {}, b"", begin_by=1)
+        assert (receiver.connections, len(receiver.requests)) == ((1, 1) if is_kept else (0, 0))
+
+
+def test_request_in_flight_is_repeated_although_its_time_has_passed(
+    make_sender: MakeSender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Given back, it would leave no log, though the receiver may have got it."""
+    with Receiver().then(r.reply(), r.close_early()) as receiver:
+        sender = make_sender()
+        keep_connections(sender, receiver, 1)
+        times = iter([0.0, 2.0])
+        monkeypatch.setattr(client, "uptime", lambda: next(times))
+        assert sender.post(receiver.url, {}, b"", begin_by=1).status == 200
+        assert len(receiver.requests) == 3

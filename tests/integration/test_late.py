@@ -11,7 +11,6 @@ from urllib.parse import urlsplit
 import pymongo
 import pytest
 from bson import ObjectId
-from pymongo.database import Database
 from pymongo.monitoring import CommandListener
 
 from tests.lab.logs import make_attempt, make_log
@@ -19,6 +18,7 @@ from tests.lab.receiver import Receiver
 from tests.lab.reply_dropper import MongoWire, Once, ReplyDropper, name_mongodb_write
 from tests.lab.samples_data import read_sample
 from tests.lab.senders import new_sender
+from tests.lab.stores import Documents, WorkerStores
 from webhooks.delivery import accept as accept_module
 from webhooks.delivery import record as record_module
 from webhooks.delivery.accept import Accepting, accept
@@ -26,43 +26,35 @@ from webhooks.delivery.attempt import AttemptRunner
 from webhooks.delivery.claim import claim_all
 from webhooks.delivery.outcomes import Attempted, Done, Failed, ToAttempt
 from webhooks.delivery.record import record
-from webhooks.delivery.records import DeliveryRecords
 from webhooks.delivery.services import Progress
-from webhooks.errors import Requeue
+from webhooks.errors import Requeue, StoreUnavailable
 from webhooks.models import COTEvent, COTWebhook, COTWebhookLog, now
 from webhooks.rules.encryption import Vault
 from webhooks.rules.retry import RetryPolicy
 from webhooks.store.deliveries import Blocked, Claim, Claimed, Delivery, DeliveryStore, PendingDelivery
-from webhooks.store.gates import By, GateStore
+from webhooks.store.gates import By
 from webhooks.store.held import HeldDeliveries
 from webhooks.store.leases import Leases
-from webhooks.store.logs import LogQuery, LogStore
-from webhooks.store.webhooks import WebhookStore
+from webhooks.store.logs import LogQuery
 from webhooks.transport.holder import CLAIM_LEASE_S, uptime
 from webhooks.transport.messages import Turn
-from webhooks.worker import pool
+from webhooks.worker import pool, renewal
 
-Documents = Database[dict[str, Any]]
 CLAIM_S = 600.0
 EVENT = read_sample("event-task-create")
 
 
-class Process:
+class Process(WorkerStores):
     """The stores of one worker, with a lease that it has renewed for long."""
 
     def __init__(self, database: Documents, token: str) -> None:
-        self.database = database
         self.leases = Leases(database, token)
         self.leases.renew()
         lease = {"since": {"$subtract": ["$$NOW", 60_000]}}
         database["leases"].update_one({"_id": token}, [{"$set": lease}])
         self.token = token
-        self.deliveries = DeliveryStore(database, CLAIM_S, 10, leases=self.leases)
-        self.held, self.gates = HeldDeliveries(database, self.deliveries), GateStore(database)
-        self.logs, self.webhooks = LogStore(database), WebhookStore(database)
-        self.records = DeliveryRecords(self.deliveries, self.held, self.logs, self.gates, self.webhooks)
+        super().__init__(database, CLAIM_S, self.leases)
         self.progress, self.tracer = Progress(), None
-        self.services: Any = self
         self.attempt_runner: Any = None
 
     def accept(self, event: Accepting) -> list[ToAttempt] | None:
@@ -300,6 +292,37 @@ def test_claim_that_is_too_old_makes_no_request_and_is_given_up(
     again = ours.deliveries.claim([Claim(attempt.delivery.delivery_id, 0, ObjectId())])[0]
     assert isinstance(again, Claimed)
     assert again.interrupted == ()
+
+
+def test_delivery_whose_claim_was_given_up_with_a_lost_reply_is_free_when_it_is_queued(
+    ours: Process, theirs: Process, monkeypatch: pytest.MonkeyPatch
+):
+    """The claim stood until this worker claimed something else; then another one logged an interrupted attempt."""
+    written = ours.records.accept_claimed
+
+    def lose_reply(claims: Any) -> Any:
+        written(claims)
+        raise StoreUnavailable("MongoDB is not reachable")
+
+    event = message()
+    with monkeypatch.context() as patched:
+        patched.setattr(ours.records, "accept_claimed", lose_reply)
+        with pytest.raises(StoreUnavailable):
+            ours.accept(event)
+    (delivery,) = event.pending
+    assert ours.accept(event) == [], "it is queued"
+    assert isinstance(theirs.claim(delivery.delivery_id), ToAttempt)
+
+
+def test_claim_that_was_given_up_is_undone_with_the_next_renewal_of_the_lease(
+    ours: Process, theirs: Process, monkeypatch: pytest.MonkeyPatch
+):
+    """A worker without work does not claim: what it gave up was blocked until its time was over, then interrupted."""
+    (attempt,) = ours.accept(message()) or []
+    ours.deliveries.give_up(attempt.claim)
+    monkeypatch.setattr(renewal, "get_services", lambda: ours)
+    renewal._renew_in_mongodb("ours")
+    assert isinstance(theirs.claim(attempt.delivery.delivery_id), ToAttempt)
 
 
 class OnDelete(CommandListener):

@@ -13,8 +13,8 @@ from bson import ObjectId
 from click.testing import CliRunner
 from pymongo.database import Database
 
-from tests.integration.test_lanes import SEND, put
 from tests.lab.flower import FlowerThread
+from tests.lab.lanes import SEND, put
 from tests.lab.samples_data import read_sample
 from tests.lab.servers import Servers
 from tests.unit.test_metrics import samples

@@ -25,6 +25,7 @@ from tests.lab import receiver as r
 from tests.lab.dns_server import NameServer, NoSuchResolver
 from tests.lab.receiver import Authority, Receiver
 from tests.lab.refused import ALIASED, INNER_HOST, NOT_ALLOWED, REFUSED, REQUESTED, Refused, to_markdown
+from tests.lab.senders import new_sender
 from webhooks.errors import ErrorKind
 from webhooks.models.webhook import why_bad_url
 from webhooks.rules.addresses import Verdict
@@ -125,16 +126,7 @@ class Scene:
 
     def sender(self, **changes: Any) -> Sender:
         """Make a sender that looks names up at `names`, and may go nowhere but to public addresses."""
-        options: dict[str, Any] = {
-            "allowed_networks": (),
-            "connect_timeout_s": 5,
-            "total_timeout_s": 10,
-            "max_response_bytes": 1000,
-            "ca_bundle": None,
-            "pool_size": 4,
-            "resolver": Resolver(self.names.look_up),
-        }
-        made = Sender(**{**options, **changes})
+        made = new_sender(**{"allowed_networks": (), "resolver": Resolver(self.names.look_up), **changes})
         self._stack.callback(made.close)
         return made
 
@@ -462,15 +454,7 @@ def test_url_that_is_saved_never_crashes_a_sender(scheme: str, authority: str, r
         return
     with pytest.MonkeyPatch.context() as patch:
         watch = Watch(patch, is_rehearsal=True)
-        sender = Sender(
-            allowed_networks=(),
-            connect_timeout_s=1,
-            total_timeout_s=2,
-            max_response_bytes=10,
-            ca_bundle=None,
-            pool_size=1,
-            resolver=Resolver(look_up),
-        )
+        sender = new_sender(allowed_networks=(), connect_timeout_s=1, total_timeout_s=2, resolver=Resolver(look_up))
         answer = sender.post(url, {}, b"{}")
     kinds = {ErrorKind.BAD_URL, ErrorKind.NOT_ALLOWED, ErrorKind.LOOKUP, ErrorKind.RESOLVER}
     # A number may be a public address.
@@ -493,14 +477,7 @@ def test_path_that_is_saved_is_sent_or_a_bad_url(receiver_of_module: tuple[Recei
 
 @pytest.fixture(scope="module")
 def receiver_of_module() -> Iterator[tuple[Receiver, Sender]]:
-    sender = Sender(
-        allowed_networks=RECEIVER_ONLY,
-        connect_timeout_s=5,
-        total_timeout_s=10,
-        max_response_bytes=10,
-        ca_bundle=None,
-        pool_size=1,
-    )
+    sender = new_sender(allowed_networks=RECEIVER_ONLY)
     with Receiver() as receiver:
         yield receiver, sender
         sender.close()

@@ -10,61 +10,36 @@ from typing import Any
 import pytest
 from bson import ObjectId
 from click.testing import CliRunner, Result
-from pymongo.database import Database
 
 from tests.lab.logs import COMPANY, WEBHOOK_ID, make_attempt, make_log
+from tests.lab.stores import Documents, WorkerStores
 from webhooks.cli import cli, resend_cmd
 from webhooks.config import Settings
 from webhooks.delivery import operate
-from webhooks.delivery.records import DeliveryRecords
 from webhooks.jobs.resend import Resender
-from webhooks.models import COTWebhook, now
+from webhooks.models import now
 from webhooks.rules.retry import Outcome
 from webhooks.store.actions import ActionStore
-from webhooks.store.deliveries import Delivery, DeliveryStore
+from webhooks.store.deliveries import Delivery
 from webhooks.store.failed import FailedStore
-from webhooks.store.gates import By, GateStore
-from webhooks.store.held import HeldDeliveries
-from webhooks.store.logs import LogQuery, LogStore
+from webhooks.store.gates import By
+from webhooks.store.logs import LogQuery
 from webhooks.store.resend_jobs import JobState, ResendJob, ResendJobStore
-from webhooks.store.webhooks import WebhookStore
 
-Documents = Database[dict[str, Any]]
 WEBHOOK = ObjectId(WEBHOOK_ID)
 FAILED = LogQuery(outcome=Outcome.FAILED)
 
 
-class World:
+class World(WorkerStores):
     """The stores of a worker, and what was queued."""
 
     def __init__(self, database: Documents) -> None:
-        self.database = database
-        self.deliveries = DeliveryStore(database, 25, 10)
-        self.held = HeldDeliveries(database, self.deliveries)
-        self.logs, self.gates, self.webhooks = LogStore(database), GateStore(database), WebhookStore(database)
-        self.records = DeliveryRecords(self.deliveries, self.held, self.logs, self.gates, self.webhooks)
-        self.failed, self.resend_jobs, self.actions = (
-            FailedStore(database),
-            ResendJobStore(database),
-            ActionStore(database),
-        )
+        super().__init__(database, claim_s=25)
+        self.failed, self.resend_jobs = FailedStore(database), ResendJobStore(database)
+        self.actions = ActionStore(database)
         self.queued: list[str] = []
-        self.services: Any = self
         self.seconds = 0.0
         self.resender = Resender(lambda: self.seconds)
-
-    def add_webhook(self, webhook_id: ObjectId = WEBHOOK, **changes: Any) -> ObjectId:
-        value = {
-            "_id": str(webhook_id),
-            "company": COMPANY,
-            "isActive": True,
-            "trigger": "create-edit-delete-task",
-            "url": "https://receiver.example/x",
-            "code": f"code_{webhook_id}",
-            **changes,
-        }
-        self.database["webhooks"].insert_one(COTWebhook.model_validate(value).to_bson())
-        return webhook_id
 
     def log(
         self, delivery_id: str, *, ok: bool = False, age_s: float = 60, webhook_id: ObjectId = WEBHOOK, **fields: Any
@@ -168,7 +143,7 @@ def test_looking_for_what_became_of_a_delivery_reads_an_index(world: World):
 
 
 def test_job_resends_each_once_in_their_order_and_says_so(world: World):
-    world.add_webhook()
+    world.add_webhook(WEBHOOK)
     for number in range(5):
         world.log(f"msg_{number}", age_s=60 - number)
     job = world.begin()
@@ -181,7 +156,7 @@ def test_job_resends_each_once_in_their_order_and_says_so(world: World):
 
 
 def test_job_that_begins_anew_resends_none_twice(world: World):
-    world.add_webhook()
+    world.add_webhook(WEBHOOK)
     for number in range(4):
         world.log(f"msg_{number}", age_s=60 - number)
     job = world.begin()
@@ -195,7 +170,7 @@ def test_job_that_begins_anew_resends_none_twice(world: World):
 
 
 def test_job_marks_what_it_sends_so_that_the_ledger_takes_it_once(world: World, monkeypatch: pytest.MonkeyPatch):
-    world.add_webhook()
+    world.add_webhook(WEBHOOK)
     world.log("msg_1")
     job = world.begin()
     monkeypatch.setattr(world.failed, "keep_failed", list)  # two workers that find it at one time
@@ -210,8 +185,8 @@ def test_job_marks_what_it_sends_so_that_the_ledger_takes_it_once(world: World, 
 
 @pytest.mark.parametrize("why", ["live", "held", "paused", "retrying"])
 def test_webhook_without_room_waits_and_others_go_on(world: World, why: str):
-    world.add_webhook()
-    other = world.add_webhook(ObjectId())
+    world.add_webhook(WEBHOOK)
+    other = world.add_webhook()
     world.log("msg_1")
     world.log("msg_2", webhook_id=other)
     match why:
@@ -234,7 +209,7 @@ def test_webhook_without_room_waits_and_others_go_on(world: World, why: str):
 
 @pytest.mark.parametrize(("rate", "most"), [(10, 1), (1_000, 4)])
 def test_few_wait_in_the_lane_of_their_webhook(world: World, rate: float, most: int):
-    world.add_webhook()
+    world.add_webhook(WEBHOOK)
     for number in range(9):
         world.log(f"msg_{number}", age_s=60 - number)
     world.run(world.begin(rate=rate), most=10, is_taken=False)
@@ -243,14 +218,14 @@ def test_few_wait_in_the_lane_of_their_webhook(world: World, rate: float, most: 
 
 def test_rate_holds(world: World):
     for _ in range(20):
-        world.log(f"msg_{ObjectId()}", webhook_id=world.add_webhook(ObjectId()))
+        world.log(f"msg_{ObjectId()}", webhook_id=world.add_webhook())
     assert len(world.run(world.begin(rate=5), most=20)) in (9, 10)
 
 
 def test_what_cannot_be_resent_is_left_out(world: World):
-    world.add_webhook(isActive=False)
+    world.add_webhook(WEBHOOK, isActive=False)
     world.log("msg_inactive")
-    other = world.add_webhook(ObjectId())
+    other = world.add_webhook()
     world.log("msg_cut", webhook_id=other, event_cut=True)
     world.log("msg_gone", webhook_id=ObjectId())
     job = world.begin()
@@ -260,7 +235,7 @@ def test_what_cannot_be_resent_is_left_out(world: World):
 
 
 def test_stopped_job_stops_at_once_and_goes_on_later(world: World):
-    world.add_webhook()
+    world.add_webhook(WEBHOOK)
     for number in range(6):
         world.log(f"msg_{number}", age_s=60 - number)
     job = world.begin()
@@ -281,7 +256,7 @@ def test_stopped_job_stops_at_once_and_goes_on_later(world: World):
     "change", [{"filter": 1}, {"filter": {"since": "soon"}}, {"at": "x"}, {"filter.since": None}, {"rate": "x"}]
 )
 def test_job_that_was_changed_by_hand_resends_nothing(world: World, change: dict[str, Any]):
-    world.add_webhook()
+    world.add_webhook(WEBHOOK)
     world.log("msg_1")
     world.begin()
     world.database["resendjobs"].update_one({}, {"$set": change})
@@ -290,7 +265,7 @@ def test_job_that_was_changed_by_hand_resends_nothing(world: World, change: dict
 
 
 def test_filters_choose(world: World):
-    world.add_webhook()
+    world.add_webhook(WEBHOOK)
     world.log("msg_old", age_s=7_200)
     world.log("msg_new")
     world.log("msg_tls", error_kind="tls")
@@ -316,7 +291,7 @@ def run(
 
 
 def test_command_counts_begins_watches_and_stops(world: World, run: Callable[..., Result]):
-    world.add_webhook()
+    world.add_webhook(WEBHOOK)
     for number in range(3):
         world.log(f"msg_{number}", age_s=60 - number)
     asked = run("resend", "--failed", "--since", "1h")
@@ -357,7 +332,7 @@ def test_command_of_nothing_to_resend(world: World, run: Callable[..., Result]):
 def test_ctrl_c_stops_the_job_and_says_how_to_go_on(
     world: World, run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ):
-    world.add_webhook()
+    world.add_webhook(WEBHOOK)
     world.log("msg_1")
 
     def interrupt(_: float) -> None:
@@ -372,7 +347,7 @@ def test_ctrl_c_stops_the_job_and_says_how_to_go_on(
 
 
 def test_one_delivery_is_resent_on_record(world: World, run: Callable[..., Result]):
-    world.add_webhook()
+    world.add_webhook(WEBHOOK)
     world.log("msg_1")
     result = run("resend", "msg_1", "--wait", "0")
     assert (result.exit_code, result.stdout) == (0, "sent as msg_1~1\n")
@@ -384,7 +359,7 @@ def test_one_delivery_is_resent_on_record(world: World, run: Callable[..., Resul
 
 
 def test_test_event_is_sent_and_its_outcome_shown(world: World, run: Callable[..., Result]):
-    world.add_webhook()
+    world.add_webhook(WEBHOOK)
     sent = run("test", str(WEBHOOK), "--wait", "0")
     assert sent.exit_code == 0, sent.stderr
     (pending,) = world.database["deliveries"].find()

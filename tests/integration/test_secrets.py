@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 from pymongo.database import Database
 
-from tests.integration.test_cli import add
+from tests.lab.commands import add
 from tests.lab.logs import COMPANY
 from webhooks.cli import cli
 from webhooks.config import get_settings

@@ -13,9 +13,11 @@ from click.testing import CliRunner
 from tests import bench
 from tests.bench import events, measures, plan, report
 from tests.bench.__main__ import bench as bench_command
-from tests.bench.findings import FIGURES, Findings, Run
-from tests.bench.measures import BARS, Bar, Figure, RowFailed, Sample, judge, percentile, steady
-from tests.bench.nginx import Nginx
+from tests.bench.bars import BARS, BEFORE, Bar, judge
+from tests.bench.measures import Figure, RowFailed, Sample, percentile, steady
+from tests.bench.measuring import Results, Run
+from tests.bench.receivers import Nginx
+from tests.bench.rows import FIGURES, ROWS, figures_of, rows_of
 from webhooks.models import parse_event
 from webhooks.rules.encryption import Use, Vault, new_key
 from webhooks.store.webhooks import read_stored
@@ -95,10 +97,21 @@ def test_figure_is_the_median_of_its_samples():
     [("≥", 12.0, True), ("≥", 11.99, False), ("≤", 12.0, True), ("≤", 12.01, False)],
 )
 def test_bar_is_met_at_its_limit(sense: str, value: float, is_met: bool):
-    bar = Bar("x", "x", "a", "bare", 1.2, sense)  # pyright: ignore[reportArgumentType]
+    bar = Bar("x", "x", ("a",), "bare", 1.2, sense)  # pyright: ignore[reportArgumentType]
     verdict = judge(bar, {"a": figure("a", value), "bare": figure("bare", 10)})
-    assert verdict.ratio == pytest.approx(value / 10)
+    assert verdict.value == pytest.approx(value / 10)
     assert verdict.is_met is is_met
+
+
+def test_bar_without_a_figure_to_divide_by_is_of_the_sum_in_its_unit():
+    bar = Bar("x", "x", ("a", "b"), None, 0.45, "≤", 1e-3, "ms")
+    verdict = judge(bar, {"a": figure("a", 300), "b": figure("b", 151)})
+    assert (verdict.value, verdict.is_met) == (pytest.approx(0.451), False)
+
+
+def test_bar_without_a_limit_is_reported():
+    verdict = judge(Bar("x", "x", ("a",), "b", None), {"a": figure("a", 3), "b": figure("b", 2)})
+    assert (verdict.value, verdict.is_met) == (1.5, None)
 
 
 @pytest.mark.parametrize(
@@ -112,33 +125,40 @@ def test_bar_is_met_at_its_limit(sense: str, value: float, is_met: bool):
 )
 def test_bar_of_what_was_not_measured_is_neither_met_nor_missed(figures: list[Figure]):
     verdict = judge(BARS[0], {known.key: known for known in figures})
-    assert (verdict.ratio, verdict.is_met) == (None, None)
+    assert (verdict.value, verdict.is_met) == (None, None)
 
 
-def test_bars_are_of_figures_that_are_measured():
-    assert {key for bar in BARS for key in (bar.figure, bar.against)} <= FIGURES.keys()
-    assert {definition.row for definition in FIGURES.values()} == plan.ROWS.keys()
+def test_bars_are_of_figures_that_are_measured_and_the_run_before_is_of_bars():
+    assert {key for bar in BARS for key in (*bar.figures, bar.against) if key is not None} <= FIGURES.keys()
+    assert {bar.key for bar in BARS} >= BEFORE.keys()
 
 
-def test_figures_of_a_row_that_failed_tell_why():
-    found = Findings()
-    found.take("a", None, 100.0)
-    found.take("b", None, 100.0)
-    found.failures["b"] = "1 of 2 logs"
-    by_key = {known.key: known for known in found.figures(("a", "b"))}
+def test_no_two_rows_have_the_same_figure():
+    assert len(FIGURES) == sum(len(row.figures) for row in ROWS.values())
+
+
+def test_figures_of_a_row_that_failed_or_cannot_be_measured_tell_why():
+    results = Results()
+    for key in ("a", "b"):
+        results.samples[key].append(100.0)
+    results.failures["b"] = "1 of 2 logs"
+    results.absences["scale"] = "needs root"
+    by_key = {known.key: known for known in figures_of(results, ("a", "b", "scale"))}
     assert by_key["a"].value == 100
     assert (by_key["b"].value, by_key["b"].error) == (None, "1 of 2 logs")
-    assert "memory" not in by_key  # not measured, and nothing wrong
+    # What was not measured is left out, and the reason of a row that is absent stands once.
+    assert {*by_key} == {"a", "b", "scale_1"}
+    assert by_key["scale_1"].absent == "needs root"
 
 
 # ── Plans ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 def test_rows_are_all_unless_some_are_asked_for():
-    assert plan.rows_of(()) == tuple(row for row in plan.ROWS if row != "sizes")
-    assert plan.rows_of(("b", "bare")) == ("bare", "b")
+    assert rows_of(()) == tuple(row for row in ROWS if row != "sizes")
+    assert rows_of(("b", "bare")) == ("bare", "b")
 
 
 def test_latency_brings_the_rate_that_it_is_a_share_of():
-    assert plan.rows_of(("latency",)) == ("a", "latency")
+    assert rows_of(("latency",)) == ("a", "latency")
 
 
 def test_sizes_that_are_asked_for_hold():
@@ -180,13 +200,13 @@ def test_webhook_is_signed_and_can_be_read_by_a_worker():
 
 @pytest.mark.parametrize("echo", [Path("/modules/echo.so"), None])
 def test_nginx_listens_at_its_address_alone(echo: Path | None):
-    text = Nginx(Path("nginx"), "1.22.1", echo).configuration("198.18.0.1", [8081, 8082], 0.1)
+    text = Nginx(Path("nginx"), "1.22.1", echo).configuration("198.18.0.1", [8081, 8082])
     listening = [line.split()[1] for line in text.splitlines() if line.strip().startswith("listen ")]
     assert listening == ["198.18.0.1:8081", "198.18.0.1:8082"]
     assert ("echo_sleep 0.1;" in text) is ("load_module" in text) is (echo is not None)
 
 
-@pytest.mark.parametrize("name", ["yardsticks.py", "receiver.py"])
+@pytest.mark.parametrize("name", ["baselines.py", "receiver.py"])
 def test_what_the_product_is_held_against_has_nothing_of_it(name: str):
     imported = set()
     for node in ast.walk(ast.parse((FOLDER / name).read_text())):
@@ -218,9 +238,7 @@ def run(others: float = 0.0) -> Run:
 
 def make_report(*figures: Figure) -> report.Report:
     made = plan.Plan(("a", "bare"), plan.QUICK, 2)
-    return report.Report(
-        MACHINE, made, {"WEBHOOKS_CONCURRENCY": "9"}, figures, report.judge_all(figures), [run()], 60.0
-    )
+    return report.Report(MACHINE, made, {"WEBHOOKS_CONCURRENCY": "9"}, figures, [run()], 60.0)
 
 
 def test_report_is_json_with_samples_ratios_and_bars():
@@ -229,7 +247,8 @@ def test_report_is_json_with_samples_ratios_and_bars():
     assert told["figures"]["a"]["value"] == 20
     assert [bar["key"] for bar in told["bars"]] == [bar.key for bar in BARS]
     bar = told["bars"][0]
-    assert (bar["ratio"], bar["limit"], bar["sense"], bar["met"]) == (2.0, 1.2, ">=", True)
+    assert (bar["value"], bar["before"], bar["met"]) == (2.0, BEFORE["a_bare"], True)
+    assert (bar["limit"], bar["sense"]) == (BARS[0].limit, ">=")
     assert told["bars"][1]["met"] is None
     assert told["runs"][0]["logged"] == [[0.0, 0], [10.0, 1000]]
     assert told["settings"] == {"WEBHOOKS_CONCURRENCY": "9"}
@@ -239,18 +258,26 @@ def test_report_shows_no_url_of_a_server():
     made = plan.Plan(
         ("a",), plan.QUICK, 2, broker_url="redis://:secret@host/1", mongodb_url="mongodb://u:secret@host/x"
     )
-    told = report.Report(MACHINE, made, {}, [], [], [], 1.0).to_dict()
+    told = report.Report(MACHINE, made, {}, [], [], 1.0).to_dict()
     assert "secret" not in json.dumps(told) + str(report.head_of(MACHINE, made, {}))
     assert (told["plan"]["own_broker"], told["plan"]["own_mongodb"]) == (False, False)
 
 
 def test_tables_say_what_failed_and_what_was_not_measured():
-    figures = [figure("a", 10, 12), figure("bare", error="it died")]
-    rows = report.rows_of(figures)
+    rows = report.rows_of([figure("a", 10, 12), figure("bare", error="it died")])
     assert rows[1][:4] == ["a", "11.0", "/s", "10.0–12.0"]
     assert (rows[2][1], rows[2][-1]) == ("error", "it died")
-    verdicts = report.verdict_rows_of(report.judge_all(figures))
-    assert verdicts[1] == [BARS[0].text, "–", "≥ 1.2", "not measured"]
+    verdicts = report.verdict_rows_of(make_report(figure("a", 10)).verdicts())
+    before = f"{BEFORE['a_bare']:.2f}"
+    assert verdicts[1] == [BARS[0].text, "–", before, f"≥ {BARS[0].limit:g}", "not measured"]
+
+
+def test_table_of_bars_has_this_run_the_one_before_and_the_limit():
+    figures = [figure(key, value) for key, value in (("redis_bytes", 2500.4), ("tls", 30), ("one_host", 40))]
+    rows = {row[0]: row[1:] for row in report.verdict_rows_of(make_report(*figures).verdicts())}
+    texts = {bar.key: bar.text for bar in BARS}
+    assert rows[texts["redis_bytes"]] == ["2,500", f"{BEFORE['redis_bytes']:,}", "≤ 2600 bytes", "met"]
+    assert rows[texts["tls"]] == ["0.750", "–", "–", "reported"]
 
 
 @pytest.mark.parametrize(

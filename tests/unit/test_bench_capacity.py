@@ -5,7 +5,6 @@ import math
 import re
 import shutil
 import subprocess
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,31 +12,30 @@ import pytest
 from click.testing import CliRunner
 
 from tests.bench.__main__ import bench as bench_command
-from tests.bench.capacity import ASSUMPTIONS, DEFAULTS, LINES, RATES, Costs, need, show
-from tests.bench.findings import FIGURES
+from tests.bench.capacity import ASSUMPTIONS, COSTS, DEFAULTS, FORMULAS, LINES, RATES, need, show, sources_of
 from tests.bench.page import render
-from tests.bench.stored import COST_FIGURES, InvalidRun, read_run
+from tests.bench.rows import FIGURES
+from tests.bench.stored import InvalidRun, read_run
 
-COSTS = Costs(
-    worker_us=600,
-    redis_us=100,
-    redis_queueing_us=30,
-    mongodb_us=160,
-    worker_mb=150,
-    queued_bytes=4_000,
-    waiting_redis_bytes=1_400,
-    waiting_mongodb_bytes=2_300,
-    log_bytes=2_600,
-    log_index_bytes=200,
-    redis_traffic_bytes=4_500,
-    mongodb_traffic_bytes=5_300,
-    event_bytes=2_048,
-)
+MEASURED: dict[str, float] = {
+    "cpu_workers": 600,
+    "cpu_valkey": 100,
+    "cpu_queueing": 30,
+    "cpu_mongod": 160,
+    "memory": 150,
+    "redis_bytes": 4_000,
+    "waiting_redis": 1_400,
+    "waiting_mongodb": 2_300,
+    "log_bytes": 2_600,
+    "log_index_bytes": 200,
+    "traffic_redis": 4_500,
+    "traffic_mongodb": 5_300,
+}
+ALL = {**MEASURED, "event_bytes": 2_048}
 
 
 def run_json() -> dict[str, Any]:
     """Return a run as `python -m tests.bench --json` writes it, with the costs above."""
-    values = dict(zip(COST_FIGURES, list(asdict(COSTS).values())[:-1], strict=True))
     return {
         "machine": {
             "cores": 2,
@@ -52,20 +50,19 @@ def run_json() -> dict[str, Any]:
         "plan": {"workers": 2, "event_bytes": 2_048, "sizes": {"rounds": 1, "events": 5_000}},
         "figures": {
             key: {
-                "text": key,
                 "unit": FIGURES[key].unit,
                 "value": float(value),
                 "samples": [float(value)],
                 "note": "</script><b>",
             }
-            for key, value in values.items()
+            for key, value in MEASURED.items()
         },
         "noise": None,
     }
 
 
 def test_needs_of_ten_thousand_by_hand():
-    needs = need(COSTS, DEFAULTS, 10_000)
+    needs = need(ALL, DEFAULTS, 10_000)
     # 5 % retries; 600 µs each at 60 % of a core; 16 cores a host.
     assert needs["attempts"] == 10_500
     assert needs["processes"] == math.ceil(10_500 * 600e-6 / 0.6) == 11
@@ -83,6 +80,18 @@ def test_needs_of_ten_thousand_by_hand():
     assert needs["mongodb_by_disk"] == math.ceil(2.540 * 30 / 4)
 
 
+def test_numbers_name_what_they_come_from():
+    assert sources_of("processes") == ["cpu_workers", "utilisation"]
+    assert sources_of("hosts") == ["cores"]
+    assert sources_of("redis_by_memory") == [
+        *("backlog_s", "redis_bytes", "retry_percent", "waiting_redis", "redis_gb")
+    ]
+    # Every cost and assumption counts somewhere.
+    told = {source for lines in LINES.values() for line in lines for source in sources_of(line.key)}
+    assert told | {"event_bytes"} >= {*ALL, *DEFAULTS}
+    assert {line.key for lines in LINES.values() for line in lines} <= FORMULAS.keys()
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [(0, "0"), (3, "3"), (1234567, "1,234,567"), (123.4, "123"), (12.34, "12.3"), (1.234, "1.23"), (0.01234, "0.0123")],
@@ -98,8 +107,8 @@ def test_page_needs_nothing_besides_and_shows_what_was_computed():
     assert "<script>alert" not in page
     assert "</script><b>" not in page
     for column, rate in enumerate(RATES):
-        needs = need(COSTS, DEFAULTS, rate)
-        for line in LINES:
+        needs = need(ALL, DEFAULTS, rate)
+        for line in (line for lines in LINES.values() for line in lines):
             assert f'data-column="{column}" data-key="{line.key}">{show(needs[line.key])}<' in page
     assert all(f'name="{assumption.key}"' in page for assumption in ASSUMPTIONS)
 
@@ -107,23 +116,22 @@ def test_page_needs_nothing_besides_and_shows_what_was_computed():
 @pytest.mark.skipif(shutil.which("node") is None, reason="needs Node.js to run the page's script")
 def test_script_computes_the_same():
     page = render(read_run(run_json()))
-    function = re.search(r"function need\(given, rate\) \{.*?\n  \}\n", page, re.DOTALL)
+    function = re.search(r"function need\(costs, given, rate\) \{.*?\n  \}\n", page, re.DOTALL)
     data = re.search(r'<script type="application/json" id="run">(.*?)</script>', page, re.DOTALL)
     assert function
     assert data
     other = {**DEFAULTS, "retry_percent": 40.0, "utilisation": 35.0, "answer_ms": 900.0}
     code = (
-        f"const run = {data[1]}, costs = run.costs; {function[0]}"
-        f"console.log(JSON.stringify([need({json.dumps(DEFAULTS)}, 1e6), need({json.dumps(other)}, 77)]))"
+        f"const run = {data[1]}; {function[0]}"
+        f"const found = [need(run.costs, {json.dumps(DEFAULTS)}, 1e6), need(run.costs, {json.dumps(other)}, 77)];"
+        "console.log(JSON.stringify(found))"
     )
     done = subprocess.run(["node", "-e", code], capture_output=True, text=True, check=True, timeout=60)
-    for found, expected in zip(
-        json.loads(done.stdout), [need(COSTS, DEFAULTS, 1e6), need(COSTS, other, 77)], strict=True
-    ):
+    for found, expected in zip(json.loads(done.stdout), [need(ALL, DEFAULTS, 1e6), need(ALL, other, 77)], strict=True):
         assert found == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("key", COST_FIGURES)
+@pytest.mark.parametrize("key", COSTS)
 def test_run_without_a_cost_names_it(key: str):
     data = run_json()
     del data["figures"][key]

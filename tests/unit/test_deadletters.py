@@ -3,6 +3,7 @@
 import base64
 import json
 import queue
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import bson
 import pytest
 from kombu.message import Message
 
+from webhooks.delivery.meters import Fault
 from webhooks.errors import CannotResend, StoreUnavailable
 from webhooks.store.deadletters import MAX_BODY_BYTES, MAX_ENVELOPE_CHARS, DeadLetter, Reason, one_line
 from webhooks.worker import deadletter_writer
@@ -213,20 +215,18 @@ def bury(monkeypatch: pytest.MonkeyPatch) -> Callable[[FakeStore], str]:
     return bury
 
 
-def test_message_is_acked_after_its_letter_is_stored(bury: Callable[[FakeStore], str]) -> None:
-    store = FakeStore()
+@pytest.mark.parametrize("failures", [0, 2], ids=["at once", "through an outage"])
+def test_message_is_acked_after_its_letter_is_stored(
+    bury: Callable[[FakeStore], str], faults: Counter[Fault], failures: int
+) -> None:
+    store = FakeStore(*[StoreUnavailable("away")] * failures)
     assert bury(store) == "acked"
     assert len(store.written) == 1
-
-
-def test_message_is_held_through_an_outage(bury: Callable[[FakeStore], str]) -> None:
-    store = FakeStore(StoreUnavailable("away"), StoreUnavailable("away"))
-    assert bury(store) == "acked"
-    assert len(store.written) == 1
+    assert faults == {Fault.DEAD_LETTER: 1}
 
 
 def test_message_is_given_back_when_the_outage_lasts(
-    bury: Callable[[FakeStore], str], monkeypatch: pytest.MonkeyPatch
+    bury: Callable[[FakeStore], str], monkeypatch: pytest.MonkeyPatch, faults: Counter[Fault]
 ) -> None:
     class LongAway(FakeStore):
         def write(self, letter: DeadLetter) -> None:
@@ -236,6 +236,7 @@ def test_message_is_given_back_when_the_outage_lasts(
     store = LongAway()
     assert bury(store) == "given back"
     assert store.written == []
+    assert not faults
 
 
 def test_letter_that_cannot_be_stored_does_not_stop_the_next(monkeypatch: pytest.MonkeyPatch) -> None:

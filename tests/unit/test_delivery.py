@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from responses import RequestsMock as HTTPMock
 
 from tests.lab.samples_data import read_sample
+from tests.lab.senders import new_sender
 from webhooks.delivery.attempt import (
     USER_AGENT,
     AttemptRunner,
@@ -409,14 +410,7 @@ def test_headers_of_the_webhook_are_sent():
 def test_headers_that_are_ours_cannot_be_set():
     with HTTPMock() as mock:
         mock.post(WEBHOOK.url.partition("?")[0])
-        sender = Sender(
-            allowed_networks=(),
-            connect_timeout_s=1,
-            total_timeout_s=1,
-            max_response_bytes=1,
-            ca_bundle=None,
-            pool_size=1,
-        )
+        sender = new_sender(allowed_networks=())
         runner = AttemptRunner(sender=sender, policy=RetryPolicy(30, 3), vault=VAULT, clock=lambda: NOON)
         runner.attempt(DELIVERY, webhook_with(secrets=[sealed(new_secret())]), Claim("msg_1", 0, LOG_ID))
         (call,) = mock.calls

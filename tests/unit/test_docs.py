@@ -14,7 +14,7 @@ from cryptography.exceptions import InvalidSignature
 from flower.views.auth import authenticate
 
 from tests.fairness.scenarios import SCENARIOS
-from tests.faults.matrix import ROWS
+from tests.faults.rows import ROWS
 from tests.lab.logs import make_attempt, make_log
 from tests.lab.pages import PAGES, README, ROOT, blocks, cells, commands, names, page, prose, quoted, table, tables
 from tests.lab.refused import to_markdown

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from tests.lab.worker import wait_until
 from webhooks.config import Settings
+from webhooks.delivery.meters import Fault
 from webhooks.errors import StoreUnavailable
 from webhooks.store.leases import judge_leases
 from webhooks.transport.holder import (
@@ -155,7 +157,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("make_error", [lambda: StoreUnavailable("away"), lambda: ZeroDivisionError("a defect")])
 @pytest.mark.usefixtures("quick")
 def test_renewal_goes_on_whatever_a_renewal_raises(
-    make_error: Callable[[], Exception], caplog: pytest.LogCaptureFixture
+    make_error: Callable[[], Exception], caplog: pytest.LogCaptureFixture, faults: Counter[Fault]
 ):
     server = Server()
     server.error = make_error()
@@ -168,6 +170,7 @@ def test_renewal_goes_on_whatever_a_renewal_raises(
     one.end()
     one.join(5)
     assert server.ended == 1
+    assert faults == {Fault.LEASE_NOT_RENEWED: server.tried - server.renewed}
     if isinstance(make_error(), StoreUnavailable):
         lines = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
         assert lines == ["the lease in X is not renewed: away"], "once, however long it is away"

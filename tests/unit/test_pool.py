@@ -7,6 +7,7 @@ import pytest
 from celery.platforms import EX_FAILURE
 from celery.worker import state
 
+import webhooks.worker.tasks  # noqa: F401 - registers them
 from webhooks.delivery.outcomes import Failed
 from webhooks.errors import Requeue
 from webhooks.worker import pool

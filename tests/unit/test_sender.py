@@ -20,14 +20,7 @@ URL = "https://receiver.example/hook?key=1"
 
 @pytest.fixture
 def sender() -> Iterator[Sender]:
-    made = Sender(
-        allowed_networks=(),
-        connect_timeout_s=5,
-        total_timeout_s=15,
-        max_response_bytes=10,
-        ca_bundle=None,
-        pool_size=1,
-    )
+    made = new_sender(allowed_networks=(), total_timeout_s=15, max_response_bytes=10)
     yield made
     made.close()
 

@@ -157,7 +157,7 @@ def test_eta_is_read_as_celery_writes_it(eta: object, expected: float | None):
     assert messages.due_at(message) == expected
     without = messages.without_eta(message)
     assert message["headers"]["eta"] == eta  # publishing may be tried again with it
-    assert without["headers"] == {"eta": None if expected is not None else eta, "id": "x"}
+    assert without["headers"] == ({"id": "x"} if expected is not None else {"eta": eta, "id": "x"})
 
 
 @pytest.mark.parametrize("message", [{}, {"headers": None}, {"headers": {}}])

@@ -15,9 +15,11 @@ from webhooks.models.wire import (
     MAX_DEPTH,
     Id,
     Instant,
+    KeyTwice,
     Unstorable,
     WireModel,
     explain,
+    no_key_twice,
     parse_object_id,
     show,
     to_storable,
@@ -132,9 +134,9 @@ def parse_event_text(text: str, max_bytes: int) -> COTEvent:
     if (canonical := _read_canonical(text, max_bytes)) is not None:
         return canonical
     try:
-        value = json.loads(text, object_pairs_hook=_no_key_twice)
-    except InvalidEvent:
-        raise
+        value = json.loads(text, object_pairs_hook=no_key_twice)
+    except KeyTwice as error:
+        _refuse(str(error))
     except RecursionError:
         _refuse("it is nested too deeply")
     except json.JSONDecodeError as error:
@@ -187,13 +189,6 @@ def _read_safe_digits(digits: str) -> int:
 
 #: Shared, because `json.loads` with a hook creates a decoder per call.
 _DECODER = json.JSONDecoder(parse_int=_read_safe_digits)
-
-
-def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        _refuse("a key appears twice in one object")
-    return found
 
 
 def _refuse(reason: str) -> NoReturn:

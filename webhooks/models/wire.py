@@ -39,6 +39,19 @@ _INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", re.ASCII)
 _HEX_24 = re.compile(r"[0-9a-fA-F]{24}", re.ASCII)
 
 
+class KeyTwice(ValueError):
+    """A key appears twice in one object."""
+
+
+def no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON, as an ``object_pairs_hook``; raise KeyTwice if a key appears twice."""
+    # Python uses the last value, other readers the first: the intended one is unknown.
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise KeyTwice("a key appears twice in one object")
+    return found
+
+
 def now() -> datetime:
     """Return the present instant in UTC, in whole milliseconds as MongoDB and the wire hold it."""
     instant = datetime.now(UTC)

@@ -145,8 +145,10 @@ def to_text(body: bytes, content_type: str | None, *, is_cut: bool) -> str:
     if codec in _WITHOUT_BYTE_ORDER:
         # WHATWG Encoding, 14.4: without a byte order mark, little-endian.
         codec += "-be" if body.startswith(_WITHOUT_BYTE_ORDER[codec]) else "-le"
-    decoder = codecs.getincrementaldecoder(codec)("backslashreplace")
-    text = decoder.decode(body, final=not is_cut)
+    if is_cut:
+        text = codecs.getincrementaldecoder(codec)("backslashreplace").decode(body)
+    else:
+        text = body.decode(codec, "backslashreplace")
     return _UNREADABLE.sub(_escape, text.removeprefix("\ufeff"))
 
 

@@ -41,15 +41,16 @@ _READ_BYTES = 16 * 1024
 
 _NO_TARGET = RequestUrl("", "", 0, "", "")
 
-#: Called exactly once per request, in one of the sender's threads; must not block.
+#: Called exactly once per request, in one of the sender's threads, or in the caller's before `submit` returns. Must not
+#: block.
 OnAnswer = Callable[[Answer], None]
 
 
 class Sender:
     """Sends requests to allowed addresses over kept connections. One per process; thread-safe.
 
-    One thread sends over kept connections, many requests at a time without blocking. A pool of blocking threads sends
-    over new connections.
+    Requests over kept connections are written by the caller's thread and answered in one thread, many at a time without
+    blocking. A pool of blocking threads sends over new connections.
     """
 
     def __init__(
@@ -114,11 +115,14 @@ class Sender:
                     advance=self._advance,
                     expire=self._expire,
                     fail=self._fail,
-                    sweep=self._idle.sweep,
+                    idle=self._idle,
                     most=self._concurrency,
                 )
                 self._loop.start()
-            self._loop.put(jobs)
+            loop = self._loop
+            jobs = loop.admit(jobs)
+        for job in jobs:
+            loop.begin(job)
 
     def post(
         self,
@@ -146,19 +150,17 @@ class Sender:
         """Wait until all requests are answered; close the connections and end the threads."""
         with self._lock:
             loop, self._is_closed = None if self._is_closed else self._loop, True
+        self._idle.close()  # while the loop can still forget them
         if loop is not None:
             loop.close()
         self._threads.shutdown()
-        self._idle.close()
         self._resolver.close()
 
-    # ── In the loop's thread ────────────────────────────────────────────────────────────────────────────────────────
+    # ── In the caller's thread, or the loop's ───────────────────────────────────────────────────────────────────────
     def _begin(self, job: "_Job") -> InFlightRequest | None:
         """Begin a job over a kept connection, or hand it to a thread."""
         job.attempt = attempt = Attempt(_NO_TARGET, self._connect_timeout_s, self._total_timeout_s)
         asked = job.request
-        if asked.begin_by is not None and uptime() > asked.begin_by:
-            raise TooLate("its time had passed before the request was begun")
         try:
             attempt.target = target = find_url(asked.url)
             check_port(target.port, self._allowed_ports)
@@ -166,10 +168,19 @@ class Sender:
             self._answer(job, _failed(attempt, error))
             return None
         job.post = prepare(target, asked.headers, asked.body, attempt)
+        _check_time(asked)  # last, as this process may be suspended at any moment
         job.in_flight = self._adapter.begin(job.post, asked.max_connection_age_s)
         if job.in_flight is None:
             self._threads.submit(self._post, job, job.post)
         return job.in_flight
+
+    def _finish(self, job: "_Job", request: InFlightRequest, *, is_read: bool) -> None:
+        """Keep or close the connection of a job's request."""
+        job.in_flight = None
+        if self._loop is not None:
+            # First: another thread may take the connection at once.
+            self._loop.forget(request)
+        self._adapter.finish(request, is_read=is_read)
 
     def _advance(self, job: "_Job") -> bool:
         """Continue a job over a kept connection; return whether it is over, or left to a thread."""
@@ -189,7 +200,7 @@ class Sender:
         except NoResponse as error:
             self._end_without_response(job, request, error)
             return True
-        self._adapter.finish(request, is_read=wants_more)
+        self._finish(job, request, is_read=wants_more)
         if head.status == HTTPStatus.REQUEST_TIMEOUT:
             # The connection was idle for too long (RFC 9110, 15.5.9).
             self._try_again(job)
@@ -203,7 +214,7 @@ class Sender:
 
     def _end_without_response(self, job: "_Job", request: InFlightRequest, error: NoResponse) -> None:
         attempt = request.attempt
-        self._adapter.finish(request, is_read=False)
+        self._finish(job, request, is_read=False)
         is_silent = not attempt.received_bytes
         if is_silent and error.kind in (ErrorKind.TIMEOUT, ErrorKind.RESET):
             # The network may have dropped the other connections too.
@@ -223,7 +234,7 @@ class Sender:
     def _fail(self, job: "_Job", error: Exception) -> None:
         """End a job that met a defect of ours."""
         if job.in_flight is not None:
-            job.in_flight.connection.close()
+            self._finish(job, job.in_flight, is_read=False)
         attempt = job.attempt or Attempt(_NO_TARGET, self._connect_timeout_s, self._total_timeout_s)
         text = f"internal error: {type(error).__name__}"
         answer = Answer(None, text, ErrorKind.INTERNAL, False, attempt.peer, attempt.timings(), defect=error)
@@ -233,6 +244,8 @@ class Sender:
     def _post(self, job: "_Job", post: OutgoingPost) -> None:
         """Send a request over a new connection, and wait for its answer."""
         try:
+            if job.in_flight is None:  # else it began over a kept connection, and is in flight
+                _check_time(job.request)
             answer = self._wait_for_answer(post)
         except NoResponse as error:
             answer = _failed(post.attempt, error)
@@ -281,9 +294,15 @@ class _Job:
     #: None before `_begin`, like the next two.
     attempt: Attempt | None = None
     post: OutgoingPost | None = None
-    #: None over a new connection as well.
+    #: None over a new connection as well, and once it is finished.
     in_flight: InFlightRequest | None = None
     collector: BodyCollector | None = None
+
+
+def _check_time(request: OutgoingRequest) -> None:
+    """Raise TooLate if a request may no longer be begun."""
+    if request.begin_by is not None and uptime() > request.begin_by:
+        raise TooLate("its time had passed before the request was begun")
 
 
 def _answered(attempt: Attempt, status: int, headers: Mapping[str, str], collector: BodyCollector) -> Answer:

@@ -5,8 +5,10 @@ Converts foreign errors to `NoResponse` by type, where they occur.
 
 import logging
 import select
+import selectors
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable
 from ipaddress import ip_address
@@ -172,7 +174,7 @@ def _ip_port(endpoint: Endpoint) -> str:
 class Connection:
     """One connection to an endpoint; writing and reading do not block."""
 
-    __slots__ = ("_poll", "endpoint", "idle_since", "opened_at", "peer", "sock")
+    __slots__ = ("_awaited", "_poll", "_selector", "endpoint", "idle_since", "lock", "opened_at", "peer", "sock")
 
     def __init__(self, sock: socket.socket, attempt: Attempt) -> None:
         sock.settimeout(0)
@@ -183,14 +185,32 @@ class Connection:
         self.opened_at = self.idle_since = time.monotonic()
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
+        #: Held by the thread that writes to it or reads from it.
+        self.lock = threading.RLock()
+        #: What waits for its events, and for which; None before `watch`.
+        self._selector: selectors.BaseSelector | None = None
+        self._awaited = 0
 
     @property
     def is_quiet(self) -> bool:
         """Whether nothing has arrived. An idle connection is then open and holds no unrequested data."""
         return not self._poll.poll(0)
 
+    def watch(self, selector: selectors.BaseSelector, events: int) -> None:
+        """Have a selector, always the same, wait for events until the connection is closed."""
+        if events == self._awaited:
+            return
+        if self._selector is None:
+            selector.register(self.sock, events, self)
+        else:
+            selector.modify(self.sock, events, self)
+        self._selector, self._awaited = selector, events
+
     def close(self) -> None:
         """Close the socket."""
+        if self._selector is not None:
+            self._selector.unregister(self.sock)
+            self._selector = None
         self.sock.close()
 
 

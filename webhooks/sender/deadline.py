@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from enum import IntEnum, auto
-from typing import Literal
+from enum import IntEnum
+from typing import Literal, NamedTuple
 
 from webhooks.errors import ErrorKind, NoResponse
 from webhooks.models.url import RequestUrl
@@ -17,8 +17,7 @@ from webhooks.models.url import RequestUrl
 _OPENSSL_WORDS = re.compile(r"(?:\[[^\]]*\] )?(.+?)(?: \(_ssl\.c:[0-9]+\))?")
 
 
-@dataclass(frozen=True, slots=True)
-class Timings:
+class Timings(NamedTuple):
     """Duration of each phase, also of the one that failed. None: the phase did not take place."""
 
     lookup_ms: float | None
@@ -55,14 +54,18 @@ class Answer:
 
 
 class Phase(IntEnum):
-    """The timed phases, in order. Integers, because hashing them runs no Python code."""
+    """The timed phases, in order: each is its duration's place in `Timings`."""
 
-    LOOKUP = auto()
-    CONNECT = auto()
-    TLS = auto()
-    SEND = auto()
-    WAIT = auto()
-    READ = auto()
+    LOOKUP = 0
+    CONNECT = 1
+    TLS = 2
+    SEND = 3
+    WAIT = 4
+    READ = 5
+
+
+def _no_durations() -> list[float | None]:
+    return [None] * 6
 
 
 @dataclass(slots=True, eq=False)
@@ -77,7 +80,8 @@ class Attempt:
     peer: str | None = None
     #: Of the response, over the current connection.
     received_bytes: int = 0
-    _durations: dict[Phase, float] = field(default_factory=dict)
+    #: Seconds of each phase.
+    _durations: list[float | None] = field(default_factory=_no_durations)
 
     @property
     def deadline(self) -> float:
@@ -110,14 +114,14 @@ class Attempt:
 
     def timings(self) -> Timings:
         """Return the measurements so far."""
-        took = {phase: round(seconds * 1000, 3) for phase, seconds in self._durations.items()}
-        return Timings(*map(took.get, Phase), total_ms=round((time.monotonic() - self.started) * 1000, 3))
+        took = [None if seconds is None else round(seconds * 1000, 3) for seconds in self._durations]
+        return Timings(*took, total_ms=round((time.monotonic() - self.started) * 1000, 3))
 
     def start_over(self) -> None:
         """Forget a try on a stale connection. Its time still counts in the deadline and the total."""
         self.received_bytes = 0
         self.peer = None
-        self._durations.clear()
+        self._durations = _no_durations()
 
     def io_failed(self, verb: Literal["read", "write"], error: OSError) -> NoResponse:
         """Map an error of reading or writing by its type."""

@@ -70,6 +70,14 @@ class IdleConnections:
                 for oldest in self._idle.popitem(last=False)[1]:
                     oldest.close()
 
+    def drop(self, connection: Connection) -> None:
+        """Close a connection on which something arrived, if it is idle: it was closed, or sent unrequested data."""
+        with self._lock:
+            idle = self._idle.get(connection.endpoint, [])
+            if connection in idle:
+                idle.remove(connection)
+                connection.close()
+
     def close_silent(self, endpoint: Endpoint, since: float) -> None:
         """Close connections not used since an instant on the monotonic clock: one like them was dead."""
         with self._lock:

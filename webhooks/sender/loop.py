@@ -1,14 +1,16 @@
-"""An event loop: many non-blocking requests in one thread."""
+"""An event loop: many non-blocking requests, begun in any thread and continued in one."""
 
 import selectors
 import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Generic, TypeVar
 
+from webhooks.sender.connection import Connection
+from webhooks.sender.idle import IdleConnections
 from webhooks.sender.nonblocking import InFlightRequest
 
 T = TypeVar("T")
@@ -18,7 +20,10 @@ _SWEEP_EVERY_S = 1.0
 
 
 class Loop(Generic[T]):
-    """Runs the requests of jobs in one thread. `put`, `end_one` and `close` may be called from any thread."""
+    """Runs the requests of jobs. `admit`, `begin`, `forget`, `end_one` and `close` may be called from any thread.
+
+    A connection is registered once. Between two requests its events mean that it cannot be used any more.
+    """
 
     def __init__(
         self,
@@ -27,7 +32,7 @@ class Loop(Generic[T]):
         advance: Callable[[T], bool],
         expire: Callable[[T], None],
         fail: Callable[[T, Exception], None],
-        sweep: Callable[[], bool],
+        idle: IdleConnections,
         most: int,
     ) -> None:
         """Make a loop. Only `begin` and `advance` may raise.
@@ -35,23 +40,24 @@ class Loop(Generic[T]):
         Args:
             begin: begins a job; returns its request, not yet written. None: it is over, or another thread continues.
             advance: continues a job whose request is writable or readable; returns whether the loop is done with it.
+                It calls `forget` before it gives the connection back.
             expire: gets a job whose deadline has passed.
             fail: gets a job that raised, and the error.
-            sweep: closes unusable idle connections; returns whether any is left.
-            most: maximum number of jobs from `begin` to `end_one`.
+            idle: connections between two requests.
+            most: maximum number of jobs from `admit` to `end_one`.
         """
         self._begin = begin
         self._advance = advance
         self._expire = expire
         self._fail = fail
-        self._sweep = sweep
+        self._idle = idle
         self._most = most
+        #: Jobs beyond `most`, and the number of the others; they change with the lock, as does `_running`.
         self._waiting: deque[T] = deque()
-        #: Number of jobs from `begin` to `end_one`, and its lock.
         self._begun = 0
         self._lock = threading.Lock()
-        #: The jobs that wait here, by file descriptor, oldest first.
-        self._running: dict[int, tuple[T, InFlightRequest]] = {}
+        #: The jobs whose requests are written or read, oldest first.
+        self._running: dict[Connection, tuple[T, InFlightRequest]] = {}
         self._sweep_at: float | None = None
         self._selector = selectors.DefaultSelector()
         self._wake_in, self._wake_out = socket.socketpair()
@@ -66,10 +72,37 @@ class Loop(Generic[T]):
         """Start the thread."""
         self._thread.start()
 
-    def put(self, jobs: Iterable[T]) -> None:
-        """Add jobs."""
-        self._waiting.extend(jobs)
-        self._wake()
+    def admit(self, jobs: Sequence[T]) -> Sequence[T]:
+        """Add jobs; return those that the caller passes to `begin` now. The thread begins the others."""
+        with self._lock:
+            room = 0 if self._waiting else max(0, self._most - self._begun)
+            self._begun += len(jobs[:room])
+            self._waiting.extend(jobs[room:])
+        return jobs[:room]
+
+    def begin(self, job: T) -> None:
+        """Begin a job, and write its request as far as that does not block."""
+        try:
+            request = self._begin(job)
+        except Exception as error:  # noqa: BLE001 - one job must not end the others
+            self._fail(job, error)
+            return
+        if request is None:
+            return
+        connection, deadline = request.connection, request.attempt.deadline
+        with connection.lock:
+            with self._lock:
+                is_first = not self._running
+                self._running[connection] = job, request
+            if not self._is_done(job):
+                connection.watch(self._selector, request.events)
+        if is_first and (self._sweep_at is None or deadline < self._sweep_at):
+            self._wake()  # it waits for no other deadline
+
+    def forget(self, request: InFlightRequest) -> None:
+        """Ignore a request from now on."""
+        with self._lock:
+            self._running.pop(request.connection, None)
 
     def end_one(self) -> None:
         """Count a job as over; called once per job."""
@@ -101,37 +134,31 @@ class Loop(Generic[T]):
 
     def _take_turn(self) -> None:
         for key, _ in self._selector.select(self._longest_wait_s()):
-            if key.fileobj is self._wake_out:
-                self._wake_out.recv(4096)
-                self._is_awake = False
-                if self._sweep_at is None:
-                    self._sweep_at = time.monotonic() + _SWEEP_EVERY_S
+            if key.data is not None:
+                self._go_on(key.data)
                 continue
-            self._go_on(key.fd, key.events)
+            self._wake_out.recv(4096)
+            self._is_awake = False
+            if self._sweep_at is None:
+                self._sweep_at = time.monotonic() + _SWEEP_EVERY_S
         self._end_late_ones()
-        while self._waiting and self._begun < self._most:
-            with self._lock:
-                self._begun += 1
-            self._start(self._waiting.popleft())
+        while self._waiting and (job := self._next_waiting()) is not None:
+            self.begin(job)
 
-    def _start(self, job: T) -> None:
-        try:
-            request = self._begin(job)
-        except Exception as error:  # noqa: BLE001 - one job must not end the others
-            self._fail(job, error)
-            return
-        if request is None or self._is_done(job):
-            return
-        fd = request.connection.sock.fileno()
-        self._selector.register(fd, request.events)
-        self._running[fd] = job, request
+    def _next_waiting(self) -> T | None:
+        with self._lock:
+            if self._begun >= self._most:
+                return None
+            self._begun += 1
+            return self._waiting.popleft()
 
-    def _go_on(self, fd: int, awaited: int) -> None:
-        job, request = self._running[fd]
-        if self._is_done(job):
-            self._forget(fd)
-        elif request.events != awaited:
-            self._selector.modify(fd, request.events)
+    def _go_on(self, connection: Connection) -> None:
+        with connection.lock:
+            running = self._running.get(connection)
+            if running is None:
+                self._idle.drop(connection)
+            elif not self._is_done(running[0]):
+                connection.watch(self._selector, running[1].events)
 
     def _is_done(self, job: T) -> bool:
         try:
@@ -140,15 +167,14 @@ class Loop(Generic[T]):
             self._fail(job, error)
             return True
 
-    def _forget(self, fd: int) -> None:
-        del self._running[fd]
-        self._selector.unregister(fd)
+    def _first(self) -> tuple[T, InFlightRequest] | None:
+        """Return the oldest job. All have the same time-out, so it expires first."""
+        with self._lock:
+            return next(iter(self._running.values()), None)
 
     def _longest_wait_s(self) -> float | None:
         """Return the time until the next deadline or sweep."""
-        if self._waiting and self._begun < self._most:
-            return 0
-        first = next(iter(self._running.values()), None)
+        first = self._first()
         due = [first[1].attempt.deadline] if first is not None else []
         if self._sweep_at is not None:
             due.append(self._sweep_at)
@@ -156,11 +182,9 @@ class Loop(Generic[T]):
 
     def _end_late_ones(self) -> None:
         present = time.monotonic()
-        # All have the same time-out, so the oldest expire first.
-        while (first := next(iter(self._running.items()), None)) and first[1][1].attempt.deadline <= present:
-            fd, (job, _) = first
-            self._forget(fd)
-            self._expire(job)
+        while (first := self._first()) is not None and first[1].attempt.deadline <= present:
+            with first[1].connection.lock:
+                self._expire(first[0])
         if self._sweep_at is not None and self._sweep_at <= present:
-            has_more = self._sweep() or bool(self._running)
+            has_more = self._idle.sweep() or bool(self._running)
             self._sweep_at = present + _SWEEP_EVERY_S if has_more else None

@@ -6,6 +6,7 @@ responses, chunk extensions and trailers.
 
 import re
 import sys
+from functools import lru_cache
 from http import HTTPStatus
 from typing import NamedTuple
 
@@ -18,6 +19,10 @@ MAX_HEAD_BYTES = 64 * 1024
 
 #: Heads of a response, 1xx included. Servers send at most three.
 MAX_HEADS = 64
+
+#: Heads that are read once for many responses: of an endpoint they differ in the date's second at most.
+_CACHED_HEADS = 256
+_CACHED_HEAD_BYTES = 1024
 
 #: Chunk extensions and trailers. As in Node.js.
 MAX_CHUNK_EXTRA_BYTES = 16 * 1024
@@ -86,6 +91,11 @@ class ResponseReader:
     def feed(self, data: bytes) -> bytes:
         """Take received bytes; return the body's part of them. Raises NoResponse (BAD_RESPONSE) if this is not HTTP."""
         if self.head is None:
+            end = -1 if self._buffer else data.find(b"\r\n\r\n", 0, _CACHED_HEAD_BYTES) + 4
+            if end >= 4 and (known := _read_head(data[:end])) is not None:
+                self.head, self.keeps_connection, length = known
+                self._body = _Counted(length)
+                return self._read_body(data[end:])
             self._buffer += data
             if not self._read_heads(has_new_line=b"\n" in data):
                 return b""
@@ -211,6 +221,24 @@ class ResponseReader:
         return found
 
 
+@lru_cache(maxsize=_CACHED_HEADS)
+def _read_head(data: bytes) -> tuple[Head, bool, int] | None:
+    """Read a response's one head; return it, whether the connection can be reused, and the body's length.
+
+    None where `ResponseReader` has to read it: it is not a complete head, or the body's length is not known from it.
+    """
+    reader = ResponseReader()
+    try:
+        reader._buffer += data
+        reader._read_heads(has_new_line=True)
+    except NoResponse:
+        return None
+    body = reader._body
+    if reader.head is None or reader._checked != len(data) or not isinstance(body, _Counted) or body.may_end:
+        return None
+    return reader.head, reader.keeps_connection, body.left
+
+
 def _split(value: str) -> list[str]:
     return [part.strip(_WHITE_SPACE) for part in value.split(",")]
 
@@ -218,19 +246,19 @@ def _split(value: str) -> list[str]:
 class _Counted:
     """A body of known length, or one that ends with its connection."""
 
-    __slots__ = ("_left", "may_end", "surplus")
+    __slots__ = ("left", "may_end", "surplus")
 
     def __init__(self, length: int | None) -> None:
-        self._left = sys.maxsize if length is None else length
+        self.left = sys.maxsize if length is None else length
         #: Whether the connection's end ends the body.
         self.may_end = length is None
         #: Bytes received after the body; None before its end.
         self.surplus: int | None = None
 
     def feed(self, data: bytes) -> bytes:
-        body = data[: self._left]
-        self._left -= len(body)
-        if not self._left:
+        body = data[: self.left]
+        self.left -= len(body)
+        if not self.left:
             self.surplus = len(data) - len(body)
         return body
 

@@ -14,6 +14,7 @@ from kombu.utils.scheduling import priority_cycle
 from redis.exceptions import NoScriptError, ResponseError
 
 from webhooks.transport.acks import QoS
+from webhooks.transport.compact import restore
 from webhooks.transport.holder import process_token
 from webhooks.transport.lanes import TAKEN_FROM_HEADER
 from webhooks.transport.messages import Message, Settlement, Take, due_at, end_of_entry, read_message, without_eta
@@ -164,6 +165,8 @@ class Channel(PublishingChannel):
                 payload = read_message(raw)
                 eta = due_at(payload)
                 payload = without_eta(payload)
+                if "content-encoding" not in payload:
+                    restore(payload, queue)
                 payload["properties"]["delivery_tag"] = tag
                 if lane:
                     payload["headers"][TAKEN_FROM_HEADER] = bytes_to_str(lane)

@@ -20,21 +20,28 @@ class Poller(plain.MultiChannelPoller):
     #: The polling thread.
     thread_id: int | None = None
     _turns: Any = None
+    #: Whether a turn is to come that was asked for.
+    _is_asked = False
 
     def turn_with(self, loop: Any) -> None:
         """Join Celery's event loop."""
         self.loop = loop
+        self._is_asked = False
         if self._turns is not None:  # of the previous connection
             self._turns.cancel()
         self._turns = loop.call_repeatedly(_TURN_S, _nothing)
 
     def take_turn_soon(self) -> None:
         """Make Celery's event loop take a turn; from any thread."""
-        self.loop.call_soon(_nothing)
+        if not self._is_asked:
+            self._is_asked = True
+            self.loop.call_soon(_nothing)
 
     def on_poll_start(self) -> None:
         """Do what is due before each wait. kombu's timers run only with an event loop."""
         self.thread_id = threading.get_ident()
+        # First: who asks from now on may be too late for this turn.
+        self._is_asked = False
         channels = tuple(self._channels)
         try:
             for channel in channels:

@@ -1,18 +1,19 @@
 """The publishing channel: puts messages into lanes, parks those with an ETA, and reads the state of lanes."""
 
 import re
+import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 from kombu.messaging import Producer
 from kombu.utils.imports import symbol_by_name
-from kombu.utils.json import dumps
 
 from webhooks.transport.acks import SettlingChannel
+from webhooks.transport.compact import can_shorten, shorten
 from webhooks.transport.headers import DUE_HEADER, LANE_HEADER, OTHERS
 from webhooks.transport.lanes import FIRST_HEADER, LANES_OPTION, RATE_HEADER, Lanes, parent_lane_of
-from webhooks.transport.messages import Admission, LaneState, Turn, due_at, without_eta
+from webhooks.transport.messages import Admission, LaneState, Turn, due_at, without_eta, write_message
 from webhooks.transport.scripts import ADMIT, COUNT, LOOK, PUT, SERIALIZE
 from webhooks.transport.settlements import finish, held_tag
 
@@ -44,11 +45,20 @@ class PublishingChannel(SettlingChannel):
             return
         self.run(PUT, *self._put_arguments(queue, [message], self.priority(self._get_message_priority(message))))
 
+    def _inplace_augment_message(self, message: dict[str, Any], exchange: str, routing_key: str) -> None:
+        """Make a prepared message's stored form: kombu's, or a shorter one if only our workers take it."""
+        if can_shorten(message):
+            stored = shorten(message, secrets.token_urlsafe(6))
+            message.clear()
+            message.update(stored)
+        else:
+            super()._inplace_augment_message(message, exchange, routing_key)
+
     def put_all(
         self,
         queue: str,
         messages: Sequence[dict[str, Any]],
-        write: Callable[[dict[str, Any]], str | bytes] = dumps,
+        write: Callable[[dict[str, Any]], str | bytes] = write_message,
     ) -> Callable[[], object]:
         """Start to queue messages in one step, in order, or to park those with an ETA.
 
@@ -89,7 +99,7 @@ class PublishingChannel(SettlingChannel):
         queue: str,
         messages: Sequence[dict[str, Any]],
         priority: int,
-        write: Callable[[dict[str, Any]], str | bytes] = dumps,
+        write: Callable[[dict[str, Any]], str | bytes] = write_message,
     ) -> tuple[list[str], list[Any]]:
         into, has_lanes = self.joined_to(queue), self._has_lanes(queue)
         keys = [self._q_for_pri(queue, priority)]

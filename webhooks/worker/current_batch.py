@@ -11,10 +11,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import cast
 
+from celery._state import _task_stack
 from kombu.messaging import Producer
 
 from webhooks.delivery.outcomes import Attempted, DeliverOutcome, SendOutcome
+from webhooks.producer.app import app
 from webhooks.producer.publishing import MessageBatch
+
+#: The tasks that run in batches.
+_TASKS = ("webhooks.deliver", "webhooks.send")
 
 
 @dataclass(slots=True)
@@ -44,9 +49,17 @@ def current_batch() -> Batch | None:
 def new_batch() -> Iterator[Batch]:
     """Trace jobs in this thread as one batch."""
     _current.batch = batch = Batch(MessageBatch())
+    tasks = [app.tasks[name] for name in _TASKS]
+    # Celery drops and makes its stacks of tasks and requests anew whenever they become empty: for each task.
+    _task_stack.push(tasks[0])
+    for task in tasks:
+        task.request_stack.push(None)
     try:
         yield batch
     finally:
+        for task in tasks:
+            task.request_stack.pop()
+        _task_stack.pop()
         _current.batch = None
 
 

@@ -37,8 +37,8 @@ class InPlaceMessage:
         self.claim = claim
         self._on_end = on_end
         self._on_give_back = on_give_back
-        #: The pool's job; None if the task was revoked, as Celery then does not apply it.
-        self.job: Any = None
+        #: The pool's job, between `put_job` and `take_job`.
+        self._job: Any = None
         self.acknowledged = False
         self.payload = ((), {"delivery_id": delivery.delivery_id}, None)
         self.body = b'[[], {"delivery_id": "%s"}, null]' % delivery.delivery_id.encode()
@@ -56,6 +56,18 @@ class InPlaceMessage:
             "stamps": parent.get("stamps"),
             **child_headers(parent, lane_headers(delivery.lane, delivery.rate)),
         }
+
+    def put_job(self, job: Any) -> None:
+        """Keep the pool's job until the next call of `take_job`."""
+        self._job = job
+
+    def take_job(self) -> Any:
+        """Return the pool's job, once; None if the task was revoked, as Celery then does not apply it.
+
+        The job refers to this message. Kept, it would be part of a cycle that only the garbage collector ends.
+        """
+        job, self._job = self._job, None
+        return job
 
     def ack(self, *_: object) -> None:
         """Ack it, as Celery's ``on_ack``."""

@@ -12,6 +12,7 @@ from celery.exceptions import Reject
 
 from webhooks.delivery.outcomes import DeliverOutcome, SendOutcome
 from webhooks.errors import trace
+from webhooks.producer.publishing import CELERY_HEADERS
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,10 @@ class Job:
 
     def trace(self) -> None:
         """Run the task with Celery's tracer, within a batch that knows the outcome."""
+        if self.request.get("headers") is None:
+            # The producer's own headers. Celery's `Context` would find them with an operation per name of Celery's.
+            own = {name: value for name, value in self.request.items() if name not in CELERY_HEADERS}
+            self.request["headers"] = own
         try:
             self.result = self.target(*self.args)
         except Exception as error:  # noqa: BLE001 - the tracer lets a few pass; Celery's pools report them as failures

@@ -151,7 +151,7 @@ class BatchPool(BasePool):
         if args[0] == "webhooks.deliver":
             self._events.put(job)
         elif isinstance(message, InPlaceMessage):
-            message.job = job
+            message.put_job(job)
         else:
             self._sends.put(job)
 
@@ -251,12 +251,13 @@ class BatchPool(BasePool):
                 attempt.delivery, attempt.claim, event.job.request, event.end_one, event.give_up_one
             )
             self.consumer.strategies["webhooks.send"](message, None, message.ack, message.reject, ())
-            if message.job is None:  # revoked: see `request.SendRequest`
+            job = message.take_job()
+            if job is None:  # revoked: see `request.SendRequest`
                 self._slots.give_back(1)
                 leave_lane(attempt.delivery, attempt.claim)
                 continue
-            message.job.begin()
-            sends.append(_Send(message.job, event, attempt))
+            job.begin()
+            sends.append(_Send(job, event, attempt))
         return sends
 
     # ── Claim ───────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -92,7 +92,9 @@ class Renewal:
 
 def _renew_in_mongodb(node: str) -> None:
     # Looked up each time: Celery's solo pool opens the services anew.
-    get_services().leases.renew(node, Digest.of(get_settings()).to_wire())
+    services = get_services()
+    services.leases.renew(node, Digest.of(get_settings()).to_wire())
+    services.deliveries.release_given_up()
 
 
 def _end_in_mongodb() -> None:

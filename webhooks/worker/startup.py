@@ -21,6 +21,7 @@ from webhooks.config import find_notices, get_settings
 from webhooks.delivery.services import get_services
 from webhooks.delivery.stopping import stopping
 from webhooks.errors import StoreUnavailable
+from webhooks.models.wire import no_key_twice
 from webhooks.producer.app import app
 from webhooks.producer.environment import find_overruled
 from webhooks.rules.remedies import explain_database
@@ -113,14 +114,6 @@ def _read_json_as_it_is() -> None:
     serialization.register("json", dumps, _loads, content_type="application/json", content_encoding="utf-8")
 
 
-def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    # Python uses the last value, other readers the first: the intended one is unknown.
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key stands twice in one object")
-    return found
-
-
 def _parse_int(digits: str) -> int | float:
     # Python refuses numbers with thousands of digits, which would drop the message. As infinity the number reaches the
     # event's validation, which refuses all beyond 64 bits with a clear error.
@@ -131,7 +124,7 @@ def _parse_int(digits: str) -> int | float:
 #: it is at stake, and a quicker decoder does.
 _OWN_EVENT = b'[["'
 #: `json.loads` would make a decoder per text when given hooks.
-_DECODER = json.JSONDecoder(parse_int=cast("Any", _parse_int), object_pairs_hook=_no_key_twice)
+_DECODER = json.JSONDecoder(parse_int=cast("Any", _parse_int), object_pairs_hook=no_key_twice)
 
 
 def _loads(text: str | bytes) -> Any:

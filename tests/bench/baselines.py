@@ -1,10 +1,10 @@
-"""What the product is held against: a bare `requests` loop, and a plain Celery worker as a service would write it.
+"""What the product is compared with: a bare `requests` loop, and a plain Celery worker as a service would write it.
 
-Imports nothing of the product, so that nothing of it can help or hinder. `stage` copies this file into an empty folder,
-where it is a Celery app (``celery -A yardsticks worker``) and a program:
+Imports nothing of the product. `environment` copies this file into an empty folder, where it is a Celery app
+(``celery -A baselines worker``) and a program:
 
-``yardsticks.py bare URL LINES SECONDS REPORT``  POST events in a loop, and write ``{"count", "seconds"}``
-``yardsticks.py produce LINES PLAN REPORT``      hand events in: see `producer`, whose plans and reports are the same
+``baselines.py bare URL LINES SECONDS REPORT``    POST events in a loop, and write ``{"count", "seconds"}``
+``baselines.py produce LINES HANDING REPORT``     hand in events; handings and reports are those of `producer`
 """
 
 import json
@@ -21,10 +21,10 @@ from celery import Celery
 from pymongo import MongoClient
 from pymongo.collection import Collection
 
-#: Also of the product, by its default.
+#: The default of the product, too.
 _TIMEOUT_S = 15
 
-app = Celery("yardsticks", broker=os.environ.get("BENCH_BROKER_URL"))
+app = Celery("baselines", broker=os.environ.get("BENCH_BROKER_URL"))
 app.conf.task_default_queue = "plain"
 
 
@@ -37,7 +37,6 @@ def _logs() -> Collection[dict[str, Any]]:
 
 @app.task(name="plain.send")
 def send(url: str, event: dict[str, Any]) -> None:
-    """POST an event, and log it."""
     response = requests.post(url, json=event, timeout=_TIMEOUT_S)
     _logs().insert_one(
         {
@@ -52,7 +51,7 @@ def send(url: str, event: dict[str, Any]) -> None:
 
 
 def bare(url: str, lines: list[dict[str, Any]], seconds: float) -> dict[str, float]:
-    """POST bodies that are made already in a loop, over one connection."""
+    """POST prepared bodies in a loop, over one connection."""
     bodies = [json.dumps(line["event"], separators=(",", ":")).encode() for line in lines]
     headers = {"Content-Type": "application/json"}
     count = 0
@@ -66,33 +65,31 @@ def bare(url: str, lines: list[dict[str, Any]], seconds: float) -> dict[str, flo
     return {"count": count, "seconds": now - begun}
 
 
-def produce(lines: list[dict[str, Any]], plan: dict[str, Any]) -> dict[str, Any]:
-    """Hand in events one at a time: as fast as it goes, or at a pace."""
-    numbers = range(plan["first"], plan["count"], plan["step"])
+def produce(lines: list[dict[str, Any]], handing: dict[str, Any]) -> dict[str, Any]:
+    numbers = range(handing["first"], handing["single"], handing["step"])
     rates = []
-    for _ in range(plan["rounds"]):
+    for _ in range(handing["rounds"]):
         begun = time.monotonic()
         for index, number in enumerate(numbers):
             line = lines[number % len(lines)]
             data = line["event"]["data"]
             data["number"], data["sent_at"] = number, time.monotonic()
             send.delay(line["url"], line["event"])  # pyright: ignore[reportFunctionMemberAccess]
-            if plan["per_s"]:
-                # From the beginning, not from the last one, so that the load is the same whatever one of them took.
-                time.sleep(max(0.0, begun + (index + 1) / plan["per_s"] - time.monotonic()))
+            if handing["per_s"]:
+                # Counted from the start, so that a slow event does not lower the load.
+                time.sleep(max(0.0, begun + (index + 1) / handing["per_s"] - time.monotonic()))
         rates.append(len(numbers) / (time.monotonic() - begun))
     return {"single": rates}
 
 
 def main() -> None:
-    """Do what the command line says."""
     what, *rest = sys.argv[1:]
     if what == "bare":
         url, path, seconds, report = rest
         told: dict[str, Any] = bare(url, _read(path), float(seconds))
     else:
-        path, plan, report = rest
-        told = produce(_read(path), json.loads(plan))
+        path, handing, report = rest
+        told = produce(_read(path), json.loads(handing))
     Path(report).write_text(json.dumps(told))
 
 
