@@ -201,13 +201,9 @@ class DeliveryStore:
             For each claim: Claimed if the attempt is ours; None if it was made already or the delivery has ended;
             Blocked if another worker has claimed it; a LookupError if its event is missing or its document invalid.
         """
-        given_up = self._take_given_up()
+        self.release_given_up()
         not_after = self.now() + self._timeout
-        try:
-            results = self._ask(claims, not_after, given_up=given_up)
-        except BaseException:
-            self._given_up.extend(given_up)
-            raise
+        results = self._ask(claims, not_after, [None] * len(claims))
         blocked = {place: one for place, one in enumerate(results) if isinstance(one, Blocked) and one.holder}
         if not blocked or self._leases is None:
             return results
@@ -221,32 +217,25 @@ class DeliveryStore:
             elif one.log_id is not None:
                 lapsed[place] = one.log_id
         if lapsed:
-            again = self._ask([claims[place] for place in lapsed], not_after, lapsed=[*lapsed.values()])
+            again = self._ask([claims[place] for place in lapsed], not_after, [*lapsed.values()])
             for place, result in zip(lapsed, again, strict=True):
                 results[place] = result
         return results
 
     def _ask(
-        self,
-        claims: Sequence[Claim],
-        not_after: datetime,
-        *,
-        lapsed: Sequence[ObjectId | None] | None = None,
-        given_up: Iterable[tuple[str, ObjectId]] = (),
+        self, claims: Sequence[Claim], not_after: datetime, lapsed: Sequence[ObjectId | None]
     ) -> list[Claimed | Blocked | Exception | None]:
         """Make claims, and return as `claim` does.
 
         Args:
             claims: the claims.
             not_after: the write has no effect after this instant of the server's clock.
-            lapsed: log ids of the claims that block them, whose holders' leases have lapsed; None: none is known.
-            given_up: claims to undo before.
+            lapsed: for each, the log id of a blocking claim whose holder's lease has lapsed; None: none is known.
         """
         # Many claims in one query cost MongoDB a third of what a query for each does.
         alike: dict[tuple[int, str | None], list[tuple[Claim, ObjectId | None]]] = {}
-        for claim, old in zip(claims, lapsed or [None] * len(claims), strict=True):
+        for claim, old in zip(claims, lapsed, strict=True):
             alike.setdefault((claim.retry, claim.worker), []).append((claim, old))
-        self._release(given_up)
         with store_errors():
             for (retry, worker), group in alike.items():
                 query, change = self._take(retry, worker, group, not_after)
@@ -268,26 +257,21 @@ class DeliveryStore:
 
     def release_given_up(self) -> None:
         """Undo the claims that were given up. Call it regularly: this process may claim nothing for a long time."""
-        given_up = self._take_given_up()
+        given_up: list[tuple[str, ObjectId]] = []
+        with suppress(IndexError):  # other threads take from it too
+            while True:
+                given_up.append(self._given_up.popleft())
         try:
-            self._release(given_up)
+            self._undo(given_up)
         except BaseException:
             self._given_up.extend(given_up)
             raise
 
-    def _take_given_up(self) -> list[tuple[str, ObjectId]]:
-        taken = []
-        with suppress(IndexError):  # other threads take from it too
-            while True:
-                taken.append(self._given_up.popleft())
-        return taken
-
     def release(self, claims: Iterable[Claim]) -> None:
         """Undo claims without an attempt at once, so that others can claim."""
-        self._release((claim.delivery_id, claim.log_id) for claim in claims)
+        self._undo((claim.delivery_id, claim.log_id) for claim in claims)
 
-    def _release(self, given_up: Iterable[tuple[str, ObjectId]]) -> None:
-        """Undo claims by delivery and log id."""
+    def _undo(self, given_up: Iterable[tuple[str, ObjectId]]) -> None:
         writes = []
         for delivery_id, log_id in given_up:
             writes += [
