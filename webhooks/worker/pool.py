@@ -46,7 +46,7 @@ from webhooks.worker.job import Job
 logger = logging.getLogger(__name__)
 
 #: Maximum number of jobs in one step.
-_MAX_BATCH = 100
+_MAX_BATCH = 256
 #: With so many attempts in flight, ended ones are gathered for so many seconds before they are recorded: a batch of one
 #: costs the worker and MongoDB as much as several more logs do.
 _MANY_IN_FLIGHT = 32
