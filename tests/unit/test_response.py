@@ -39,3 +39,25 @@ def test_fields_of_one_name_are_joined_but_for_the_content_type() -> None:
     reader.feed(OK + lines + b"Content-Encoding: gzip,\r\n\t br \r\n\r\n")
     assert reader.head is not None
     assert reader.head.headers == {"retry-after": "1, 2", "content-type": "a", "content-encoding": "gzip, br"}
+
+
+@pytest.mark.parametrize("field", [b"Content-Length: 4", b"Transfer-Encoding: chunked"])
+def test_responses_with_the_same_head_are_read_each_by_itself(field: bytes) -> None:
+    head = OK + field + b"\r\nRetry-After: 1\r\n\r\n"
+    bodies = [b"abcd", b"efgh"]
+
+    def on_wire(body: bytes) -> bytes:
+        return body if b"Length" in field else b"4\r\n" + body + b"\r\n0\r\n\r\n"
+
+    for body in bodies:
+        reader, pieces = ResponseReader(), ResponseReader()
+        assert reader.feed(head + on_wire(body)[:2]) + reader.feed(on_wire(body)[2:]) == body
+        assert b"".join(pieces.feed(bytes([byte])) for byte in head + on_wire(body)) == body
+        assert (reader.is_over, reader.keeps_connection) == (pieces.is_over, pieces.keeps_connection) == (True, True)
+        assert reader.head == pieces.head
+
+
+def test_head_of_one_piece_is_refused_each_time() -> None:
+    for _ in range(2):
+        with pytest.raises(NoResponse, match="Invalid Content-Length"):
+            ResponseReader().feed(OK + b"Content-Length: +2\r\n\r\nok")

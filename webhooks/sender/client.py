@@ -229,7 +229,7 @@ class Sender:
         """Have a thread repeat a request over a new connection, within the same attempt."""
         if job.post is not None:
             job.post.attempt.start_over()
-            self._threads.submit(self._post, job, job.post)
+            self._threads.submit(self._post, job, job.post, is_begun=True)
 
     def _fail(self, job: "_Job", error: Exception) -> None:
         """End a job that met a defect of ours."""
@@ -241,10 +241,10 @@ class Sender:
         self._answer(job, answer)
 
     # ── In a blocking thread ────────────────────────────────────────────────────────────────────────────────────────
-    def _post(self, job: "_Job", post: OutgoingPost) -> None:
-        """Send a request over a new connection, and wait for its answer."""
+    def _post(self, job: "_Job", post: OutgoingPost, *, is_begun: bool = False) -> None:
+        """Send a request over a new connection, and wait for its answer. `is_begun`: it was sent over a kept one."""
         try:
-            if job.in_flight is None:  # else it began over a kept connection, and is in flight
+            if not is_begun:
                 _check_time(job.request)
             answer = self._wait_for_answer(post)
         except NoResponse as error:
