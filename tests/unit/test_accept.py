@@ -12,6 +12,7 @@ from tests.lab.samples_data import read_sample
 from webhooks.delivery import accept as accept_module
 from webhooks.delivery.accept import MAX_STEP_DELIVERIES, Accepting, accept
 from webhooks.delivery.attempt import fan_out
+from webhooks.delivery.queueing import FROM_OUTBOX
 from webhooks.delivery.services import Progress
 from webhooks.errors import StoreUnavailable
 from webhooks.models import COTWebhook, parse_event
@@ -69,6 +70,7 @@ class World:
         ledger = SimpleNamespace(give_up=self.given_up.append)
         stores = {"webhooks": webhooks, "records": records, "deliveries": ledger, "gates": None}
         traces = SimpleNamespace(write=lambda events: self.traced.extend(event_id for event_id, _ in events))
+        stores["outbox"] = SimpleNamespace(remove=self._step("remove", lambda event_id: None))
         self.services = cast("Any", SimpleNamespace(**stores, traces=traces, tracer=None, progress=Progress()))
         monkeypatch.setattr(accept_module, "ask_turns", self._step("ask", self._ask))
         monkeypatch.setattr(
@@ -102,7 +104,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     return World(monkeypatch)
 
 
-def event(**headers: str) -> Accepting:
+def event(**headers: object) -> Accepting:
     return Accepting(str(ObjectId()), read_sample("event-task-create"), headers, makes_attempts=True)
 
 
@@ -137,6 +139,17 @@ def test_what_was_reserved_is_given_back_when_a_server_is_away(world: World, fau
         accept(world.services, [event()], room)
     assert room.free == 2
     assert len(world.left) == len(world.given_up) == (0 if fault == "ask" else 1)
+
+
+def test_attempts_begin_although_another_event_cannot_be_removed_from_the_outbox(world: World):
+    """Repeated, the step would forget them: their claims and slots would be held for nothing."""
+    world.fails["remove"] = StoreUnavailable("away")
+    room = Room(2)
+    begun, stored = accept(world.services, [event(), event(**{FROM_OUTBOX: True})], room)
+    assert len(begun.attempts) == 1
+    assert stored.outcome is not None
+    assert (room.free, len(world.queued)) == (1, 1)
+    assert world.given_up == world.left == []
 
 
 def test_what_was_written_down_before_is_queued_and_leaves_its_lane(world: World):

@@ -20,7 +20,7 @@ from webhooks.delivery.outcomes import DeliverOutcome, Done, Failed, ToAttempt
 from webhooks.delivery.queueing import FROM_OUTBOX, ask_turns, queue_attempts, queue_next, serialize_lane
 from webhooks.delivery.records import PostponedClaim
 from webhooks.delivery.services import Services
-from webhooks.errors import InvalidEvent, Requeue
+from webhooks.errors import InvalidEvent, Requeue, StoreUnavailable
 from webhooks.models import TRIGGERS, COTEvent, describe_event
 from webhooks.producer.deliver import read_event
 from webhooks.rules.lanes import SEND_QUEUE, parent_lane
@@ -310,9 +310,12 @@ def _queue(services: Services, pairs: _Pairs, first: Collection[str]) -> set[str
 
 
 def _finish(services: Services, one: Accepting, *, is_told: bool) -> Done:
-    """Finish an event once all its deliveries are placed."""
+    """Finish an event once all its deliveries are placed. Must not raise, as other events' attempts have begun."""
     if one.is_from_outbox:
-        services.outbox.remove(one.event_id)
+        try:
+            services.outbox.remove(one.event_id)
+        except StoreUnavailable as error:
+            logger.warning("event %s stays in the outbox until the relay queues it again: %s", one.event_id, error)
     meters.count_event(EventResult.UNMATCHED if one.is_unwanted else EventResult.MATCHED)
     if one.event is not None and not is_told:  # started attempts write log lines of their own
         logger.info("event %s (%s): %d deliveries", one.event_id, describe_event(one.event), len(one.pending))
