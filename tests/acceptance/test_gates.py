@@ -342,8 +342,8 @@ def test_messages_of_attempts_name_their_lane_and_rate_also_when_they_are_retrie
         worker.stop()
     with redis.Redis.from_url(stack.redis_url) as client:
         text = str([_read_key(client, key) for key in client.keys("*")]).replace("\\", "")
-    assert f'"webhooks_lane": "{EVENT["company"]}/{webhook_id}"' in text
-    assert '"webhooks_rate": [50' in text
+    assert f'"webhooks_lane":"{EVENT["company"]}/{webhook_id}"' in text
+    assert '"webhooks_rate":[50' in text
 
 
 def _read_key(client: Any, key: Any) -> Any:

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import IntEnum
@@ -102,14 +101,12 @@ class Message(virtual.Message):
         return message
 
     def _decode(self) -> Any:
-        """Decode the body as kombu does, without its steps that a body of JSON does not need."""
-        body, is_accepted = self.body, self.accept is None or JSON in self.accept
-        if self.content_type == JSON and is_accepted and isinstance(body, bytes):
-            text = read_inlined(body) if LANE_HEADER in self.headers else None
+        """Decode the body as kombu does, except an inlined argument, which is not parsed."""
+        body = self.body
+        if self.content_type == JSON and isinstance(body, bytes) and LANE_HEADER in self.headers:
+            text = read_inlined(body) if self.accept is None or JSON in self.accept else None
             if text is not None:
                 return [text], {}, None
-            with suppress(ValueError):  # which kombu raises again, in its own type
-                return _read_json(body)
         return super()._decode()
 
 
