@@ -50,21 +50,31 @@ def test_claim_of_a_message_that_goes_back_is_released_before(
     assert seen == [*released, "end"]
 
 
-@pytest.mark.parametrize(("in_flight", "batches"), [(100, [["a", "b"]]), (1, [["a"], ["b"]])])
-def test_ended_attempts_are_gathered_before_they_are_recorded_if_many_are_in_flight(
-    in_flight: int, batches: list[list[str]], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("in_flight", "limit", "is_ordered", "is_gathered"),
+    [
+        pytest.param(1, 256, False, True, id="idle"),
+        pytest.param(100, 100, False, True, id="busy"),
+        pytest.param(100, 100, True, True, id="busy, ordered"),
+        pytest.param(1, 256, True, False, id="idle, but the next of its line waits for the record"),
+        pytest.param(2, 2, False, False, id="the next attempt waits for the slot"),
+    ],
+)
+def test_ended_attempts_are_gathered_before_they_are_recorded(
+    in_flight: int, limit: int, is_ordered: bool, is_gathered: bool, monkeypatch: pytest.MonkeyPatch
 ):
-    batch_pool: Any = pool.BatchPool(limit=in_flight)
+    batch_pool: Any = pool.BatchPool(limit=limit)
     batch_pool._slots.take(in_flight)
-    recorded: list[list[str]] = []
-    monkeypatch.setattr(batch_pool, "_record", lambda ended: (recorded.append(list(ended)), end_another()))
-    others = ["b", pool._END]
+    send = SimpleNamespace(attempt=SimpleNamespace(delivery=SimpleNamespace(is_ordered=is_ordered)))
+    recorded: list[int] = []
+    monkeypatch.setattr(batch_pool, "_record", lambda ended: (recorded.append(len(ended)), end_another()))
+    others = [send, pool._END]
 
     def end_another(_: float = 0) -> None:
         if others:
             batch_pool._ended.put(others.pop(0))
 
     monkeypatch.setattr(pool.time, "sleep", end_another)
-    batch_pool._ended.put("a")
+    batch_pool._ended.put(send)
     batch_pool._record_all()
-    assert recorded == batches
+    assert recorded == ([2] if is_gathered else [1, 1])

@@ -47,10 +47,11 @@ logger = logging.getLogger(__name__)
 
 #: Maximum number of jobs in one step.
 _MAX_BATCH = 256
-#: With so many attempts in flight, ended ones are gathered for so many seconds before they are recorded: a batch of one
-#: costs the worker and MongoDB as much as several more logs do.
-_MANY_IN_FLIGHT = 32
+#: For so many seconds ended attempts are gathered before they are recorded: a batch of one costs the worker and MongoDB
+#: as much as several more logs do.
 _GATHER_S = 0.01
+#: With so many attempts in flight they are always gathered.
+_MANY_IN_FLIGHT = 32
 #: Interval at which events whose first attempts wait for their turn are accepted again.
 _ACCEPT_AGAIN_S = 0.003
 #: Threads for other tasks: late logs, and a service's own tasks.
@@ -342,7 +343,7 @@ class BatchPool(BasePool):
     def _record_all(self) -> None:
         while True:
             batch = _take_batch(self._ended)
-            if len(batch) < _MAX_BATCH and batch[-1] is not _END and self.in_flight >= _MANY_IN_FLIGHT:
+            if self._gathers(batch):
                 time.sleep(_GATHER_S)
                 batch += _take_batch(self._ended, 0)
             is_last = batch[-1] is _END
@@ -351,6 +352,16 @@ class BatchPool(BasePool):
                 self._record(ended)
             if is_last:
                 return
+
+    def _gathers(self, batch: Sequence[_Send | None]) -> bool:
+        """Return whether to wait for more attempts to end before these are recorded."""
+        if len(batch) >= _MAX_BATCH or batch[-1] is _END:
+            return False
+        if self.in_flight >= _MANY_IN_FLIGHT:
+            return True
+        # The line of an ordered webhook waits for the record, and a worker with few slots for the slot.
+        waits = any(send and send.attempt and send.attempt.delivery.is_ordered for send in batch)
+        return not waits and 2 * self.in_flight <= self.limit
 
     def _record(self, ended: Sequence[_Send]) -> None:
         services = get_services()
