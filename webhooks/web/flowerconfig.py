@@ -33,7 +33,7 @@ if not (_is_loopback(address) or options.basic_auth or options.auth):
 tasks_columns = "name,state,args,result,exception,retries,received,runtime,kwargs,uuid,worker"
 
 # Each event and each attempt is a task here, at full load as well: received, then succeeded, retried or failed; started
-# is told of what takes longer than half a second. At 1,400 deliveries a second the memory is that of the last three
+# is told of what takes longer than half a second. At 1,700 deliveries a second the memory is that of the last three
 # seconds: it is for looking at what happens now, and the logs in MongoDB are what happened.
 max_tasks = 10_000
 
