@@ -510,3 +510,17 @@ def test_limit_that_was_raised_holds_at_once(url: str):
         limit_lane(SEND, "c/w", (1000, 10))
         party.got[0].ack()
         party.drain(4)
+
+
+def test_attempt_does_not_wait_here_for_messages_that_no_worker_has_room_to_take(url: str):
+    """The workers' places may be taken by events that wait for these: each would wait for a second, and be queued."""
+    with worker(url, SEND, threads=4) as party:
+        put(url, SEND, "c/w", "first")
+        party.drain(1)
+        settle(party, 1)  # it is quick
+        party.poll()
+        put(url, SEND, "c/w", *range(4))
+        party.drain(4)
+        party.consumer.cancel()
+        put(url, SEND, "c/w", "waits")
+        assert party.channel.admit(SEND, [Admission("x", "c/w", None)], 4, 4)() == [Turn.LATER]

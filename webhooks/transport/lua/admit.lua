@@ -10,7 +10,8 @@ local q, room, slots, held_s = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), to
 local holder = holder_of(ARGV[6])
 local threads = math.max(tonumber(redis.call('GET', key('threads')) or '0'), slots)
 -- The messages of these attempts' events are in unacked and use no thread.
-local free = math.min(math.max(threads - redis.call('HLEN', KEYS[1]), 0) + room, threads)
+local takers = math.max(threads - redis.call('HLEN', KEYS[1]), 0)
+local free = math.min(takers + room, threads)
 --#include turns
 local over, is_any_over = {}, false
 for i = 6, #ARGV, 4 do over[#over + 1] = key('over.' .. ARGV[i]) end
@@ -22,6 +23,8 @@ end
 local function is_quick(l)
   if l.held > now or l.rate ~= '' then return false end
   if l.is_good and (l.mean or 0) >= {SLOW_S} or not l.is_good and (l.mean or is_crowded(q)) then return false end
+  -- Nobody could take those that wait: the workers are full of events that would wait for them.
+  if l.waiting > 0 and takers == 0 then return false end
   local wait_s = l.waiting * (l.mean or {MEAN_S}) / (l.window or {FIRST_WINDOW})
   if wait_s >= {SOON_S} then return false end
   if l.is_stuck == nil then
