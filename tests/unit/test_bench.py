@@ -282,7 +282,7 @@ def test_table_of_bars_has_this_run_the_one_before_and_the_limit():
     rows = {row[0]: row[1:] for row in report.verdict_rows_of(make_report(*figures).verdicts())}
     texts = {bar.key: bar.text for bar in BARS}
     assert rows[texts["redis_bytes"]] == ["2,500", f"{BEFORE['redis_bytes']:,}", "≤ 2600 bytes", "met"]
-    assert rows[texts["tls"]] == ["0.750", "–", "–", "reported"]
+    assert rows[texts["tls"]] == ["0.750", f"{BEFORE['tls']:.3f}", "–", "reported"]
 
 
 @pytest.mark.parametrize(
