@@ -140,8 +140,6 @@ def accept(services: Services, events: Sequence[Accepting], room: Room | None = 
     for event in going:
         if not event.unplaced:
             ended[id(event)] = _finish(services, event, is_told=bool(begun.get(id(event))))
-            # Celery's request of it is part of a cycle, which lives until Python looks for such.
-            event.pending = []
     return [Accepted(ended.get(id(event)), begun.get(id(event), ())) for event in events]
 
 

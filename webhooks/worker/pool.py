@@ -345,7 +345,7 @@ class BatchPool(BasePool):
             batch = _take_batch(self._ended)
             if self._gathers(batch):
                 time.sleep(_GATHER_S)
-                batch += _take_batch(self._ended, 0)
+                batch += _take_batch(self._ended, 0, _MAX_BATCH - len(batch))
             is_last = batch[-1] is _END
             ended = batch[:-1] if is_last else batch
             if ended:
@@ -442,12 +442,12 @@ class _Slots:
             return taken
 
 
-def _take_batch(source: "queue.SimpleQueue[Any]", timeout_s: float | None = None) -> list[Any]:
-    """Wait for one item, then take all queued items up to `_END`; empty after the timeout."""
+def _take_batch(source: "queue.SimpleQueue[Any]", timeout_s: float | None = None, most: int = _MAX_BATCH) -> list[Any]:
+    """Wait for one item, then take up to `most` queued items, up to `_END`; empty after the timeout."""
     batch: list[Any] = []
     try:
         batch.append(source.get(timeout=timeout_s) if timeout_s != 0 else source.get_nowait())
-        while len(batch) < _MAX_BATCH and batch[-1] is not _END:
+        while len(batch) < most and batch[-1] is not _END:
             batch.append(source.get_nowait())
     except queue.Empty:
         pass

@@ -64,10 +64,10 @@ def _note_stopping(**_: object) -> None:
 
 
 def _collect_less_often() -> None:
-    """Run Python's garbage collector once per some hundred deliveries.
+    """Run Python's garbage collector seldom.
 
-    Celery's requests form reference cycles, so by default it runs several times per batch, also over all loaded
-    modules. Measured: 745 µs of CPU time per delivery before, 637 after.
+    A batch makes thousands of objects, which would make it run several times per batch although it finds nothing: the
+    objects of a delivery are in no cycle. Measured: one run in 12 s at 950 deliveries/s, which took 10 ms.
     """
     gc.collect()
     gc.freeze()
