@@ -229,6 +229,20 @@ def test_bad_event_text_is_refused_in_words(text: str, words: str):
         parse_event_text(text, LIMIT)
 
 
+@pytest.mark.parametrize("number", [2**63, -(2**63) - 1, 2**64, 10**40])
+def test_number_beyond_64_bits_is_refused_in_text_as_our_producers_write_it(number: int):
+    """The quick reader reads it, and MongoDB would not store a log of it."""
+    text = json.dumps(event(data={"n": number}), separators=(",", ":"), ensure_ascii=False)
+    with pytest.raises(InvalidEvent, match=r"data\.n: is a number beyond 64 bits"):
+        parse_event_text(text, LIMIT)
+
+
+@pytest.mark.parametrize("value", [2**63 - 1, -(2**63), "9" * 40])
+def test_what_looks_like_a_number_beyond_64_bits_but_is_none_is_accepted(value: object):
+    text = json.dumps(event(data={"n": value}), separators=(",", ":"), ensure_ascii=False)
+    assert parse_event_text(text, LIMIT).to_json() == text
+
+
 JSON_VALUES = st.recursive(
     st.none()
     | st.booleans()

@@ -1,9 +1,12 @@
 """The pool's threads outlive what they meet, or the worker ends: it must not hold its messages and do nothing."""
 
+import gc
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from celery.app.task import Context
 from celery.platforms import EX_FAILURE
 from celery.worker import state
 
@@ -11,6 +14,7 @@ import webhooks.worker.tasks  # noqa: F401 - registers them
 from webhooks.delivery.outcomes import Failed
 from webhooks.errors import Requeue
 from webhooks.worker import pool
+from webhooks.worker.inplace import InPlaceMessage
 
 
 def test_defect_that_ends_a_thread_of_the_pool_ends_the_worker(monkeypatch: pytest.MonkeyPatch):
@@ -48,6 +52,32 @@ def test_claim_of_a_message_that_goes_back_is_released_before(
     batch_pool: Any = pool.BatchPool(limit=1)
     batch_pool._record([pool._Send(job, None, SimpleNamespace(claim="claim"))])  # pyright: ignore[reportArgumentType]
     assert seen == [*released, "end"]
+
+
+def test_end_of_a_first_attempt_frees_it_without_the_garbage_collector():
+    """A job refers to its request, and that to its message: a cycle would keep a delivery until the collector runs."""
+    delivery = SimpleNamespace(delivery_id="msg_1", label="", lane="c/w", rate=None)
+    message: Any = InPlaceMessage(delivery, None, {"id": "event"}, print, print)  # pyright: ignore[reportArgumentType]
+    message.put_job(pool.Job(print, (message,), print, print))
+    job, gone = message.take_job(), weakref.ref(message)
+    assert message.take_job() is None
+    gc.disable()
+    try:
+        del message, job
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def test_task_sees_the_headers_that_celery_would_find():
+    """They are found by us, as a retry inherits them: its lane, and what the event's producer set."""
+    given = {"lang": "py", "id": "msg_1", "retries": 0, "webhooks_lane": "c/w", "traceparent": "00-1", "args": []}
+    seen: list[Any] = []
+    job = pool.Job(
+        lambda *args: seen.append(Context(args[2]).headers), ("webhooks.send", "msg_1", {**given}), print, print
+    )
+    job.trace()
+    assert seen == [Context(given).headers] == [{"webhooks_lane": "c/w", "traceparent": "00-1"}]
 
 
 @pytest.mark.parametrize(
